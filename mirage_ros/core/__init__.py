@@ -1,0 +1,1 @@
+"""The generated world without ROS: cameras, latent memory, z-buffer, the cycle."""

@@ -1,0 +1,136 @@
+"""What the layers hand to each other: small frozen dataclasses and the model's face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+
+from mirage_ros.core.camera import Camera
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One generated picture with everything that belongs to its instant.
+
+    Attributes:
+        stamp_ns: the planned time.
+        camera: a single Camera of the picture's size.
+        rgb: the picture.
+        depth_m: along z; NaN invalid, +inf beyond range (REP 117, 118).
+        observed: True where the pixel came from memory, False where it was imagined.
+    """
+
+    stamp_ns: int
+    camera: Camera
+    rgb: UInt8[np.ndarray, "h w 3"]
+    depth_m: Float[np.ndarray, "h w"]
+    observed: Bool[np.ndarray, "h w"]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What memory shows to f cameras, per latent cell. Unseen cells hold zeros, depth NaN, index -1.
+
+    Attributes:
+        latents: features of the winning tokens.
+        visible: where a token won.
+        depth_m: depth of the winning token's surface along z, metres; NaN unseen.
+        index: row of the winning token in the memory, -1 unseen.
+        offset: (du, dv) of the winning token's projected centre from the cell's centre, in
+            cells. Within +-0.5 when the token's centre lies in the cell; larger when the cell is
+            only covered by the token's footprint.
+        log_scale: natural log of the token's footprint over the cell's width at that depth;
+            positive when the token is coarser than the cell.
+        age_ns: target stamp minus the token's birth stamp, 0 unseen.
+    """
+
+    latents: Float[torch.Tensor, "f c h w"]
+    visible: Bool[np.ndarray, "f h w"]
+    depth_m: Float[np.ndarray, "f h w"]
+    index: Int[np.ndarray, "f h w"]
+    offset: Float[np.ndarray, "f 2 h w"]
+    log_scale: Float[np.ndarray, "f h w"]
+    age_ns: Int[np.ndarray, "f h w"]
+
+
+@dataclass(frozen=True)
+class Perception:
+    """What a perceiver sees in f pictures.
+
+    Attributes:
+        depth_m: along z at picture resolution; NaN invalid, +inf sky.
+        dynamic: moving things.
+        sky: nothing to lift.
+    """
+
+    depth_m: Float[np.ndarray, "f h w"]
+    dynamic: Bool[np.ndarray, "f h w"]
+    sky: Bool[np.ndarray, "f h w"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One step of the cycle.
+
+    Attributes:
+        frames: in time order.
+        seconds: wall seconds by stage: read, generate, decode, perceive, write.
+        observed_fraction: share of the chunk's latent cells that memory filled.
+        tokens: tokens in memory after the write.
+        memory_bytes: bytes of memory after the write.
+    """
+
+    frames: tuple[Frame, ...]
+    seconds: dict[str, float]
+    observed_fraction: float
+    tokens: int
+    memory_bytes: int
+
+
+class WorldModel(Protocol):
+    """The neural parts as the cycle sees them. A model holds no state of the world.
+
+    Attributes:
+        name: what checkpoints and saved worlds are tagged with.
+        stride: pixels per latent cell.
+        channels: latent channels.
+        size: (height, width) of the pictures it was made for, multiples of 2 * stride.
+        chunk_frames: frames per chunk.
+        preceding_frames, reference_frames: context latents that `generate` can use, at most.
+    """
+
+    name: str
+    stride: int
+    channels: int
+    size: tuple[int, int]
+    chunk_frames: int
+    preceding_frames: int
+    reference_frames: int
+
+    def encode(self, rgb: UInt8[np.ndarray, "f h w 3"]) -> Float[torch.Tensor, "f c lh lw"]: ...
+
+    def decode(self, latents: Float[torch.Tensor, "f c lh lw"]) -> UInt8[np.ndarray, "f h w 3"]: ...
+
+    def generate(
+        self,
+        readout: Readout,
+        cameras: Camera,
+        preceding: Float[torch.Tensor, "p c lh lw"],
+        references: Float[torch.Tensor, "r c lh lw"],
+        seed: int,
+    ) -> Float[torch.Tensor, "f c lh lw"]:
+        """Latents of the chunk. `cameras` is the batch of f target cameras at latent size."""
+        ...
+
+    def perceive(
+        self,
+        rgb: UInt8[np.ndarray, "f h w 3"],
+        cameras: Camera,
+        anchor_depth_m: Float[np.ndarray, "f lh lw"] | None,
+    ) -> Perception:
+        """Depth and masks of pictures; `anchor_depth_m` is the readout's depth (NaN unseen)."""
+        ...

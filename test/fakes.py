@@ -1,0 +1,45 @@
+"""A world model without a network, for tests of everything around it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.types import Perception, Readout
+
+
+class PixelModel:
+    """Latents are the cell's own pixels (lossless); imagined cells are mid grey.
+
+    Depth is the anchor where memory saw the cell and `far_m` elsewhere.
+    """
+
+    name = "pixel-fake"
+    preceding_frames = 1
+    reference_frames = 1
+
+    def __init__(self, size=(64, 80), stride=8, chunk_frames=4, far_m=3.0):
+        self.size, self.stride, self.chunk_frames, self.far_m = size, stride, chunk_frames, far_m
+        self.channels = 3 * stride * stride
+
+    def encode(self, rgb):
+        picture = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2).float()
+        return torch.nn.functional.pixel_unshuffle(picture / 127.5 - 1, self.stride)
+
+    def decode(self, latents):
+        picture = torch.nn.functional.pixel_shuffle(latents.float(), self.stride)
+        picture = ((picture + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return picture.permute(0, 2, 3, 1).contiguous().numpy()
+
+    def generate(self, readout: Readout, cameras: Camera, preceding, references, seed: int):
+        return readout.latents.float() * torch.from_numpy(readout.visible)[:, None]
+
+    def perceive(self, rgb, cameras: Camera, anchor_depth_m):
+        shape = rgb.shape[:3]
+        depth = np.full(shape, self.far_m, np.float32)
+        if anchor_depth_m is not None:
+            anchor = anchor_depth_m.repeat(self.stride, 1).repeat(self.stride, 2)
+            depth = np.where(np.isfinite(anchor), anchor, depth).astype(np.float32)
+        nothing = np.zeros(shape, bool)
+        return Perception(depth, nothing, nothing)
