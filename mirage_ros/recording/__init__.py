@@ -1,0 +1,1 @@
+"""Recording: MCAP bytes, video and pictures. Imports no ROS."""

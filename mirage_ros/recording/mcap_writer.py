@@ -1,0 +1,175 @@
+"""Writes already-serialised ROS 2 messages into one MCAP file.
+
+The file follows the ros2 profile of the MCAP specification: message encoding
+`cdr`, schema encoding `ros2msg`, and the channel and file metadata that rosbag2
+writes, so that Foxglove, `ros2 bag` and the pure-Python readers open it alike.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from mcap.writer import CompressionType, Writer
+
+from mirage_ros.core.errors import MirageError
+
+BAG_METADATA_VERSION = 9
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Channel:
+    channel_id: int
+    type_name: str
+    qos_yaml: str
+    type_hash: str
+
+
+class McapRecorder:
+    """Context-managed writer: declare channels, write bytes, get a whole file or none.
+
+    The file grows under a temporary name beside the target and takes its own name
+    when the block ends, also when it ends by an exception: what was recorded until
+    then is kept.
+
+        with McapRecorder("out/demo.mcap") as recorder:
+            recorder.channel("/color/image_raw", "sensor_msgs/msg/Image", text)
+            recorder.write("/color/image_raw", cdr_bytes, log_time_ns)
+    """
+
+    def __init__(self, path: str | Path, ros_distro: str = "kilted") -> None:
+        """Open the file. Raises MirageError when its folder cannot be written."""
+        self.path = Path(path)
+        self.ros_distro = ros_distro
+        self._partial = self.path.with_name(self.path.name + ".tmp")
+        self._channels: dict[str, _Channel] = {}
+        self._schemas: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
+        self._span_ns: list[int] = []
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self._partial.open("wb")
+        except OSError as error:
+            raise MirageError(
+                f"Cannot record to {self.path} ({error.strerror}); give a path in a writable folder."
+            ) from error
+        self._writer = Writer(
+            self._stream, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD
+        )
+        self._writer.start(profile="ros2", library="mirage_ros")
+
+    def __enter__(self) -> McapRecorder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Messages written so far, by topic."""
+        return dict(self._counts)
+
+    def channel(
+        self,
+        topic: str,
+        type_name: str,
+        definition: str,
+        qos_yaml: str = "",
+        type_hash: str = "",
+    ) -> None:
+        """Declare a topic before its first message.
+
+        Args:
+            topic: fully qualified, with its leading slash.
+            type_name: full, such as "sensor_msgs/msg/Image".
+            definition: the .msg text, its dependencies appended behind ===== separators.
+            qos_yaml: rosbag2's `offered_qos_profiles`, a YAML list of profiles.
+            type_hash: the RIHS01 hash of the type, empty where unknown.
+        """
+        if topic in self._channels:
+            raise MirageError(f"The topic {topic} is already being recorded; declare it once.")
+        if type_name.count("/") != 2:
+            raise MirageError(
+                f"The topic {topic} was given the type {type_name!r}; give its full name, "
+                "such as sensor_msgs/msg/Image."
+            )
+        if type_name not in self._schemas:
+            self._schemas[type_name] = self._writer.register_schema(
+                type_name, "ros2msg", definition.encode()
+            )
+        channel_id = self._writer.register_channel(
+            topic,
+            "cdr",
+            self._schemas[type_name],
+            {"offered_qos_profiles": qos_yaml, "topic_type_hash": type_hash},
+        )
+        self._channels[topic] = _Channel(channel_id, type_name, qos_yaml, type_hash)
+        self._counts[topic] = 0
+
+    def write(
+        self, topic: str, data: bytes, log_time_ns: int, publish_time_ns: int | None = None
+    ) -> None:
+        """Append one serialised message of a declared topic; times in nanoseconds."""
+        if topic not in self._channels:
+            raise MirageError(f"The topic {topic} was never declared; call channel() first.")
+        self._writer.add_message(
+            self._channels[topic].channel_id,
+            log_time_ns,
+            bytes(data),
+            log_time_ns if publish_time_ns is None else publish_time_ns,
+            self._counts[topic],
+        )
+        self._counts[topic] += 1
+        first, last = self._span_ns or (log_time_ns, log_time_ns)
+        self._span_ns = [min(first, log_time_ns), max(last, log_time_ns)]
+
+    def close(self) -> None:
+        """Finish the file and give it its name; a second call does nothing."""
+        if self._stream.closed:
+            return
+        self._writer.add_metadata(
+            "rosbag2", {"serialized_metadata": yaml.safe_dump(self._bag_metadata())}
+        )
+        self._writer.finish()
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        self._partial.replace(self.path)
+
+    def _bag_metadata(self) -> dict:
+        """What rosbag2 keeps about a bag, in the layout of its version 9."""
+        first, last = self._span_ns or (0, 0)
+        total = sum(self._counts.values())
+        times = {
+            "starting_time": {"nanoseconds_since_epoch": first},
+            "duration": {"nanoseconds": last - first},
+        }
+        return {
+            "version": BAG_METADATA_VERSION,
+            "storage_identifier": "mcap",
+            "relative_file_paths": [self.path.name],
+            **times,
+            "message_count": total,
+            "compression_format": "",
+            "compression_mode": "",
+            "topics_with_message_count": [self._topic_metadata(name) for name in self._channels],
+            "files": [{"path": self.path.name, **times, "message_count": total}],
+            "custom_data": None,
+            "ros_distro": self.ros_distro,
+        }
+
+    def _topic_metadata(self, topic: str) -> dict:
+        channel = self._channels[topic]
+        return {
+            "topic_metadata": {
+                "name": topic,
+                "type": channel.type_name,
+                "serialization_format": "cdr",
+                "offered_qos_profiles": yaml.safe_load(channel.qos_yaml or "[]"),
+                "type_description_hash": channel.type_hash,
+            },
+            "message_count": self._counts[topic],
+        }
