@@ -1,0 +1,133 @@
+"""Draws a coloured cloud and a camera path as seen from above."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.recording.panels import BACKGROUND, FAINT_INK, IMAGINED_TINT, INK, font
+
+SUPERSAMPLING = 2
+TRIM_PERCENT = 1.0
+MARGIN = 0.06
+
+
+@dataclass(frozen=True)
+class _Floor:
+    """Maps world positions to pixels of the drawing: two horizontal axes and a scale."""
+
+    right: np.ndarray
+    forward: np.ndarray
+    centre: np.ndarray
+    pixels_per_m: float
+    size: tuple[int, int]
+
+    def pixels(self, points: np.ndarray) -> np.ndarray:
+        plane = np.stack([points @ self.right, -(points @ self.forward)], -1) - self.centre
+        return plane * self.pixels_per_m + np.array(self.size[::-1]) / 2
+
+
+def draw_cloud_from_above(
+    xyz: Float[np.ndarray, "n 3"],
+    rgb: UInt8[np.ndarray, "n 3"],
+    cameras: Camera,
+    size: tuple[int, int],
+    footprint_m: float = 0.06,
+    headroom_m: float = 0.35,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The cloud from above, forward of the first camera up, with the path drawn on it.
+
+    Points higher than the cameras by `headroom_m` (a ceiling) are left out, higher points
+    cover lower ones.
+
+    Args:
+        xyz, rgb: world positions in metres and colours.
+        cameras: the path, a batch of poses.
+        size: (height, width) of the drawing.
+        footprint_m: edge of the square that a point paints.
+    """
+    large = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
+    up, forward, right = _axes(cameras[0])
+    keep = np.isfinite(xyz).all(-1)
+    keep &= xyz @ up < (cameras.position_world @ up).max() + headroom_m
+    xyz, rgb = xyz[keep].astype(np.float64), rgb[keep]
+    floor = _fit_floor(xyz, cameras.position_world, right, forward, large)
+    canvas = np.full((*large, 3), BACKGROUND, np.uint8)
+    order = np.argsort(xyz @ up, kind="stable")
+    _splat(canvas, floor.pixels(xyz[order]), rgb[order], footprint_m * floor.pixels_per_m)
+    picture = Image.fromarray(canvas)
+    _draw_path(picture, floor, cameras)
+    picture = picture.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    _draw_scale_bar(picture, floor.pixels_per_m / SUPERSAMPLING)
+    return np.asarray(picture)
+
+
+def _axes(camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """World axis nearest to the camera's up, and the view's forward and right on its floor."""
+    rotation = camera.world_from_camera[:3, :3]
+    axis = np.abs(rotation[:, 1]).argmax()
+    up = np.zeros(3)
+    up[axis] = -np.sign(rotation[axis, 1])
+    forward = rotation[:, 2] - up * (rotation[:, 2] @ up)
+    forward /= np.linalg.norm(forward)
+    return up, forward, np.cross(forward, up)
+
+
+def _fit_floor(points, positions, right: np.ndarray, forward: np.ndarray, size) -> _Floor:
+    """A drawing that holds the whole path and the cloud without its few strays."""
+    low, high = np.full(2, np.inf), np.full(2, -np.inf)
+    for part, trim in ((points, TRIM_PERCENT), (positions, 0)):
+        if len(part):
+            plane = np.stack([part @ right, -(part @ forward)], -1)
+            low = np.minimum(low, np.percentile(plane, trim, axis=0))
+            high = np.maximum(high, np.percentile(plane, 100 - trim, axis=0))
+    span = np.maximum(high - low, 0.5) * (1 + 2 * MARGIN)
+    scale = float(min(size[1] / span[0], size[0] / span[1]))
+    return _Floor(right, forward, (low + high) / 2, scale, size)
+
+
+def _splat(canvas: np.ndarray, pixels: np.ndarray, rgb: np.ndarray, edge_px: float) -> None:
+    """Paint points back to front as squares; later ones cover earlier ones."""
+    reach = int(np.clip(round(edge_px / 2), 1, 12))
+    centre = np.round(pixels).astype(np.int64)
+    height, width = canvas.shape[:2]
+    inside = (centre > -reach).all(-1) & (centre[:, 0] < width + reach)
+    inside &= centre[:, 1] < height + reach
+    for (u, v), colour in zip(centre[inside], rgb[inside], strict=True):
+        canvas[max(v - reach, 0) : v + reach + 1, max(u - reach, 0) : u + reach + 1] = colour
+
+
+def _draw_path(picture: Image.Image, floor: _Floor, cameras: Camera) -> None:
+    draw = ImageDraw.Draw(picture, "RGBA")
+    track = floor.pixels(cameras.position_world)
+    count = len(cameras)
+    for index in np.linspace(0, count - 1, min(count, 13)).astype(int):
+        _draw_view(draw, floor, cameras[int(index)], (*INK, 150))
+    points = [tuple(point) for point in track]
+    draw.line(points, fill=(0, 0, 0, 180), width=9, joint="curve")
+    draw.line(points, fill=(*IMAGINED_TINT, 255), width=5, joint="curve")
+    u, v = track[0]
+    draw.ellipse((u - 9, v - 9, u + 9, v + 9), fill=INK, outline=(0, 0, 0), width=2)
+
+
+def _draw_view(draw: ImageDraw.ImageDraw, floor: _Floor, camera: Camera, colour) -> None:
+    """A small wedge as wide as the field of view."""
+    tip = floor.pixels(camera.position_world[None])[0]
+    half = np.tan(np.radians(float(camera.hfov_deg)) / 2)
+    rays = np.array([[-half, 0, 1.0], [half, 0, 1.0]]) @ camera.world_from_camera[:3, :3].T
+    ends = floor.pixels(camera.position_world + rays) - tip
+    ends *= 34 / max(np.linalg.norm(ends.mean(0)), 1e-6)
+    wedge = [tuple(tip), tuple(tip + ends[0]), tuple(tip + ends[1])]
+    draw.polygon(wedge, fill=(255, 255, 255, 28), outline=colour)
+
+
+def _draw_scale_bar(picture: Image.Image, pixels_per_m: float) -> None:
+    draw = ImageDraw.Draw(picture)
+    length = pixels_per_m
+    left, bottom = 14, picture.height - 16
+    draw.line((left, bottom, left + length, bottom), fill=INK, width=3)
+    draw.text((left, bottom - 22), "1 m", fill=FAINT_INK, font=font(14))
