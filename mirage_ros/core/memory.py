@@ -1,0 +1,201 @@
+"""The latent spatial memory: write lifts tokens into 3D, read shows them to new cameras.
+
+After "Latent Spatial Memory for Video World Models" (arXiv 2606.09828): the model's own
+latents, one token per latent cell, kept in the world. Tokens are never averaged; what wins a voxel is
+decided in store.py, what wins a cell in zbuffer.py.
+
+Tokens of one surface seen from near and from far live side by side (their voxels have
+other levels), like the levels of a mip map: the read takes the one whose scale fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.lifting import lift_surfels
+from mirage_ros.core.store import TokenStore, row_bytes
+from mirage_ros.core.types import Readout
+from mirage_ros.core.zbuffer import SplatRule, Surfels, zbuffer
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """Channels of a latent, the hard cap on the memory's bytes, the rule of reading."""
+
+    channels: int
+    max_bytes: int = 512 * 2**20
+    rule: SplatRule = field(default_factory=SplatRule)
+
+
+class Points(NamedTuple):
+    """The memory as a cloud, for viewing. Confidence is the cosine under which a token was
+    seen: 1 frontal, towards 0 grazing."""
+
+    xyz: Float32[np.ndarray, "n 3"]
+    rgb: UInt8[np.ndarray, "n 3"]
+    confidence: Float32[np.ndarray, "n"]
+    birth_ns: Int64[np.ndarray, "n"]
+
+
+class LatentMemory:
+    """A bounded set of latent tokens in the world.
+
+    Row numbers in a Readout's `index` hold until the next write or erase.
+    """
+
+    def __init__(self, config: MemoryConfig) -> None:
+        if config.max_bytes < 64 * 2**10 + 4 * row_bytes(config.channels):
+            raise MirageError(
+                f"The memory's cap is {config.max_bytes} bytes; give at least 128 KiB to it."
+            )
+        self.config = config
+        self._store = TokenStore(config.channels, config.max_bytes)
+        self._store_is_shared = False
+        self._tick = 0
+
+    @property
+    def tokens(self) -> int:
+        return self._store.count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that tokens and index take; never above `config.max_bytes`."""
+        return self._store.nbytes
+
+    def write(
+        self,
+        latents: Float[torch.Tensor, "f c h w"],
+        cameras: Camera,
+        depth_m: Float[np.ndarray, "f h w"],
+        static: Bool[np.ndarray, "f h w"],
+        stamps_ns: Int[np.ndarray, "f"],
+        rgb: UInt8[np.ndarray, "f h w 3"],
+        frame_ids: Int[np.ndarray, "f"],
+    ) -> int:
+        """Lifts the static cells of finite positive depth and merges them, frame by frame.
+
+        `cameras` is the batch at latent size. Returns how many tokens were stored (new ones and
+        replacements). Refuses wrong shapes and latents that are not finite with a MirageError,
+        before anything is changed.
+        """
+        shape = (len(cameras), *cameras.size)
+        depth = np.asarray(depth_m, np.float64)
+        self._check_write(latents, depth, np.asarray(static), np.asarray(rgb), shape)
+        chosen = np.asarray(static, bool) & np.isfinite(depth) & (depth > 0)
+        features = latents.detach().permute(0, 2, 3, 1)[torch.from_numpy(chosen)]
+        features = features.to("cpu", torch.float16).numpy()
+        if not np.isfinite(features).all():
+            raise MirageError(
+                "Latents to remember hold NaN, infinity or values beyond float16; check the model."
+            )
+        frame = np.nonzero(chosen)[0]
+        rows = lift_surfels(cameras, depth, chosen)
+        rows["features"] = features
+        rows["rgb"] = np.asarray(rgb, np.uint8)[chosen]
+        rows["births_ns"] = np.asarray(stamps_ns, np.int64).reshape(-1)[frame]
+        rows["frame_ids"] = np.asarray(frame_ids, np.int32).reshape(-1)[frame]
+        rows["used"] = np.full(len(frame), self._next_tick(), np.int32)
+        return self._owned_store().insert(rows)
+
+    def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
+        """What f cameras at latent size see of the memory (see zbuffer.py for the rule)."""
+        store = self._store
+        surfels = Surfels(*(store[name] for name in Surfels._fields))
+        winners = zbuffer(surfels, cameras, self.config.rule)
+        index, visible = winners.index, winners.index >= 0
+        rows = index[visible]
+        latents = np.zeros((*index.shape, self.config.channels), np.float32)
+        latents[visible] = store["features"][rows]
+        stamps = np.asarray(stamps_ns, np.int64).reshape(-1, 1, 1)
+        age = np.zeros(index.shape, np.int64)
+        age[visible] = np.broadcast_to(stamps, index.shape)[visible] - store["births_ns"][rows]
+        store.arrays["used"][rows] = self._next_tick()
+        return Readout(
+            latents=torch.from_numpy(latents).permute(0, 3, 1, 2).contiguous(),
+            visible=visible,
+            depth_m=np.where(visible, winners.depth_m, np.nan).astype(np.float32),
+            index=index,
+            offset=winners.offset.astype(np.float32),
+            log_scale=np.log(np.where(visible, winners.ratio, 1)).astype(np.float32),
+            age_ns=age,
+        )
+
+    def birth_frames(self, readout: Readout) -> Int[np.ndarray, "f h w"]:
+        """The id of the frame in which each cell's winner was born, -1 unseen."""
+        frames = np.full(readout.index.shape, -1, np.int32)
+        frames[readout.visible] = self._store["frame_ids"][readout.index[readout.visible]]
+        return frames
+
+    def references(self, readout: Readout, count: int) -> list[int]:
+        """At most `count` birth frames, most winners first, then the lower id."""
+        frames = self.birth_frames(readout)
+        ids, winners = np.unique(frames[frames >= 0], return_counts=True)
+        return [int(i) for i in ids[np.argsort(-winners, kind="stable")][:count]]
+
+    def erase(self, box_min: Float[np.ndarray, "3"], box_max: Float[np.ndarray, "3"]) -> int:
+        """Forgets the tokens in an axis-aligned box of the world; returns how many."""
+        low, high = np.asarray(box_min, np.float64), np.asarray(box_max, np.float64)
+        if low.shape != (3,) or high.shape != (3,) or not (low <= high).all():
+            raise MirageError(
+                f"The box to erase spans {low.tolist()} to {high.tolist()}; "
+                "give two corners (x, y, z) with min <= max."
+            )
+        xyz = self._store["positions_world"]
+        return self._owned_store().keep(~((xyz >= low) & (xyz <= high)).all(-1))
+
+    def erase_frame(self, frame_id: int) -> int:
+        """Forgets the tokens born in a frame; returns how many."""
+        return self._owned_store().keep(self._store["frame_ids"] != frame_id)
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._store = TokenStore(self.config.channels, self.config.max_bytes)
+        self._store_is_shared = False
+
+    def to_points(self) -> Points:
+        """Copies of what a viewer needs; a token keeps its colour for life."""
+        store = self._store
+        confidence = store["confidence"].astype(np.float32) / 255
+        return Points(
+            store["positions_world"].copy(),
+            store["rgb"].copy(),
+            confidence,
+            store["births_ns"].copy(),
+        )
+
+    def fork(self) -> LatentMemory:
+        """A memory of its own that shares the arrays until either of the two is changed."""
+        twin = object.__new__(LatentMemory)
+        twin.config, twin._store, twin._tick = self.config, self._store.share(), self._tick
+        self._store_is_shared = twin._store_is_shared = True
+        return twin
+
+    def _owned_store(self) -> TokenStore:
+        if self._store_is_shared:
+            self._store = self._store.copy()
+            self._store_is_shared = False
+        return self._store
+
+    def _next_tick(self) -> int:
+        self._tick += 1
+        return self._tick
+
+    def _check_write(self, latents, depth, static, rgb, shape) -> None:
+        wanted = (shape[0], self.config.channels, *shape[1:])
+        if tuple(latents.shape) != wanted:
+            raise MirageError(
+                f"Latents to remember have the shape {tuple(latents.shape)}; the cameras and the "
+                f"memory need {wanted}."
+            )
+        if depth.shape != shape or static.shape != shape or rgb.shape != (*shape, 3):
+            raise MirageError(
+                f"Depth {depth.shape}, static mask {static.shape} and colours {rgb.shape} to "
+                f"remember must all have the latent grid {shape}."
+            )
