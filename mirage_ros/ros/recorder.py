@@ -1,0 +1,174 @@
+"""Records the node's topics into MCAP, knowing nothing but the table of topics.
+
+Messages are kept as the bytes that arrived; only their header stamp is looked at.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.recording.mcap_writer import McapRecorder
+from mirage_ros.ros.conversions import SECOND_NS
+from mirage_ros.ros.message_text import message_class, message_definition, offered_qos
+
+PICTURES = ("color/image_raw", "color/camera_info", "depth/image_rect", "depth/camera_info",
+            "observed/image")  # fmt: skip
+TOPICS = {
+    "color/image_raw": "sensor_msgs/msg/Image",
+    "color/camera_info": "sensor_msgs/msg/CameraInfo",
+    "depth/image_rect": "sensor_msgs/msg/Image",
+    "depth/camera_info": "sensor_msgs/msg/CameraInfo",
+    "observed/image": "sensor_msgs/msg/Image",
+    "cache/points": "sensor_msgs/msg/PointCloud2",
+    "status": "mirage_ros/msg/RolloutStatus",
+    "/tf": "tf2_msgs/msg/TFMessage",
+    "/tf_static": "tf2_msgs/msg/TFMessage",
+    "/diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
+}
+LATCHED = ("cache/points", "/tf_static")
+QUEUE_DEPTH = 500
+SETTLE_S = 1.5
+
+
+@dataclass(frozen=True)
+class RecorderConfig:
+    """What to record.
+
+    Attributes:
+        path: the .mcap file.
+        namespace: of the node.
+        frames: end after that many frames arrived on all picture topics; None goes on.
+        idle_s: end when no picture came for so long after the first one; None goes on.
+    """
+
+    path: Path
+    namespace: str = ""
+    frames: int | None = None
+    idle_s: float | None = None
+
+
+@dataclass
+class Tally:
+    """What arrived: header stamps of each picture topic, and when (monotonic) the last one did."""
+
+    stamps_ns: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in PICTURES})
+    last_picture_s: float | None = None
+
+    @property
+    def complete(self) -> int:
+        """Frames of which every picture topic's message arrived."""
+        return len(set.intersection(*(set(stamps) for stamps in self.stamps_ns.values())))
+
+    @property
+    def incomplete(self) -> int:
+        """Frames that lack a message of at least one picture topic."""
+        return len(set.union(*(set(stamps) for stamps in self.stamps_ns.values()))) - self.complete
+
+
+class Recorder(Node):
+    """Raw subscriptions to the table of topics, written to an open McapRecorder."""
+
+    def __init__(self, config: RecorderConfig, sink: McapRecorder) -> None:
+        super().__init__("mirage_recorder", namespace=config.namespace)
+        self.config, self.sink = config, sink
+        self.tally = Tally()
+        self._listeners = {name: self._listen(name, type_name) for name, type_name in TOPICS.items()}
+
+    def connected(self) -> bool:
+        """Whether a publisher was found for every picture topic."""
+        return all(self._listeners[name].get_publisher_count() for name in PICTURES)
+
+    def finished(self) -> bool:
+        """Whether the asked number of frames is here, and what follows them too, or all is idle."""
+        last = self.tally.last_picture_s
+        if last is None:
+            return False
+        quiet_s = time.monotonic() - last
+        if self.config.frames is not None and self.tally.complete >= self.config.frames:
+            return quiet_s > SETTLE_S
+        return self.config.idle_s is not None and quiet_s > self.config.idle_s
+
+    def _listen(self, name: str, type_name: str):
+        durability = (
+            DurabilityPolicy.TRANSIENT_LOCAL if name in LATCHED else DurabilityPolicy.VOLATILE
+        )
+        qos = QoSProfile(
+            depth=QUEUE_DEPTH, reliability=ReliabilityPolicy.RELIABLE, durability=durability
+        )
+        topic = self.resolve_topic_name(name)
+
+        def on_bytes(data: bytes, info: dict) -> None:
+            self._write(name, topic, type_name, data, info)
+
+        return self.create_subscription(message_class(type_name), name, on_bytes, qos, raw=True)
+
+    def _write(self, name: str, topic: str, type_name: str, data: bytes, info: dict) -> None:
+        if topic not in self.sink.counts:
+            qos_yaml, type_hash = offered_qos(self, topic)
+            definition = message_definition(type_name)
+            self.sink.channel(topic, type_name, definition, qos_yaml, type_hash)
+        now_ns = time.time_ns()
+        self.sink.write(topic, data, now_ns, info.get("source_timestamp") or now_ns)
+        if name in PICTURES:
+            self.tally.stamps_ns[name].append(header_stamp_ns(data))
+            self.tally.last_picture_s = time.monotonic()
+
+
+def header_stamp_ns(data: bytes) -> int:
+    """The stamp of a serialised message that begins with std_msgs/Header."""
+    order = "<" if data[1] & 1 else ">"
+    seconds, nanoseconds = struct.unpack_from(f"{order}iI", data, 4)
+    return seconds * SECOND_NS + nanoseconds
+
+
+def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> Tally:
+    """Record until finished, interrupted or terminated; the file is whole in any case.
+
+    Args:
+        tell: called with ("ready", 0) once connected and ("frames", count) as they come.
+
+    Returns:
+        What arrived.
+
+    Raises:
+        MirageError: the file cannot be written, or fewer frames came than were asked for.
+    """
+    rclpy.init()
+    try:
+        with McapRecorder(config.path) as sink:
+            recorder = Recorder(config, sink)
+            try:
+                _spin(recorder, tell)
+            except (KeyboardInterrupt, ExternalShutdownException):
+                return recorder.tally
+    finally:
+        rclpy.try_shutdown()
+    tally = recorder.tally
+    if config.frames is not None and tally.complete < config.frames:
+        raise MirageError(
+            f"Only {tally.complete} of {config.frames} frames came before {config.idle_s:.0f} s of "
+            "silence; look at the node's log and at the plan."
+        )
+    return tally
+
+
+def _spin(recorder: Recorder, tell: Callable[[str, int], None]) -> None:
+    ready, told = False, 0
+    while not recorder.finished():
+        rclpy.spin_once(recorder, timeout_sec=0.1)
+        if not ready and recorder.connected():
+            ready = True
+            tell("ready", 0)
+        if (complete := recorder.tally.complete) > told:
+            told = complete
+            tell("frames", told)
