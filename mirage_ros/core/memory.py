@@ -104,6 +104,35 @@ class LatentMemory:
         rows["used"] = np.full(len(frame), self._next_tick(), np.int32)
         return self._owned_store().insert(rows)
 
+    def write_new(
+        self,
+        latents: Float[torch.Tensor, "f c h w"],
+        cameras: Camera,
+        depth_m: Float[np.ndarray, "f h w"],
+        static: Bool[np.ndarray, "f h w"],
+        stamps_ns: Int[np.ndarray, "f"],
+        rgb: UInt8[np.ndarray, "f h w 3"],
+        frame_ids: Int[np.ndarray, "f"],
+        rewrite_log_scale: float = 0.35,
+    ) -> int:
+        """Writes only the cells that memory does not show yet, or shows too coarsely.
+
+        Frame by frame, each seeing what the frames before it wrote: so a surface keeps the
+        tokens of its first view until a view comes whose cells are finer by more than
+        `rewrite_log_scale` (natural log). Returns how many tokens were stored.
+        """
+        stamps, ids, stored = np.asarray(stamps_ns), np.asarray(frame_ids), 0
+        for i in range(len(cameras)):
+            one = slice(i, i + 1)
+            shown = self.read(cameras[one], stamps[one])
+            new = np.asarray(static[one]) & ~(
+                shown.visible & (shown.log_scale <= rewrite_log_scale)
+            )
+            stored += self.write(
+                latents[one], cameras[one], depth_m[one], new, stamps[one], rgb[one], ids[one]
+            )
+        return stored
+
     def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
         """What f cameras at latent size see of the memory (see zbuffer.py for the rule)."""
         store = self._store

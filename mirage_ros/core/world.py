@@ -1,0 +1,278 @@
+"""The cycle: read memory, generate, decode, perceive, write memory.
+
+    world = World(model)
+    first = world.reset(picture, camera)
+    for chunk in world.rollout(cameras, stamps_ns): ...
+
+What keeps the world in place: a cell that memory already shows at an equal or finer
+resolution is never written again, so a generated copy cannot drift over its original. Only
+what was not visible, or was seen by much coarser tokens (`WorldConfig.rewrite_log_scale`), is new.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.checks import (
+    check_latents,
+    check_perception,
+    check_pictures,
+    check_plan,
+)
+from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.memory import LatentMemory, MemoryConfig
+from mirage_ros.core.perceiving import in_range, perceive_seed
+from mirage_ros.core.pictures import cell_colours, cell_share, fit_seed, upsample
+from mirage_ros.core.types import Chunk, Frame, Perception, Readout, WorldModel
+
+STAGES = ("read", "generate", "decode", "perceive", "write")
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """How a world runs.
+
+    Attributes:
+        seed: of all noise; the same seed, picture and plan give the same frames. At least 0.
+        use_memory: False never writes to memory: the baseline that forgets.
+        max_memory_bytes: hard cap of the latent memory.
+        max_depth_m: what lies farther is beyond range (+inf) and not remembered.
+        rewrite_log_scale: visible cells are rewritten when the natural log of the token's
+            footprint over the cell's width exceeds this (0.35: tokens 1.4 times too coarse).
+        max_dynamic_share: cells with a larger share of moving pixels are not remembered.
+        kept_latents: latents of past frames kept for reference, besides the seed's.
+    """
+
+    seed: int = 0
+    use_memory: bool = True
+    max_memory_bytes: int = 512 * 2**20
+    max_depth_m: float = 100.0
+    rewrite_log_scale: float = 0.35
+    max_dynamic_share: float = 0.25
+    kept_latents: int = 512
+
+
+@dataclass(frozen=True)
+class WorldState:
+    """All that a world remembers between steps.
+
+    `latents` maps frame ids to (c, h, w) float16; `frames_seen` is the next frame's id; camera
+    and stamp are the last frame's, the camera at the model's picture size.
+    """
+
+    memory: LatentMemory
+    latents: dict[int, Float[torch.Tensor, "c h w"]]
+    frames_seen: int
+    camera: Camera
+    stamp_ns: int
+
+
+class World:
+    """A generated world: one picture in, frames for any planned cameras out.
+
+    A call that fails leaves the world as it was.
+    """
+
+    def __init__(self, model: WorldModel, config: WorldConfig = WorldConfig()) -> None:
+        if config.seed < 0 or config.kept_latents < model.preceding_frames:
+            raise MirageError(
+                f"The world got seed {config.seed} and kept_latents {config.kept_latents}; give a "
+                f"seed of at least 0 and kept_latents of at least {model.preceding_frames}."
+            )
+        self.model, self.config = model, config
+        self._state: WorldState | None = None
+
+    @property
+    def memory(self) -> LatentMemory:
+        return self._seeded().memory
+
+    @property
+    def frames_seen(self) -> int:
+        return 0 if self._state is None else self._state.frames_seen
+
+    @property
+    def camera(self) -> Camera:
+        """The last frame's camera."""
+        return self._seeded().camera
+
+    @property
+    def stamp_ns(self) -> int:
+        """The last frame's stamp."""
+        return self._seeded().stamp_ns
+
+    def reset(
+        self,
+        rgb: UInt8[np.ndarray, "H W 3"],
+        camera: Camera,
+        depth_m: Float[np.ndarray, "H W"] | None = None,
+        stamp_ns: int = 0,
+    ) -> Chunk:
+        """A new world around one picture; returns the seed as the model decodes it.
+
+        The picture's middle is cropped to the model's aspect and resized, the intrinsics
+        follow. Depth is metric and may hold NaN, which perception fills; without depth
+        perception gives all of it. Bad input raises MirageError.
+        """
+        model, seconds = self.model, dict.fromkeys(STAGES, 0.0)
+        rgb, camera, depth_m = fit_seed(rgb, camera, depth_m, model.size)
+        cameras, stamps = Camera.stack([camera]), np.array([stamp_ns], np.int64)
+        with _timed(seconds, "generate"):
+            latents = check_latents(model.encode(rgb[None]), model, 1)
+        with _timed(seconds, "decode"):
+            decoded = check_pictures(model.decode(latents), model, 1)
+        with _timed(seconds, "perceive"):
+            if depth_m is None:
+                perception = self._perceive(rgb[None], cameras, None)
+            else:
+                perception = perceive_seed(model, rgb[None], cameras, depth_m)
+                perception = in_range(perception, self.config.max_depth_m)
+        memory = LatentMemory(self._memory_config())
+        with _timed(seconds, "write"):
+            self._write(memory, latents, cameras, perception, decoded, stamps, first_id=0)
+        kept = {0: latents[0].to("cpu", torch.float16)}
+        self._state = WorldState(memory, kept, 1, cameras[0], int(stamp_ns))
+        visible = np.ones((1, *self._latent(cameras).size), bool)
+        return self._chunk(decoded, cameras, perception, visible, stamps, seconds)
+
+    def step(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Chunk:
+        """The next chunk: at most `model.chunk_frames` cameras at increasing stamps.
+
+        Frames seen before come back, the rest is imagined. Bad plans raise MirageError.
+        """
+        state, model, seconds = self._seeded(), self.model, dict.fromkeys(STAGES, 0.0)
+        stamps = check_plan(cameras, stamps_ns, state.stamp_ns, model.chunk_frames)
+        cameras, count = cameras.resized(model.size), len(stamps)
+        cells = self._latent(cameras)
+
+        with _timed(seconds, "read"):
+            readout = state.memory.read(cells, stamps)
+            preceding, references = self._context(state, readout)
+        with _timed(seconds, "generate"):
+            noise = _noise_seed(self.config.seed, state.frames_seen)
+            latents = model.generate(readout, cells, preceding, references, noise)
+            latents = check_latents(latents, model, count)
+        with _timed(seconds, "decode"):
+            rgb = check_pictures(model.decode(latents), model, count)
+        with _timed(seconds, "perceive"):
+            anchor = readout.depth_m if readout.visible.any() else None
+            perception = self._perceive(rgb, cameras, anchor)
+        with _timed(seconds, "write"):
+            first_id = state.frames_seen
+            self._write(state.memory, latents, cameras, perception, rgb, stamps, first_id)
+
+        self._state = self._advanced(state, latents, cameras, stamps)
+        return self._chunk(rgb, cameras, perception, readout.visible, stamps, seconds)
+
+    def rollout(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Iterator[Chunk]:
+        """Steps through a plan of any length, yielding chunk after chunk."""
+        stamps = check_plan(cameras, stamps_ns, self._seeded().stamp_ns, None)
+        for start in range(0, len(stamps), self.model.chunk_frames):
+            part = slice(start, start + self.model.chunk_frames)
+            yield self.step(cameras[part], stamps[part])
+
+    def snapshot(self) -> WorldState:
+        """The world as it is now; cheap, memory is shared until one side changes."""
+        return _forked(self._seeded())
+
+    def restore(self, state: WorldState) -> None:
+        """Back to a snapshot, which stays good for further restores."""
+        self._state = _forked(state)
+
+    def save(self, folder) -> None:
+        """Writes the whole world to a folder, all or nothing."""
+        from mirage_ros.core.world_files import save_world
+
+        save_world(self._seeded(), self.model, folder)
+
+    def load(self, folder) -> None:
+        """Takes over a saved world of the same model; a bad folder raises MirageError."""
+        from mirage_ros.core.world_files import load_world
+
+        self._state = load_world(folder, self.model, self._memory_config())
+
+    def _seeded(self) -> WorldState:
+        if self._state is None:
+            raise MirageError("The world has no seed yet; call reset with a picture first.")
+        return self._state
+
+    def _memory_config(self) -> MemoryConfig:
+        return MemoryConfig(self.model.channels, self.config.max_memory_bytes)
+
+    def _latent(self, cameras: Camera) -> Camera:
+        height, width = self.model.size
+        return cameras.resized((height // self.model.stride, width // self.model.stride))
+
+    def _context(self, state: WorldState, readout: Readout) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents of the last frames, and of the frames that memory shows most."""
+        near = range(max(0, state.frames_seen - self.model.preceding_frames), state.frames_seen)
+        seen = state.memory.references(readout, state.frames_seen)
+        far = [i for i in seen if i in state.latents and i not in near]
+        return self._bank(state, near), self._bank(state, far[: self.model.reference_frames])
+
+    def _bank(self, state: WorldState, ids) -> torch.Tensor:
+        if not ids:
+            return torch.zeros(0, *state.latents[0].shape)
+        return torch.stack([state.latents[i] for i in ids]).float()
+
+    def _perceive(self, rgb, cameras: Camera, anchor: np.ndarray | None) -> Perception:
+        perception = self.model.perceive(rgb, cameras, anchor)
+        return in_range(check_perception(perception, self.model, len(rgb)), self.config.max_depth_m)
+
+    def _write(self, memory, latents, cameras, perception, rgb, stamps, first_id: int) -> None:
+        """Remembers the static cells that memory does not show finely enough yet."""
+        if not self.config.use_memory:
+            return
+        stride, config = self.model.stride, self.config
+        memory.write_new(
+            latents,
+            self._latent(cameras),
+            cell_depth(perception.depth_m, stride),
+            cell_share(perception.dynamic, stride) <= config.max_dynamic_share,
+            stamps,
+            cell_colours(rgb, stride),
+            np.arange(first_id, first_id + len(stamps)),
+            config.rewrite_log_scale,
+        )
+
+    def _advanced(self, state, latents, cameras: Camera, stamps) -> WorldState:
+        seen = state.frames_seen + len(stamps)
+        kept = dict(state.latents)
+        for i, latent in enumerate(latents.to("cpu", torch.float16)):
+            kept[state.frames_seen + i] = latent
+        oldest = seen - self.config.kept_latents
+        kept = {i: latent for i, latent in kept.items() if i == 0 or i >= oldest}
+        return WorldState(state.memory, kept, seen, cameras[-1], int(stamps[-1]))
+
+    def _chunk(self, rgb, cameras, perception, visible, stamps, seconds) -> Chunk:
+        observed = upsample(visible, self.model.stride)
+        frames = tuple(
+            Frame(int(stamps[i]), cameras[i], rgb[i], perception.depth_m[i], observed[i])
+            for i in range(len(stamps))
+        )
+        memory = self._seeded().memory
+        share = float(visible.mean())
+        return Chunk(frames, seconds, share, memory.tokens, memory.nbytes)
+
+
+def _forked(state: WorldState) -> WorldState:
+    return replace(state, memory=state.memory.fork(), latents=dict(state.latents))
+
+
+def _noise_seed(seed: int, frame: int) -> int:
+    return int(np.random.SeedSequence([seed, frame]).generate_state(1)[0])
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] += time.perf_counter() - start
