@@ -1,0 +1,240 @@
+"""Collects textured surfaces and solids, and turns them into a MuJoCo model.
+
+Surfaces of one material are merged into one mesh with its own texture
+coordinates: texel density is the same everywhere and few draws are needed.
+Lighting is computed at vertices, so big faces are cut into small quads.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mirage_ros.scenes.gl import mujoco
+
+
+@dataclass(frozen=True)
+class Material:
+    """A texture and how it is laid.
+
+    Attributes:
+        name: unique in its scene.
+        picture: (h, w, 3) uint8.
+        tile_m: width on the surface that one copy covers; 0 stretches it over each face.
+        specular, emission: in [0, 1].
+    """
+
+    name: str
+    picture: np.ndarray
+    tile_m: float = 1.0
+    specular: float = 0.05
+    emission: float = 0.0
+
+
+@dataclass
+class _Mesh:
+    vertices: list = field(default_factory=list)
+    normals: list = field(default_factory=list)
+    texcoords: list = field(default_factory=list)
+    faces: list = field(default_factory=list)
+    count: int = 0
+
+    def add(self, vertices, normals, texcoords, faces) -> None:
+        self.vertices.append(vertices)
+        self.normals.append(normals)
+        self.texcoords.append(texcoords)
+        self.faces.append(faces + self.count)
+        self.count += len(vertices)
+
+
+def _yaw(angle: float) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
+
+
+# Faces of a box seen from outside: (normal, right, down) axes.
+_BOX_FACES = np.array(
+    [
+        [[1, 0, 0], [0, 1, 0], [0, 0, -1]],
+        [[-1, 0, 0], [0, -1, 0], [0, 0, -1]],
+        [[0, 1, 0], [-1, 0, 0], [0, 0, -1]],
+        [[0, -1, 0], [1, 0, 0], [0, 0, -1]],
+        [[0, 0, 1], [1, 0, 0], [0, -1, 0]],
+        [[0, 0, -1], [1, 0, 0], [0, 1, 0]],
+    ],
+    float,
+)
+
+
+class Builder:
+    """Surfaces by material and solids (for collision), in a movable local frame."""
+
+    def __init__(self, cell_m: float = 0.6) -> None:
+        self.cell_m = cell_m
+        self.meshes: dict[str, _Mesh] = {}
+        self.materials: dict[str, Material] = {}
+        self.solids: list[tuple[np.ndarray, np.ndarray, float]] = []
+        self._origin, self._angle = np.zeros(3), 0.0
+
+    @contextmanager
+    def at(self, x: float, y: float, yaw: float = 0.0, z: float = 0.0):
+        """Within the block, coordinates are local to a frame at (x, y, z) turned by yaw."""
+        before = self._origin, self._angle
+        self._origin = self._origin + _yaw(self._angle) @ np.array([x, y, z])
+        self._angle += yaw
+        try:
+            yield self
+        finally:
+            self._origin, self._angle = before
+
+    def place(self, point) -> np.ndarray:
+        """The world position of a local point."""
+        return self._origin + _yaw(self._angle) @ np.asarray(point, float)
+
+    def _emit(self, material: Material, vertices, normals, texcoords, faces) -> None:
+        rotation = _yaw(self._angle)
+        self.materials.setdefault(material.name, material)
+        mesh = self.meshes.setdefault(material.name, _Mesh())
+        mesh.add(vertices @ rotation.T + self._origin, normals @ rotation.T, texcoords, faces)
+
+    def quad(self, material: Material, corner, right, down, shift=(0.0, 0.0)) -> None:
+        """A rectangle seen from its front: top-left corner, edge to the right, edge down."""
+        corner, right, down = (np.asarray(a, float) for a in (corner, right, down))
+        wide, high = np.linalg.norm(right), np.linalg.norm(down)
+        columns, rows = (int(np.clip(np.ceil(s / self.cell_m), 1, 40)) for s in (wide, high))
+        v, u = np.mgrid[: rows + 1, : columns + 1].reshape(2, -1) / np.array([[rows], [columns]])
+        vertices = corner + u[:, None] * right + v[:, None] * down
+        normal = np.cross(down, right) / (wide * high)
+        scale = (1, 1) if material.tile_m == 0 else (wide / material.tile_m, high / material.tile_m)
+        texcoords = np.stack([u * scale[0] + shift[0], v * scale[1] + shift[1]], -1)
+        first = (np.arange(rows)[:, None] * (columns + 1) + np.arange(columns)).ravel()
+        below = first + columns + 1
+        faces = np.concatenate(
+            [np.stack([first, below, below + 1], -1), np.stack([first, below + 1, first + 1], -1)]
+        )
+        self._emit(material, vertices, np.tile(normal, (len(vertices), 1)), texcoords, faces)
+
+    def box(self, material, centre, size, *, solid=True, skip="", caps=None) -> None:
+        """A box from its centre and full size. `skip` drops faces ('b' bottom, 't' top)."""
+        centre, half = np.asarray(centre, float), np.asarray(size, float) / 2
+        for index, (normal, right, down) in enumerate(_BOX_FACES):
+            if (index == 5 and "b" in skip) or (index == 4 and "t" in skip):
+                continue
+            corner = centre + half * (normal - right - down)
+            paint = caps if caps is not None and index >= 4 else material
+            shift = (float(centre @ np.abs(right)), float(centre @ np.abs(down)))
+            self.quad(paint, corner, 2 * half * right, 2 * half * down, shift)
+        if solid:
+            self.solid(centre, size)
+
+    def solid(self, centre, size) -> None:
+        """Registers a box that cameras must keep away from, without drawing it."""
+        half = np.asarray(size, float) / 2
+        self.solids.append((self.place(centre), half, self._angle))
+
+    def cylinder(self, material, base, radius, height, *, top_radius=None, solid=True) -> None:
+        """An upright cylinder or cone from the centre of its base, with both caps."""
+        top_radius = radius if top_radius is None else top_radius
+        base = np.asarray(base, float)
+        sides = 14 if radius < 0.1 else 24
+        rows = int(np.clip(np.ceil(height / self.cell_m), 1, 20))
+        turn = np.linspace(0, 2 * np.pi, sides + 1)
+        v, angle = (a.ravel() for a in np.meshgrid(np.linspace(0, 1, rows + 1), turn, indexing="ij"))
+        ring = np.stack([np.cos(angle), np.sin(angle), np.zeros_like(angle)], -1)
+        reach = (top_radius + (radius - top_radius) * v)[:, None]
+        vertices = base + ring * reach + np.outer(1 - v, [0, 0, height])
+        slope = (radius - top_radius) / height
+        normals = (ring + [0, 0, slope]) / np.hypot(1, slope)
+        around = 2 * np.pi * radius
+        repeat = 1 if material.tile_m == 0 else max(1, round(around / material.tile_m))
+        high = 1 if material.tile_m == 0 else height / material.tile_m
+        texcoords = np.stack([angle / (2 * np.pi) * repeat, v * high], -1)
+        first = (np.arange(rows)[:, None] * (sides + 1) + np.arange(sides)).ravel()
+        below = first + sides + 1
+        faces = np.concatenate(
+            [np.stack([first, below, below + 1], -1), np.stack([first, below + 1, first + 1], -1)]
+        )
+        self._emit(material, vertices, normals, texcoords, faces)
+        self._cap(material, base + [0, 0, height], top_radius, sides, 1)
+        self._cap(material, base, radius, sides, -1)
+        if solid:
+            wide = 2 * max(radius, top_radius)
+            self.solid(base + [0, 0, height / 2], (wide, wide, height))
+
+    def _cap(self, material, centre, radius, sides, sign) -> None:
+        if radius < 1e-3:
+            return
+        turn = np.linspace(0, 2 * np.pi, sides, endpoint=False) * sign
+        ring = np.stack([np.cos(turn), np.sin(turn), np.zeros_like(turn)], -1)
+        vertices = np.concatenate([[centre], centre + radius * ring])
+        normals = np.tile([0.0, 0, sign], (sides + 1, 1))
+        scale = 2 * radius if material.tile_m == 0 else material.tile_m
+        texcoords = 0.5 + (vertices - centre)[:, :2] / scale
+        index = np.arange(sides)
+        faces = np.stack([np.zeros(sides, int), 1 + index, 1 + (index + 1) % sides], -1)
+        self._emit(material, vertices, normals, texcoords, faces)
+
+    def ball(self, material, centre, radius, *, squash=1.0, solid=True) -> None:
+        """A sphere, or an upright ellipsoid with `squash` as its relative height."""
+        slices, stacks = 20, 12
+        v, u = (a.ravel() for a in np.mgrid[: stacks + 1, : slices + 1].astype(float))
+        polar, turn = v / stacks * np.pi, u / slices * 2 * np.pi
+        unit = np.stack(
+            [np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar)], -1
+        )
+        normals = unit / [1, 1, squash]
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+        vertices = np.asarray(centre) + radius * unit * [1, 1, squash]
+        texcoords = np.stack([u / slices * 2, v / stacks], -1)
+        first = (np.arange(stacks)[:, None] * (slices + 1) + np.arange(slices)).ravel()
+        below = first + slices + 1
+        lower = np.stack([first, below, below + 1], -1)[: -slices or None]
+        upper = np.stack([first, below + 1, first + 1], -1)[slices:]
+        self._emit(material, vertices, normals, texcoords, np.concatenate([lower, upper]))
+        if solid:
+            size = 2 * radius * np.array([1, 1, squash])
+            self.solid(centre, size)
+
+    def add_to(self, spec: mujoco.MjSpec, body, prefix: str, group: int) -> None:
+        """Adds one mesh geom per material to a body of the spec, materials once."""
+        for index, (name, mesh) in enumerate(self.meshes.items()):
+            if spec.material(name) is None:
+                _add_material(spec, self.materials[name])
+            faces = np.concatenate(mesh.faces).astype(int).ravel()
+            made = spec.add_mesh(name=f"{prefix}{index}")
+            made.uservert = np.concatenate(mesh.vertices).ravel()
+            made.usernormal = np.concatenate(mesh.normals).ravel()
+            made.usertexcoord = np.concatenate(mesh.texcoords).ravel()
+            made.userface = faces
+            made.userfacenormal = faces
+            made.userfacetexcoord = faces
+            made.inertia = mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL
+            body.add_geom(
+                type=mujoco.mjtGeom.mjGEOM_MESH,
+                meshname=made.name,
+                material=name,
+                contype=0,
+                conaffinity=0,
+                group=group,
+            )
+
+
+def _add_material(spec: mujoco.MjSpec, material: Material) -> None:
+    height, width = material.picture.shape[:2]
+    texture = spec.add_texture(
+        name=f"{material.name}_texture",
+        type=mujoco.mjtTexture.mjTEXTURE_2D,
+        width=width,
+        height=height,
+        nchannel=3,
+    )
+    texture.data = np.ascontiguousarray(material.picture).tobytes()
+    made = spec.add_material(
+        name=material.name,
+        specular=material.specular,
+        shininess=0.3,
+        emission=material.emission,
+    )
+    made.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = texture.name

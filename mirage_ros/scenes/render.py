@@ -1,0 +1,180 @@
+"""Draws scenes: RGB, metric depth, masks of moving things and sky.
+
+The picture is drawn on a grid of half-pixel steps, (2h + 1, 2w + 1), whose odd
+samples are exactly the pixel centres. Colour is a tent filter over three by
+three samples, which smooths edges; depth and masks are the centre sample itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.scenes.gl import mujoco
+from mirage_ros.scenes.worlds import MOVING_GROUP, Scene
+
+NEAR_M, FAR_M = 0.05, 300.0
+# MuJoCo's skybox writes depth: a box of half size 0.577 FAR_M, at 100 m along z or more.
+# Scenes end at 60 m.
+SKY_M = 80.0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """f rendered frames.
+
+    Attributes:
+        rgb: (f, h, w, 3) uint8.
+        depth_m: (f, h, w) float32 along z; +inf where there is only sky.
+        moving: (f, h, w) bool, pixels of moving bodies.
+        sky: (f, h, w) bool.
+        cameras: batch of f.
+        times_s: (f,) seconds.
+    """
+
+    rgb: np.ndarray
+    depth_m: np.ndarray
+    moving: np.ndarray
+    sky: np.ndarray
+    cameras: Camera
+    times_s: np.ndarray
+
+
+class Renderer:
+    """An off-screen drawing context for one scene at one picture size.
+
+    Use it as a context manager, from the thread that made it.
+    Raises:
+        MirageError: no drawing context can be made.
+    """
+
+    def __init__(self, scene: Scene, size: tuple[int, int]) -> None:
+        self.scene = scene
+        self.size = (int(size[0]), int(size[1]))
+        self._fine = (2 * self.size[0] + 1, 2 * self.size[1] + 1)
+        height, width = self._fine
+        model = scene.model
+        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+        self._data = mujoco.MjData(model)
+        try:
+            self._gl = mujoco.GLContext(width, height)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        except Exception as error:
+            raise MirageError(
+                f"MuJoCo could not open an off-screen drawing context ({error}); it needs EGL or "
+                "OSMesa: install Debian's libegl1 with libgl1-mesa-dri, or libosmesa6."
+            ) from error
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._geoms = mujoco.MjvScene(model, model.ngeom + 16)
+        self._geoms.flags[mujoco.mjtRndFlag.mjRND_HAZE] = 0
+        self._geoms.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._option = mujoco.MjvOption()
+        self._view = mujoco.MjvCamera()
+        self._update()
+        self._rgb = np.empty((*self._fine, 3), np.uint8)
+        self._depth = np.empty(self._fine, np.float32)
+
+    def __enter__(self) -> Renderer:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the context back; the renderer cannot be used afterwards."""
+        if self._context is not None:
+            self._gl.make_current()
+            self._context.free()
+            self._gl.free()
+            self._context = None
+
+    def render(self, cameras: Camera, times_s: np.ndarray | None = None) -> Clip:
+        """Frames of a batch of cameras at the renderer's size.
+
+        Args:
+            times_s: (f,) where the moving bodies are; None is zeros.
+        Raises:
+            MirageError: cameras of another size or not a batch.
+        """
+        if cameras.size != self.size or len(cameras.batch_shape) != 1:
+            raise MirageError(
+                f"The renderer draws batches of cameras of size {self.size} and got size "
+                f"{cameras.size} with batch shape {cameras.batch_shape}; resize or index them."
+            )
+        count = len(cameras)
+        times_s = np.zeros(count) if times_s is None else np.asarray(times_s, float)
+        rgb = np.empty((count, *self.size, 3), np.uint8)
+        depth = np.empty((count, *self.size), np.float32)
+        moving = np.zeros((count, *self.size), bool)
+        self._gl.make_current()
+        for index, camera in enumerate(cameras):
+            if self.scene.movers:
+                self._move(float(times_s[index]))
+            self._aim(camera)
+            rgb[index], depth[index] = self._draw()
+            if self.scene.movers:
+                moving[index] = self._draw_moving()
+        return Clip(rgb, depth, moving, np.isinf(depth), cameras, times_s)
+
+    def _move(self, time_s: float) -> None:
+        for index, mover in enumerate(self.scene.movers):
+            self._data.mocap_pos[index] = mover.position(time_s)
+            self._data.mocap_quat[index] = mover.quat(time_s)
+        self._update()
+
+    def _update(self) -> None:
+        model, data = self.scene.model, self._data
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_camlight(model, data)
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(
+            model, data, self._option, None, self._view, everything, self._geoms
+        )
+
+    def _aim(self, camera: Camera) -> None:
+        """Sets the frustum whose fine samples fall on the pixel centres and half-way between."""
+        height, width = self.size
+        (fx, _, cx), (_, fy, cy), _ = camera.intrinsics
+        left, right = (-0.75 - cx) / fx, (width - 0.25 - cx) / fx
+        top, bottom = (cy + 0.75) / fy, (cy - height + 0.25) / fy
+        rotation = camera.world_from_camera[:3, :3]
+        for eye in self._geoms.camera:
+            eye.pos = camera.position_world
+            eye.forward, eye.up = rotation[:, 2], -rotation[:, 1]
+            eye.frustum_near, eye.frustum_far = NEAR_M, FAR_M
+            eye.frustum_center = NEAR_M * (left + right) / 2
+            eye.frustum_width = NEAR_M * (right - left) / 2
+            eye.frustum_top, eye.frustum_bottom = NEAR_M * top, NEAR_M * bottom
+
+    def _draw(self) -> tuple[np.ndarray, np.ndarray]:
+        viewport = mujoco.MjrRect(0, 0, self._fine[1], self._fine[0])
+        mujoco.mjr_render(viewport, self._geoms, self._context)
+        mujoco.mjr_readPixels(self._rgb, self._depth, viewport, self._context)
+        smooth = cv2.GaussianBlur(self._rgb, (3, 3), 0)  # 1 2 1 both ways
+        buffer = self._depth[::-1][1::2, 1::2].astype(np.float64)
+        depth = NEAR_M * FAR_M / (FAR_M - buffer * (FAR_M - NEAR_M))
+        depth[depth > SKY_M] = np.inf
+        return smooth[::-1][1::2, 1::2], depth.astype(np.float32)
+
+    def _draw_moving(self) -> np.ndarray:
+        flags = self._geoms.flags
+        flag = mujoco.mjtRndFlag
+        before = np.array(flags)
+        flags[flag.mjRND_SEGMENT] = flags[flag.mjRND_IDCOLOR] = 1
+        flags[flag.mjRND_SHADOW] = 0
+        viewport = mujoco.MjrRect(0, 0, self._fine[1], self._fine[0])
+        mujoco.mjr_render(viewport, self._geoms, self._context)
+        mujoco.mjr_readPixels(self._rgb, None, viewport, self._context)
+        flags[:] = before
+        codes = self._rgb[::-1][1::2, 1::2].astype(np.int64) @ [1, 256, 65536]
+        moves = np.zeros(self._geoms.ngeom + 2, bool)
+        for geom in self._geoms.geoms[: self._geoms.ngeom]:
+            is_geom = geom.objtype == mujoco.mjtObj.mjOBJ_GEOM
+            if is_geom and self.scene.model.geom_group[geom.objid] == MOVING_GROUP:
+                moves[geom.segid + 1] = True
+        return moves[np.minimum(codes, len(moves) - 1)]

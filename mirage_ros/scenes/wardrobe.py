@@ -1,0 +1,86 @@
+"""The materials of one scene: a few textures for each role, drawn when first asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mirage_ros.scenes.builder import Material
+from mirage_ros.scenes.noise import colour
+from mirage_ros.scenes.textures import make_texture
+
+# role: (texture kinds, how many different ones at most, tile width range in metres)
+ROLES = {
+    "floor": (("wood", "tiles", "carpet", "checker", "concrete", "marble", "stripes", "noise",
+               "fabric", "rings"), 3, (1.2, 2.6)),
+    "ground": (("grass", "gravel", "concrete", "tiles", "brick", "noise"), 2, (2.0, 4.0)),
+    "ceiling": (("plaster", "panels", "concrete", "tiles", "wood", "plaster"), 2, (1.5, 3.0)),
+    "wall": (("brick", "plaster", "stripes", "panels", "wood", "tiles", "concrete", "noise",
+              "rings", "marble", "fabric", "plaster"), 4, (1.2, 3.0)),
+    "structure": (("concrete", "brick", "marble", "wood", "panels"), 2, (1.0, 2.0)),
+    "furniture": (("wood", "wood", "marble", "noise", "plaster", "panels", "stripes"), 4,
+                  (0.6, 1.4)),
+    "fabric": (("fabric", "stripes", "carpet", "noise", "checker", "rings"), 2, (0.5, 1.2)),
+    "accent": (("noise", "stripes", "checker", "tiles", "gradient", "rings", "poster", "text",
+                "marble"), 6, (0.25, 0.8)),
+    "crate": (("wood", "text", "poster", "panels", "noise", "stripes"), 5, (0.0, 0.0)),
+    "leaves": (("grass", "noise"), 2, (0.5, 1.0)),
+    "books": (("books",), 3, (0.0, 0.0)),
+    "picture": (("poster", "text", "poster", "gradient", "noise"), 7, (0.0, 0.0)),
+    "window": (("window",), 2, (0.0, 0.0)),
+    "door": (("door",), 2, (0.0, 0.0)),
+}  # fmt: skip
+
+
+class Wardrobe:
+    """Hands out `Material`s by role; deterministic by its generator."""
+
+    def __init__(self, rng: np.random.Generator, texture_px: int = 256) -> None:
+        self.rng = rng
+        self.texture_px = texture_px
+        self._made: dict[str, list[Material]] = {}
+
+    def pick(self, role: str) -> Material:
+        """One of the scene's materials of a role; a new one while there are few."""
+        kinds, most, tile = ROLES[role]
+        made = self._made.setdefault(role, [])
+        if len(made) < most and self.rng.random() < 1.2 - len(made) / most:
+            made.append(self._make(role, kinds, tile, len(made)))
+            return made[-1]
+        return made[self.rng.integers(len(made))]
+
+    def _make(self, role, kinds, tile, number) -> Material:
+        kind = str(self.rng.choice(kinds))
+        size = self.texture_px // (1 if role in ("floor", "ground", "wall") else 2)
+        picture = make_texture(self.rng, kind, (size, size))
+        if role in ("wall", "ceiling", "floor"):
+            picture = _lighter(picture, 90 if role == "floor" else 120)
+        emission = {"window": 0.6}.get(role, 0.0)
+        specular = float(self.rng.choice([0.0, 0.05, 0.15]))
+        return Material(f"{role}{number}", picture, self.rng.uniform(*tile), specular, emission)
+
+    def _plain(self, name: str, rgb, emission: float = 0.0) -> Material:
+        made = self._made.setdefault(name, [])
+        if not made:
+            picture = np.full((16, 16, 3), np.clip(rgb, 0, 255), np.uint8)
+            made.append(Material(name, picture, 1.0, 0.1, emission))
+        return made[0]
+
+    def dark(self) -> Material:
+        return self._plain("dark", colour(self.rng, 0.95) * 0.3)
+
+    def glow(self) -> Material:
+        return self._plain("glow", 0.25 * colour(self.rng, 0.8) + 190, 0.9)
+
+    def __getattr__(self, role: str):
+        if role not in ROLES:
+            raise AttributeError(role)
+        return lambda: self.pick(role)
+
+
+def _lighter(picture: np.ndarray, least_mean: float) -> np.ndarray:
+    """Lifts a dark texture so that a room does not swallow its own light."""
+    mean = float(picture.mean())
+    if mean >= least_mean:
+        return picture
+    share = (least_mean - mean) / (255 - mean)
+    return (picture + (255.0 - picture) * share).astype(np.uint8)
