@@ -1,0 +1,246 @@
+"""Planned camera poses at frame times, from TF or from a Path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
+from nav_msgs.msg import Path
+from transforms3d.axangles import axangle2mat, mat2axangle
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.conversions import SECOND_NS, path_from_ros
+from mirage_ros.ros.tf_buffer import Buffer
+from mirage_ros.ros.tracks import TransformError
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Attributes: see the parameters of the same names in parameters.py."""
+
+    world_frame: str
+    camera_frame: str
+    frame_rate_hz: float = 10.0
+    gap_s: float = 1.0
+
+    @property
+    def period_ns(self) -> int:
+        return round(SECOND_NS / self.frame_rate_hz)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Frames to render: stamps (ns, rising) and world_from_camera of each."""
+
+    stamps_ns: tuple[int, ...]
+    world_from_camera: Float[np.ndarray, "f 4 4"]
+
+    def __len__(self) -> int:
+        return len(self.stamps_ns)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What to do where the plan has ended.
+
+    Attributes:
+        policy: wait, hold or extrapolate.
+        elapsed_ns: time since the plan last grew; frames are made up for that long, no further.
+        limit_ns: how far extrapolate may go beyond the plan.
+    """
+
+    policy: str = "wait"
+    elapsed_ns: int = 0
+    limit_ns: int = SECOND_NS
+
+
+class Source(Protocol):
+    """Poses over time."""
+
+    def span(self) -> tuple[int, int] | None: ...
+
+    def gap(self, stamp_ns: int) -> tuple[int, int]: ...
+
+    def pose(self, stamp_ns: int) -> Float[np.ndarray, "4 4"]: ...
+
+
+class TfSource:
+    """world_frame <- camera_frame as TF has it."""
+
+    def __init__(self, buffer: Buffer, world_frame: str, camera_frame: str) -> None:
+        self._buffer, self._frames = buffer, (world_frame, camera_frame)
+
+    def span(self) -> tuple[int, int] | None:
+        return self._buffer.span(*self._frames)
+
+    def gap(self, stamp_ns: int) -> tuple[int, int]:
+        return self._buffer.gap(*self._frames, stamp_ns)
+
+    def pose(self, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
+        return self._buffer.matrix(*self._frames, stamp_ns)
+
+
+class PathSource:
+    """The poses of one Path, brought into the world frame when it came."""
+
+    def __init__(self, stamps_ns: list[int], world_from_camera: list[np.ndarray]) -> None:
+        buffer = Buffer()
+        for stamp_ns, pose in zip(stamps_ns, world_from_camera, strict=True):
+            buffer.insert("world", "camera", stamp_ns, pose)
+        tf = TfSource(buffer, "world", "camera")
+        self.span, self.pose = tf.span, tf.pose
+
+    def gap(self, stamp_ns: int) -> tuple[int, int]:
+        """None: one message is one plan, however far apart its poses."""
+        return stamp_ns, stamp_ns
+
+
+class Plan:
+    """Hands out the next frames: an even grid of frame times that starts at the first pose.
+
+    Every frame time is handed out once. A Path goes before TF until all of it is handed out.
+    The grid starts anew at the first pose after a gap in the plan.
+    """
+
+    def __init__(self, config: PlanConfig, buffer: Buffer) -> None:
+        self.config = config
+        self._buffer = buffer
+        self._tf = TfSource(buffer, config.world_frame, config.camera_frame)
+        self._path: PathSource | None = None
+        self._anchor_ns: int | None = None
+        self.cursor_ns: int | None = None
+
+    def set_path(self, message: Path) -> int:
+        """Takes a Path instead of TF and returns its number of poses.
+
+        Raises:
+            MirageError: a bad path, a frame that TF does not know, all of it in the past. The
+                plan stays as it was.
+        """
+        stamps, poses = path_from_ros(message)
+        frame = message.header.frame_id or self.config.world_frame
+        if frame != self.config.world_frame:
+            poses = [
+                self._buffer.matrix(self.config.world_frame, frame, stamp) @ pose
+                for stamp, pose in zip(stamps, poses, strict=True)
+            ]
+        if self.cursor_ns is not None and stamps[-1] <= self.cursor_ns:
+            raise MirageError(
+                f"The plan ends at {stamps[-1]} ns but frames are rendered up to {self.cursor_ns} "
+                "ns: it jumps back in time; send later stamps, or call ~/reset to start over."
+            )
+        self._path = PathSource(stamps, poses)
+        self._anchor_ns = stamps[0]
+        return len(stamps)
+
+    def forget(self) -> None:
+        """Starts over: the next plan may have any stamps."""
+        self._path = self._anchor_ns = self.cursor_ns = None
+
+    @property
+    def source(self) -> str:
+        return "path" if self._active() is self._path and self._path else "tf"
+
+    def end_ns(self) -> int | None:
+        """The last planned time, None without a plan. Raises TransformError, which says why."""
+        span = self._active().span()
+        return span[1] if span else None
+
+    def pending(self) -> int:
+        """Frames that are planned but not handed out yet."""
+        try:
+            span = self._active().span()
+        except TransformError:
+            return 0
+        if span is None:
+            return 0
+        start = self._next_ns(*span)
+        return max(0, (span[1] - start) // self.config.period_ns + 1)
+
+    def peek(self, count: int, missing: Missing = Missing()) -> Planned | None:  # noqa: B008
+        """Up to `count` next frames, None if there are none. Raises TransformError."""
+        source = self._active()
+        span = source.span()
+        if span is None:
+            return None
+        stamps, poses = [], []
+        stamp = self._next_ns(*span)
+        while len(stamps) < count:
+            if stamp <= span[1]:
+                before, after = source.gap(stamp)
+                if after - before > self.config.gap_s * SECOND_NS:
+                    if stamps:
+                        break
+                    stamp = self._anchor_ns = after
+                pose = source.pose(stamp)
+            else:
+                pose = self._beyond(source, span, stamp, missing)
+                if pose is None:
+                    break
+            stamps.append(stamp)
+            poses.append(pose)
+            stamp += self.config.period_ns
+        return Planned(tuple(stamps), np.stack(poses)) if stamps else None
+
+    def commit(self, planned: Planned) -> None:
+        """The frames are handed out: they do not come again."""
+        self.cursor_ns = planned.stamps_ns[-1]
+
+    def is_past(self, stamp_ns: int) -> bool:
+        return self.cursor_ns is not None and stamp_ns <= self.cursor_ns
+
+    def _active(self) -> Source:
+        if self._path is not None:
+            span = self._path.span()
+            if self._next_ns(*span) <= span[1] or not self._tf_known():
+                return self._path
+        return self._tf
+
+    def _tf_known(self) -> bool:
+        try:
+            span = self._tf.span()
+        except TransformError:
+            return False
+        return span is not None and not self.is_past(span[1])
+
+    def _next_ns(self, first_ns: int, last_ns: int) -> int:
+        """The next time on the grid; the grid moves to the first pose when that is later."""
+        if self._anchor_ns is None:
+            self._anchor_ns = first_ns
+        stamp = self._anchor_ns
+        if self.cursor_ns is not None and stamp <= self.cursor_ns:
+            periods = (self.cursor_ns - stamp) // self.config.period_ns + 1
+            stamp += periods * self.config.period_ns
+        if stamp < first_ns:
+            stamp = self._anchor_ns = first_ns
+        return stamp
+
+    def _beyond(
+        self, source: Source, span: tuple[int, int], stamp_ns: int, missing: Missing
+    ) -> np.ndarray | None:
+        beyond_ns = stamp_ns - span[1]
+        if missing.policy == "wait" or beyond_ns > missing.elapsed_ns:
+            return None
+        last = source.pose(span[1])
+        if missing.policy == "hold":
+            return last
+        if beyond_ns > missing.limit_ns:
+            return None
+        before_ns = max(span[0], span[1] - self.config.period_ns)
+        if before_ns == span[1]:
+            return last
+        share = beyond_ns / (span[1] - before_ns)
+        return extrapolate(source.pose(before_ns), last, share)
+
+
+def extrapolate(
+    before: Float[np.ndarray, "4 4"], last: Float[np.ndarray, "4 4"], share: float
+) -> Float[np.ndarray, "4 4"]:
+    """The pose `share` times the step from before to last further on, at constant velocity."""
+    pose = last.copy()
+    pose[:3, 3] += share * (last[:3, 3] - before[:3, 3])
+    axis, angle = mat2axangle(before[:3, :3].T @ last[:3, :3])
+    pose[:3, :3] = last[:3, :3] @ axangle2mat(axis, share * angle)
+    return pose

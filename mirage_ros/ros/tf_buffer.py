@@ -1,0 +1,232 @@
+"""Transforms over time: what was published on /tf, interpolated, for chains of frames.
+
+The calls are those of tf2_ros.Buffer, which has no wheel; where a ROS install brings one,
+`make_buffer` lets it do the interpolation. pytransform3d's time-varying transforms are fixed
+arrays that would have to be rebuilt with every message of a 100 Hz stream, hence this buffer.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+
+import numpy as np
+from geometry_msgs.msg import TransformStamped
+from jaxtyping import Float
+from transforms3d.quaternions import mat2quat
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.conversions import (
+    SECOND_NS,
+    parts_from_ros,
+    stamp_from_ros,
+    transform_from_ros,
+    transform_to_ros,
+)
+from mirage_ros.ros.tracks import (
+    ConnectivityException,
+    ExtrapolationException,
+    LookupException,
+    Track,
+    TransformError,
+)
+
+
+class Buffer:
+    """Keeps `history_s` of planned time of every frame."""
+
+    def __init__(self, history_s: float = 60.0) -> None:
+        self.history_ns = int(history_s * SECOND_NS)
+        self.tracks: dict[str, Track] = {}
+
+    def set_transform(self, transform: TransformStamped, authority: str = "") -> None:
+        """Adds one transform. Raises MirageError for NaN, a non-unit quaternion or no stamp."""
+        stamp_ns = stamp_from_ros(transform.header.stamp)
+        if stamp_ns == 0:
+            raise MirageError(
+                f"TF {transform.header.frame_id} -> {transform.child_frame_id} has no stamp; "
+                "stamp it, or publish it on /tf_static."
+            )
+        position, quaternion = parts_from_ros(transform)
+        track = self._track(transform.header.frame_id, transform.child_frame_id, static=False)
+        track.insert(stamp_ns, position, quaternion)
+        track.forget_before(track.stamps[-1] - self.history_ns)
+
+    def insert(
+        self, parent: str, child: str, stamp_ns: int, parent_from_child: np.ndarray
+    ) -> None:
+        """Adds a moving frame's map without a message."""
+        quaternion = mat2quat(parent_from_child[:3, :3])
+        self._track(parent, child, static=False).insert(
+            stamp_ns, parent_from_child[:3, 3], quaternion
+        )
+
+    def set_transform_static(self, transform: TransformStamped, authority: str = "") -> None:
+        """Adds one transform that holds at every time."""
+        position, quaternion = parts_from_ros(transform)
+        track = self._track(transform.header.frame_id, transform.child_frame_id, static=True)
+        track.stamps, track.positions, track.quaternions = [0], [position], [quaternion]
+
+    def clear(self) -> None:
+        """Forgets what moves; static transforms are published once and stay."""
+        self.tracks = {name: track for name, track in self.tracks.items() if track.static}
+
+    def _track(self, parent: str, child: str, static: bool) -> Track:
+        if not parent or not child or parent == child:
+            raise MirageError(
+                f"TF '{parent}' -> '{child}' does not name two frames; fill frame_id and "
+                "child_frame_id."
+            )
+        track = self.tracks.get(child)
+        if track is None or track.static != static or track.parent != parent:
+            track = self.tracks[child] = Track(parent, static)
+        return track
+
+    def lookup_transform(
+        self, target_frame: str, source_frame: str, time, timeout=None
+    ) -> TransformStamped:
+        """target_from_source at a time. Never waits, whatever the timeout.
+
+        Args:
+            time: rclpy.time.Time; 0 is the latest time that all of the chain has.
+
+        Raises:
+            LookupException, ConnectivityException, ExtrapolationException: all MirageError.
+        """
+        stamp_ns = time.nanoseconds
+        if stamp_ns == 0:
+            span = self.span(target_frame, source_frame)
+            stamp_ns = span[1] if span else 0
+        matrix = self.matrix(target_frame, source_frame, stamp_ns)
+        return transform_to_ros(matrix, target_frame, source_frame, stamp_ns)
+
+    def can_transform(self, target_frame: str, source_frame: str, time, timeout=None) -> bool:
+        """Whether `lookup_transform` would answer."""
+        try:
+            self.lookup_transform(target_frame, source_frame, time)
+        except TransformError:
+            return False
+        return True
+
+    def matrix(self, target: str, source: str, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
+        """target_from_source as a map."""
+        up_from_target, up_from_source = self._branches(target, source)
+        top_from_source = self._product(up_from_source, stamp_ns)
+        top_from_target = self._product(up_from_target, stamp_ns)
+        return np.linalg.inv(top_from_target) @ top_from_source
+
+    def chain(self, target: str, source: str) -> list[Track]:
+        """The tracks between two frames. Raises LookupException, which names the missing frame."""
+        up_from_target, up_from_source = self._branches(target, source)
+        return [self.tracks[name] for name in up_from_target + up_from_source]
+
+    def span(self, target: str, source: str) -> tuple[int, int] | None:
+        """First and last stamp (ns) at which all moving tracks of the chain are known.
+
+        None where nothing in the chain moves, or where the tracks do not overlap.
+        """
+        moving = [track for track in self.chain(target, source) if not track.static]
+        if not moving:
+            return None
+        first = max(track.stamps[0] for track in moving)
+        last = min(track.stamps[-1] for track in moving)
+        return (first, last) if first <= last else None
+
+    def gap(self, target: str, source: str, stamp_ns: int) -> tuple[int, int]:
+        """The widest pair of neighbouring stamps around a time in the chain; equal on a stamp."""
+        widest = (stamp_ns, stamp_ns)
+        for track in self.chain(target, source):
+            if track.static:
+                continue
+            before = track.stamps[max(bisect_right(track.stamps, stamp_ns) - 1, 0)]
+            after = track.stamps[min(bisect_left(track.stamps, stamp_ns), len(track.stamps) - 1)]
+            if after - before > widest[1] - widest[0]:
+                widest = (before, after)
+        return widest
+
+    def _branches(self, target: str, source: str) -> tuple[list[str], list[str]]:
+        """Child frames on the way up from either frame to their nearest common ancestor."""
+        frames = set(self.tracks) | {track.parent for track in self.tracks.values()}
+        for name in (target, source):
+            if name not in frames:
+                known = ", ".join(sorted(frames)) or "none"
+                raise LookupException(
+                    f"The TF frame '{name}' is missing (known: {known}); publish it on /tf or "
+                    "/tf_static."
+                )
+        from_target, from_source = self._ancestors(target), self._ancestors(source)
+        common = next((name for name in from_source if name in from_target), None)
+        if common is None:
+            raise ConnectivityException(
+                f"TF does not connect '{target}' with '{source}': the trees of "
+                f"'{from_target[-1]}' and '{from_source[-1]}' are apart; publish a transform "
+                "between them."
+            )
+        return (
+            from_target[: from_target.index(common)],
+            from_source[: from_source.index(common)],
+        )
+
+    def _ancestors(self, name: str) -> list[str]:
+        names = [name]
+        while names[-1] in self.tracks:
+            parent = self.tracks[names[-1]].parent
+            if parent in names:
+                raise ConnectivityException(
+                    f"TF has a loop at '{parent}'; a frame must have one parent and no loop."
+                )
+            names.append(parent)
+        return names
+
+    def _product(self, names: list[str], stamp_ns: int) -> np.ndarray:
+        matrix = np.eye(4)
+        for name in names:
+            matrix = self.tracks[name].at(stamp_ns) @ matrix
+        return matrix
+
+
+class Tf2Buffer(Buffer):
+    """The same, with a ROS install's tf2_ros doing the look-ups."""
+
+    def __init__(self, history_s: float, tf2_ros, duration) -> None:
+        super().__init__(history_s)
+        self._duration = duration
+        self._tf2_ros = tf2_ros
+        self._tf2 = tf2_ros.Buffer(duration(seconds=history_s))
+
+    def set_transform(self, transform: TransformStamped, authority: str = "mirage") -> None:
+        super().set_transform(transform, authority)
+        self._tf2.set_transform(transform, authority)
+
+    def set_transform_static(self, transform: TransformStamped, authority: str = "mirage") -> None:
+        super().set_transform_static(transform, authority)
+        self._tf2.set_transform_static(transform, authority)
+
+    def matrix(self, target: str, source: str, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
+        from rclpy.time import Time
+
+        self.chain(target, source)
+        try:
+            found = self._tf2.lookup_transform(target, source, Time(nanoseconds=stamp_ns))
+        except self._tf2_ros.TransformException as error:
+            raise ExtrapolationException(f"TF: {error}.") from error
+        return transform_from_ros(found)
+
+    def clear(self) -> None:
+        super().clear()
+        statics = [
+            transform_to_ros(track.at(0), track.parent, child, 0)
+            for child, track in self.tracks.items()
+        ]
+        self._tf2.clear()
+        for transform in statics:
+            self._tf2.set_transform_static(transform, "mirage")
+
+
+def make_buffer(history_s: float) -> Buffer:
+    """A buffer on tf2_ros where that is installed, the project's own elsewhere."""
+    try:
+        import tf2_ros
+        from rclpy.duration import Duration
+    except ImportError:
+        return Buffer(history_s)
+    return Tf2Buffer(history_s, tf2_ros, Duration)

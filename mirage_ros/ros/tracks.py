@@ -1,0 +1,86 @@
+"""One frame's transforms over time, and interpolation between them."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+from transforms3d.quaternions import axangle2quat, qconjugate, qmult, quat2axangle, quat2mat
+
+from mirage_ros.core.errors import MirageError
+
+
+class TransformError(MirageError):
+    """A transform that the buffer cannot give."""
+
+
+class LookupException(TransformError):
+    """A frame that nobody has published."""
+
+
+class ConnectivityException(TransformError):
+    """Two frames without a common ancestor."""
+
+
+class ExtrapolationException(TransformError):
+    """A time outside of what was published."""
+
+
+@dataclass
+class Track:
+    """What is known about one child frame: parent_from_child over time.
+
+    A static track holds one pose, at stamp 0, and is valid at every time.
+    """
+
+    parent: str
+    static: bool
+    stamps: list[int] = field(default_factory=list)
+    positions: list[np.ndarray] = field(default_factory=list)
+    quaternions: list[np.ndarray] = field(default_factory=list)
+
+    def insert(self, stamp_ns: int, position: np.ndarray, quaternion: np.ndarray) -> None:
+        index = bisect_left(self.stamps, stamp_ns)
+        same = index < len(self.stamps) and self.stamps[index] == stamp_ns
+        for values, value in (
+            (self.stamps, stamp_ns), (self.positions, position), (self.quaternions, quaternion)
+        ):
+            values[index : index + same] = [value]
+
+    def forget_before(self, stamp_ns: int) -> None:
+        index = bisect_left(self.stamps, stamp_ns)
+        del self.stamps[:index], self.positions[:index], self.quaternions[:index]
+
+    def at(self, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
+        """parent_from_child, between the two stamps around the time: lerp and slerp."""
+        if self.static:
+            return _matrix(self.positions[0], self.quaternions[0])
+        if not self.stamps[0] <= stamp_ns <= self.stamps[-1]:
+            raise ExtrapolationException(
+                f"The transform from '{self.parent}' is known from {self.stamps[0]} ns to "
+                f"{self.stamps[-1]} ns, not at {stamp_ns} ns; publish it for that time."
+            )
+        after = bisect_left(self.stamps, stamp_ns)
+        if self.stamps[after] == stamp_ns:
+            return _matrix(self.positions[after], self.quaternions[after])
+        before = after - 1
+        share = (stamp_ns - self.stamps[before]) / (self.stamps[after] - self.stamps[before])
+        start, end = self.positions[before], self.positions[after]
+        turned = slerp(self.quaternions[before], self.quaternions[after], share)
+        return _matrix(start + share * (end - start), turned)
+
+
+def slerp(start: np.ndarray, end: np.ndarray, share: float) -> Float[np.ndarray, "4"]:
+    """The turn between two unit quaternions wxyz, the short way round."""
+    turn = qmult(qconjugate(start), end if np.dot(start, end) >= 0 else -end)
+    axis, angle = quat2axangle(turn)
+    return qmult(start, axangle2quat(axis, share * angle, is_normalized=True))
+
+
+def _matrix(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = quat2mat(quaternion)
+    matrix[:3, 3] = position
+    return matrix
