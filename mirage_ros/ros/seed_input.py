@@ -1,0 +1,152 @@
+"""A new world from a live camera: seed/image, seed/camera_info and, if it comes, seed/depth."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from sensor_msgs.msg import CameraInfo, Image
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.conversions import camera_from_ros, stamp_from_ros
+from mirage_ros.ros.image_conversions import depth_from_ros, picture_from_ros
+from mirage_ros.seeds import Seed
+
+KEPT_STAMPS = 8
+KINDS = ("image", "camera_info", "depth")
+
+
+@dataclass
+class Waiting:
+    """Messages of one stamp, and when the first of them came (monotonic seconds)."""
+
+    since_s: float
+    messages: dict[str, Image | CameraInfo]
+
+
+class ExactMatcher:
+    """Puts messages of equal stamps together; bounded, the oldest stamp goes first.
+
+    The depth is optional: a set without one is complete `depth_wait_s` after its first message.
+    """
+
+    def __init__(self, depth_wait_s: float = 0.5) -> None:
+        self.depth_wait_s = depth_wait_s
+        self._waiting: OrderedDict[int, Waiting] = OrderedDict()
+
+    def add(self, kind: str, message: Image | CameraInfo, now_s: float) -> None:
+        """Takes in one message; `kind` is image, camera_info or depth."""
+        stamp_ns = stamp_from_ros(message.header.stamp)
+        entry = self._waiting.setdefault(stamp_ns, Waiting(now_s, {}))
+        entry.messages[kind] = message
+        while len(self._waiting) > KEPT_STAMPS:
+            self._waiting.popitem(last=False)
+
+    def take(self, now_s: float) -> dict[str, Image | CameraInfo] | None:
+        """The first complete set, once; what is older than it is dropped."""
+        for stamp_ns, entry in self._waiting.items():
+            kinds = entry.messages.keys()
+            waited = now_s - entry.since_s >= self.depth_wait_s
+            if {"image", "camera_info"} <= kinds and ("depth" in kinds or waited):
+                self._drop_until(stamp_ns)
+                return entry.messages
+        return None
+
+    def unmatched(self, now_s: float, after_s: float = 2.0) -> str:
+        """What is missing from messages that have waited for longer than `after_s`, else ''."""
+        for entry in self._waiting.values():
+            if now_s - entry.since_s > after_s:
+                lacking = [kind for kind in KINDS[:2] if kind not in entry.messages]
+                return " and ".join(f"seed/{kind}" for kind in lacking)
+        return ""
+
+    def clear(self) -> None:
+        self._waiting.clear()
+
+    def _drop_until(self, stamp_ns: int) -> None:
+        while self._waiting:
+            if self._waiting.popitem(last=False)[0] == stamp_ns:
+                return
+
+
+def seed_from_ros(
+    messages: dict[str, Image | CameraInfo],
+    world_from_camera: Float[np.ndarray, "4 4"],
+    rectified: bool,
+) -> Seed:
+    """The seed in a set of messages of one stamp. Raises MirageError for what is wrong in it."""
+    image, info, depth = (messages.get(kind) for kind in KINDS)
+    rgb = picture_from_ros(image)
+    camera = camera_from_ros(info, world_from_camera, rectified)
+    if camera.size != rgb.shape[:2]:
+        raise MirageError(
+            f"The seed's CameraInfo is of {camera.size[1]} x {camera.size[0]} pixels, its picture "
+            f"of {rgb.shape[1]} x {rgb.shape[0]}; send both in one size."
+        )
+    return Seed("camera", rgb, camera, None if depth is None else depth_from_ros(depth))
+
+
+class SeedInput:
+    """Decides which set of seed messages becomes a new world, and where it stands.
+
+    A stream counts as one seed: after one is taken the rest is left alone until the topics were
+    quiet for `QUIET_S`, or until `rearm`.
+    """
+
+    QUIET_S = 2.0
+    POSE_WAIT_S = 0.5
+
+    def __init__(self) -> None:
+        self._matcher = ExactMatcher()
+        self._armed = True
+        self._heard_s = 0.0
+        self._matched: tuple[float, dict[str, Image | CameraInfo]] | None = None
+
+    def add(self, kind: str, message: Image | CameraInfo, now_s: float) -> None:
+        """Takes in one message of seed/<kind>."""
+        self._rest(now_s)
+        self._heard_s = now_s
+        if self._armed:
+            self._matcher.add(kind, message, now_s)
+
+    def poll(
+        self, now_s: float, pose_of: Callable[[str, int], np.ndarray]
+    ) -> tuple[dict[str, Image | CameraInfo], np.ndarray | None] | None:
+        """A set and its world_from_camera, once.
+
+        Args:
+            pose_of: (frame id, stamp ns) -> world_from_camera; raises MirageError where TF does
+                not have it (yet). After `POSE_WAIT_S` the set is given without a pose.
+        """
+        self._rest(now_s)
+        if self._matched is None and self._armed:
+            messages = self._matcher.take(now_s)
+            self._matched = messages and (now_s, messages)
+        if self._matched is None:
+            return None
+        since_s, messages = self._matched
+        header = messages["image"].header
+        try:
+            pose = pose_of(header.frame_id, stamp_from_ros(header.stamp))
+        except MirageError:
+            if now_s - since_s < self.POSE_WAIT_S:
+                return None
+            pose = None
+        self._matched, self._armed = None, False
+        return messages, pose
+
+    def unmatched(self, now_s: float) -> str:
+        """Names of the topics that are missing, '' if none is."""
+        return self._matcher.unmatched(now_s) if self._armed else ""
+
+    def rearm(self) -> None:
+        """Takes the next set, because the last one was bad or a new world is wanted."""
+        self._armed = True
+        self._matcher.clear()
+
+    def _rest(self, now_s: float) -> None:
+        if not self._armed and now_s - self._heard_s > self.QUIET_S:
+            self.rearm()
