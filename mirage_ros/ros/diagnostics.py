@@ -1,0 +1,115 @@
+"""What is wrong and how fast it goes: one log line per problem, and /diagnostics once a second."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from mirage_ros.core.types import Chunk
+
+# A problem that is over stays visible this long, so that a 1 Hz listener cannot miss it.
+SHOWN_S = 5.0
+REPEAT_S = 60.0
+
+
+@dataclass
+class Problem:
+    """A problem of one topic. `over` is set once it is mended."""
+
+    level: bytes
+    text: str
+    since_s: float
+    logged_s: float
+    count: int = 1
+    over: bool = False
+
+
+class Health:
+    """The problems at hand, by topic: model, seed, plan, tf, world.
+
+    Args:
+        warn, error: where a line goes when a problem is new.
+    """
+
+    def __init__(self, warn: Callable[[str], None], error: Callable[[str], None]) -> None:
+        self._log = {DiagnosticStatus.WARN: warn, DiagnosticStatus.ERROR: error}
+        self._problems: dict[str, Problem] = {}
+        self.last_error = ""
+        self.errors = 0
+
+    def error(self, topic: str, text: str) -> None:
+        self.errors += 1
+        self.last_error = text
+        self._raise(topic, DiagnosticStatus.ERROR, text)
+
+    def warn(self, topic: str, text: str) -> None:
+        self._raise(topic, DiagnosticStatus.WARN, text)
+
+    def ok(self, topic: str) -> None:
+        if topic in self._problems:
+            self._problems[topic].over = True
+
+    def state(self, topic: str) -> tuple[bytes, str, int]:
+        """Level, text and how often the topic's problem came; OK, '' and 0 without one."""
+        problem = self._problems.get(topic)
+        if problem is None or (problem.over and time.monotonic() - problem.since_s > SHOWN_S):
+            return DiagnosticStatus.OK, "", 0
+        return problem.level, problem.text, problem.count
+
+    def _raise(self, topic: str, level: bytes, text: str) -> None:
+        now_s = time.monotonic()
+        known = self._problems.get(topic)
+        if known is not None and known.text == text and now_s - known.logged_s < REPEAT_S:
+            known.count += 1
+            known.over, known.since_s = False, now_s
+            return
+        self._problems[topic] = Problem(level, text, now_s, now_s)
+        self._log[level](text)
+
+
+@dataclass
+class Figures:
+    """Running figures of the rollout."""
+
+    frames: int = 0
+    chunks: int = 0
+    tokens: int = 0
+    memory_bytes: int = 0
+    stage_s: dict[str, float] = field(default_factory=dict)
+    _recent: deque = field(default_factory=lambda: deque(maxlen=8))
+
+    def add(self, chunk: Chunk, seconds: float) -> None:
+        self.frames += len(chunk.frames)
+        self.chunks += 1
+        self.tokens, self.memory_bytes = chunk.tokens, chunk.memory_bytes
+        self.stage_s = {**chunk.seconds, "total": seconds}
+        self._recent.append((len(chunk.frames), seconds))
+
+    def new_world(self, chunk: Chunk) -> None:
+        self.chunks = 0
+        self.tokens, self.memory_bytes = chunk.tokens, chunk.memory_bytes
+
+    @property
+    def frames_per_s(self) -> float:
+        """Of the last chunks while they were made, waiting not counted."""
+        seconds = sum(item[1] for item in self._recent)
+        return sum(item[0] for item in self._recent) / seconds if seconds else 0.0
+
+
+def status(
+    name: str, level: bytes, message: str, values: dict[str, object] | None = None
+) -> DiagnosticStatus:
+    """One entry of the array; floats get four digits."""
+    pairs = [
+        KeyValue(key=key, value=f"{value:.4g}" if isinstance(value, float) else str(value))
+        for key, value in (values or {}).items()
+    ]
+    return DiagnosticStatus(
+        level=level, name=name, message=message, hardware_id="mirage", values=pairs
+    )
+
+

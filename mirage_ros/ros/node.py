@@ -1,0 +1,100 @@
+"""What `ros2 run mirage_ros mirage_node` and `mirage node` start.
+
+Importing the networks takes seconds, so it happens inside `main`, where Ctrl-C is heeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rclpy
+from rclpy.executors import ExternalShutdownException
+
+from mirage_ros.core.errors import MirageError
+
+if TYPE_CHECKING:
+    from mirage_ros.ros.mirage_node import MirageNode, ModelFactory
+
+
+def main(argv: Sequence[str] | None = None, make_model: ModelFactory | None = None) -> int:
+    """Runs the node until Ctrl-C or SIGTERM.
+
+    Args:
+        argv: `--params FILE`, then anything ROS knows behind `--ros-args`; sys.argv if not given.
+        make_model: gives the model, in the worker's thread; by default the parameters name it.
+
+    Returns:
+        0 after an orderly end, 1 when the model could not be loaded, 2 for wrong arguments.
+    """
+    node, code = None, 0
+    try:
+        arguments = ros_arguments(sys.argv[1:] if argv is None else list(argv))
+        _heed_sigterm()
+        from mirage_ros.ros.mirage_node import MirageNode, shipped_model
+
+        _init(arguments)
+        node = MirageNode(make_model or shipped_model)
+        rclpy.spin(node)
+    except MirageError as error:
+        print(f"mirage node: {error}", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    return _end(node, code)
+
+
+def ros_arguments(argv: list[str]) -> list[str]:
+    """The arguments as ROS wants them. Raises MirageError for a parameter file that is not there."""
+    parser = argparse.ArgumentParser(prog="mirage node", description="The generated world's node.")
+    parser.add_argument("--params", type=Path, help="parameter file (YAML), as for ros2 run")
+    cut = argv.index("--ros-args") if "--ros-args" in argv else len(argv)
+    params = parser.parse_args(argv[:cut]).params
+    arguments = argv[cut:]
+    if params is None:
+        return arguments
+    if not params.is_file():
+        raise MirageError(f"There is no parameter file {params}; give an existing YAML file.")
+    return ["--ros-args", "--params-file", str(params), *arguments[1:]]
+
+
+def _heed_sigterm() -> None:
+    """SIGTERM ends the start-up as Ctrl-C does; rclpy takes both over when it starts."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _init(arguments: list[str]) -> None:
+    try:
+        rclpy.init(args=["mirage_node", *arguments])
+    except Exception as error:  # noqa: BLE001 - rcl's errors have no public class of their own
+        reason = " ".join(str(error).split())
+        raise MirageError(f"ROS did not start ({reason}); check the arguments and files.") from None
+
+
+def _end(node: MirageNode | None, code: int) -> int:
+    """Joins the worker and shuts ROS down; a worker that does not come back is left behind."""
+    if node is None:
+        rclpy.try_shutdown()
+        return code
+    joined = node.close()
+    code = 1 if node.failed else code
+    node.destroy_node()
+    rclpy.try_shutdown()
+    if not joined:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

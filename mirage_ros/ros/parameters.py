@@ -1,0 +1,195 @@
+"""The node's parameters: one table, declared with descriptions and ranges, read into one config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.exceptions import ParameterException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+
+from mirage_ros.core.errors import MirageError
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """The parameters' values; the table below says what each one means."""
+
+    model: str = "mini"
+    device: str = "auto"
+    seed: str = "room"
+    seed_hfov_deg: float = 60.0
+    seed_rectified: bool = False
+    seed_reliability: str = "reliable"
+    world_frame: str = "world"
+    camera_frame: str = "camera_color_optical_frame"
+    rendered_camera_frame: str = "mirage_camera_optical_frame"
+    frame_rate_hz: float = 10.0
+    image_width: int = 0
+    image_height: int = 0
+    hfov_deg: float = 0.0
+    on_missing_plan: str = "wait"
+    plan_idle_s: float = 1.0
+    plan_gap_s: float = 1.0
+    plan_history_s: float = 300.0
+    max_extrapolation_s: float = 1.0
+    world_seed: int = 0
+    use_memory: bool = True
+    max_memory_mb: int = 512
+    cloud_period_s: float = 1.0
+    image_reliability: str = "reliable"
+    image_depth: int = 16
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter: what it means, what it may be, and whether it may change while running."""
+
+    description: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    live: bool = False
+    frame: bool = False
+
+
+RELIABILITIES = ("reliable", "best_effort")
+TABLE: dict[str, Row] = {
+    "model": Row("Checkpoint: a shipped name (mini), a folder or a hub id."),
+    "device": Row("Where the model runs.", choices=("auto", "cpu", "cuda")),
+    "seed": Row("What the world starts from: a shipped name, a seed folder or a picture file; "
+                "empty waits for seed/image."),
+    "seed_hfov_deg": Row("Horizontal field of view of a seed picture without intrinsics, degrees.",
+                         low=1.0, high=170.0),
+    "seed_rectified": Row("seed/image is an image_rect: its intrinsics are P of the CameraInfo."),
+    "seed_reliability": Row("Reliability of the seed/* subscriptions.", choices=RELIABILITIES),
+    "world_frame": Row("TF frame of the world, z up.", frame=True),
+    "camera_frame": Row("TF frame whose planned poses are rendered, optical axes.", frame=True),
+    "rendered_camera_frame": Row("Frame id of the published pictures; its pose is published on TF.",
+                                 frame=True),
+    "frame_rate_hz": Row("Frames per second of planned time.", low=0.1, high=240.0),
+    "image_width": Row("Width of the published pictures, pixels; 0 is the model's.",
+                       low=0, high=8192),
+    "image_height": Row("Height of the published pictures, pixels; 0 is the model's.",
+                        low=0, high=8192),
+    "hfov_deg": Row("Horizontal field of view of the published pictures, degrees; 0 is the seed's.",
+                    low=0.0, high=170.0),
+    "on_missing_plan": Row("When the plan ends: wait for more, hold the last pose, or extrapolate "
+                           "its motion.", choices=("wait", "hold", "extrapolate"), live=True),
+    "plan_idle_s": Row("After this long without newer poses a chunk that is not full is rendered.",
+                       low=0.05, high=60.0, live=True),
+    "plan_gap_s": Row("Poses further apart than this are two plans; nothing is rendered between.",
+                      low=0.01, high=3600.0),
+    "plan_history_s": Row("How much planned time is kept until it is rendered.",
+                          low=10.0, high=36000.0),
+    "max_extrapolation_s": Row("How far extrapolate goes beyond the plan.",
+                               low=0.0, high=60.0, live=True),
+    "world_seed": Row("Seed of the noise: the same seed and plan give the same world.",
+                      low=0, high=2**31 - 1),
+    "use_memory": Row("False switches the spatial memory off, for comparison."),
+    "max_memory_mb": Row("Upper bound of the spatial memory, MiB.", low=1, high=1048576),
+    "cloud_period_s": Row("Least wall time between two clouds; the last state is always sent.",
+                          low=0.0, high=3600.0, live=True),
+    "image_reliability": Row("Reliability of the published pictures; reliable serves every "
+                             "subscriber.", choices=RELIABILITIES),
+    "image_depth": Row("Frames kept for slow subscribers; a chunk comes in one burst, so keep at "
+                       "least two chunks.", low=1, high=1000),
+}
+
+
+def descriptor(name: str) -> ParameterDescriptor:
+    """The ROS descriptor of a row of the table."""
+    row = TABLE[name]
+    result = ParameterDescriptor(description=row.description, read_only=not row.live)
+    if row.choices:
+        result.additional_constraints = "one of: " + ", ".join(row.choices)
+    if row.frame:
+        result.additional_constraints = "a TF frame name, not empty, without a leading slash"
+    if isinstance(row.low, float):
+        result.floating_point_range = [FloatingPointRange(from_value=row.low, to_value=row.high)]
+    elif row.low is not None:
+        result.integer_range = [IntegerRange(from_value=row.low, to_value=row.high)]
+    return result
+
+
+def check(config: NodeConfig) -> None:
+    """What ranges cannot say. Raises MirageError with the parameter's name."""
+    for name, row in TABLE.items():
+        value = getattr(config, name)
+        if row.choices and value not in row.choices:
+            raise MirageError(f"{name} is '{value}'; set one of {', '.join(row.choices)}.")
+        if row.frame and (not value or value.startswith("/")):
+            raise MirageError(f"{name} is '{value}'; set a frame name without a leading slash.")
+    if config.rendered_camera_frame in (config.camera_frame, config.world_frame):
+        raise MirageError(
+            f"rendered_camera_frame is '{config.rendered_camera_frame}', which others publish; "
+            "set a frame of its own."
+        )
+    if config.camera_frame == config.world_frame:
+        raise MirageError(
+            f"camera_frame and world_frame are both '{config.world_frame}'; set two frames."
+        )
+    if bool(config.image_width) != bool(config.image_height):
+        raise MirageError(
+            f"image_width is {config.image_width} and image_height {config.image_height}; set both "
+            "or leave both at 0."
+        )
+
+
+def declare(node: Node) -> NodeConfig:
+    """Declares the table on the node and reads it. Raises MirageError for a wrong value."""
+    values: dict[str, Any] = {}
+    for field in fields(NodeConfig):
+        try:
+            values[field.name] = node.declare_parameter(
+                field.name, field.default, descriptor(field.name)
+            ).value
+        except ParameterException as error:
+            given = overrides(node).get(field.name)
+            got = f" is {given.value!r}" if given is not None else ""
+            raise MirageError(f"{field.name}{got}; {_allowed(field.name)}.") from error
+    config = NodeConfig(**values)
+    check(config)
+    return config
+
+
+def overrides(node: Node) -> dict[str, Parameter]:
+    """What a parameter file or the command line gives this node."""
+    return getattr(node, "_parameter_overrides", {})
+
+
+def unknown_overrides(node: Node) -> list[str]:
+    """Names that were given but that the node does not have: most likely misspelt."""
+    return sorted(name for name in overrides(node) if not node.has_parameter(name))
+
+
+def _allowed(name: str) -> str:
+    row = TABLE[name]
+    kind = {field.name: type(field.default).__name__ for field in fields(NodeConfig)}[name]
+    if row.low is None:
+        return f"set a {kind}"
+    return f"set a {kind} from {row.low:g} to {row.high:g}"
+
+
+def changed(config: NodeConfig, parameters: list[Parameter]) -> tuple[NodeConfig, str]:
+    """The config after a request to set parameters, and the reason if it is refused."""
+    known = {field.name for field in fields(NodeConfig)}
+    wanted = {item.name: item.value for item in parameters if item.name in known}
+    after = replace(config, **wanted)
+    try:
+        check(after)
+    except MirageError as error:
+        return config, str(error)
+    return after, ""
+
+
+def result(reason: str) -> SetParametersResult:
+    """The answer to a request: refused where there is a reason."""
+    return SetParametersResult(successful=not reason, reason=reason)

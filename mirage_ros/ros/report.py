@@ -1,0 +1,104 @@
+"""The node's /diagnostics: model, world, plan, inference and memory once a second."""
+
+from __future__ import annotations
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.node import Node
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.diagnostics import Figures, Health, status
+from mirage_ros.ros.rollout import IN_FLIGHT, Rollout
+from mirage_ros.ros.worker import ModelReady
+
+PERIOD_S = 1.0
+FULL_SHARE = 0.95
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+
+
+class Reporter:
+    """Publishes what Health and Figures hold; the node's config gives the limits."""
+
+    def __init__(self, node: Node, rollout: Rollout, health: Health, figures: Figures) -> None:
+        self._node, self._rollout = node, rollout
+        self._health, self._figures = health, figures
+        self.model_failed = False
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        node.create_timer(PERIOD_S, self.publish)
+
+    def model_ready(self, model: ModelReady) -> None:
+        height, width = model.size
+        self._node.get_logger().info(
+            f"Model '{model.name}' is ready: {width} x {height}, chunks of {model.chunk_frames}."
+        )
+
+    def model_lost(self, reason: str) -> None:
+        """Without a model the node stays, and says why it does nothing."""
+        self.model_failed = True
+        self._health.error("model", reason)
+
+    def publish(self) -> None:
+        message = DiagnosticArray()
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        name = self._node.get_fully_qualified_name().lstrip("/")
+        message.status = [
+            status(f"{name}: {part}", *content())
+            for part, content in (
+                ("model", self._model), ("world", self._world), ("plan", self._plan),
+                ("inference", self._inference), ("memory", self._memory),
+            )
+        ]
+        self._publisher.publish(message)
+
+    def _model(self):
+        if self.model_failed:
+            return self._health.state("model")[:2]
+        model = self._rollout.model
+        if model is None:
+            return WARN, "loading"
+        size = f"{model.size[1]} x {model.size[0]}"
+        return OK, "ready", {"name": model.name, "size": size, "chunk_frames": model.chunk_frames}
+
+    def _world(self):
+        values = {"errors": self._health.errors, "last_error": self._health.last_error}
+        level, text = self._worst("world", "seed")
+        if level == OK and not self._rollout.has_world:
+            return WARN, "no world yet: give a seed", values
+        return level, text or "ready", values
+
+    def _plan(self):
+        plan = self._rollout.plan
+        try:
+            end_ns = plan.end_ns()
+        except MirageError:
+            end_ns = None
+        values = {
+            "source": plan.source,
+            "rendered_until_ns": plan.cursor_ns,
+            "planned_until_ns": end_ns,
+            "frames_pending": plan.pending(),
+            "starved": bool(self._rollout.waiting),
+        }
+        level, text = self._worst("path", "tf", "plan")
+        return level, text or "planned", values
+
+    def _inference(self):
+        figures = self._figures
+        stages = {f"{name}_s": float(seconds) for name, seconds in figures.stage_s.items()}
+        values = {
+            "frames": figures.frames, "chunks": figures.chunks,
+            "frames_per_s": figures.frames_per_s, "queue": self._rollout.in_flight,
+            "queue_size": IN_FLIGHT, **stages,
+        }
+        return OK, f"{figures.frames_per_s:.3g} frames/s", values
+
+    def _memory(self):
+        limit = self._node.config.max_memory_mb * 2**20
+        used = self._figures.memory_bytes
+        full = used >= FULL_SHARE * limit
+        text = "full: the oldest of the least useful tokens go" if full else f"{used / 2**20:.3g} MiB"
+        values = {"tokens": self._figures.tokens, "bytes": used, "limit_bytes": limit}
+        return (WARN if full else OK), text, values
+
+    def _worst(self, *topics: str) -> tuple[bytes, str]:
+        states = [self._health.state(topic)[:2] for topic in topics]
+        return max(states, key=lambda state: state[0])
