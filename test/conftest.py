@@ -1,0 +1,41 @@
+"""What every test has: shapes checked at run time, few threads, a ROS domain of its own if asked."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+PACKAGE = Path(__file__).parents[1] / "mirage_ros"
+# Domains above 101 reach into the ports that Linux hands out by itself.
+LAST_DOMAIN = 101
+
+
+def modules_with_shapes() -> list[str]:
+    """Modules whose signatures give shapes. Numba cannot compile a function with a checker in it."""
+    sources = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+    return [
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        for path, source in sorted(sources.items())
+        if "from jaxtyping import" in source and "import numba" not in source
+        and "from numba import" not in source
+    ]
+
+
+# Has to come before anything imports the package.
+install_import_hook(modules_with_shapes(), "beartype.beartype")
+torch.set_num_threads(2)
+_count = itertools.count(os.getpid())
+
+
+@pytest.fixture
+def ros_domain(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A ROS domain that no other test of this run uses; child processes inherit it."""
+    domain = next(_count) % LAST_DOMAIN + 1
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    return domain
