@@ -149,7 +149,8 @@ def _node_arguments(config: DemoConfig) -> list[str]:
     arguments += ["--world-seed", str(config.world_seed)]
     if config.hfov_deg is not None:
         arguments += ["--hfov", str(config.hfov_deg)]
-    return arguments + ([] if config.use_memory else ["--no-memory"])
+    arguments += [] if config.use_memory else ["--no-memory"]
+    return [*arguments, "--ros-args", "-p", f"frame_rate_hz:={float(config.rate_hz)}"]
 
 
 def _recorder_command(config: DemoConfig) -> list[str]:
@@ -174,7 +175,8 @@ def _roll_out_without_memory(
 ) -> list[np.ndarray]:
     """The pictures of the same plan, noise and model in a world that forgets."""
     world = World(model, WorldConfig(seed=config.world_seed, use_memory=False))
-    world.reset(seed.rgb, seed.camera, seed.depth_m, stamps_ns[0] - 1)
+    period_ns = round(1e9 / config.rate_hz)
+    world.reset(seed.rgb, seed.camera, seed.depth_m, stamps_ns[0] - period_ns)
     chunks = world.rollout(cameras, np.array(stamps_ns))
     total = -(-len(stamps_ns) // model.chunk_frames)
     bar = tqdm(chunks, total=total, unit="chunk", desc="comparing without memory")

@@ -1,0 +1,199 @@
+"""Does memory put a real picture's pixels where real cameras later see them?
+
+One frame of a posed RGB-D recording is written to memory as latents and read at the real
+cameras of other frames. The decoded readout is compared with the real picture where both
+see the same surface, beside two bounds: the pixels themselves warped by the same depth (what
+a lossless memory could reach) and the first picture left unmoved (what no geometry gives).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.memory import LatentMemory, MemoryConfig
+from mirage_ros.core.pictures import cell_colours, fit_seed, upsample
+from mirage_ros.core.types import WorldModel
+from mirage_ros.evaluation.metrics import zncc
+from mirage_ros.evaluation.posed_rgbd import PosedFrame, PosedRgbd
+from mirage_ros.recording.panels import colour_observed, compose_row
+from mirage_ros.recording.sheet import save_picture
+
+SAME_SURFACE_SHARE = 0.08
+SMALLEST_SHARE = 0.02
+SEARCH_PX = 3
+
+
+@dataclass(frozen=True)
+class ReadBack:
+    """One later frame against what memory shows at its camera.
+
+    Attributes:
+        frame: its number.
+        share: part of the picture where memory and the frame's own depth see one surface.
+        zncc_memory, zncc_generated, zncc_warp, zncc_unmoved: median windowed correlation with
+            the real picture there: decoded readout (whose cells are up to half a cell off),
+            what the model makes of it, warped pixels, the remembered picture unmoved.
+        offset_px: (right, down) shift of the generated picture that correlates best, model pixels.
+        real, memory, generated: the pictures.
+        shared: where they are compared.
+    """
+
+    frame: int
+    share: float
+    zncc_memory: float
+    zncc_generated: float
+    zncc_warp: float
+    zncc_unmoved: float
+    offset_px: tuple[int, int]
+    real: UInt8[np.ndarray, "h w 3"]
+    memory: UInt8[np.ndarray, "h w 3"]
+    generated: UInt8[np.ndarray, "h w 3"]
+    shared: Bool[np.ndarray, "h w"]
+
+
+def read_back(
+    folder: str | Path, seed_frame: int, model: WorldModel, frames: Sequence[int] | None = None
+) -> list[ReadBack]:
+    """Remember `seed_frame` and look at it from `frames` (default: all others).
+
+    Frames that share less than 2 % of the picture with memory are left out.
+
+    Raises:
+        MirageError: a bad folder or frame number, or a seed frame whose depth is unusable.
+    """
+    walk = PosedRgbd(folder)
+    seed = _fit(walk[seed_frame], model)
+    memory = _remember(seed, model)
+    numbers = [n for n in range(len(walk)) if n != seed_frame] if frames is None else frames
+    results = [_compare(number, _fit(walk[number], model), seed, memory, model) for number in numbers]
+    return [result for result in results if result.share >= SMALLEST_SHARE]
+
+
+def describe(results: Sequence[ReadBack]) -> str:
+    """A table of lines."""
+    lines = ["frame  shared  readout  generated  pixel warp  unmoved  best offset"]
+    lines += [
+        f"{result.frame:5d}  {result.share:5.0%}  {result.zncc_memory:7.3f}  "
+        f"{result.zncc_generated:9.3f}  {result.zncc_warp:10.3f}  {result.zncc_unmoved:7.3f}  "
+        f"{result.offset_px[0]:+d}, {result.offset_px[1]:+d} px"
+        for result in results
+    ]
+    return "\n".join(lines)
+
+
+def draw(results: Sequence[ReadBack], path: Path) -> None:
+    """Real picture, readout and compared area, one row per frame, into a PNG."""
+    if not results:
+        raise MirageError("No frame sees what was remembered, so there is nothing to draw.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        compose_row(
+            [result.real, result.memory, result.generated, colour_observed(result.real, result.shared)],
+            [
+                f"frame {result.frame}, real",
+                f"readout: ZNCC {result.zncc_memory:.2f}",
+                f"generated: ZNCC {result.zncc_generated:.2f}",
+                "shared (teal)",
+            ],
+            2.0,
+        )
+        for result in results
+    ]
+    save_picture(path, np.concatenate(rows))
+
+
+def warp_pixels(
+    seed: PosedFrame, camera: Camera
+) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
+    """The seed's pixels at another camera by its own depth, nearest first; and where they fell."""
+    valid = np.isfinite(seed.depth_m)
+    points = seed.camera.lift(seed.depth_m)[valid]
+    pixels, depth = camera.project(points)
+    height, width = camera.size
+    ahead = (depth > 0) & np.isfinite(pixels).all(-1) & (np.abs(pixels) < 1e6).all(-1)
+    column, row = np.round(pixels[ahead]).astype(np.int64).T
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    # Far to near, so that the nearest pixel is written last.
+    order = np.argsort(-depth[ahead][inside], kind="stable")
+    warped, covered = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool)
+    place = row[inside][order], column[inside][order]
+    warped[place] = seed.rgb[valid][ahead][inside][order]
+    covered[place] = True
+    return warped, covered
+
+
+def _fit(frame: PosedFrame, model: WorldModel) -> PosedFrame:
+    rgb, camera, depth_m = fit_seed(frame.rgb, frame.camera, frame.depth_m, model.size)
+    return PosedFrame(rgb, depth_m, camera)
+
+
+def _latent(camera: Camera, model: WorldModel) -> Camera:
+    height, width = model.size
+    return Camera.stack([camera.resized((height // model.stride, width // model.stride))])
+
+
+def _remember(seed: PosedFrame, model: WorldModel) -> LatentMemory:
+    memory = LatentMemory(MemoryConfig(model.channels))
+    depth_m = cell_depth(seed.depth_m[None], model.stride)
+    memory.write(
+        model.encode(seed.rgb[None]),
+        _latent(seed.camera, model),
+        depth_m,
+        np.isfinite(depth_m),
+        np.zeros(1, np.int64),
+        cell_colours(seed.rgb[None], model.stride),
+        np.zeros(1, np.int64),
+    )
+    if memory.tokens == 0:
+        raise MirageError("The frame's depth has no cell that is half valid; take another frame.")
+    return memory
+
+
+def _compare(
+    number: int, real: PosedFrame, seed: PosedFrame, memory: LatentMemory, model: WorldModel
+) -> ReadBack:
+    cells = _latent(real.camera, model)
+    readout = memory.read(cells, np.ones(1, np.int64))
+    own_depth_m = cell_depth(real.depth_m[None], model.stride)
+    with np.errstate(invalid="ignore"):
+        same = np.abs(readout.depth_m - own_depth_m) < SAME_SURFACE_SHARE * own_depth_m
+    shared = upsample(readout.visible & same, model.stride)[0]
+    shown = model.decode(readout.latents)[0]
+    context = model.encode(seed.rgb[None])
+    generated = model.decode(model.generate(readout, cells, context, context, seed=0))[0]
+    warped, covered = warp_pixels(seed, real.camera)
+    return ReadBack(
+        number,
+        float(shared.mean()),
+        zncc(shown, real.rgb, shared),
+        zncc(generated, real.rgb, shared),
+        zncc(warped, real.rgb, shared & covered),
+        zncc(seed.rgb, real.rgb, shared),
+        _best_offset(generated, real.rgb, shared),
+        real.rgb,
+        shown,
+        generated,
+        shared,
+    )
+
+
+def _best_offset(shown: np.ndarray, real: np.ndarray, shared: np.ndarray) -> tuple[int, int]:
+    """The shift within 3 px that correlates best; (0, 0) when nothing can be compared."""
+    reach = range(-SEARCH_PX, SEARCH_PX + 1)
+    scores = {
+        (right, down): zncc(
+            np.roll(shown, (down, right), (0, 1)), real, shared & np.roll(shared, (down, right), (0, 1))
+        )
+        for down in reach
+        for right in reach
+    }
+    known = {shift: score for shift, score in scores.items() if np.isfinite(score)}
+    return max(known, key=known.get) if known else (0, 0)

@@ -1,0 +1,15 @@
+"""Runs the real node with a model that needs no weights: python fake_node.py NODE_ARGUMENTS."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fakes import PixelModel  # noqa: E402
+
+from mirage_ros.cli import build_parser, node_ros_arguments  # noqa: E402
+from mirage_ros.ros.node import main  # noqa: E402
+
+if __name__ == "__main__":
+    arguments = build_parser().parse_args(["node", *sys.argv[1:]])
+    sys.exit(main(node_ros_arguments(arguments), make_model=lambda config: PixelModel()))
