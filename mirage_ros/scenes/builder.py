@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -68,6 +69,28 @@ _BOX_FACES = np.array(
 )
 
 
+# All 24 corners, face by face in the order of `_grid(1, 1)`, and what belongs to them.
+_BOX_CORNERS = np.stack(
+    [
+        _BOX_FACES[:, 0] + v * _BOX_FACES[:, 2] + u * _BOX_FACES[:, 1]
+        for v, u in ((-1, -1), (-1, 1), (1, -1), (1, 1))
+    ],
+    1,
+)
+_BOX_NORMALS = np.repeat(_BOX_FACES[:, None, 0], 4, 1)
+_BOX_RIGHT, _BOX_DOWN = np.abs(_BOX_FACES[:, 1]), np.abs(_BOX_FACES[:, 2])
+
+
+@lru_cache(maxsize=512)
+def _grid(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """(u, v) in [0, 1] of a grid's vertices and the triangles between them."""
+    v, u = np.mgrid[: rows + 1, : columns + 1].reshape(2, -1) / np.array([[rows], [columns]])
+    first = (np.arange(rows)[:, None] * (columns + 1) + np.arange(columns)).ravel()
+    below = first + columns + 1
+    upper = np.stack([first, below + 1, first + 1], -1)
+    return np.stack([u, v], -1), np.concatenate([np.stack([first, below, below + 1], -1), upper])
+
+
 class Builder:
     """Surfaces by material and solids (for collision), in a movable local frame."""
 
@@ -94,40 +117,59 @@ class Builder:
         return self._origin + _yaw(self._angle) @ np.asarray(point, float)
 
     def _emit(self, material: Material, vertices, normals, texcoords, faces) -> None:
-        rotation = _yaw(self._angle)
         self.materials.setdefault(material.name, material)
         mesh = self.meshes.setdefault(material.name, _Mesh())
-        mesh.add(vertices @ rotation.T + self._origin, normals @ rotation.T, texcoords, faces)
+        if self._angle:
+            rotation = _yaw(self._angle)
+            vertices, normals = vertices @ rotation.T, normals @ rotation.T
+        mesh.add(vertices + self._origin, normals, texcoords, faces)
 
     def quad(self, material: Material, corner, right, down, shift=(0.0, 0.0)) -> None:
         """A rectangle seen from its front: top-left corner, edge to the right, edge down."""
         corner, right, down = (np.asarray(a, float) for a in (corner, right, down))
-        wide, high = np.linalg.norm(right), np.linalg.norm(down)
-        columns, rows = (int(np.clip(np.ceil(s / self.cell_m), 1, 40)) for s in (wide, high))
-        v, u = np.mgrid[: rows + 1, : columns + 1].reshape(2, -1) / np.array([[rows], [columns]])
-        vertices = corner + u[:, None] * right + v[:, None] * down
-        normal = np.cross(down, right) / (wide * high)
+        wide, high = float(np.sqrt(right @ right)), float(np.sqrt(down @ down))
+        columns, rows = (int(np.clip(-(-s // self.cell_m), 1, 40)) for s in (wide, high))
+        grid, faces = _grid(rows, columns)
+        vertices = corner + grid[:, :1] * right + grid[:, 1:] * down
+        (rx, ry, rz), (dx, dy, dz) = right, down
+        normal = np.array([dy * rz - dz * ry, dz * rx - dx * rz, dx * ry - dy * rx])
+        normals = np.broadcast_to(normal / (wide * high), vertices.shape)
         scale = (1, 1) if material.tile_m == 0 else (wide / material.tile_m, high / material.tile_m)
-        texcoords = np.stack([u * scale[0] + shift[0], v * scale[1] + shift[1]], -1)
-        first = (np.arange(rows)[:, None] * (columns + 1) + np.arange(columns)).ravel()
-        below = first + columns + 1
-        faces = np.concatenate(
-            [np.stack([first, below, below + 1], -1), np.stack([first, below + 1, first + 1], -1)]
-        )
-        self._emit(material, vertices, np.tile(normal, (len(vertices), 1)), texcoords, faces)
+        self._emit(material, vertices, normals, grid * scale + shift, faces)
 
     def box(self, material, centre, size, *, solid=True, skip="", caps=None) -> None:
         """A box from its centre and full size. `skip` drops faces ('b' bottom, 't' top)."""
         centre, half = np.asarray(centre, float), np.asarray(size, float) / 2
-        for index, (normal, right, down) in enumerate(_BOX_FACES):
-            if (index == 5 and "b" in skip) or (index == 4 and "t" in skip):
-                continue
-            corner = centre + half * (normal - right - down)
-            paint = caps if caps is not None and index >= 4 else material
-            shift = (float(centre @ np.abs(right)), float(centre @ np.abs(down)))
-            self.quad(paint, corner, 2 * half * right, 2 * half * down, shift)
+        if caps is None and half.max() * 2 <= self.cell_m:
+            self._small_box(material, centre, half, skip)
+        else:
+            for index, (normal, right, down) in enumerate(_BOX_FACES):
+                if (index == 5 and "b" in skip) or (index == 4 and "t" in skip):
+                    continue
+                corner = centre + half * (normal - right - down)
+                paint = caps if caps is not None and index >= 4 else material
+                shift = (float(centre @ np.abs(right)), float(centre @ np.abs(down)))
+                shift = (0.0, 0.0) if paint.tile_m == 0 else shift
+                self.quad(paint, corner, 2 * half * right, 2 * half * down, shift)
         if solid:
             self.solid(centre, size)
+
+    def _small_box(self, material, centre, half, skip) -> None:
+        """The same without cutting faces, all at once."""
+        keep = [
+            i for i in range(6) if not (i == 5 and "b" in skip) and not (i == 4 and "t" in skip)
+        ]
+        grid, faces = _grid(1, 1)
+        texcoords = np.broadcast_to(grid, (len(keep), 4, 2))
+        if material.tile_m:
+            reach = np.stack([_BOX_RIGHT[keep] @ half, _BOX_DOWN[keep] @ half], -1)[:, None]
+            shift = np.stack([_BOX_RIGHT[keep] @ centre, _BOX_DOWN[keep] @ centre], -1)[:, None]
+            texcoords = texcoords * 2 * reach / material.tile_m + shift
+        vertices = (centre + half * _BOX_CORNERS[keep]).reshape(-1, 3)
+        every = (4 * np.arange(len(keep))[:, None, None] + faces).reshape(-1, 3)
+        self._emit(
+            material, vertices, _BOX_NORMALS[keep].reshape(-1, 3), texcoords.reshape(-1, 2), every
+        )
 
     def solid(self, centre, size) -> None:
         """Registers a box that cameras must keep away from, without drawing it."""
@@ -141,7 +183,9 @@ class Builder:
         sides = 14 if radius < 0.1 else 24
         rows = int(np.clip(np.ceil(height / self.cell_m), 1, 20))
         turn = np.linspace(0, 2 * np.pi, sides + 1)
-        v, angle = (a.ravel() for a in np.meshgrid(np.linspace(0, 1, rows + 1), turn, indexing="ij"))
+        v, angle = (
+            a.ravel() for a in np.meshgrid(np.linspace(0, 1, rows + 1), turn, indexing="ij")
+        )
         ring = np.stack([np.cos(angle), np.sin(angle), np.zeros_like(angle)], -1)
         reach = (top_radius + (radius - top_radius) * v)[:, None]
         vertices = base + ring * reach + np.outer(1 - v, [0, 0, height])
@@ -151,12 +195,7 @@ class Builder:
         repeat = 1 if material.tile_m == 0 else max(1, round(around / material.tile_m))
         high = 1 if material.tile_m == 0 else height / material.tile_m
         texcoords = np.stack([angle / (2 * np.pi) * repeat, v * high], -1)
-        first = (np.arange(rows)[:, None] * (sides + 1) + np.arange(sides)).ravel()
-        below = first + sides + 1
-        faces = np.concatenate(
-            [np.stack([first, below, below + 1], -1), np.stack([first, below + 1, first + 1], -1)]
-        )
-        self._emit(material, vertices, normals, texcoords, faces)
+        self._emit(material, vertices, normals, texcoords, _grid(rows, sides)[1])
         self._cap(material, base + [0, 0, height], top_radius, sides, 1)
         self._cap(material, base, radius, sides, -1)
         if solid:
@@ -188,11 +227,9 @@ class Builder:
         normals /= np.linalg.norm(normals, axis=1, keepdims=True)
         vertices = np.asarray(centre) + radius * unit * [1, 1, squash]
         texcoords = np.stack([u / slices * 2, v / stacks], -1)
-        first = (np.arange(stacks)[:, None] * (slices + 1) + np.arange(slices)).ravel()
-        below = first + slices + 1
-        lower = np.stack([first, below, below + 1], -1)[: -slices or None]
-        upper = np.stack([first, below + 1, first + 1], -1)[slices:]
-        self._emit(material, vertices, normals, texcoords, np.concatenate([lower, upper]))
+        lower, upper = np.split(_grid(stacks, slices)[1], 2)
+        faces = np.concatenate([lower[:-slices], upper[slices:]])  # none of no area at the poles
+        self._emit(material, vertices, normals, texcoords, faces)
         if solid:
             size = 2 * radius * np.array([1, 1, squash])
             self.solid(centre, size)

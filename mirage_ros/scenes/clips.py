@@ -82,8 +82,7 @@ def _camera_yaml(camera) -> str:
     height, width = camera.size
     (fx, _, cx), (_, fy, cy), _ = camera.intrinsics.tolist()
     rows = "".join(
-        f"  - [{', '.join(f'{value:.9g}' for value in row)}]\n"
-        for row in camera.world_from_camera
+        f"  - [{', '.join(f'{value:.9g}' for value in row)}]\n" for row in camera.world_from_camera
     )
     return (
         "# The camera of color.png: pixel centres at integers, world z up, metres.\n"

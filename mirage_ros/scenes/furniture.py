@@ -70,7 +70,9 @@ def shelf(b: Builder, w: Wardrobe, rng, size):
     thick = 0.03
     b.box(wood, (0, -deep / 2 + 0.01, high / 2), (wide, 0.02, high), solid=False)
     for x in (-1, 1):
-        b.box(wood, (x * (wide - thick) / 2, 0.01, high / 2), (thick, deep - 0.02, high), solid=False)
+        b.box(
+            wood, (x * (wide - thick) / 2, 0.01, high / 2), (thick, deep - 0.02, high), solid=False
+        )
     b.solid((0, 0, high / 2), size)
     boards = max(2, round(high / rng.uniform(0.32, 0.5)))
     levels = np.linspace(0.05, high - thick / 2, boards + 1)
@@ -209,7 +211,9 @@ def bench(b: Builder, w: Wardrobe, rng, size):
     wide, deep, high = size
     b.box(w.furniture(), (0, 0, high - 0.03), (wide, deep, 0.06))
     for x in (-0.38, 0.38):
-        b.box(w.dark(), (x * wide, 0, (high - 0.06) / 2), (0.08, deep * 0.8, high - 0.06), skip="tb")
+        b.box(
+            w.dark(), (x * wide, 0, (high - 0.06) / 2), (0.08, deep * 0.8, high - 0.06), skip="tb"
+        )
 
 
 def tree(b: Builder, w: Wardrobe, rng, size):
@@ -219,7 +223,9 @@ def tree(b: Builder, w: Wardrobe, rng, size):
     if rng.random() < 0.4:
         for i in range(3):
             base = trunk * 0.6 + i * 0.2 * high
-            b.cylinder(w.leaves(), (0, 0, base), wide * (0.5 - 0.11 * i), 0.3 * high, top_radius=0.02)
+            b.cylinder(
+                w.leaves(), (0, 0, base), wide * (0.5 - 0.11 * i), 0.3 * high, top_radius=0.02
+            )
     else:
         for _ in range(6):
             place = rng.uniform(-0.22, 0.22, 2) * wide

@@ -1,244 +1,15 @@
-"""Floor plans: shells, openings, furniture placement and lights for each kind of world."""
+"""Floor plans: what each kind of world is made of."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from mirage_ros.scenes import furniture as f
 from mirage_ros.scenes.builder import Builder
-from mirage_ros.scenes.gl import mujoco
-from mirage_ros.scenes.noise import colour
+from mirage_ros.scenes.lighting import indoor_lights, sun
+from mirage_ros.scenes.placing import Layout, door_panel, furnish_walls, scatter
+from mirage_ros.scenes.shells import SIDES, WALL_M, ceiling_lamps, panel, shell, wall
 from mirage_ros.scenes.wardrobe import Wardrobe
-
-WALL_M = 0.16
-AISLE_M = 0.95  # kept between free-standing things, so that cameras get through
-
-
-@dataclass
-class Layout:
-    """What a floor plan tells the scene; lights are keyword arguments of MjSpec's add_light."""
-
-    low: tuple[float, float, float]
-    high: tuple[float, float, float]
-    lights: list[dict] = field(default_factory=list)
-    ambient: np.ndarray = field(default_factory=lambda: np.full(3, 0.4))
-    points_of_interest: list = field(default_factory=list)
-    has_sky: bool = False
-    taken: list[tuple[float, float, float]] = field(default_factory=list)
-
-
-def _spot(rng, place, aim, strength, *, shadow, cutoff=80.0):
-    tint = 1 + 0.12 * (colour(rng, 0.3) / 255 - 0.5)
-    aim = np.asarray(aim, float) - place
-    return dict(
-        pos=np.asarray(place, float),
-        dir=aim / np.linalg.norm(aim),
-        type=mujoco.mjtLightType.mjLIGHT_SPOT,
-        diffuse=strength * tint,
-        ambient=(0, 0, 0),
-        specular=np.full(3, 0.2),
-        cutoff=cutoff,
-        exponent=1.0,
-        attenuation=(1, 0, 0.012),
-        castshadow=shadow,
-    )
-
-
-def _sun(rng, direction, strength, *, shadow=False, centre=(0, 0, 0)):
-    direction = np.asarray(direction, float) / np.linalg.norm(direction)
-    return dict(
-        pos=np.asarray(centre, float) - 12 * direction,
-        dir=direction,
-        type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
-        diffuse=strength * np.array([1.0, rng.uniform(0.92, 1.0), rng.uniform(0.82, 1.0)]),
-        ambient=(0, 0, 0),
-        specular=np.full(3, 0.1),
-        castshadow=shadow,
-    )
-
-
-def _indoor_lights(layout: Layout, rng, rooms) -> None:
-    """One ceiling lamp with shadows in each of `rooms` (x, y, wide, deep, high), and soft fills."""
-    layout.ambient = rng.uniform(0.32, 0.48) * (1 + 0.1 * (colour(rng, 0.5) / 255 - 0.5))
-    for index, (x, y, wide, deep, high) in enumerate(rooms):
-        place = np.array([x, y, high - 0.12])
-        place[:2] += rng.uniform(-0.25, 0.25, 2) * (wide, deep)
-        aim = (x, y, 0)
-        shadow = index == 0 or rng.random() < 0.3
-        layout.lights.append(_spot(rng, place, aim, rng.uniform(0.45, 0.7), shadow=shadow))
-    # Fills without shadows give every wall its own shade; one comes from below, for ceilings.
-    for vertical in (-0.5, 0.8):
-        turn = rng.uniform(0, 2 * np.pi)
-        direction = (np.cos(turn), np.sin(turn), vertical)
-        layout.lights.append(_sun(rng, direction, rng.uniform(0.15, 0.3)))
-
-
-def _wall(b: Builder, paint, start, end, high, openings=(), low_paint=None):
-    """A wall from start to end (2D) of height `high`; openings are (from, to, bottom, top)."""
-    start, end = np.asarray(start, float), np.asarray(end, float)
-    length = float(np.linalg.norm(end - start))
-    turn = np.arctan2(*(end - start)[::-1])
-    with b.at(*start, turn):
-        x = 0.0
-        for left, right, bottom, top in (*sorted(openings), (length, length, 0, high)):
-            if left - x > 1e-3:
-                b.box(paint, ((x + left) / 2, 0, high / 2), (left - x, WALL_M, high))
-            if right > left:
-                middle, wide = (left + right) / 2, right - left
-                if high - top > 1e-3:
-                    b.box(paint, (middle, 0, (top + high) / 2), (wide, WALL_M, high - top))
-                if bottom > 1e-3:
-                    b.box(paint, (middle, 0, bottom / 2), (wide, WALL_M, bottom))
-            x = right
-
-
-def _shell(b: Builder, w: Wardrobe, x, y, wide, deep, high, paints=None, gaps=None):
-    """Floor, ceiling and four walls around the middle (x, y); gaps: side -> openings."""
-    paints = paints or [w.wall() for _ in range(2)]
-    gaps = gaps or {}
-    t = WALL_M / 2
-    b.box(w.floor(), (x, y, -0.1), (wide + 2 * t, deep + 2 * t, 0.2), skip="b")
-    b.box(w.ceiling(), (x, y, high + 0.1), (wide + 2 * t, deep + 2 * t, 0.2), skip="t")
-    x0, x1, y0, y1 = x - wide / 2 - t, x + wide / 2 + t, y - deep / 2 - t, y + deep / 2 + t
-    corners = {
-        "south": ((x0, y0), (x1, y0)),
-        "north": ((x0, y1), (x1, y1)),
-        "west": ((x0, y0), (x0, y1)),
-        "east": ((x1, y0), (x1, y1)),
-    }
-    for index, (side, (start, end)) in enumerate(corners.items()):
-        if gaps.get(side) != "none":
-            _wall(b, paints[index % len(paints)], start, end, high, gaps.get(side, ()))
-    if w.rng.random() < 0.6:
-        _skirting(b, w, x, y, wide, deep, gaps)
-
-
-def _skirting(b, w, x, y, wide, deep, gaps):
-    """A low board along the walls without openings."""
-    paint = w.furniture()
-    for side, place, size in (
-        ("south", (x, y - deep / 2 + 0.01, 0.05), (wide, 0.02, 0.1)),
-        ("north", (x, y + deep / 2 - 0.01, 0.05), (wide, 0.02, 0.1)),
-        ("west", (x - wide / 2 + 0.01, y, 0.05), (0.02, deep, 0.1)),
-        ("east", (x + wide / 2 - 0.01, y, 0.05), (0.02, deep, 0.1)),
-    ):
-        if side not in gaps:
-            b.box(paint, place, size, solid=False, skip="b")
-
-
-# For each side of a rectangle: outward direction and the yaw that turns a thing's back to it.
-_SIDES = {
-    "south": (np.array([0, -1.0]), 0.0),
-    "north": (np.array([0, 1.0]), np.pi),
-    "west": (np.array([-1.0, 0]), -np.pi / 2),
-    "east": (np.array([1.0, 0]), np.pi / 2),
-}
-
-
-def _furnish_walls(b, w, rng, layout, rect, things, share=0.7, gaps=()):
-    """Rows of furniture with their backs to the walls, pictures in between and above."""
-    x, y, wide, deep, high = rect
-    for side, (outward, yaw) in _SIDES.items():
-        along = np.array([np.cos(yaw), np.sin(yaw)])
-        length = wide if side in ("south", "north") else deep
-        reach = (deep if side in ("south", "north") else wide) / 2
-        place = -length / 2 + rng.uniform(0.1, 0.9)
-        while place < length / 2 - 0.5:
-            thing = things[rng.integers(len(things))]
-            size = rng.uniform(*f.FOOTPRINTS[thing])
-            size[2] = min(size[2], high - 0.05)
-            blocked = any(s == side and a < place + size[0] and place < z for s, a, z in gaps)
-            if place + size[0] > length / 2 - 0.75 and place > -length / 2 + 1.0:
-                break
-            if blocked or rng.random() > share:
-                if not blocked:
-                    _hang(b, w, rng, layout, side, rect, place + size[0] / 2, 0.0, size[0])
-                place += rng.uniform(0.7, 1.4)
-                continue
-            middle = np.array([x, y]) + along * (place + size[0] / 2)
-            middle = middle + outward * (reach - size[1] / 2 - 0.005)
-            if _stand(b, w, rng, layout, thing, middle, yaw, size):
-                _hang(b, w, rng, layout, side, rect, place + size[0] / 2, size[2], size[0])
-            place += size[0] + rng.uniform(0.1, 0.7)
-
-
-def _stand(b, w, rng, layout, thing, middle, yaw, size, spare=0.0) -> bool:
-    """Puts a thing on the floor where nothing stands yet."""
-    radius = float(np.hypot(size[0], size[1])) / 2 * 0.9 + spare
-    for px, py, other in layout.taken:
-        if np.hypot(px - middle[0], py - middle[1]) < (radius + other) * 0.82:
-            return False
-    layout.taken.append((*middle, radius - spare))
-    with b.at(*middle, yaw):
-        thing(b, w, rng, size)
-    layout.points_of_interest.append((*middle, min(size[2], 1.4) * 0.8))
-    return True
-
-
-def _hang(b, w, rng, layout, side, rect, place, above, room_m):
-    """A picture, window or notice on the wall above height `above`, centred at `place`."""
-    x, y, wide, deep, high = rect
-    wall = wide if side in ("south", "north") else deep
-    window = rng.random() < 0.3
-    tall = rng.uniform(0.7, 1.3) if window else rng.uniform(0.35, 0.9)
-    broad = min(tall * rng.uniform(0.7, 1.8), room_m * 1.3, 2 * (wall / 2 - abs(place)) - 0.2)
-    level = max(above + 0.12, rng.uniform(0.9, 1.2))
-    if level + tall > high - 0.1 or broad < 0.2 or rng.random() < 0.15:
-        return
-    outward, yaw = _SIDES[side]
-    along = np.array([np.cos(yaw), np.sin(yaw)])
-    reach = (deep if side in ("south", "north") else wide) / 2
-    spot = np.array([x, y]) + along * place + outward * reach
-    with b.at(*spot, yaw):
-        _panel(b, w.window() if window else w.picture(), w.furniture(), broad, tall, level)
-    layout.points_of_interest.append((*spot, level + tall / 2))
-
-
-def _panel(b, picture, frame, broad, tall, level, thick=0.03):
-    """A framed picture standing out of the wall at the local y = 0, facing +y."""
-    b.box(frame, (0, thick / 2, level + tall / 2), (broad, thick, tall), solid=False)
-    edge = 0.04
-    corner = (broad / 2 - edge, thick + 0.004, level + tall - edge)
-    b.quad(picture, corner, (-(broad - 2 * edge), 0, 0), (0, 0, -(tall - 2 * edge)))
-
-
-def _door_panel(b, w, layout, side, rect, place):
-    x, y, wide, deep, high = rect
-    outward, yaw = _SIDES[side]
-    along = np.array([np.cos(yaw), np.sin(yaw)])
-    reach = (deep if side in ("south", "north") else wide) / 2
-    spot = np.array([x, y]) + along * place + outward * reach
-    with b.at(*spot, yaw):
-        _panel(b, w.door(), w.furniture(), 0.98, 2.06, 0.0, 0.05)
-    layout.points_of_interest.append((*spot, 1.2))
-
-
-def _scatter(b, w, rng, layout, rect, things, count, margin=1.2):
-    """Free-standing things away from the walls with aisles between them."""
-    x, y, wide, deep, high = rect
-    for _ in range(count * 4):
-        if count <= 0:
-            return
-        thing = things[rng.integers(len(things))]
-        size = rng.uniform(*f.FOOTPRINTS[thing])
-        size[2] = high if thing is f.pillar else min(size[2], high - 0.05)
-        spare = np.array([wide, deep]) / 2 - margin - size[:2].max() / 2
-        if (spare < 0.1).any():
-            continue
-        middle = np.array([x, y]) + rng.uniform(-spare, spare)
-        turn = rng.choice([0, np.pi / 2, np.pi, -np.pi / 2]) + rng.normal(0, 0.25)
-        count -= _stand(b, w, rng, layout, thing, middle, turn, size, AISLE_M)
-
-
-def _ceiling_lamps(b, w, rng, rect, every=3.0):
-    x, y, wide, deep, high = rect
-    for px in np.arange(-wide / 2 + every / 2, wide / 2, every):
-        for py in np.arange(-deep / 2 + every / 2, deep / 2, every):
-            place = (x + px, y + py, high - 0.03)
-            b.box(w.glow(), place, (0.9, 0.3, 0.06), solid=False, skip="t")
-
 
 HOME = (f.shelf, f.cabinet, f.table, f.sofa, f.bed, f.plant, f.lamp, f.cabinet, f.shelf, f.chair)
 OFFICE = (f.shelf, f.cabinet, f.table, f.chair, f.crates, f.plant, f.bench)
@@ -252,60 +23,66 @@ def _bounds(rect):
 def room(b: Builder, w: Wardrobe, rng) -> Layout:
     rect = (0.0, 0.0, rng.uniform(4.2, 7.5), rng.uniform(4.0, 6.5), rng.uniform(2.4, 3.1))
     layout = Layout(*_bounds(rect))
-    _shell(b, w, *rect)
-    side = str(rng.choice(list(_SIDES)))
-    _door_panel(b, w, layout, side, rect, 0.0)
+    shell(b, w, *rect)
+    side = str(rng.choice(list(SIDES)))
+    door_panel(b, w, layout, side, rect, 0.0)
     style = HOME if rng.random() < 0.65 else OFFICE
-    _furnish_walls(b, w, rng, layout, rect, style, 0.75, [(side, -0.7, 0.7)])
+    furnish_walls(b, w, rng, layout, rect, style, 0.75, [(side, -0.7, 0.7)])
     if rng.random() < 0.6:
-        _scatter(b, w, rng, layout, rect, (f.table, f.chair, f.crates, f.plant), 1)
+        scatter(b, w, rng, layout, rect, (f.table, f.chair, f.crates, f.plant), 1)
     if rng.random() < 0.6:
-        _ceiling_lamps(b, w, rng, rect, 2.5)
-    _indoor_lights(layout, rng, [rect])
+        ceiling_lamps(b, w, rng, rect, 2.5)
+    layout.ambient, layout.lights = indoor_lights(rng, [rect])
     return layout
 
 
 def corridor(b: Builder, w: Wardrobe, rng) -> Layout:
     rect = (0.0, 0.0, rng.uniform(9, 16), rng.uniform(2.0, 3.0), rng.uniform(2.4, 3.0))
     layout = Layout(*_bounds(rect))
-    _shell(b, w, *rect)
+    shell(b, w, *rect)
     gaps = []
     for side in ("south", "north"):
         for place in np.arange(-rect[2] / 2 + 1.2, rect[2] / 2 - 1, rng.uniform(2.5, 4)):
             if rng.random() < 0.75:
-                _door_panel(b, w, layout, side, rect, place)
+                door_panel(b, w, layout, side, rect, place)
                 gaps.append((side, place - 0.6, place + 0.6))
     slim = (f.plant, f.bench, f.shelf, f.crates, f.lamp)
-    _furnish_walls(b, w, rng, layout, rect, slim, 0.22, gaps)
-    _ceiling_lamps(b, w, rng, rect, rng.uniform(2, 3.5))
+    furnish_walls(b, w, rng, layout, rect, slim, 0.22, gaps)
+    ceiling_lamps(b, w, rng, rect, rng.uniform(2, 3.5))
     third = rect[2] / 3
-    _indoor_lights(layout, rng, [(k * third, 0.0, third, *rect[3:]) for k in (0, -1, 1)])
+    layout.ambient, layout.lights = indoor_lights(
+        rng, [(k * third, 0.0, third, *rect[3:]) for k in (0, -1, 1)]
+    )
     return layout
 
 
 def hall(b: Builder, w: Wardrobe, rng) -> Layout:
     rect = (0.0, 0.0, rng.uniform(8, 14), rng.uniform(8, 13), rng.uniform(3.2, 4.8))
     layout = Layout(*_bounds(rect))
-    _shell(b, w, *rect)
-    side = str(rng.choice(list(_SIDES)))
-    _door_panel(b, w, layout, side, rect, 0.0)
-    _furnish_walls(b, w, rng, layout, rect, (*OFFICE, f.sofa), 0.6, [(side, -0.7, 0.7)])
+    shell(b, w, *rect)
+    side = str(rng.choice(list(SIDES)))
+    door_panel(b, w, layout, side, rect, 0.0)
+    furnish_walls(b, w, rng, layout, rect, (*OFFICE, f.sofa), 0.6, [(side, -0.7, 0.7)])
     middle = (f.pillar, f.table, f.sofa, f.plant, f.crates, f.shelf, f.bench)
-    _scatter(b, w, rng, layout, rect, middle, int(rng.integers(4, 9)))
-    _ceiling_lamps(b, w, rng, rect, rng.uniform(2.5, 4))
+    scatter(b, w, rng, layout, rect, middle, int(rng.integers(4, 9)))
+    ceiling_lamps(b, w, rng, rect, rng.uniform(2.5, 4))
     half = rect[2] / 2
-    _indoor_lights(layout, rng, [(k * half / 2, 0.0, half, *rect[3:]) for k in (-1, 1)])
+    layout.ambient, layout.lights = indoor_lights(
+        rng, [(k * half / 2, 0.0, half, *rect[3:]) for k in (-1, 1)]
+    )
     return layout
 
 
 def warehouse(b: Builder, w: Wardrobe, rng) -> Layout:
     rect = (0.0, 0.0, rng.uniform(10, 16), rng.uniform(8, 13), rng.uniform(3.6, 5.0))
     layout = Layout(*_bounds(rect))
-    _shell(b, w, *rect)
-    _door_panel(b, w, layout, "east", rect, rng.uniform(-1, 1))
+    shell(b, w, *rect)
+    door_panel(b, w, layout, "east", rect, rng.uniform(-1, 1))
     tall = min(rect[4] - 0.4, rng.uniform(2.2, 4.0))
     deep = rng.uniform(0.8, 1.1)
-    rows = np.arange(-rect[3] / 2 + deep / 2 + 0.03, rect[3] / 2 - deep / 2, deep + rng.uniform(2, 3))
+    rows = np.arange(
+        -rect[3] / 2 + deep / 2 + 0.03, rect[3] / 2 - deep / 2, deep + rng.uniform(2, 3)
+    )
     for y in rows:
         x = -rect[2] / 2 + rng.uniform(1.8, 2.8)
         while x < rect[2] / 2 - 3.5:
@@ -317,11 +94,13 @@ def warehouse(b: Builder, w: Wardrobe, rng) -> Layout:
                 for part in np.arange(x + 0.5, x + wide, 1.0):
                     layout.taken.append((part, y, 0.6))
             x += wide + (rng.uniform(1.4, 2.4) if rng.random() < 0.4 else 0.0)
-    _furnish_walls(b, w, rng, layout, rect, (f.crates, f.barrel, f.cabinet), 0.4)
-    _scatter(b, w, rng, layout, rect, (f.crates, f.barrel, f.pillar), int(rng.integers(0, 4)))
-    _ceiling_lamps(b, w, rng, rect, 3.5)
+    furnish_walls(b, w, rng, layout, rect, (f.crates, f.barrel, f.cabinet), 0.4)
+    scatter(b, w, rng, layout, rect, (f.crates, f.barrel, f.pillar), int(rng.integers(0, 4)))
+    ceiling_lamps(b, w, rng, rect, 3.5)
     half = rect[2] / 2
-    _indoor_lights(layout, rng, [(k * half / 2, 0.0, half, *rect[3:]) for k in (-1, 1)])
+    layout.ambient, layout.lights = indoor_lights(
+        rng, [(k * half / 2, 0.0, half, *rect[3:]) for k in (-1, 1)]
+    )
     return layout
 
 
@@ -334,19 +113,19 @@ def doorway(b: Builder, w: Wardrobe, rng) -> Layout:
     left = (-wide[0] / 2 - WALL_M / 2, 0.0, wide[0], deep, high)
     right = (wide[1] / 2 + WALL_M / 2, 0.0, wide[1], deep, high)
     layout = Layout(_bounds(left)[0], _bounds(right)[1])
-    _shell(b, w, *left, gaps={"east": hole})
-    _shell(b, w, *right, gaps={"west": "none"})
+    shell(b, w, *left, gaps={"east": hole})
+    shell(b, w, *right, gaps={"west": "none"})
     frame = w.furniture()
     for y in (gap - half + 0.03, gap + half - 0.03):
         b.box(frame, (0, y, 1.07), (WALL_M + 0.04, 0.06, 2.14), skip="b")
     b.box(frame, (0, gap, 2.12), (WALL_M + 0.04, 2 * half, 0.06))
     for rect, side, sign in ((left, "east", 1), (right, "west", -1)):
         gaps = [(side, sign * gap - half - 0.5, sign * gap + half + 0.5)]
-        _furnish_walls(b, w, rng, layout, rect, HOME if rng.random() < 0.6 else OFFICE, 0.7, gaps)
+        furnish_walls(b, w, rng, layout, rect, HOME if rng.random() < 0.6 else OFFICE, 0.7, gaps)
         if rng.random() < 0.5:
-            _ceiling_lamps(b, w, rng, rect, 2.5)
+            ceiling_lamps(b, w, rng, rect, 2.5)
     layout.points_of_interest += [(0.0, gap, 1.2)] * 3
-    _indoor_lights(layout, rng, [left, right])
+    layout.ambient, layout.lights = indoor_lights(rng, [left, right])
     return layout
 
 
@@ -362,22 +141,22 @@ def yard(b: Builder, w: Wardrobe, rng) -> Layout:
     for index in range(4):
         if rng.random() < 0.65:
             high = rng.uniform(0.7, 2.8)
-            _wall(b, w.wall(), corners[index], corners[(index + 1) % 4], high)
+            wall(b, w.wall(), corners[index], corners[(index + 1) % 4], high)
     _houses(b, w, rng, wide, deep)
     outside = (f.tree, f.crates, f.barrel, f.bench, f.pillar, f.plant, f.table, f.tree)
-    _scatter(b, w, rng, layout, rect, outside, int(rng.integers(6, 12)), 0.8)
+    scatter(b, w, rng, layout, rect, outside, int(rng.integers(6, 12)), 0.8)
     turn, climb = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.6)
-    sun = np.array([np.cos(turn), np.sin(turn), -climb])
-    layout.lights.append(_sun(rng, sun, rng.uniform(0.5, 0.7), shadow=True))
-    back = np.array([-sun[0], -sun[1], -0.6])
-    layout.lights.append(_sun(rng, back, rng.uniform(0.1, 0.2)))
-    layout.ambient = np.full(3, rng.uniform(0.38, 0.48)) * (0.95, 1.0, 1.05)
+    shine = np.array([np.cos(turn), np.sin(turn), -climb])
+    layout.lights.append(sun(rng, shine, rng.uniform(0.55, 0.75), shadow=True))
+    back = np.array([-shine[0], -shine[1], -0.6])
+    layout.lights.append(sun(rng, back, rng.uniform(0.1, 0.2)))
+    layout.ambient = np.full(3, rng.uniform(0.42, 0.52)) * (0.95, 1.0, 1.05)
     return layout
 
 
 def _houses(b, w, rng, wide, deep):
     """Buildings behind the yard's edges, with doors and windows on the side that faces it."""
-    for _, (outward, yaw) in _SIDES.items():
+    for _, (outward, yaw) in SIDES.items():
         if rng.random() < 0.35:
             continue
         size = np.array([rng.uniform(4, 9), rng.uniform(3, 5), rng.uniform(2.6, 6)])
@@ -387,8 +166,8 @@ def _houses(b, w, rng, wide, deep):
             b.box(w.wall(), (0, 0, size[2] / 2), size, skip="b")
             b.box(w.furniture(), (0, 0, size[2] + 0.1), (*(size[:2] + 0.5), 0.2))
             with b.at(0, size[1] / 2):
-                _panel(b, w.door(), w.furniture(), 1.0, 2.1, 0.0, 0.05)
+                panel(b, w.door(), w.furniture(), 1.0, 2.1, 0.0, 0.05)
             for x in np.arange(-size[0] / 2 + 1, size[0] / 2 - 0.8, 1.9):
                 if abs(x) > 1.2:
                     with b.at(x, size[1] / 2):
-                        _panel(b, w.window(), w.furniture(), 1.1, 1.1, 0.95)
+                        panel(b, w.window(), w.furniture(), 1.1, 1.1, 0.95)

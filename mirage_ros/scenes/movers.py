@@ -39,7 +39,9 @@ class Mover:
         time_s = np.asarray(time_s, float)
         turn = (self.omega * time_s + self.phase)[..., None]
         place = self.centre + self.axis_a * np.cos(turn) + self.axis_b * np.sin(turn)
-        place[..., 2] += self.bounce_m * np.abs(np.sin(np.pi * self.bounce_hz * time_s + self.phase))
+        place[..., 2] += self.bounce_m * np.abs(
+            np.sin(np.pi * self.bounce_hz * time_s + self.phase)
+        )
         return place
 
     def yaw(self, time_s: float) -> float:

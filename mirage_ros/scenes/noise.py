@@ -29,7 +29,7 @@ def fractal_noise(
     total = np.zeros(size, np.float32)
     for octave in range(octaves):
         scaled = (cells[0] * 2**octave, cells[1] * 2**octave)
-        total += gain**octave * value_noise(rng, size, scaled)
+        total += np.float32(gain**octave) * value_noise(rng, size, scaled)
     total -= total.min()
     return total / max(float(total.max()), 1e-6)
 

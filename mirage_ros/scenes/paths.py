@@ -11,7 +11,7 @@ from mirage_ros.scenes.worlds import Scene
 CLEARANCE_M = 0.35
 LOOP_SHARE = 0.6
 CANDIDATES = 160
-ENOUGH = 3  # good candidates, of which the one that sees most is taken
+ENOUGH = 5  # good candidates, of which the one that sees most is taken
 MAX_SPEED_MPS, MAX_TURN_DPS = 1.3, 65.0
 # motion: heights (m), pitch (deg, positive looks up), share of sideways motion, shake (deg)
 MOTIONS = {
@@ -179,8 +179,18 @@ def _judge(scene, path, period_s) -> tuple[float, bool]:
     speed = np.linalg.norm(np.diff(positions, axis=0), axis=1).max(initial=0) / period_s
     turn = np.degrees(np.abs(np.diff(angles[:, 0])).max(initial=0)) / period_s
     fine = centre > 0.8 and overall > 1.3 and speed < MAX_SPEED_MPS and turn < MAX_TURN_DPS
-    textured = -0.3 * abs(np.log(overall / 3.0))
-    return (0.0 if fine else -5.0) + min(centre, 1.5) + textured, bool(fine)
+    roomy = -0.3 * abs(np.log(overall / 3.0))
+    interest = 0.25 * min(_things_seen(scene, some, turned), 6.0)
+    return (0.0 if fine else -5.0) + min(centre, 1.5) + roomy + interest, bool(fine)
+
+
+def _things_seen(scene, positions, angles) -> float:
+    """Mean number of points of interest ahead, 1 to 8 m away (hidden or not)."""
+    away = scene.points_of_interest[None] - positions[:, None]
+    far = np.linalg.norm(away, axis=-1)
+    rays = np.stack([np.cos(angles[:, 0]), np.sin(angles[:, 0]), np.sin(angles[:, 1])], -1)
+    ahead = np.einsum("mnk,mk->mn", away, rays) > np.cos(np.radians(30)) * far
+    return float((ahead & (far > 1) & (far < 8)).sum(1).mean())
 
 
 def _seen_depths(scene, positions, angles) -> np.ndarray:
@@ -197,7 +207,9 @@ def _poses(positions: np.ndarray, angles: np.ndarray) -> np.ndarray:
     """(f, 4, 4) world_from_camera out of positions and (yaw, pitch, roll)."""
     yaw, pitch, roll = angles.T
     zero = np.zeros_like(yaw)
-    forward = np.stack([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)], -1)
+    forward = np.stack(
+        [np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)], -1
+    )
     level = np.stack([np.sin(yaw), -np.cos(yaw), zero], -1)
     below = np.cross(forward, level)
     c, s = np.cos(roll)[:, None], np.sin(roll)[:, None]

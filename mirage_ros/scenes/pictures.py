@@ -54,7 +54,9 @@ def _shape(rng, canvas, ink):
         cv2.fillPoly(canvas, [corners.astype(np.int32)], ink, cv2.LINE_AA)
     else:
         other = (int(rng.uniform(0, width)), int(rng.uniform(0, height)))
-        cv2.line(canvas, centre, other, ink, int(rng.integers(1, max(2, height // 25))), cv2.LINE_AA)
+        cv2.line(
+            canvas, centre, other, ink, int(rng.integers(1, max(2, height // 25))), cv2.LINE_AA
+        )
 
 
 def _ink(rng, colours):

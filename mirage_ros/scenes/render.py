@@ -132,9 +132,7 @@ class Renderer:
         mujoco.mj_kinematics(model, data)
         mujoco.mj_camlight(model, data)
         everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(
-            model, data, self._option, None, self._view, everything, self._geoms
-        )
+        mujoco.mjv_updateScene(model, data, self._option, None, self._view, everything, self._geoms)
 
     def _aim(self, camera: Camera) -> None:
         """Sets the frustum whose fine samples fall on the pixel centres and half-way between."""

@@ -39,7 +39,9 @@ def sky_faces(rng: np.random.Generator, side: int = 128) -> np.ndarray:
     field = fractal_noise(rng, (512, 512), (5, 5), 5)
     plane = rays[..., :2] / np.maximum(up, 0.06)[..., None] * 40
     flat = (plane % 512).astype(np.float32).reshape(6 * side, side, 2)
-    cloud = cv2.remap(field, flat[..., 0], flat[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    cloud = cv2.remap(
+        field, flat[..., 0], flat[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
+    )
     cloud = cloud.reshape(6, side, side)
     cover = rng.uniform(0.35, 0.7)
     share = np.clip((cloud - cover) * 4, 0, 0.95) * np.clip(up * 5, 0, 1)

@@ -15,7 +15,7 @@ from mirage_ros.scenes.pictures import books, door, gradient, poster, text_page,
 
 
 def _grain(rng, size, strength):
-    return rng.normal(0, strength, (*size, 1)).astype(np.float32)
+    return rng.standard_normal((*size, 1), dtype=np.float32) * np.float32(strength)
 
 
 def _grid(size, rows, columns, shift=0.0):
@@ -79,7 +79,9 @@ def wood(rng, size):
     plank = np.broadcast_to(np.floor(x).astype(int), size)
     offset = rng.random(planks).astype(np.float32)[plank] * 7
     rings = 0.5 + 0.5 * np.sin((warp * rng.uniform(2, 7) + offset) * 2 * np.pi)
-    hue = colour(rng, 0.5) if rng.random() < 0.25 else np.array([165, 110, 65]) + rng.normal(0, 25, 3)
+    hue = (
+        colour(rng, 0.5) if rng.random() < 0.25 else np.array([165, 110, 65]) + rng.normal(0, 25, 3)
+    )
     dark = np.clip(hue * rng.uniform(0.45, 0.75), 0, 255)
     mix = (0.45 * rings + 0.55 * fibre)[..., None]
     shade = (1 + rng.normal(0, 0.12, planks)).astype(np.float32)[plank][..., None]
@@ -95,7 +97,11 @@ def noise(rng, size):
     cells = 2.0 ** rng.uniform(1, 6)
     stretch = 2.0 ** rng.uniform(-1.5, 1.5)
     field = fractal_noise(
-        rng, size, (cells * stretch, cells / stretch), int(rng.integers(1, 6)), rng.uniform(0.3, 0.8)
+        rng,
+        size,
+        (cells * stretch, cells / stretch),
+        int(rng.integers(1, 6)),
+        rng.uniform(0.3, 0.8),
     )
     return ramp(field, palette(rng, int(rng.integers(2, 6))))
 
@@ -178,7 +184,10 @@ def gravel(rng, size):
     distance, labels = cv2.distanceTransformWithLabels(
         seeds[window_], cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
     )
-    crop = (slice(size[0] // 2, size[0] // 2 + size[0]), slice(size[1] // 2, size[1] // 2 + size[1]))
+    crop = (
+        slice(size[0] // 2, size[0] // 2 + size[0]),
+        slice(size[1] // 2, size[1] // 2 + size[1]),
+    )
     colours = palette(rng, 4)
     tint = colours[rng.integers(4, size=labels.max() + 1)]
     tint = tint * rng.uniform(0.7, 1.15, (len(tint), 1))

@@ -12,7 +12,7 @@ from mirage_ros.scenes.textures import make_texture
 ROLES = {
     "floor": (("wood", "tiles", "carpet", "checker", "concrete", "marble", "stripes", "noise",
                "fabric", "rings"), 3, (1.2, 2.6)),
-    "ground": (("grass", "gravel", "concrete", "tiles", "brick", "noise"), 2, (2.0, 4.0)),
+    "ground": (("grass", "gravel", "concrete", "tiles", "brick", "panels"), 2, (1.5, 3.0)),
     "ceiling": (("plaster", "panels", "concrete", "tiles", "wood", "plaster"), 2, (1.5, 3.0)),
     "wall": (("brick", "plaster", "stripes", "panels", "wood", "tiles", "concrete", "noise",
               "rings", "marble", "fabric", "plaster"), 4, (1.2, 3.0)),
@@ -30,6 +30,8 @@ ROLES = {
     "door": (("door",), 2, (0.0, 0.0)),
 }  # fmt: skip
 
+BIG = ("floor", "ground", "wall", "ceiling")
+
 
 class Wardrobe:
     """Hands out `Material`s by role; deterministic by its generator."""
@@ -38,6 +40,9 @@ class Wardrobe:
         self.rng = rng
         self.texture_px = texture_px
         self._made: dict[str, list[Material]] = {}
+        # Most real rooms are muted and share a tint; some are as gaudy as the textures come.
+        self._mute = rng.uniform(0.3, 0.85) if rng.random() < 0.65 else 0.0
+        self._tint = 1 + 0.25 * (colour(rng, 0.6) / 255 - 0.6)
 
     def pick(self, role: str) -> Material:
         """One of the scene's materials of a role; a new one while there are few."""
@@ -50,13 +55,21 @@ class Wardrobe:
 
     def _make(self, role, kinds, tile, number) -> Material:
         kind = str(self.rng.choice(kinds))
-        size = self.texture_px // (1 if role in ("floor", "ground", "wall") else 2)
+        size = self.texture_px // (1 if role in BIG else 2)
         picture = make_texture(self.rng, kind, (size, size))
+        if self._mute and role not in ("picture", "window", "books"):
+            picture = self._muted(picture, 1.0 if role in BIG else self.rng.random())
         if role in ("wall", "ceiling", "floor"):
-            picture = _lighter(picture, 90 if role == "floor" else 120)
+            picture = _lighter(picture, 100 if role == "floor" else 130)
         emission = {"window": 0.6}.get(role, 0.0)
         specular = float(self.rng.choice([0.0, 0.05, 0.15]))
         return Material(f"{role}{number}", picture, self.rng.uniform(*tile), specular, emission)
+
+    def _muted(self, picture: np.ndarray, share: float) -> np.ndarray:
+        """Part of the way to grey, through the scene's tint."""
+        grey = picture.mean(-1, keepdims=True) * self._tint
+        amount = self._mute * share
+        return np.clip(picture * (1 - amount) + grey * amount, 0, 255).astype(np.uint8)
 
     def _plain(self, name: str, rgb, emission: float = 0.0) -> Material:
         made = self._made.setdefault(name, [])

@@ -63,7 +63,7 @@ def make_scene(
     Args:
         kind: one of `KINDS`; None draws one.
         moving: with moving bodies or without; None draws (about a fifth have them).
-        texture_px: side of the big surfaces' textures.
+        texture_px: side of the big surfaces' textures; shadow maps have twice as many.
     Raises:
         MirageError: an unknown kind.
     """
@@ -77,7 +77,7 @@ def make_scene(
     wardrobe = Wardrobe(np.random.default_rng([seed, 12]), texture_px)
     layout = KINDS[kind](builder, wardrobe, rng)
     solids = Solids.from_builder(builder)
-    spec = _empty_spec(rng, layout.ambient)
+    spec = _empty_spec(layout.ambient, 2 * texture_px)
     builder.add_to(spec, spec.worldbody, "static", 0)
     for light in layout.lights:
         spec.worldbody.add_light(**light)
@@ -100,13 +100,13 @@ def make_scene(
     )
 
 
-def _empty_spec(rng: np.random.Generator, ambient: np.ndarray) -> mujoco.MjSpec:
+def _empty_spec(ambient: np.ndarray, shadow_px: int) -> mujoco.MjSpec:
     spec = mujoco.MjSpec()
     spec.stat.extent = 1.0
     spec.stat.center = (0, 0, 0)
     visual = spec.visual
     visual.quality.offsamples = 0  # Renderer supersamples, which is cheaper without a GPU.
-    visual.quality.shadowsize = 1024
+    visual.quality.shadowsize = shadow_px
     visual.map.znear, visual.map.zfar = 0.02, 100.0
     visual.map.shadowclip, visual.map.shadowscale = 14.0, 0.9
     visual.headlight.ambient = np.clip(ambient, 0, 1)
