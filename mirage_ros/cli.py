@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,6 +117,8 @@ def _run_demo(arguments: argparse.Namespace) -> int:
         compare=not arguments.no_compare,
         world_seed=arguments.world_seed,
     )
+    for request in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(request, signal.default_int_handler)
     report = run_demo(config)
     print(describe(report, config.out))
     return 0 if report["complete"] else 1

@@ -28,6 +28,7 @@ from mirage_ros.recording.video import VideoWriter
 from mirage_ros.ros.playback import STAGES, RecordedFrame, Recording
 
 VIDEO_WIDTH_PX = 1200
+CELL_PX = 8
 PACKAGES = ("torch", "diffusers", "numpy", "rclpy", "mcap")
 Frames = Sequence[RecordedFrame]
 
@@ -131,7 +132,8 @@ def write_sheet(
     ]
     aspect = frames[0].rgb.shape[0] / frames[0].rgb.shape[1]
     cloud = recording.cloud or {"xyz": np.zeros((0, 3)), "rgb": np.zeros((0, 3), np.uint8)}
-    drawn = draw_cloud_from_above(cloud["xyz"], cloud["rgb"], cameras, cloud_size(aspect))
+    cells = max(frames[0].rgb.shape[1] // CELL_PX, 1)
+    drawn = draw_cloud_from_above(cloud["xyz"], cloud["rgb"], cameras, cloud_size(aspect), cells)
     subtitle = (
         f"{report['frames']} frames of {frames[0].rgb.shape[1]}x{frames[0].rgb.shape[0]} at "
         f"{report['frames_per_s']:.1f} frames/s on {report['machine']['cores']} cores, "

@@ -36,7 +36,7 @@ def draw_cloud_from_above(
     rgb: UInt8[np.ndarray, "n 3"],
     cameras: Camera,
     size: tuple[int, int],
-    footprint_m: float = 0.06,
+    cells_across: int = 24,
     headroom_m: float = 0.35,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The cloud from above, forward of the first camera up, with the path drawn on it.
@@ -48,7 +48,8 @@ def draw_cloud_from_above(
         xyz, rgb: world positions in metres and colours.
         cameras: the path, a batch of poses.
         size: (height, width) of the drawing.
-        footprint_m: edge of the square that a point paints.
+        cells_across: latent cells in a picture's width; a point paints a square as large as a
+            cell seen from the path.
     """
     large = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
     up, forward, right = _axes(cameras[0])
@@ -58,7 +59,8 @@ def draw_cloud_from_above(
     floor = _fit_floor(xyz, cameras.position_world, right, forward, large)
     canvas = np.full((*large, 3), BACKGROUND, np.uint8)
     order = np.argsort(xyz @ up, kind="stable")
-    _splat(canvas, floor.pixels(xyz[order]), rgb[order], footprint_m * floor.pixels_per_m)
+    edge_px = _footprints_m(xyz[order], cameras, cells_across) * floor.pixels_per_m
+    _splat(canvas, floor.pixels(xyz[order]), rgb[order], edge_px)
     picture = Image.fromarray(canvas)
     _draw_path(picture, floor, cameras)
     picture = picture.resize((size[1], size[0]), Image.Resampling.LANCZOS)
@@ -90,15 +92,22 @@ def _fit_floor(points, positions, right: np.ndarray, forward: np.ndarray, size) 
     return _Floor(right, forward, (low + high) / 2, scale, size)
 
 
-def _splat(canvas: np.ndarray, pixels: np.ndarray, rgb: np.ndarray, edge_px: float) -> None:
+def _footprints_m(points: np.ndarray, cameras: Camera, cells_across: int) -> np.ndarray:
+    """Width of a latent cell at each point, seen from the nearest place of the path."""
+    distance = np.full(len(points), np.inf)
+    for index in np.linspace(0, len(cameras) - 1, min(len(cameras), 16)).astype(int):
+        position = cameras.position_world[index]
+        distance = np.minimum(distance, np.linalg.norm(points - position, axis=-1))
+    half = np.tan(np.radians(float(cameras[0].hfov_deg)) / 2)
+    return distance * 2 * half / cells_across
+
+
+def _splat(canvas: np.ndarray, pixels: np.ndarray, rgb: np.ndarray, edge_px: np.ndarray) -> None:
     """Paint points back to front as squares; later ones cover earlier ones."""
-    reach = int(np.clip(round(edge_px / 2), 1, 12))
-    centre = np.round(pixels).astype(np.int64)
-    height, width = canvas.shape[:2]
-    inside = (centre > -reach).all(-1) & (centre[:, 0] < width + reach)
-    inside &= centre[:, 1] < height + reach
-    for (u, v), colour in zip(centre[inside], rgb[inside], strict=True):
-        canvas[max(v - reach, 0) : v + reach + 1, max(u - reach, 0) : u + reach + 1] = colour
+    reaches = np.clip(np.round(edge_px / 2), 2, 40).astype(int)
+    for (u, v), colour, reach in zip(np.round(pixels).astype(int), rgb, reaches, strict=True):
+        if u + reach >= 0 and v + reach >= 0:
+            canvas[max(v - reach, 0) : v + reach + 1, max(u - reach, 0) : u + reach + 1] = colour
 
 
 def _draw_path(picture: Image.Image, floor: _Floor, cameras: Camera) -> None:
