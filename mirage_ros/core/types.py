@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -91,6 +91,7 @@ class Chunk:
     memory_bytes: int
 
 
+@runtime_checkable
 class WorldModel(Protocol):
     """The neural parts as the cycle sees them. A model holds no state of the world.
 
