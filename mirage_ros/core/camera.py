@@ -29,7 +29,7 @@ class Camera:
         size: (height, width) of the picture in pixels.
     """
 
-    intrinsics: Float[np.ndarray, "*batch 3 3"]
+    intrinsics: Float[np.ndarray, "... 3 3"]
     world_from_camera: Float[np.ndarray, "*batch 4 4"]
     size: tuple[int, int]
 

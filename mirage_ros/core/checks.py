@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
@@ -50,7 +50,7 @@ def check_latents(latents: torch.Tensor, model: WorldModel, frames: int) -> torc
     return latents
 
 
-def check_pictures(rgb: UInt8[np.ndarray, "f h w 3"], model: WorldModel, frames: int) -> np.ndarray:
+def check_pictures(rgb: np.ndarray, model: WorldModel, frames: int) -> np.ndarray:
     """The pictures, if they have the model's size."""
     wanted = (frames, *model.size, 3)
     if rgb.shape != wanted or rgb.dtype != np.uint8:
@@ -73,7 +73,7 @@ def check_perception(perception: Perception, model: WorldModel, frames: int) -> 
     return perception
 
 
-def check_depth_scale(scale: Float[np.ndarray, ""]) -> float:
+def check_depth_scale(scale: float) -> float:
     """The factor between given and perceived depth, if there is one above 0."""
     if not np.isfinite(scale) or scale <= 0:
         raise MirageError(

@@ -10,6 +10,7 @@ other levels), like the levels of a mip map: the read takes the one whose scale 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.lifting import lift_surfels
+from mirage_ros.core.memory_files import load_store, save_store
 from mirage_ros.core.store import TokenStore, row_bytes
 from mirage_ros.core.types import Readout
 from mirage_ros.core.zbuffer import SplatRule, Surfels, zbuffer
@@ -205,6 +207,22 @@ class LatentMemory:
         twin.config, twin._store, twin._tick = self.config, self._store.share(), self._tick
         self._store_is_shared = twin._store_is_shared = True
         return twin
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one safetensors file, all or nothing."""
+        save_store(path, self._store, self.config.max_bytes, self._tick)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, config: MemoryConfig | None = None) -> LatentMemory:
+        """A saved memory; without a config it keeps its channels and cap.
+
+        A missing, damaged, newer or otherwise unfit file raises MirageError.
+        """
+        wanted = (None, None) if config is None else (config.channels, config.max_bytes)
+        store, max_bytes, tick = load_store(path, *wanted)
+        memory = cls(config or MemoryConfig(store.channels, max_bytes))
+        memory._store, memory._tick = store, tick
+        return memory
 
     def _owned_store(self) -> TokenStore:
         if self._store_is_shared:

@@ -11,14 +11,14 @@ from mirage_ros.core.errors import MirageError
 
 
 def fit_seed(
-    rgb: UInt8[np.ndarray, "H W 3"],
+    rgb: np.ndarray,
     camera: Camera,
-    depth_m: Float[np.ndarray, "H W"] | None,
+    depth_m: np.ndarray | None,
     size: tuple[int, int],
 ) -> tuple[np.ndarray, Camera, np.ndarray | None]:
     """Crops the middle to the aspect of `size`, then resizes: colours by area, depth by nearest.
 
-    Depth that is not above 0 becomes NaN. Refuses with a MirageError pictures that are not
+    Takes uint8 (H, W, 3), its camera and depth (H, W) in metres; depth that is not above 0 becomes NaN. Refuses with a MirageError pictures that are not
     uint8 (H, W, 3) of the camera's size, and depth of another size or without a valid pixel.
     """
     rgb = np.asarray(rgb)

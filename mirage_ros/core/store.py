@@ -21,7 +21,7 @@ FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "positions_world": ("float32", (3,)),
     "footprints_m": ("float32", ()),
     "normals": ("int8", (3,)),
-    "views": ("int8", (3,)),
+    "fronts": ("int8", (3,)),
     "births_ns": ("int64", ()),
     "rgb": ("uint8", (3,)),
     "confidence": ("uint8", ()),
@@ -91,10 +91,25 @@ class TokenStore:
         self._rebuild_table(self.table if self.count else np.empty(16, np.int32))
         return before - self.count
 
+    def restore(self, rows: dict[str, np.ndarray]) -> None:
+        """Takes over saved rows as they are (all fields but `keys`) in place of its own."""
+        total = len(rows["used"])
+        order = np.lexsort((rows["births_ns"], rows["used"]))
+        chosen = np.sort(order[max(0, total - self.max_rows) :])
+        self.count, self.arrays = 0, self._allocate(0)
+        self._grow(len(chosen))
+        self.count = len(chosen)
+        for name in rows:
+            self[name][:] = rows[name][chosen]
+        self["keys"][:] = voxel_keys(self["positions_world"], self["footprints_m"])
+        self._rebuild_table(np.empty(_table_size(self.count), np.int32))
+
     def copy(self) -> TokenStore:
         """An independent store with the same tokens."""
         twin = self.share()
-        twin.arrays = {name: self[name].copy() for name in self.arrays}
+        twin.arrays = self._allocate(self.capacity)
+        for name in self.arrays:
+            twin[name][:] = self[name]
         twin.table = self.table.copy()
         return twin
 
@@ -117,10 +132,10 @@ class TokenStore:
                 self._grow(self.count + wanted)
             else:
                 self._evict(wanted)
-        rows = min(self.capacity, max(2 * self.count, 256))
         if self.count >= len(self.table) // 2:
             self.table = None
-            self._rebuild_table(np.empty(1 << (2 * rows - 1).bit_length(), np.int32))
+            rows = min(self.capacity, max(2 * self.count, 256))
+            self._rebuild_table(np.empty(_table_size(rows), np.int32))
 
     def _grow(self, wanted: int) -> None:
         """Doubles, field by field; from an eighth of the cap on goes straight to the cap.
@@ -147,6 +162,11 @@ class TokenStore:
         table.fill(-1)
         self.table = table
         _fill_table(table, self.arrays["keys"], self.count)
+
+
+def _table_size(rows: int) -> int:
+    """The power of two between 2 and 4 times the rows, at least 16."""
+    return max(16, 1 << (2 * rows).bit_length())
 
 
 def voxel_keys(positions: np.ndarray, footprints: np.ndarray) -> np.ndarray:

@@ -11,14 +11,15 @@ what was not visible, or was seen by much coarser tokens (`WorldConfig.rewrite_l
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.checks import (
@@ -33,6 +34,8 @@ from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.perceiving import in_range, perceive_seed
 from mirage_ros.core.pictures import cell_colours, cell_share, fit_seed, upsample
 from mirage_ros.core.types import Chunk, Frame, Perception, Readout, WorldModel
+from mirage_ros.core.world_files import load_world, save_world
+from mirage_ros.core.world_state import WorldState
 
 STAGES = ("read", "generate", "decode", "perceive", "write")
 
@@ -59,21 +62,6 @@ class WorldConfig:
     rewrite_log_scale: float = 0.35
     max_dynamic_share: float = 0.25
     kept_latents: int = 512
-
-
-@dataclass(frozen=True)
-class WorldState:
-    """All that a world remembers between steps.
-
-    `latents` maps frame ids to (c, h, w) float16; `frames_seen` is the next frame's id; camera
-    and stamp are the last frame's, the camera at the model's picture size.
-    """
-
-    memory: LatentMemory
-    latents: dict[int, Float[torch.Tensor, "c h w"]]
-    frames_seen: int
-    camera: Camera
-    stamp_ns: int
 
 
 class World:
@@ -111,13 +99,14 @@ class World:
 
     def reset(
         self,
-        rgb: UInt8[np.ndarray, "H W 3"],
+        rgb: np.ndarray,
         camera: Camera,
-        depth_m: Float[np.ndarray, "H W"] | None = None,
+        depth_m: np.ndarray | None = None,
         stamp_ns: int = 0,
     ) -> Chunk:
-        """A new world around one picture; returns the seed as the model decodes it.
+        """A new world around one uint8 (H, W, 3) picture and, if there is one, its (H, W) depth.
 
+        Returns one frame, the seed as the model decodes it.
         The picture's middle is cropped to the model's aspect and resized, the intrinsics
         follow. Depth is metric and may hold NaN, which perception fills; without depth
         perception gives all of it. Bad input raises MirageError.
@@ -181,22 +170,18 @@ class World:
 
     def snapshot(self) -> WorldState:
         """The world as it is now; cheap, memory is shared until one side changes."""
-        return _forked(self._seeded())
+        return self._seeded().forked()
 
     def restore(self, state: WorldState) -> None:
         """Back to a snapshot, which stays good for further restores."""
-        self._state = _forked(state)
+        self._state = state.forked()
 
-    def save(self, folder) -> None:
+    def save(self, folder: str | os.PathLike) -> None:
         """Writes the whole world to a folder, all or nothing."""
-        from mirage_ros.core.world_files import save_world
-
         save_world(self._seeded(), self.model, folder)
 
-    def load(self, folder) -> None:
+    def load(self, folder: str | os.PathLike) -> None:
         """Takes over a saved world of the same model; a bad folder raises MirageError."""
-        from mirage_ros.core.world_files import load_world
-
         self._state = load_world(folder, self.model, self._memory_config())
 
     def _seeded(self) -> WorldState:
@@ -261,10 +246,6 @@ class World:
         memory = self._seeded().memory
         share = float(visible.mean())
         return Chunk(frames, seconds, share, memory.tokens, memory.nbytes)
-
-
-def _forked(state: WorldState) -> WorldState:
-    return replace(state, memory=state.memory.fork(), latents=dict(state.latents))
 
 
 def _noise_seed(seed: int, frame: int) -> int:

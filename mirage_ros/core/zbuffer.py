@@ -4,7 +4,7 @@ One meaning, whatever the kernel (and whatever the machine, every run, the same 
 
 1. A token projects to (u, v, z) in cells and metres, in float64. It is skipped when z is below
    `near_m`, or when it is seen from its back: its normal points away from the camera (cosine
-   below -0.1) and the camera stands more than 90 degrees off its birth view.
+   below -0.1), and so does its front, the direction that it faces for sure (see lifting.py).
 2. It covers the cells whose centres lie in the square around (u, v) that is
    `splat * footprint * focal / z` cells wide, and always the cell that (u, v) falls in.
    So zooming in leaves no holes.
@@ -58,14 +58,14 @@ class SplatRule:
 class Surfels(NamedTuple):
     """What the z-buffer knows of n tokens.
 
-    positions_world in metres, footprints in metres; normals and views are unit vectors in the
-    world times 127: the surface's normal and the direction to the birth camera.
+    positions_world in metres, footprints in metres; normals and fronts are unit vectors in the
+    world times 127.
     """
 
     positions_world: Float32[np.ndarray, "n 3"]
     footprints_m: Float32[np.ndarray, "n"]
     normals: Int8[np.ndarray, "n 3"]
-    views: Int8[np.ndarray, "n 3"]
+    fronts: Int8[np.ndarray, "n 3"]
 
 
 class Winners(NamedTuple):
@@ -115,7 +115,7 @@ def _pinholes(cameras: Camera) -> Float[np.ndarray, "f 4"]:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _from_back(position, normal, view, eye):
+def _from_back(position, normal, front, eye):
     """Is the token seen from its back by a camera at `eye`?"""
     dx, dy, dz = eye[0] - position[0], eye[1] - position[1], eye[2] - position[2]
     facing = normal[0] * dx + normal[1] * dy + normal[2] * dz
@@ -125,7 +125,7 @@ def _from_back(position, normal, view, eye):
     length = length * (dx * dx + dy * dy + dz * dz)
     if facing * facing <= BACK_COSINE_SQUARED * length:
         return False
-    return view[0] * dx + view[1] * dy + view[2] * dz < 0
+    return front[0] * dx + front[1] * dy + front[2] * dz < 0
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -166,7 +166,7 @@ def _nearest(surfels, m, eye, pinhole, rule, surface, surface_z):
         half = 0.5 * splat * footprints[i] / z
         c0, c1 = _span(u, half * pinhole[0], width)
         r0, r1 = _span(v, half * pinhole[1], height)
-        if c1 < c0 or r1 < r0 or _from_back(positions[i], surfels.normals[i], surfels.views[i], eye):
+        if c1 < c0 or r1 < r0 or _from_back(positions[i], surfels.normals[i], surfels.fronts[i], eye):
             continue
         seen[count] = i
         count += 1

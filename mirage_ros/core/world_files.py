@@ -1,0 +1,114 @@
+"""A whole world as a folder: world.json, memory.safetensors, latents.safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.files import VERSION, load_tensors, save_tensors, write_file
+from mirage_ros.core.memory import LatentMemory, MemoryConfig
+from mirage_ros.core.types import WorldModel
+from mirage_ros.core.world_state import WorldState
+
+KIND = "world"
+
+
+def save_world(state: WorldState, model: WorldModel, folder: str | os.PathLike) -> None:
+    """Writes a new folder next to the old one and swaps them: the old world or the new one.
+
+    Refuses with MirageError to replace a folder that is not a saved world.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / "world.json").is_file() and _not_empty(folder):
+        raise MirageError(f"{folder} exists and is no saved world; choose another folder.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            _write_world(state, model, fresh)
+            _swap(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    except OSError as error:
+        raise MirageError(
+            f"{folder} cannot be written ({error.strerror}); choose a writable folder."
+        ) from error
+
+
+def load_world(folder: str | os.PathLike, model: WorldModel, config: MemoryConfig) -> WorldState:
+    """The state of a saved world; missing, damaged or another model's raises MirageError."""
+    folder = Path(folder)
+    try:
+        told = json.loads((folder / "world.json").read_text())
+        version, tag = int(told["version"]), told["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MirageError(
+            f"{folder} holds no readable world.json ({type(error).__name__}); give the folder of "
+            "a saved world."
+        ) from error
+    if version > VERSION or tag != _tag(model):
+        raise MirageError(
+            f"{folder} is a world of version {version} and model {tag}; this program needs up to "
+            f"version {VERSION} and model {_tag(model)}: load the model it was saved with."
+        )
+    tensors, info = load_tensors(folder / "latents.safetensors", KIND)
+    if info != told:
+        raise MirageError(f"{folder} mixes files of two worlds; take a sound copy of it.")
+    try:
+        kept = dict(zip(info["frame_ids"], torch.from_numpy(tensors["latents"]), strict=True))
+        camera = Camera(
+            np.array(info["intrinsics"]), np.array(info["world_from_camera"]), tuple(info["size"])
+        )
+        memory = LatentMemory.load(folder / "memory.safetensors", config)
+        return WorldState(memory, kept, info["frames_seen"], camera, info["stamp_ns"])
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise MirageError(f"{folder} is not a whole saved world; take a sound copy.") from error
+
+
+def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
+    info = {
+        "version": VERSION,
+        "model": _tag(model),
+        "frames_seen": state.frames_seen,
+        "stamp_ns": state.stamp_ns,
+        "frame_ids": list(state.latents),
+        "intrinsics": state.camera.intrinsics.tolist(),
+        "world_from_camera": state.camera.world_from_camera.tolist(),
+        "size": list(state.camera.size),
+    }
+    state.memory.save(folder / "memory.safetensors")
+    latents = torch.stack(list(state.latents.values())).numpy()
+    save_tensors(folder / "latents.safetensors", KIND, {"latents": latents}, info)
+    write_file(folder / "world.json", json.dumps(info, indent=1).encode())
+
+
+def _tag(model: WorldModel) -> str:
+    return f"{model.name} ({model.channels} channels, stride {model.stride}, size {model.size})"
+
+
+def _swap(fresh: Path, folder: Path) -> None:
+    """Puts `fresh` in the place of `folder`; the old one is dropped last."""
+    os.chmod(fresh, 0o755)
+    if not folder.exists():
+        os.rename(fresh, folder)
+        return
+    old = fresh.with_name(fresh.name + ".old")
+    os.rename(folder, old)
+    try:
+        os.rename(fresh, folder)
+    except OSError:
+        os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _not_empty(folder: Path) -> bool:
+    return not folder.is_dir() or any(folder.iterdir())

@@ -1,0 +1,366 @@
+"""What the latent memory promises, on ray-cast rooms and walls."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from analytic import Quad, cameras, look, raycast, remember, room
+from safetensors.numpy import save_file
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.memory import LatentMemory, MemoryConfig
+from mirage_ros.core.store import TokenStore
+
+CONFIG = MemoryConfig(channels=4)
+WALL = [Quad((-6, 4, -6), (12, 0, 0), (0, 0, 12))]
+
+
+def written(batch, quads, **options):
+    memory = LatentMemory(CONFIG)
+    remember(memory, batch, quads, **options)
+    return memory
+
+
+def stamps(batch):
+    return np.zeros(len(batch), np.int64)
+
+
+def read(memory, *poses, size=(44, 80)):
+    batch = cameras(poses, size)
+    return memory.read(batch, stamps(batch))
+
+
+def loop(count=24):
+    """Views on a circle in the room, looking outwards."""
+    angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    poses = [look((np.cos(a), np.sin(a), 1.2), (5 * np.cos(a), 5 * np.sin(a), 1)) for a in angles]
+    return cameras(poses, (22, 40))
+
+
+def random_poses(rng, count):
+    return [look(rng.uniform(-0.8, 0.8, 3) + (0, 0, 1.2), rng.uniform(-3, 3, 3)) for _ in range(count)]
+
+
+def test_reading_from_the_pose_of_writing_gives_the_same_tokens():
+    rng = np.random.default_rng(0)
+    for pose in random_poses(rng, 12):
+        batch = cameras([pose])
+        memory = written(batch, room())
+        readout = memory.read(batch, np.array([7_000]))
+        assert readout.visible.all()
+        np.testing.assert_array_equal(readout.index.ravel(), np.arange(readout.index.size))
+        depth, number, place = raycast(batch, room())
+        np.testing.assert_allclose(readout.depth_m, depth, rtol=1e-5)
+        np.testing.assert_allclose(readout.latents[:, 0], number)
+        np.testing.assert_allclose(readout.latents[:, 1], place[..., 0], atol=1e-3)
+        assert np.abs(readout.offset).max() <= 0.1
+        assert np.abs(readout.log_scale).max() < 1e-5
+        assert (readout.age_ns == 7_000).all()
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_a_token_projects_within_a_tenth_of_a_cell_of_its_patch(stride):
+    rng = np.random.default_rng(stride)
+    for pose in random_poses(rng, 6):
+        full = Camera.from_hfov(70.0, (8 * stride, 10 * stride), pose)
+        batch = Camera.stack([full.resized((8, 10))])
+        points = written(batch, room()).to_points().xyz.astype(np.float64)
+        pixels, _ = full.project(points)
+        column, row = np.meshgrid(np.arange(10), np.arange(8))
+        centres = np.stack([column, row], -1).reshape(-1, 2) * stride + (stride - 1) / 2
+        assert np.abs(pixels - centres).max() <= 0.1 * stride
+
+
+def test_the_same_loop_again_adds_next_to_nothing():
+    memory = written(loop(), room())
+    first = memory.tokens
+    remember(memory, loop(), room(), first_id=100)
+    assert memory.tokens <= 1.05 * first
+
+
+def test_writing_only_what_is_new_keeps_a_shaken_loop_bounded():
+    memory = LatentMemory(CONFIG)
+    remember(memory, loop(), room(), new=True)
+    first = memory.tokens
+    rng = np.random.default_rng(0)
+    for lap in range(3):
+        shaken = loop()
+        poses = shaken.world_from_camera.copy()
+        poses[:, :3, 3] += rng.uniform(-0.02, 0.02, (len(poses), 3))
+        batch = Camera(shaken.intrinsics, poses, shaken.size)
+        remember(memory, batch, room(), first_id=100 * (lap + 1), new=True)
+    assert memory.tokens <= 1.1 * first
+
+
+@pytest.mark.parametrize("zoom", [1.1, 1.25, 1.5, 2.0, 3.0])
+def test_zooming_in_on_a_wall_leaves_no_holes(zoom):
+    memory = written(cameras([look((0, 0, 0), (0, 1, 0))]), WALL)
+    closer = 4 - 4 / zoom
+    readout = read(
+        memory,
+        look((0, closer, 0), (0, 5, 0)),
+        look((0.03, closer, 0.02), (0.01, 5, 0.02)),
+        look((0, closer, 0), (0.2, 4, 0.1), roll_deg=2),
+    )
+    assert 1 - readout.visible.mean() <= 0.02
+    assert np.median(readout.log_scale[readout.visible]) == pytest.approx(np.log(zoom), abs=0.05)
+
+
+def fence():
+    slats = [Quad((x, 2, -1.5), (0.15, 0, 0), (0, 0, 3)) for x in np.arange(-2.5, 2.5, 0.35)]
+    return slats + WALL
+
+
+@pytest.mark.parametrize("views", [1, 9])
+def test_a_wall_does_not_leak_through_the_fence_before_it(views):
+    seen_from = np.linspace(-0.4, 0.4, views) if views > 1 else [0.0]
+    memory = written(cameras([look((x, 0, 0), (x, 4, 0)) for x in seen_from]), fence())
+    batch = cameras([look((x, y, 0), (x, 4, 0)) for x in (0.0, 0.07, 0.2) for y in (0, 0.1, 0.5)])
+    readout = memory.read(batch, stamps(batch))
+    fine = raycast(batch.resized((132, 240)), fence())[0].reshape(9, 44, 3, 80, 3)
+    slat = (fine < 3).all((2, 4)) & readout.visible
+    slat[:, :, :12] = slat[:, :, -12:] = False  # slats there may never have been in view
+    assert slat.sum() > 1000
+    assert (readout.depth_m[slat] > 3).mean() <= 0.01
+
+
+def test_from_behind_a_wall_nothing_of_its_front_shows():
+    memory = written(cameras([look((0, 0, 0), (0, 1, 0)), look((-2, 1, 0), (0, 4, 0))]), WALL)
+    behind = read(memory, look((0, 8, 0), (0, 0, 0)), look((2, 6, 1), (0, 0, 0)))
+    assert not behind.visible.any()
+    assert read(memory, look((1, 0, 0), (1, 4, 0))).visible.any()
+
+
+def test_a_floor_at_a_slant_keeps_its_far_rows():
+    floor = [Quad((-30, 0, 0), (60, 0, 0), (0, 60, 0))]
+    memory = written(cameras([look((0, 0, 1.2), (0, 8, 0))]), floor)
+    for height in (1.2, 1.0, 0.7):
+        batch = cameras([look((0.05, 0.1, height), (0, 8, 0))])
+        readout = memory.read(batch, stamps(batch))
+        truth = raycast(batch, floor)[0]
+        both = readout.visible & np.isfinite(truth) & (truth < 20)
+        off = np.abs(readout.offset).max(1)[both]
+        assert (off <= 0.75).mean() >= 0.97
+        error = np.abs(readout.depth_m[both] / truth[both] - 1)
+        assert np.median(error) < 0.05 and (error < 0.3).mean() > 0.99
+
+
+def test_the_view_of_the_right_scale_wins():
+    far, near = look((0, 0, 0), (0, 1, 0)), look((0.013, 3, 0.017), (0.013, 4, 0.017))
+    memory = written(cameras([far, near]), WALL)
+    for pose in (far, near):
+        readout = read(memory, pose)
+        assert np.abs(readout.log_scale[readout.visible]).max() < 0.1
+
+
+def test_in_one_voxel_the_finer_wins_then_the_newer():
+    view = cameras([look((0, 0, 0), (0, 1, 0))], (3, 3))
+    memory = LatentMemory(CONFIG)
+
+    def put(value, depth, frame):
+        latents = torch.full((1, 4, 3, 3), float(value))
+        static, rgb = np.ones((1, 3, 3), bool), np.zeros((1, 3, 3, 3), np.uint8)
+        ids = np.array([frame])
+        return memory.write(latents, view, np.full((1, 3, 3), depth), static, ids, rgb, ids)
+
+    def centre():
+        return memory.read(view, np.array([9])).latents[0, 0, 1, 1].item()
+
+    assert put(1, 4.1, 0) == 9 and centre() == 1
+    assert put(2, 4.1, 1) == 9 and centre() == 2
+    assert put(3, 4.10001, 2) == 0 and centre() == 2
+    assert put(4, 4.09999, 3) == 9 and centre() == 4
+    assert memory.tokens == 9
+
+
+def test_only_static_finite_cells_are_written():
+    batch = cameras([np.eye(4)], (2, 3))
+    depth = np.array([[[1, np.nan, np.inf], [-1, 0, 2]]])
+    static = np.array([[[True, True, True], [True, True, False]]])
+    memory = LatentMemory(CONFIG)
+    rgb, zero = np.zeros((1, 2, 3, 3), np.uint8), np.zeros(1, np.int64)
+    assert memory.write(torch.zeros(1, 4, 2, 3), batch, depth, static, zero, rgb, zero) == 1
+    assert memory.read(batch, zero).visible.ravel().tolist() == [True] + 5 * [False]
+
+
+def test_the_cap_holds_at_every_moment_of_a_write():
+    rng = np.random.default_rng(0)
+    cap, rows = 4 * 2**20, 500
+    batches = []
+    for i in range(120):
+        batch = {"positions_world": rng.uniform(-50, 50, (rows, 3)), "used": np.full(rows, i)}
+        batch["footprints_m"] = rng.uniform(0.01, 0.1, rows)
+        for name, shape in {"normals": 3, "fronts": 3, "rgb": 3, "features": 16}.items():
+            batch[name] = np.zeros((rows, shape))
+        batch |= {name: np.full(rows, i) for name in ("births_ns", "confidence", "frame_ids")}
+        batches.append(batch)
+    store = TokenStore(16, cap // 16)
+    for batch in batches[:10]:
+        store.insert(batch)  # so that nothing is left to compile
+    store = TokenStore(16, cap)
+    tracemalloc.start()
+    peaks = []
+    for batch in batches:
+        before = tracemalloc.get_traced_memory()[0] - allocated(store)
+        tracemalloc.reset_peak()
+        store.insert(batch)
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
+        assert store.nbytes <= allocated(store) <= cap
+    tracemalloc.stop()
+    incoming = rows * 300
+    assert max(peaks) <= cap + incoming
+    assert 20_000 < store.count <= store.max_rows < 60_000
+
+
+def allocated(store):
+    return sum(array.nbytes for array in store.arrays.values()) + store.table.nbytes
+
+
+def test_a_full_memory_forgets_what_was_seen_least_recently():
+    memory = LatentMemory(MemoryConfig(4, 256 * 2**10))
+    kept = cameras([look((0, 0, 0), (0, 1, 0))], (16, 20))
+    remember(memory, kept, WALL)
+    for i in range(1, 40):
+        elsewhere = cameras([look((100.0 * i, 0, 0), (100.0 * i, 1, 0))], (16, 20))
+        quad = [Quad((100 * i - 6, 4, -6), (12, 0, 0), (0, 0, 12))]
+        assert remember(memory, elsewhere, quad, first_id=i) == 320
+        assert memory.read(kept, stamps(kept)).visible.all()
+        assert memory.nbytes <= 256 * 2**10
+    assert memory.tokens < 40 * 320
+    ids = set(memory.birth_frames(memory.read(kept, stamps(kept))).ravel().tolist())
+    assert ids == {0}
+
+
+def test_references_are_the_birth_frames_with_most_winners():
+    batch = cameras([look((0, 0, 0), (0, 1, 0))], (16, 20))
+    memory = LatentMemory(CONFIG)
+    depth = np.full((1, 16, 20), 3.0)
+    rgb = np.zeros((1, 16, 20, 3), np.uint8)
+    for frame, columns in ((7, slice(0, 5)), (3, slice(5, 10)), (5, slice(10, 20))):
+        static = np.zeros((1, 16, 20), bool)
+        static[:, :, columns] = True
+        ids = np.array([frame])
+        memory.write(torch.zeros(1, 4, 16, 20), batch, depth, static, ids, rgb, ids)
+    readout = memory.read(batch, np.array([9]))
+    assert memory.references(readout, 2) == [5, 3]
+    assert memory.references(readout, 9) == [5, 3, 7]
+    assert memory.erase_frame(5) == 160
+    assert memory.references(memory.read(batch, np.array([9])), 9) == [3, 7]
+
+
+def test_erasing_a_box_forgets_what_is_in_it_and_nothing_else():
+    memory = written(loop(), room())
+    points = memory.to_points()
+    inside = ((points.xyz >= (0.9, 0.9, 0.1)) & (points.xyz <= (2.1, 2.1, 1.1))).all(-1)
+    assert memory.erase(np.array([0.9, 0.9, 0.1]), np.array([2.1, 2.1, 1.1])) == inside.sum() > 0
+    after = memory.to_points()
+    for one, other in zip(after, points, strict=True):
+        np.testing.assert_array_equal(one, other[~inside])
+    before = memory.tokens
+    remember(memory, loop(), room(), first_id=100)
+    assert memory.tokens - before == inside.sum()
+    with pytest.raises(MirageError, match="min <= max"):
+        memory.erase(np.array([1.0, 0, 0]), np.array([0.0, 1, 1]))
+    memory.clear()
+    assert memory.tokens == 0
+
+
+def test_a_fork_goes_its_own_way():
+    memory = written(loop(4), room())
+    fork, points = memory.fork(), memory.to_points()
+    fork.erase_frame(0)
+    remember(memory, loop(), room(), first_id=50)
+    grown = memory.tokens
+    assert fork.tokens < len(points.xyz) < grown
+    second = memory.fork()
+    memory.clear()
+    assert (second.tokens, memory.tokens) == (grown, 0)
+    assert set(fork.to_points().birth_ns.tolist()) <= set(points.birth_ns.tolist()) - {0}
+
+
+def test_colours_and_confidence_of_the_cloud():
+    memory = written(cameras([look((0, 0, 0), (0, 1, 0))]), WALL)
+    points = memory.to_points()
+    assert (points.rgb == 50).all() and (points.birth_ns == 0).all()
+    assert points.confidence.max() == pytest.approx(1, abs=0.01)
+    assert points.confidence.min() == pytest.approx(np.cos(np.arctan(np.hypot(0.7, 0.385))), abs=0.02)
+
+
+def test_latents_that_do_not_fit_are_refused_and_nothing_changes():
+    batch = cameras([np.eye(4)], (2, 3))
+    memory = LatentMemory(CONFIG)
+    rest = (np.ones((1, 2, 3)), np.ones((1, 2, 3), bool), np.zeros(1, np.int64))
+    last = (np.zeros((1, 2, 3, 3), np.uint8), np.zeros(1, np.int64))
+    with pytest.raises(MirageError, match="shape"):
+        memory.write(torch.zeros(1, 5, 2, 3), batch, *rest, *last)
+    with pytest.raises(MirageError, match="float16"):
+        memory.write(torch.full((1, 4, 2, 3), 1e6), batch, *rest, *last)
+    assert memory.tokens == 0
+    with pytest.raises(MirageError, match="cap"):
+        LatentMemory(MemoryConfig(4, 100))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    memory = written(loop(6), room())
+    path = tmp_path_factory.mktemp("memory") / "memory.safetensors"
+    memory.save(path)
+    return memory, path
+
+
+def test_a_saved_memory_comes_back_and_goes_on_the_same(saved):
+    memory, path = saved
+    again, original = LatentMemory.load(path), memory.fork()
+    for turn in range(2):
+        batch = loop()
+        one, other = original.read(batch, stamps(batch)), again.read(batch, stamps(batch))
+        np.testing.assert_array_equal(one.index, other.index)
+        assert torch.equal(one.latents, other.latents)
+        assert original.nbytes == again.nbytes or turn == 0
+        for each in (original, again):
+            remember(each, loop(), room(), first_id=200)
+        assert original.tokens == again.tokens
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_smaller_cap_keeps_the_latest(saved):
+    memory, path = saved
+    small = LatentMemory.load(path, MemoryConfig(4, 128 * 2**10))
+    assert 0 < small.tokens < memory.tokens and small.nbytes <= 128 * 2**10
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, 1000, -1])
+def test_a_truncated_file_is_refused(saved, tmp_path, keep):
+    (tmp_path / "cut").write_bytes(saved[1].read_bytes()[:keep])
+    with pytest.raises(MirageError, match="damaged"):
+        LatentMemory.load(tmp_path / "cut")
+
+
+def test_any_flipped_bit_is_noticed(saved, tmp_path):
+    data = saved[1].read_bytes()
+    rng = np.random.default_rng(0)
+    places = [*rng.integers(0, 1500, 25), *rng.integers(0, len(data), 25)]
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        (tmp_path / "flipped").write_bytes(flipped)
+        with pytest.raises(MirageError):
+            LatentMemory.load(tmp_path / "flipped")
+
+
+def test_unfit_files_are_refused_with_the_reason(saved, tmp_path):
+    with pytest.raises(MirageError, match="4 channels where 5"):
+        LatentMemory.load(saved[1], MemoryConfig(5))
+    with pytest.raises(MirageError, match="cannot be read"):
+        LatentMemory.load(tmp_path / "none")
+    header = {"kind": "memory", "version": 99, "info": {}, "sha256": ""}
+    newer = tmp_path / "newer"
+    save_file({"x": np.zeros(1)}, newer, {"mirage_ros": json.dumps(header)})
+    with pytest.raises(MirageError, match="version 99"):
+        LatentMemory.load(newer)
+    save_file({"x": np.zeros(1)}, newer, {})
+    with pytest.raises(MirageError, match="not a saved memory"):
+        LatentMemory.load(newer)
