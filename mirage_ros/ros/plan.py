@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -56,6 +56,7 @@ class Missing:
     limit_ns: int = SECOND_NS
 
 
+@runtime_checkable
 class Source(Protocol):
     """Poses over time."""
 

@@ -81,12 +81,17 @@ def seed_from_ros(
     image, info, depth = (messages.get(kind) for kind in KINDS)
     rgb = picture_from_ros(image)
     camera = camera_from_ros(info, world_from_camera, rectified)
-    if camera.size != rgb.shape[:2]:
-        raise MirageError(
-            f"The seed's CameraInfo is of {camera.size[1]} x {camera.size[0]} pixels, its picture "
-            f"of {rgb.shape[1]} x {rgb.shape[0]}; send both in one size."
-        )
-    return Seed("camera", rgb, camera, None if depth is None else depth_from_ros(depth))
+    depth_m = None if depth is None else depth_from_ros(depth)
+    for name, size in (
+        ("CameraInfo", camera.size),
+        ("depth", depth_m is not None and depth_m.shape),
+    ):
+        if size and size != rgb.shape[:2]:
+            raise MirageError(
+                f"The seed's {name} is of {size[1]} x {size[0]} pixels, its picture of "
+                f"{rgb.shape[1]} x {rgb.shape[0]}; send both in one size, the depth registered."
+            )
+    return Seed("camera", rgb, camera, depth_m)
 
 
 class SeedInput:

@@ -51,9 +51,7 @@ class Buffer:
         track.insert(stamp_ns, position, quaternion)
         track.forget_before(track.stamps[-1] - self.history_ns)
 
-    def insert(
-        self, parent: str, child: str, stamp_ns: int, parent_from_child: np.ndarray
-    ) -> None:
+    def insert(self, parent: str, child: str, stamp_ns: int, parent_from_child: np.ndarray) -> None:
         """Adds a moving frame's map without a message."""
         quaternion = mat2quat(parent_from_child[:3, :3])
         self._track(parent, child, static=False).insert(
@@ -146,13 +144,12 @@ class Buffer:
     def _branches(self, target: str, source: str) -> tuple[list[str], list[str]]:
         """Child frames on the way up from either frame to their nearest common ancestor."""
         frames = set(self.tracks) | {track.parent for track in self.tracks.values()}
-        for name in (target, source):
-            if name not in frames:
-                known = ", ".join(sorted(frames)) or "none"
-                raise LookupException(
-                    f"The TF frame '{name}' is missing (known: {known}); publish it on /tf or "
-                    "/tf_static."
-                )
+        missing = " or ".join(f"'{name}'" for name in (source, target) if name not in frames)
+        if missing:
+            known = ", ".join(sorted(frames)) or "none"
+            raise LookupException(
+                f"TF has no frame {missing} (known: {known}); publish it on /tf or /tf_static."
+            )
         from_target, from_source = self._ancestors(target), self._ancestors(source)
         common = next((name for name in from_source if name in from_target), None)
         if common is None:

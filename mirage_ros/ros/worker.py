@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -25,11 +26,11 @@ QUEUE_SIZE = 8
 @dataclass(frozen=True)
 class WorkerConfig:
     """Attributes:
-        world: how the world is made.
-        size: (height, width) of the frames that come out; None is the model's.
-        hfov_deg: their field of view; 0 is the seed's.
-        period_ns: time between frames.
-        cloud_period_s: least wall time between two clouds.
+    world: how the world is made.
+    size: (height, width) of the frames that come out; None is the model's.
+    hfov_deg: their field of view; 0 is the seed's.
+    period_ns: time between frames.
+    cloud_period_s: least wall time between two clouds.
     """
 
     world: WorldConfig
@@ -147,10 +148,8 @@ class Worker:
     def stop(self, timeout_s: float) -> bool:
         """Ends after the command at hand. False if that takes longer than the timeout."""
         self._stopping.set()
-        try:
+        with contextlib.suppress(queue.Full):
             self._commands.put_nowait(None)
-        except queue.Full:
-            pass
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -181,16 +180,18 @@ class Worker:
         elif isinstance(command, Step):
             chunk = self._step(command.planned)
         seconds = time.perf_counter() - start_s
-        now_s = time.monotonic()
-        points = None
-        if not isinstance(command, Step) or now_s - self._cloud_sent_s >= self.config.cloud_period_s:
-            points = self._world.memory.to_points()
-            self._cloud_sent_s = now_s
+        points = self._due_points(not isinstance(command, Step))
         return Done(command, chunk, seconds, points, self._world.stamp_ns)
+
+    def _due_points(self, always: bool) -> Points | None:
+        now_s = time.monotonic()
+        if not always and now_s - self._cloud_sent_s < self.config.cloud_period_s:
+            return None
+        self._cloud_sent_s = now_s
+        return self._world.memory.to_points()
 
     def _reset(self, command: Reset) -> Chunk:
         seed = command.load()
-        check_seed(seed)
         stamp_ns = command.stamp_ns or 0
         chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, stamp_ns)
         self._fresh = seed
@@ -219,28 +220,6 @@ class Worker:
             size = self.config.size or view.size
             return Camera.from_hfov(self.config.hfov_deg, size, planned.world_from_camera)
         return Camera(view.intrinsics, planned.world_from_camera, view.size)
-
-
-def check_seed(seed: Seed) -> None:
-    """Raises MirageError for a picture without pixels and a depth that does not fit or is empty."""
-    if min(seed.rgb.shape[:2]) < 1:
-        raise MirageError(f"The seed's picture has the shape {seed.rgb.shape}; send a full one.")
-    if seed.camera.size != seed.rgb.shape[:2]:
-        raise MirageError(
-            f"The seed's camera is of {seed.camera.size[1]} x {seed.camera.size[0]} pixels, its "
-            f"picture of {seed.rgb.shape[1]} x {seed.rgb.shape[0]}; send both in one size."
-        )
-    if seed.depth_m is None:
-        return
-    if seed.depth_m.shape != seed.rgb.shape[:2]:
-        raise MirageError(
-            f"The seed's depth is of {seed.depth_m.shape[1]} x {seed.depth_m.shape[0]} pixels, its "
-            f"picture of {seed.rgb.shape[1]} x {seed.rgb.shape[0]}; register the depth to it."
-        )
-    if np.isnan(seed.depth_m).all():
-        raise MirageError(
-            "The seed's depth holds no valid pixel; send metres (32FC1), or no depth at all."
-        )
 
 
 def resized_frame(frame: Frame, size: tuple[int, int]) -> Frame:

@@ -1,0 +1,239 @@
+"""Planned poses at frame times: interpolation, gaps, ends, and how the worker is fed with them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Path
+from rclpy.time import Time
+from transforms3d.euler import euler2mat
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.conversions import (
+    pose_to_ros,
+    stamp_to_ros,
+    transform_from_ros,
+    transform_to_ros,
+)
+from mirage_ros.ros.plan import Missing, Plan, PlanConfig
+from mirage_ros.ros.tf_buffer import Buffer
+from mirage_ros.ros.tracks import ConnectivityException, ExtrapolationException, LookupException
+
+SECOND = 1_000_000_000
+PERIOD = SECOND // 10
+START = 1_763_000_000 * SECOND + 123_456_789
+
+
+def pose_at(x: float, yaw: float = 0.0) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:3, :3] = euler2mat(0, 0, yaw)
+    pose[0, 3] = x
+    return pose
+
+
+def feed(buffer: Buffer, stamps_ns, parent="world", child="camera", speed=1.0, turn=0.0) -> None:
+    """A frame that moves along x at `speed` m/s and turns about z at `turn` rad/s."""
+    for stamp_ns in stamps_ns:
+        seconds = (stamp_ns - START) / SECOND
+        pose = pose_at(speed * seconds, turn * seconds)
+        buffer.set_transform(transform_to_ros(pose, parent, child, stamp_ns))
+
+
+def stamps(count: int, first: int = START, step: int = PERIOD) -> list[int]:
+    return [first + index * step for index in range(count)]
+
+
+def make_plan(buffer: Buffer, **config) -> Plan:
+    return Plan(PlanConfig("world", "camera", **config), buffer)
+
+
+def drain(plan: Plan, count: int = 4) -> list[int]:
+    """All frame times that the plan hands out now."""
+    times = []
+    while (planned := plan.peek(count)) is not None:
+        times += planned.stamps_ns
+        plan.commit(planned)
+    return times
+
+
+def test_between_stamps_position_is_lerp_and_rotation_slerp():
+    buffer = Buffer()
+    feed(buffer, stamps(3, step=SECOND), speed=2.0, turn=0.8)
+    for share in (0.0, 0.25, 0.5, 1.0, 1.7):
+        matrix = buffer.matrix("world", "camera", START + round(share * SECOND))
+        np.testing.assert_allclose(matrix, pose_at(2 * share, 0.8 * share), atol=1e-9)
+
+
+def test_chains_with_static_frames_in_both_directions():
+    buffer = Buffer()
+    feed(buffer, stamps(5), "world", "base", turn=0.5)
+    base_from_camera = pose_at(0.3, 1.0)
+    buffer.set_transform_static(transform_to_ros(base_from_camera, "base", "camera", 0))
+    stamp_ns = START + PERIOD * 3 // 2
+    expected = pose_at(0.15, 0.075) @ base_from_camera
+    there = transform_from_ros(
+        buffer.lookup_transform("world", "camera", Time(nanoseconds=stamp_ns))
+    )
+    back = transform_from_ros(
+        buffer.lookup_transform("camera", "world", Time(nanoseconds=stamp_ns))
+    )
+    np.testing.assert_allclose(there, expected, atol=1e-9)
+    np.testing.assert_allclose(back @ there, np.eye(4), atol=1e-9)
+
+
+def test_the_buffer_says_what_is_missing_and_does_not_extrapolate():
+    buffer = Buffer()
+    feed(buffer, stamps(3))
+    feed(buffer, stamps(3), "map", "robot")
+    with pytest.raises(LookupException, match="no frame 'arm'"):
+        buffer.matrix("world", "arm", START)
+    with pytest.raises(ConnectivityException, match="'world'.*'robot'"):
+        buffer.matrix("world", "robot", START)
+    for stamp_ns in (START - 1, START + 2 * PERIOD + 1):
+        with pytest.raises(ExtrapolationException, match=str(stamp_ns)):
+            buffer.matrix("world", "camera", stamp_ns)
+        assert not buffer.can_transform("world", "camera", Time(nanoseconds=stamp_ns))
+    latest = buffer.lookup_transform("world", "camera", Time())
+    assert latest.header.stamp == stamp_to_ros(START + 2 * PERIOD)
+
+
+def test_the_buffer_is_bounded_by_time():
+    buffer = Buffer(history_s=1.0)
+    feed(buffer, stamps(100))
+    assert buffer.span("world", "camera") == (START + 89 * PERIOD, START + 99 * PERIOD)
+
+
+def test_poses_out_of_order_are_sorted_in():
+    buffer = Buffer()
+    order = stamps(6)
+    feed(buffer, [order[i] for i in (0, 3, 1, 5, 2, 4, 3)])
+    assert buffer.tracks["camera"].stamps == order
+
+
+def test_frames_start_at_the_first_pose_and_have_the_plan_s_stamps():
+    buffer = Buffer()
+    plan = make_plan(buffer)
+    feed(buffer, stamps(10))
+    planned = plan.peek(4)
+    assert planned.stamps_ns == tuple(stamps(4))
+    np.testing.assert_allclose(planned.world_from_camera[3], pose_at(0.3), atol=1e-9)
+    assert plan.pending() == 10
+    assert drain(plan) == stamps(10)
+    assert plan.pending() == 0
+
+
+def test_poses_faster_than_frames_are_interpolated_on_the_grid():
+    buffer = Buffer()
+    plan = make_plan(buffer)
+    feed(buffer, stamps(21, step=PERIOD // 7))
+    assert drain(plan) == stamps(20 * (PERIOD // 7) // PERIOD + 1)
+
+
+def test_a_gap_is_not_filled_and_the_grid_starts_anew_behind_it():
+    buffer = Buffer()
+    plan = make_plan(buffer, gap_s=1.0)
+    later = START + 30 * SECOND + 12_345
+    feed(buffer, stamps(3))
+    feed(buffer, stamps(3, first=later))
+    assert drain(plan) == stamps(3) + stamps(3, first=later)
+
+
+def test_each_frame_comes_once_while_the_plan_grows():
+    buffer = Buffer()
+    plan = make_plan(buffer)
+    times = []
+    for index in range(12):
+        feed(buffer, [START + index * PERIOD])
+        times += drain(plan, count=2)
+    assert times == stamps(12)
+
+
+def test_poses_of_the_past_are_not_rendered_again():
+    buffer = Buffer()
+    plan = make_plan(buffer)
+    feed(buffer, stamps(5))
+    drain(plan)
+    feed(buffer, stamps(5))
+    assert drain(plan) == []
+    assert plan.is_past(START) and not plan.is_past(START + 5 * PERIOD)
+
+
+def test_what_the_history_dropped_is_skipped():
+    buffer = Buffer(history_s=1.0)
+    plan = make_plan(buffer)
+    feed(buffer, stamps(2))
+    assert len(drain(plan)) == 2
+    feed(buffer, stamps(40, first=START + 2 * PERIOD))
+    assert drain(plan) == stamps(11, first=START + 31 * PERIOD)
+
+
+def path(stamps_ns, frame="world") -> Path:
+    message = Path()
+    message.header.frame_id = frame
+    for stamp_ns in stamps_ns:
+        pose = PoseStamped(pose=pose_to_ros(pose_at((stamp_ns - START) / SECOND)))
+        pose.header.stamp = stamp_to_ros(stamp_ns)
+        message.poses.append(pose)
+    return message
+
+
+def test_a_path_goes_before_tf_and_tf_goes_on_after_it():
+    buffer = Buffer()
+    plan = make_plan(buffer)
+    feed(buffer, stamps(10), speed=-1.0)
+    assert plan.set_path(path(stamps(5))) == 5
+    planned = plan.peek(5)
+    assert planned.stamps_ns == tuple(stamps(5))
+    assert planned.world_from_camera[4][0, 3] == pytest.approx(0.4)
+    plan.commit(planned)
+    planned = plan.peek(5)
+    assert planned.stamps_ns == tuple(stamps(10)[5:])
+    assert planned.world_from_camera[0][0, 3] == pytest.approx(-0.5)
+
+
+def test_a_sparse_path_is_interpolated():
+    plan = make_plan(Buffer())
+    plan.set_path(path([START, START + 3 * SECOND]))
+    assert drain(plan) == stamps(31)
+
+
+def test_a_path_in_another_frame_is_brought_into_the_world():
+    buffer = Buffer()
+    plan = make_plan(buffer)
+    with pytest.raises(MirageError, match="no frame 'map' or 'world'"):
+        plan.set_path(path(stamps(2), frame="map"))
+    buffer.set_transform_static(transform_to_ros(pose_at(5.0), "world", "map", 0))
+    plan.set_path(path(stamps(2), frame="map"))
+    assert plan.peek(2).world_from_camera[1][0, 3] == pytest.approx(5.1)
+
+
+def test_a_path_of_the_past_is_refused_and_the_old_one_goes_on():
+    plan = make_plan(Buffer())
+    plan.set_path(path(stamps(8)))
+    plan.commit(plan.peek(4))
+    with pytest.raises(MirageError, match="back in time"):
+        plan.set_path(path(stamps(3)))
+    assert drain(plan) == stamps(8)[4:]
+
+
+@pytest.mark.parametrize(("policy", "x_m"), [("hold", 0.2), ("extrapolate", 0.5)])
+def test_beyond_the_plan_frames_are_made_up_only_for_the_time_that_passed(policy, x_m):
+    buffer = Buffer()
+    plan = make_plan(buffer)
+    feed(buffer, stamps(3), turn=1.0)
+    drain(plan)
+    assert plan.peek(8, Missing("wait", 10 * SECOND)) is None
+    planned = plan.peek(8, Missing(policy, elapsed_ns=3 * PERIOD))
+    assert planned.stamps_ns == tuple(stamps(3, first=START + 3 * PERIOD))
+    expected = pose_at(x_m, 0.5 if policy == "extrapolate" else 0.2)
+    np.testing.assert_allclose(planned.world_from_camera[-1], expected, atol=1e-9)
+
+
+def test_extrapolation_has_a_limit():
+    buffer = Buffer()
+    plan = make_plan(buffer)
+    feed(buffer, stamps(3))
+    drain(plan)
+    planned = plan.peek(100, Missing("extrapolate", 10 * SECOND, limit_ns=2 * PERIOD))
+    assert len(planned) == 2
