@@ -1,4 +1,4 @@
-"""What is wrong and how fast it goes: one log line per problem, and /diagnostics once a second."""
+"""What is wrong and how fast it goes: one log line per problem, and what /diagnostics shows."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class Health:
         self._problems: dict[str, Problem] = {}
         self.last_error = ""
         self.errors = 0
+        self._news = False
 
     def error(self, topic: str, text: str) -> None:
         self.errors += 1
@@ -60,6 +61,11 @@ class Health:
             return DiagnosticStatus.OK, "", 0
         return problem.level, problem.text, problem.count
 
+    def take_news(self) -> bool:
+        """Whether a new problem came since the last call: worth a message at once."""
+        news, self._news = self._news, False
+        return news
+
     def _raise(self, topic: str, level: bytes, text: str) -> None:
         now_s = time.monotonic()
         known = self._problems.get(topic)
@@ -68,6 +74,7 @@ class Health:
             known.over, known.since_s = False, now_s
             return
         self._problems[topic] = Problem(level, text, now_s, now_s)
+        self._news = True
         self._log[level](text)
 
 
@@ -111,5 +118,3 @@ def status(
     return DiagnosticStatus(
         level=level, name=name, message=message, hardware_id="mirage", values=pairs
     )
-
-

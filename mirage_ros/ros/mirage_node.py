@@ -178,7 +178,8 @@ class MirageNode(Node):
         rectified = self.config.seed_rectified
         self._reset(
             lambda: seed_from_ros(messages, pose, rectified),
-            stamp_from_ros(header.stamp), "seed/image",
+            stamp_from_ros(header.stamp),
+            "seed/image",
         )
 
     def _reset(self, load: Callable[[], Seed], stamp_ns: int | None, origin: str) -> Reset | None:
@@ -206,6 +207,8 @@ class MirageNode(Node):
         self._new_world()
         self.rollout.pump(self.config, time.monotonic(), self.get_clock().now().nanoseconds)
         self._report_waiting()
+        if self._health.take_news():
+            self._reporter.publish()
 
     def _report_waiting(self) -> None:
         rollout = self.rollout
@@ -244,9 +247,7 @@ class MirageNode(Node):
         self._figures.new_world(done.chunk)
         self._seed = done.command.load
         self._health.ok("seed")
-        self.get_logger().info(
-            f"New world from {done.command.origin}: {done.chunk.tokens} tokens."
-        )
+        self.get_logger().info(f"New world from {done.command.origin}: {done.chunk.tokens} tokens.")
         self._reply(done.command, "")
 
     def _on_failed(self, failed: Failed) -> None:
@@ -255,7 +256,9 @@ class MirageNode(Node):
             return
         if isinstance(failed.command, Reset):
             self._seed_input.rearm()
-            self._health.error("seed", f"No new world from {failed.command.origin}: {failed.message}")
+            self._health.error(
+                "seed", f"No new world from {failed.command.origin}: {failed.message}"
+            )
             self._reply(failed.command, failed.message)
         else:
             self._health.error("world", failed.message)
@@ -267,8 +270,12 @@ class MirageNode(Node):
 
     def _status(self, done: Done):
         return status_to_ros(
-            done.chunk, self._figures.chunks, self._plan.pending(), self.rollout.model.name,
-            done.seconds, self.config.world_frame,
+            done.chunk,
+            self._figures.chunks,
+            self._plan.pending(),
+            self.rollout.model.name,
+            done.seconds,
+            self.config.world_frame,
         )
 
 

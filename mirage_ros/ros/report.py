@@ -1,4 +1,5 @@
-"""The node's /diagnostics: model, world, plan, inference and memory once a second."""
+"""The node's /diagnostics: model, world, plan, inference and memory once a second
+and as soon as something is wrong."""
 
 from __future__ import annotations
 
@@ -43,8 +44,11 @@ class Reporter:
         message.status = [
             status(f"{name}: {part}", *content())
             for part, content in (
-                ("model", self._model), ("world", self._world), ("plan", self._plan),
-                ("inference", self._inference), ("memory", self._memory),
+                ("model", self._model),
+                ("world", self._world),
+                ("plan", self._plan),
+                ("inference", self._inference),
+                ("memory", self._memory),
             )
         ]
         self._publisher.publish(message)
@@ -85,9 +89,12 @@ class Reporter:
         figures = self._figures
         stages = {f"{name}_s": float(seconds) for name, seconds in figures.stage_s.items()}
         values = {
-            "frames": figures.frames, "chunks": figures.chunks,
-            "frames_per_s": figures.frames_per_s, "queue": self._rollout.in_flight,
-            "queue_size": IN_FLIGHT, **stages,
+            "frames": figures.frames,
+            "chunks": figures.chunks,
+            "frames_per_s": figures.frames_per_s,
+            "queue": self._rollout.in_flight,
+            "queue_size": IN_FLIGHT,
+            **stages,
         }
         return OK, f"{figures.frames_per_s:.3g} frames/s", values
 
@@ -95,7 +102,9 @@ class Reporter:
         limit = self._node.config.max_memory_mb * 2**20
         used = self._figures.memory_bytes
         full = used >= FULL_SHARE * limit
-        text = "full: the oldest of the least useful tokens go" if full else f"{used / 2**20:.3g} MiB"
+        text = (
+            "full: the oldest of the least useful tokens go" if full else f"{used / 2**20:.3g} MiB"
+        )
         values = {"tokens": self._figures.tokens, "bytes": used, "limit_bytes": limit}
         return (WARN if full else OK), text, values
 
