@@ -16,7 +16,14 @@ from mirage_ros.ros.conversions import SECOND_NS, stamp_to_ros
 STAGES = ("read", "generate", "decode", "perceive", "write")
 # x y z, then the packed colour where RViz and Foxglove look for it.
 POINT = np.dtype(
-    [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4"), ("confidence", "<f4"), ("age", "<f4")]
+    [
+        ("x", "<f4"),
+        ("y", "<f4"),
+        ("z", "<f4"),
+        ("rgb", "<u4"),
+        ("confidence", "<f4"),
+        ("age", "<f4"),
+    ]
 )
 
 

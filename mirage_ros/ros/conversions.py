@@ -188,6 +188,7 @@ def camera_from_ros(
             "The CameraInfo has a binning or a region of interest; send the full picture."
         )
     pose = np.eye(4) if world_from_camera is None else world_from_camera
-    intrinsics = np.array([[matrix[0, 0], 0, matrix[0, 2]], [0, matrix[1, 1], matrix[1, 2]],
-                           [0, 0, 1.0]])
+    intrinsics = np.array(
+        [[matrix[0, 0], 0, matrix[0, 2]], [0, matrix[1, 1], matrix[1, 2]], [0, 0, 1.0]]
+    )
     return Camera(intrinsics, pose, (message.height, message.width))

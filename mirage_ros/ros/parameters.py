@@ -64,43 +64,77 @@ RELIABILITIES = ("reliable", "best_effort")
 TABLE: dict[str, Row] = {
     "model": Row("Checkpoint: a shipped name (mini), a folder or a hub id."),
     "device": Row("Where the model runs.", choices=("auto", "cpu", "cuda")),
-    "seed": Row("What the world starts from: a shipped name, a seed folder or a picture file; "
-                "empty waits for seed/image."),
-    "seed_hfov_deg": Row("Horizontal field of view of a seed picture without intrinsics, degrees.",
-                         low=1.0, high=170.0),
+    "seed": Row(
+        "What the world starts from: a shipped name, a seed folder or a picture file; "
+        "empty waits for seed/image."
+    ),
+    "seed_hfov_deg": Row(
+        "Horizontal field of view of a seed picture without intrinsics, degrees.",
+        low=1.0,
+        high=170.0,
+    ),
     "seed_rectified": Row("seed/image is an image_rect: its intrinsics are P of the CameraInfo."),
     "seed_reliability": Row("Reliability of the seed/* subscriptions.", choices=RELIABILITIES),
     "world_frame": Row("TF frame of the world, z up.", frame=True),
     "camera_frame": Row("TF frame whose planned poses are rendered, optical axes.", frame=True),
-    "rendered_camera_frame": Row("Frame id of the published pictures; its pose is published on TF.",
-                                 frame=True),
+    "rendered_camera_frame": Row(
+        "Frame id of the published pictures; its pose is published on TF.", frame=True
+    ),
     "frame_rate_hz": Row("Frames per second of planned time.", low=0.1, high=240.0),
-    "image_width": Row("Width of the published pictures, pixels; 0 is the model's.",
-                       low=0, high=8192),
-    "image_height": Row("Height of the published pictures, pixels; 0 is the model's.",
-                        low=0, high=8192),
-    "hfov_deg": Row("Horizontal field of view of the published pictures, degrees; 0 is the seed's.",
-                    low=0.0, high=170.0),
-    "on_missing_plan": Row("When the plan ends: wait for more, hold the last pose, or extrapolate "
-                           "its motion.", choices=("wait", "hold", "extrapolate"), live=True),
-    "plan_idle_s": Row("After this long without newer poses a chunk that is not full is rendered.",
-                       low=0.05, high=60.0, live=True),
-    "plan_gap_s": Row("Poses further apart than this are two plans; nothing is rendered between.",
-                      low=0.01, high=3600.0),
-    "plan_history_s": Row("How much planned time is kept until it is rendered.",
-                          low=10.0, high=36000.0),
-    "max_extrapolation_s": Row("How far extrapolate goes beyond the plan.",
-                               low=0.0, high=60.0, live=True),
-    "world_seed": Row("Seed of the noise: the same seed and plan give the same world.",
-                      low=0, high=2**31 - 1),
+    "image_width": Row(
+        "Width of the published pictures, pixels; 0 is the model's.", low=0, high=8192
+    ),
+    "image_height": Row(
+        "Height of the published pictures, pixels; 0 is the model's.", low=0, high=8192
+    ),
+    "hfov_deg": Row(
+        "Horizontal field of view of the published pictures, degrees; 0 is the seed's.",
+        low=0.0,
+        high=170.0,
+    ),
+    "on_missing_plan": Row(
+        "When the plan ends: wait for more, hold the last pose, or extrapolate its motion.",
+        choices=("wait", "hold", "extrapolate"),
+        live=True,
+    ),
+    "plan_idle_s": Row(
+        "After this long without newer poses a chunk that is not full is rendered.",
+        low=0.05,
+        high=60.0,
+        live=True,
+    ),
+    "plan_gap_s": Row(
+        "Poses further apart than this are two plans; nothing is rendered between.",
+        low=0.01,
+        high=3600.0,
+    ),
+    "plan_history_s": Row(
+        "How much planned time is kept until it is rendered.", low=10.0, high=36000.0
+    ),
+    "max_extrapolation_s": Row(
+        "How far extrapolate goes beyond the plan.", low=0.0, high=60.0, live=True
+    ),
+    "world_seed": Row(
+        "Seed of the noise: the same seed and plan give the same world.", low=0, high=2**31 - 1
+    ),
     "use_memory": Row("False switches the spatial memory off, for comparison."),
     "max_memory_mb": Row("Upper bound of the spatial memory, MiB.", low=1, high=1048576),
-    "cloud_period_s": Row("Least wall time between two clouds; the last state is always sent.",
-                          low=0.0, high=3600.0, live=True),
-    "image_reliability": Row("Reliability of the published pictures; reliable serves every "
-                             "subscriber.", choices=RELIABILITIES),
-    "image_depth": Row("Frames kept for slow subscribers; a chunk comes in one burst, so keep at "
-                       "least two chunks.", low=1, high=1000),
+    "cloud_period_s": Row(
+        "Least wall time between two clouds; the last state is always sent.",
+        low=0.0,
+        high=3600.0,
+        live=True,
+    ),
+    "image_reliability": Row(
+        "Reliability of the published pictures; reliable serves every subscriber.",
+        choices=RELIABILITIES,
+    ),
+    "image_depth": Row(
+        "Frames kept for slow subscribers; a chunk comes in one burst, so keep at "
+        "least two chunks.",
+        low=1,
+        high=1000,
+    ),
 }
 
 

@@ -64,7 +64,11 @@ class Publishers:
 
     def cloud(self, points: Points, stamp_ns: int) -> None:
         message = cloud_to_ros(
-            points.xyz, points.rgb, points.confidence, points.birth_ns, stamp_ns,
+            points.xyz,
+            points.rgb,
+            points.confidence,
+            points.birth_ns,
+            stamp_ns,
             self._config.world_frame,
         )
         self._cloud.publish(message)
@@ -74,6 +78,8 @@ class Publishers:
 
     def _pose(self, frame: Frame) -> TransformStamped:
         return transform_to_ros(
-            frame.camera.world_from_camera, self._config.world_frame,
-            self._config.rendered_camera_frame, frame.stamp_ns,
+            frame.camera.world_from_camera,
+            self._config.world_frame,
+            self._config.rendered_camera_frame,
+            frame.stamp_ns,
         )

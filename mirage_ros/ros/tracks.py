@@ -45,7 +45,9 @@ class Track:
         index = bisect_left(self.stamps, stamp_ns)
         same = index < len(self.stamps) and self.stamps[index] == stamp_ns
         for values, value in (
-            (self.stamps, stamp_ns), (self.positions, position), (self.quaternions, quaternion)
+            (self.stamps, stamp_ns),
+            (self.positions, position),
+            (self.quaternions, quaternion),
         ):
             values[index : index + same] = [value]
 
