@@ -297,11 +297,11 @@ def _add_train(commands) -> None:
 
 
 def _run_train(arguments: argparse.Namespace) -> int:
-    from mirage_ros.training import main as train
-
     if not arguments.config.is_file():
         raise MirageError(f"There is no training config {arguments.config}; give a YAML file.")
-    train(arguments.config)
+    from mirage_ros.training.recipe import read_recipe, train
+
+    train(read_recipe(arguments.config))
     return 0
 
 
@@ -313,18 +313,20 @@ def _add_data(commands) -> None:
         "preview",
         _run_preview,
         "render procedural scenes onto one sheet (needs MuJoCo)",
-        "example:\n  mirage data preview --seeds 0-11 --out out/scenes.png",
+        "example:\n  mirage data preview --seeds 0-5 --out out/scenes.png",
     )
-    preview.add_argument("--seeds", default="0-11", metavar="A-B", help="(default: 0-11)")
+    preview.add_argument("--seeds", default="0-5", metavar="A-B", help="(default: 0-5)")
     preview.add_argument("--out", type=Path, default=Path("out/scenes.png"), metavar="PNG")
 
 
 def _run_preview(arguments: argparse.Namespace) -> int:
+    seeds = _seed_range(arguments.seeds)
     try:
-        from mirage_ros.scenes.preview import write_preview
+        from mirage_ros.scenes import write_preview
     except ImportError as error:
         raise MirageError(f"Scenes need MuJoCo ({error}); pip install 'mirage_ros[scenes]'.") from error
-    write_preview(_seed_range(arguments.seeds), arguments.out)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_preview(arguments.out, seeds)
     print(f"wrote {arguments.out}")
     return 0
 

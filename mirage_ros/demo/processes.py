@@ -27,6 +27,7 @@ class Children:
     def __init__(self, log_folder: Path, environment: dict[str, str]) -> None:
         self.log_folder = log_folder
         self.environment = environment
+        self.gentle_s = GENTLE_S
         self._running: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> Children:
@@ -96,7 +97,7 @@ class Children:
                 break
             try:
                 os.killpg(process.pid, request)
-                process.wait(GENTLE_S)
+                process.wait(self.gentle_s)
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
         if process.stdout is not None:

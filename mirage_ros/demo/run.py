@@ -73,7 +73,8 @@ def run_demo(config: DemoConfig, load: Callable[[str], WorldModel] = load_model)
     recording = read_recording(config.out / "demo.mcap")
     if not recording.frames:
         raise MirageError(f"The recording {config.out}/demo.mcap holds no whole frame.")
-    cameras = Camera(log["intrinsics"], np.array(log["world_from_camera"]), tuple(log["size"]))
+    poses = np.array(log["world_from_camera"])
+    cameras = Camera(np.array(log["intrinsics"]), poses, tuple(log["size"]))
     report = {"seed": seed.name, "model": config.model, "memory": config.use_memory}
     report |= figures.rollout_figures(recording, log["stamps_ns"], log["started_ns"])
     report |= figures.return_figures(recording.frames)

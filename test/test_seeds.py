@@ -1,0 +1,195 @@
+"""Seeds from folders, recordings and photographs, and tours that start from them."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from make_seed import write_seed
+from PIL import Image
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.seeds import load_seed, shipped_seeds
+from mirage_ros.tour import central_depth_m, plan_tour
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="shared/realdata is not next to the checkout")
+
+
+def test_folder_gives_picture_camera_and_metric_depth(tmp_path):
+    seed = load_seed(str(write_seed(tmp_path / "room")))
+    assert seed.name == "room" and seed.rgb.shape == (96, 120, 3)
+    assert seed.camera.size == (96, 120) and seed.depth_m.shape == (96, 120)
+    assert 1 < np.nanmedian(seed.depth_m) < 8
+    # The floor in the picture's middle column lies at height 0.
+    assert abs(seed.camera.lift(seed.depth_m)[-1, 60, 2]) < 0.01
+
+
+def test_depth_marks_invalid_and_sky(tmp_path):
+    folder = write_seed(tmp_path / "room")
+    depth = cv2.imread(str(folder / "depth.png"), cv2.IMREAD_UNCHANGED)
+    depth[0, 0], depth[0, 1] = 0, 65535
+    cv2.imwrite(str(folder / "depth.png"), depth)
+    seed = load_seed(folder)
+    assert np.isnan(seed.depth_m[0, 0]) and np.isposinf(seed.depth_m[0, 1])
+
+
+def test_folder_without_depth_has_none(tmp_path):
+    assert load_seed(write_seed(tmp_path / "room", depth=False)).depth_m is None
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1", "I;16"])
+def test_any_picture_becomes_rgb(tmp_path, mode):
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png")
+    if mode == "I;16":
+        Image.fromarray(np.full((30, 40), 65535, np.uint16)).save(path)
+    else:
+        Image.new("RGB", (40, 30), (255, 255, 255)).convert(mode).save(path)
+    seed = load_seed(path)
+    assert seed.rgb.shape == (30, 40, 3) and seed.rgb.dtype == np.uint8
+    assert seed.rgb.min() == 255 and seed.depth_m is None
+
+
+def test_photograph_gets_a_level_camera_of_its_field_of_view(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    camera = load_seed(tmp_path / "a.png", 90.0).camera
+    assert camera.hfov_deg == pytest.approx(90)
+    assert load_seed(tmp_path / "a.png").camera.hfov_deg == pytest.approx(60)
+    assert np.allclose(camera.world_from_camera[:3, 2], [1, 0, 0])  # looks along world +x
+    assert np.allclose(camera.world_from_camera[:3, 1], [0, 0, -1])  # its down is world down
+
+
+def test_exif_orientation_is_respected(tmp_path):
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise: the left half goes to the top
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    rgb = load_seed(tmp_path / "a.jpg").rgb
+    assert rgb.shape == (40, 20, 3) and rgb[:15].mean() > 240 and rgb[-15:].mean() < 15
+
+
+def spoil(folder: Path, fault: str) -> None:
+    depth = cv2.imread(str(folder / "depth.png"), cv2.IMREAD_UNCHANGED)
+    if fault == "picture":
+        (folder / "color.png").write_bytes(b"not a picture")
+    elif fault == "empty":
+        (folder / "color.png").write_bytes(b"")
+    elif fault == "depth size":
+        cv2.imwrite(str(folder / "depth.png"), depth[:-1])
+    elif fault == "depth nan":
+        cv2.imwrite(str(folder / "depth.png"), depth * 0)
+    elif fault == "depth 8 bit":
+        cv2.imwrite(str(folder / "depth.png"), depth.astype(np.uint8))
+    elif fault == "focal":
+        text = (folder / "camera.yaml").read_text()
+        (folder / "camera.yaml").write_text(text.replace("fx: ", "fx: 0 # "))
+    elif fault == "yaml":
+        (folder / "camera.yaml").write_text("width: [1")
+    elif fault == "camera size":
+        text = (folder / "camera.yaml").read_text()
+        (folder / "camera.yaml").write_text(text.replace("width: 120", "width: 121"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("picture", "cannot be read"),
+        ("empty", "cannot be read"),
+        ("depth size", "register depth"),
+        ("depth nan", "no valid pixel"),
+        ("depth 8 bit", "16-bit"),
+        ("focal", "focal"),
+        ("yaml", "camera file"),
+        ("camera size", "one size"),
+    ],
+)
+def test_bad_folders_get_one_clear_sentence(tmp_path, fault, words):
+    folder = write_seed(tmp_path / "room")
+    spoil(folder, fault)
+    with pytest.raises(MirageError, match=words):
+        load_seed(folder)
+
+
+def test_missing_seed_names_what_there_is(tmp_path):
+    with pytest.raises(MirageError, match="no seed 'nowhere'"):
+        load_seed("nowhere")
+    with pytest.raises(MirageError, match="no camera.yaml|has no color"):
+        load_seed(tmp_path)
+
+
+def test_tiny_picture_is_refused(tmp_path):
+    Image.new("RGB", (4, 300)).save(tmp_path / "a.png")
+    with pytest.raises(MirageError, match="at least 8 pixels"):
+        load_seed(tmp_path / "a.png")
+
+
+def test_shipped_seeds_load():
+    names = shipped_seeds()
+    if not names:
+        pytest.skip("no seeds are shipped yet")
+    for name in names:
+        seed = load_seed(name)
+        assert seed.depth_m is not None and seed.rgb.std() > 5
+
+
+@needs_real
+def test_real_walk_frame_has_pose_and_depth():
+    seed = load_seed(f"{REAL}/office_loop:8")
+    assert seed.rgb.shape == (360, 540, 3) and 0.3 < np.isnan(seed.depth_m).mean() < 0.45
+    other = load_seed(f"{REAL}/office_loop:14")
+    assert not np.allclose(seed.camera.world_from_camera, other.camera.world_from_camera)
+    with pytest.raises(MirageError, match="frames 0 to 34"):
+        load_seed(f"{REAL}/office_loop:99")
+
+
+def turned_deg(camera) -> np.ndarray:
+    ahead = camera.world_from_camera[:, :3, 2]
+    return np.degrees(np.arccos(np.clip(ahead @ ahead[0], -1, 1)))
+
+
+def test_tour_leaves_the_view_and_comes_back_exactly(tmp_path):
+    seed = load_seed(write_seed(tmp_path / "room"))
+    tour = plan_tour(seed.camera, 72, seed.depth_m)
+    assert len(tour) == 72
+    assert (tour[0].world_from_camera == seed.camera.world_from_camera).all()
+    assert (tour[71].world_from_camera == seed.camera.world_from_camera).all()
+    assert turned_deg(tour).max() > 60  # wider than the view: it sees only what was never seen
+    steps_m = np.linalg.norm(np.diff(tour.position_world, axis=0), axis=1)
+    assert steps_m.max() < 0.1 * central_depth_m(seed.depth_m)
+    assert np.abs(np.diff(turned_deg(tour))).max() < 6
+    assert np.allclose(tour.position_world[:, 2], seed.camera.position_world[2])
+
+
+def test_tour_stays_in_the_free_space_that_depth_shows(tmp_path):
+    seed = load_seed(write_seed(tmp_path / "room"))
+    tour = plan_tour(seed.camera, 40, seed.depth_m)
+    ahead = (tour.position_world - tour.position_world[0]) @ seed.camera.world_from_camera[:3, 2]
+    assert ahead.max() <= 0.4 * central_depth_m(seed.depth_m)
+
+
+def test_tour_turns_to_the_side_with_more_room():
+    from mirage_ros.core.camera import Camera
+    from mirage_ros.seeds import level_camera_pose
+
+    camera = Camera.from_hfov(60.0, (30, 40), level_camera_pose())
+    depth = np.full((30, 40), 2.0, np.float32)
+    depth[:, 25:] = 6.0
+    right = plan_tour(camera, 30, depth).world_from_camera[15, :3, 2]
+    left = plan_tour(camera, 30, depth[:, ::-1]).world_from_camera[15, :3, 2]
+    assert right[1] < -0.5 and left[1] > 0.5  # world +y is on the left of a camera along +x
+
+
+def test_photograph_tour_is_gentle_and_has_parallax(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    camera = load_seed(tmp_path / "a.png").camera
+    tour = plan_tour(camera, 48, None, scene_depth_m=4.0)
+    assert turned_deg(tour).max() < 21
+    assert 0.4 < np.abs(tour.position_world[:, 1]).max() < 0.7
+    assert (tour[47].world_from_camera == tour[0].world_from_camera).all()
+
+
+def test_tour_needs_three_frames(tmp_path):
+    seed = load_seed(write_seed(tmp_path / "room"))
+    with pytest.raises(MirageError, match="at least 3"):
+        plan_tour(seed.camera, 2, seed.depth_m)
