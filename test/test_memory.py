@@ -123,6 +123,8 @@ def test_a_wall_does_not_leak_through_the_fence_before_it(views):
     fine = raycast(batch.resized((132, 240)), fence())[0].reshape(9, 44, 3, 80, 3)
     slat = (fine < 3).all((2, 4)) & readout.visible
     slat[:, :, :12] = slat[:, :, -12:] = False  # slats there may never have been in view
+    # A silhouette is known to half a cell of the view that saw it: leave out its cells.
+    slat &= np.roll(slat, 1, 2) & np.roll(slat, -1, 2)
     assert slat.sum() > 1000
     assert (readout.depth_m[slat] > 3).mean() <= 0.01
 

@@ -34,7 +34,7 @@ def perceive_seed(
         return replace(perceived, depth_m=given, sky=np.isposinf(given))
     both = np.isfinite(given) & np.isfinite(perceived.depth_m) & (perceived.depth_m > 0)
     ratios = given[both] / perceived.depth_m[both]
-    scale = check_depth_scale(np.median(ratios) if ratios.size else np.nan)
+    scale = check_depth_scale(float(np.median(ratios)) if ratios.size else np.nan)
     depth = np.where(gaps, perceived.depth_m * scale, given).astype(np.float32)
     return replace(
         perceived, depth_m=depth, sky=np.where(gaps, perceived.sky, np.isposinf(given))

@@ -1,0 +1,358 @@
+"""The cycle on a model without a network: what stays put, what fails, what is saved."""
+
+import numpy as np
+import pytest
+import torch
+from analytic import look
+from fakes import PixelModel
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.pictures import fit_seed, resize_rgb
+from mirage_ros.core.types import Perception
+from mirage_ros.core.world import World, WorldConfig
+
+SIZE = (64, 80)
+
+
+class NoisyModel(PixelModel):
+    """Imagines noise from its seed, and keeps what it was given."""
+
+    preceding_frames, reference_frames = 2, 2
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def generate(self, readout, cameras, preceding, references, seed):
+        self.calls.append((preceding.clone(), references.clone(), seed))
+        noise = torch.randn(readout.latents.shape, generator=torch.Generator().manual_seed(seed))
+        seen = torch.from_numpy(readout.visible)[:, None]
+        return torch.where(seen, readout.latents, noise.clamp(-1, 1))
+
+
+def picture(seed=0, size=SIZE):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def camera(size=SIZE):
+    return Camera.from_hfov(70.0, size, look((0, 0, 1), (0, 1, 1)))
+
+
+def out_and_back(count=16, reach=1.5):
+    """To the right and back, ending at the start."""
+    half = np.concatenate([np.linspace(0, reach, count // 2), np.linspace(reach, 0, count // 2)])
+    poses = np.stack([look((x, 0, 1), (x, 1, 1)) for x in half])
+    return Camera(camera().intrinsics, poses, SIZE), np.arange(1, count + 1) * 100_000_000
+
+
+def started(model=None, **options):
+    world = World(model or NoisyModel(), WorldConfig(**options))
+    world.reset(picture(), camera())
+    return world
+
+
+def frames(chunks):
+    return [frame for chunk in chunks for frame in chunk.frames]
+
+
+def same(one, other):
+    return all(
+        np.array_equal(a.rgb, b.rgb) and a.stamp_ns == b.stamp_ns
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_the_seed_is_the_first_frame():
+    world = World(PixelModel())
+    chunk = world.reset(picture(), camera(), stamp_ns=5)
+    (frame,) = chunk.frames
+    np.testing.assert_array_equal(frame.rgb, picture())
+    assert frame.stamp_ns == 5 and frame.observed.all() and frame.depth_m.shape == SIZE
+    assert (world.frames_seen, chunk.tokens, world.memory.tokens) == (1, 80, 80)
+    assert set(chunk.seconds) == {"read", "generate", "decode", "perceive", "write"}
+
+
+def test_the_first_view_comes_back_when_the_camera_does():
+    world = started()
+    cameras, stamps = out_and_back()
+    shown = frames(world.rollout(cameras, stamps))
+    error = np.abs(shown[-1].rgb.astype(int) - picture().astype(int))
+    assert shown[-1].observed.all() and error.mean() < 1
+    assert [frame.stamp_ns for frame in shown] == stamps.tolist()
+    middle = shown[7]
+    assert 0.2 < middle.observed.mean() < 0.8
+
+
+def test_what_was_imagined_once_is_shown_again():
+    world = started()
+    cameras, stamps = out_and_back(8)
+    first = frames(world.rollout(cameras, stamps))[1]
+    again = frames(world.rollout(cameras, stamps + stamps[-1]))[1]
+    tokens = world.memory.tokens
+    assert np.abs(first.rgb.astype(int) - again.rgb.astype(int)).mean() < 1
+    assert again.observed.all() and not first.observed.all()
+    list(world.rollout(cameras, stamps + 2 * stamps[-1]))
+    assert world.memory.tokens == tokens
+
+
+def test_without_memory_nothing_is_remembered():
+    world = started(use_memory=False)
+    cameras, stamps = out_and_back()
+    shown = frames(world.rollout(cameras, stamps))
+    assert not any(frame.observed.any() for frame in shown) and world.memory.tokens == 0
+    assert all(len(references) == 0 for _, references, _ in world.model.calls)
+    assert np.abs(shown[-1].rgb.astype(int) - picture().astype(int)).mean() > 20
+
+
+def test_the_same_seed_gives_the_same_frames_and_another_seed_others():
+    runs = [frames(started(seed=seed).rollout(*out_and_back())) for seed in (3, 3, 4)]
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
+
+
+def test_the_model_gets_the_last_frames_and_the_frames_most_in_view():
+    world = started()
+    cameras, stamps = out_and_back(16)
+    list(world.rollout(cameras, stamps))
+    first, second = world.model.calls[0], world.model.calls[1]
+    assert (len(first[0]), len(first[1])) == (1, 0)
+    assert len(second[0]) == 2 and len(second[1]) >= 1
+    assert max(len(references) for _, references, _ in world.model.calls) == 2
+    seed = world.model.encode(picture()[None])
+    assert torch.allclose(first[0], seed.half().float())
+    assert torch.allclose(second[1][0], seed[0].half().float())
+
+
+@pytest.mark.parametrize("stage", ["encode", "generate", "decode", "perceive"])
+def test_a_failing_model_leaves_the_world_as_it_was(stage, monkeypatch):
+    world, untouched = started(), started()
+    cameras, stamps = out_and_back()
+    for each in (world, untouched):
+        each.step(cameras[:4], stamps[:4])
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(world.model, stage, fail)
+    if stage != "encode":
+        with pytest.raises(RuntimeError):
+            world.step(cameras[4:8], stamps[4:8])
+    if stage != "generate":
+        with pytest.raises(RuntimeError):
+            world.reset(picture(1), camera())
+    monkeypatch.undo()
+    assert world.frames_seen == 5 and world.stamp_ns == stamps[3]
+    assert same(*(frames(each.rollout(cameras[4:], stamps[4:])) for each in (world, untouched)))
+
+
+def bad_latents(*_):
+    return torch.full((4, 192, 8, 10), float("nan"))
+
+
+def short_latents(*_):
+    return torch.zeros(3, 192, 8, 10)
+
+
+def short_pictures(*_):
+    return np.zeros((3, *SIZE, 3), np.uint8)
+
+
+def small_depth(*_):
+    return Perception(*(np.zeros((4, 8, 8), kind) for kind in (np.float32, bool, bool)))
+
+
+@pytest.mark.parametrize(
+    ("stage", "output", "told"),
+    [
+        ("generate", bad_latents, "NaN"),
+        ("generate", short_latents, "shape"),
+        ("decode", short_pictures, "shape"),
+        ("perceive", small_depth, "shape"),
+    ],
+)
+def test_a_model_whose_output_does_not_fit_is_named(stage, output, told, monkeypatch):
+    world = started()
+    tokens, (cameras, stamps) = world.memory.tokens, out_and_back()
+    monkeypatch.setattr(world.model, stage, output)
+    with pytest.raises(MirageError, match=told):
+        world.step(cameras[:4], stamps[:4])
+    assert (world.frames_seen, world.memory.tokens) == (1, tokens)
+
+
+def test_a_snapshot_can_be_gone_back_to_many_times():
+    world = started()
+    cameras, stamps = out_and_back()
+    list(world.rollout(cameras[:4], stamps[:4]))
+    state = world.snapshot()
+    runs = []
+    for _ in range(3):
+        runs.append(frames(world.rollout(cameras[4:], stamps[4:])))
+        world.restore(state)
+        assert world.frames_seen == 5
+    assert same(runs[0], runs[1]) and same(runs[0], runs[2])
+
+
+def test_a_saved_world_goes_on_as_if_it_had_never_stopped(tmp_path):
+    world = started()
+    cameras, stamps = out_and_back()
+    list(world.rollout(cameras[:8], stamps[:8]))
+    world.save(tmp_path / "world")
+    world.save(tmp_path / "world")
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+    other = World(NoisyModel())
+    other.load(tmp_path / "world")
+    assert other.frames_seen == 9 and other.camera.size == SIZE
+    assert same(*(frames(each.rollout(cameras[8:], stamps[8:])) for each in (world, other)))
+
+
+def test_a_bad_world_folder_is_refused_and_nothing_is_lost(tmp_path):
+    world = started()
+    with pytest.raises(MirageError, match="world.json"):
+        world.load(tmp_path / "none")
+    folder = tmp_path / "world"
+    world.save(folder)
+    for name in ("memory.safetensors", "latents.safetensors", "world.json"):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[:-7])
+        with pytest.raises(MirageError):
+            world.load(folder)
+        (folder / name).write_bytes(data)
+    other = World(PixelModel(stride=16))
+    with pytest.raises(MirageError, match="stride 16"):
+        other.load(folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(MirageError, match="no saved world"):
+        world.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+    assert world.frames_seen == 1 and world.memory.tokens == 80
+
+
+@pytest.mark.parametrize(
+    ("rgb", "depth", "told"),
+    [
+        (np.zeros((0, 80, 3), np.uint8), None, "at least one pixel"),
+        (np.zeros((64, 80, 3), np.float32), None, "uint8"),
+        (np.zeros((64, 80), np.uint8), None, "uint8"),
+        (np.zeros((60, 80, 3), np.uint8), None, "size"),
+        (picture(), np.ones((32, 40)), "same size"),
+        (picture(), np.full(SIZE, np.nan), "no valid pixel"),
+        (picture(), np.zeros(SIZE), "no valid pixel"),
+    ],
+)
+def test_a_bad_seed_is_refused(rgb, depth, told):
+    world = started()
+    with pytest.raises(MirageError, match=told):
+        world.reset(rgb, camera(), depth)
+    assert world.frames_seen == 1 and world.memory.tokens == 80
+
+
+def test_bad_plans_are_refused():
+    world, (cameras, stamps) = started(), out_and_back()
+    with pytest.raises(MirageError, match="no seed"):
+        World(PixelModel()).step(cameras[:1], stamps[:1])
+    for plan, times, told in [
+        (cameras[:5], stamps[:5], "1 to 4"),
+        (cameras[:0], stamps[:0], "0 cameras"),
+        (cameras[:2], stamps[:3], "one stamp"),
+        (cameras[0], stamps[:1], "one stamp"),
+        (cameras[:2], stamps[1::-1], "increase"),
+        (cameras[:2], np.array([0, 1]), "after the last"),
+    ]:
+        with pytest.raises(MirageError, match=told):
+            world.step(plan, times)
+    assert world.frames_seen == 1
+
+
+def test_given_depth_stands_and_its_gaps_are_filled_in_scale():
+    depth = np.full(SIZE, 6.0)
+    depth[:, :40] = np.nan
+    depth[:8] = np.inf
+
+    class Sloped(PixelModel):
+        def perceive(self, rgb, cameras, anchor):
+            perception = super().perceive(rgb, cameras, None)
+            perception.depth_m[:, :, :20] = 1.5
+            return perception
+
+    world = World(Sloped())
+    (frame,) = world.reset(picture(), camera(), depth).frames
+    assert (frame.depth_m[8:, 40:] == 6).all() and np.isposinf(frame.depth_m[:8]).all()
+    np.testing.assert_allclose(frame.depth_m[8:, 20:40], 6)
+    np.testing.assert_allclose(frame.depth_m[8:, :20], 3)
+    assert world.memory.tokens == 70
+
+
+def test_moving_things_sky_and_the_far_are_not_remembered():
+    class Street(PixelModel):
+        def perceive(self, rgb, cameras, anchor):
+            perception = super().perceive(rgb, cameras, anchor)
+            perception.dynamic[:, :16] = True
+            perception.sky[:, -16:] = True
+            perception.depth_m[:, 16:24] = 1000
+            return perception
+
+    world = World(Street())
+    (frame,) = world.reset(picture(), camera()).frames
+    assert world.memory.tokens == 3 * 10
+    assert np.isposinf(frame.depth_m[-16:]).all() and np.isposinf(frame.depth_m[16:24]).all()
+
+
+def test_zooming_in_adds_finer_tokens_and_keeps_the_coarse():
+    world = started(PixelModel())
+    closer = Camera(camera().intrinsics, look((0, 1.5, 1), (0, 2, 1))[None], SIZE)
+    world.step(closer, np.array([1]))
+    assert world.memory.tokens == 160
+    back = Camera(camera().intrinsics, camera().world_from_camera[None], SIZE)
+    (frame,) = world.step(back, np.array([2])).frames
+    assert world.memory.tokens == 160
+    np.testing.assert_array_equal(frame.rgb, picture())
+
+
+def test_a_cell_takes_the_median_of_its_valid_depths():
+    depth = np.full((1, 4, 16), 2.0, np.float32)
+    depth[0, :, 0:4] = np.nan
+    depth[0, 0, 4:8] = 9
+    depth[0, 1, 4:7] = 0
+    depth[0, :3, 8:12] = np.inf
+    depth[0, :2, 12:16] = 5
+    cells = cell_depth(depth, 4)
+    np.testing.assert_array_equal(cells, np.float32([[[np.nan, 2, np.inf, 2]]]))
+    depth[0, :2, 12:15] = 0
+    assert cell_depth(depth, 4)[0, 0, 3] == 2
+    depth[0, 2, 12:15] = -1
+    assert np.isnan(cell_depth(depth, 4)[0, 0, 3])
+    with pytest.raises(MirageError, match="multiples"):
+        cell_depth(depth, 3)
+
+
+@pytest.mark.parametrize("size", [(64, 80), (480, 640), (37, 200), (300, 90), (20, 30)])
+def test_a_seed_of_any_size_keeps_its_rays(size):
+    """Colours that tell where a ray points still tell so after crop and resize."""
+
+    def painted(view):
+        rays = view.rays()
+        return np.clip(128 + 100 * rays[..., :2], 0, 255)
+
+    view = camera(size)
+    rgb = np.zeros((*size, 3), np.uint8)
+    rgb[..., :2] = np.rint(painted(view))
+    depth = 1 + painted(view)[..., 0] / 100
+    small, fitted, fitted_depth = fit_seed(rgb, view, depth, SIZE)
+    assert small.shape == (*SIZE, 3) and fitted.size == SIZE
+    inner = (slice(2, -2), slice(2, -2))
+    error = np.abs(small[..., :2].astype(float) - painted(fitted))[inner]
+    assert error.max() <= 0.5 * 200 / min(min(size), 64) + 1
+    wanted = 1 + painted(fitted)[..., 0] / 100
+    assert np.abs(fitted_depth - wanted).max() <= 2 / min(min(size), 64) + 0.02
+
+
+def test_shrinking_keeps_the_mean_and_growing_adds_no_steps():
+    rgb = picture(3, (90, 120))
+    assert resize_rgb(rgb, (30, 40)).mean() == pytest.approx(rgb.mean(), abs=0.2)
+    blocks = rgb[:90, :120].reshape(30, 3, 40, 3, 3).mean((1, 3))
+    assert np.abs(resize_rgb(rgb, (30, 40)) - blocks).max() <= 0.51
+    ramp = np.repeat(np.arange(0, 200, 10, dtype=np.uint8)[None, :, None], 3, 2).repeat(10, 0)
+    steps = np.diff(resize_rgb(ramp, (20, 40))[0, :, 0].astype(int))
+    assert steps.min() >= 0 and steps.max() <= 6
