@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
 import os
 from pathlib import Path
@@ -28,6 +30,10 @@ def modules_with_shapes() -> list[str]:
 
 # Has to come before anything imports the package.
 install_import_hook(modules_with_shapes(), "beartype.beartype")
+# MuJoCo settles how it draws when it is first imported; without it, or without a way to draw, the
+# tests that need it say so.
+with contextlib.suppress(Exception):
+    importlib.import_module("mirage_ros.scenes.gl")
 torch.set_num_threads(2)
 _count = itertools.count(os.getpid())
 

@@ -96,7 +96,7 @@ def test_a_kept_wall_is_left_alone():
     assert complaints(ROOT / "mirage_ros/ros/node.py", source) == []
 
 
-def test_the_wheels_imports_are_the_checkouts():
+def test_python_imports_this_checkout():
     import mirage_ros
 
     assert Path(mirage_ros.__file__).parent == ROOT / "mirage_ros"
