@@ -42,10 +42,11 @@ if [ "$(cat .venv/.ready 2> /dev/null || echo "$PWD")" != "$PWD" ]; then rm -rf 
 # The wheels' start-up hook believes these of another environment.
 unset LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE PYTHONPATH
 
-echo "Installing requirements into .venv (some minutes the first time)"
+echo "Installing requirements into .venv: 2 GB and 2 to 5 minutes the first time; .venv/pip.log tells more"
 index=$(pytorch_index .venv/bin/python || true)
+# Byte code is left to the first import: most of these files never meet one.
 # shellcheck disable=SC2086
-.venv/bin/python -m pip install --quiet --disable-pip-version-check $index \
+.venv/bin/python -m pip install --quiet --no-compile --log .venv/pip.log --disable-pip-version-check $index \
     -c constraints.txt -r requirements-ros.txt -e '.[scenes,train,dev]'
 .venv/bin/python resource/venv/build.py
 
