@@ -40,7 +40,6 @@ ARGUMENTS = {
         "Optical frame to mount on camera_link and to render; without camera_link it has no effect.",
     ),
     "rviz": ("false", "Open RViz on the pictures and the remembered cloud."),
-    "log_level": ("info", "Least severity that the node logs: debug, info, warn, error or fatal."),
 }
 
 
@@ -63,7 +62,6 @@ def _simulator(context: LaunchContext) -> list[Node]:
         name="mirage",
         namespace=value["namespace"],
         parameters=[value["config"], given | _use_sim_time()],
-        ros_arguments=["--log-level", value["log_level"]],
         output="screen",
     )
     if not value["camera_link"]:
