@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mirage_ros.scenes.paths import camera_path
+from mirage_ros.scenes.paths import best_view, camera_path
 from mirage_ros.scenes.render import Clip, Renderer
 from mirage_ros.scenes.worlds import make_scene
 
@@ -64,11 +64,12 @@ def write_seed(folder: str | os.PathLike, seed: int, kind: str) -> None:
     """Renders one start picture at 480 x 640 with its depth and camera into a folder.
 
     Writes color.png (RGB), depth.png (uint16 millimetres, 0 invalid, 65535 beyond range) and
-    camera.yaml (width, height, fx, fy, cx, cy, world_from_camera).
+    camera.yaml (width, height, fx, fy, cx, cy, world_from_camera). The camera stands 0.6 to
+    1.2 m above the floor with about 1.5 m of free floor around it.
     """
     folder, size = Path(folder), (480, 640)
     scene = make_scene(seed, kind, moving=False, texture_px=512)
-    cameras = camera_path(scene, seed, 24, motion="robot", hfov_deg=75.0, size=size)[:1]
+    cameras = best_view(scene, seed, hfov_deg=75.0, size=size)
     with Renderer(scene, size) as renderer:
         clip = renderer.render(cameras)
     millimetres = np.where(clip.sky[0], 65535, np.minimum(clip.depth_m[0] * 1000, 65534).round())

@@ -160,9 +160,10 @@ def plant(b: Builder, w: Wardrobe, rng, size):
     wide, _, high = size
     pot = min(0.35, high * 0.3)
     b.cylinder(w.accent(), (0, 0, 0), wide * 0.22, pot, top_radius=wide * 0.3)
+    b.cylinder(w.dark(), (0, 0, pot), 0.02, max(0.75 * high - pot, 0.1), solid=False)
     for _ in range(int(rng.integers(3, 7))):
-        radius = rng.uniform(0.16, 0.24) * wide
-        place = rng.uniform(-0.2, 0.2, 2) * wide
+        radius = rng.uniform(0.18, 0.26) * wide
+        place = rng.uniform(-0.14, 0.14, 2) * wide
         level = rng.uniform(pot + radius * 0.6, max(high - radius, pot + radius))
         b.ball(w.leaves(), (*place, level), radius, squash=rng.uniform(0.8, 1.5))
 

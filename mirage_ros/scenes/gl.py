@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import importlib
 import os
+import threading
 
 from mirage_ros.core.errors import MirageError
 
@@ -61,4 +63,28 @@ except ImportError as error:
         "The procedural scenes need MuJoCo and it is not installed; pip install mujoco."
     ) from error
 
-__all__ = ["choose_backend", "mujoco"]
+_local = threading.local()
+
+
+def use_drawing_context() -> None:
+    """Makes this thread's own drawing context current; the first call opens it.
+
+    It is kept for the thread's life: Mesa compiles its shaders anew for every context.
+    Raises:
+        MirageError: it cannot be opened.
+    """
+    if getattr(_local, "process", None) != os.getpid():
+        try:
+            # mujoco.GLContext would be another backend's if mujoco was imported before us.
+            backend = importlib.import_module(f"mujoco.{os.environ['MUJOCO_GL']}")
+            _local.context = backend.GLContext(640, 480)
+        except Exception as error:
+            raise MirageError(
+                f"MuJoCo could not open an off-screen drawing context ({error}); it needs EGL or "
+                "OSMesa: install Debian's libegl1 with libgl1-mesa-dri, or libosmesa6."
+            ) from error
+        _local.process = os.getpid()
+    _local.context.make_current()
+
+
+__all__ = ["choose_backend", "mujoco", "use_drawing_context"]

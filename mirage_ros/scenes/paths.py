@@ -67,6 +67,28 @@ def camera_path(
     return Camera.from_hfov(hfov_deg, size, _poses(positions, angles))
 
 
+def best_view(
+    scene: Scene, seed: int, *, hfov_deg: float, size: tuple[int, int], room_m: float = 1.5
+) -> Camera:
+    """A batch of one still camera with free floor around it, looking where most things are."""
+    rng = np.random.default_rng([seed, 22])
+    points = rng.uniform(scene.low + room_m * 0.5, scene.high - room_m * 0.5, (1500, 3))
+    points[:, 2] = rng.uniform(0.6, 1.2, len(points))
+    lowest, highest = (scene.solids.centres[:, 2] + s * scene.solids.halves[:, 2] for s in (-1, 1))
+    upright = scene.solids.where((lowest < 1.5) & (highest > 0.1))
+    room = upright.distance(points)
+    points = points[room >= min(room_m, np.sort(room)[-40])]
+    best, best_score = None, -np.inf
+    for point in points[:60]:
+        for yaw in np.arange(0, 2 * np.pi, np.pi / 8) + rng.uniform(0, 0.4):
+            angles = np.array([[yaw, np.radians(-6), 0.0]])
+            seen = _seen_depths(scene, point[None], angles)
+            score = _things_seen(scene, point[None], angles) - 3 * (seen.min() < 1.5)
+            if score > best_score:
+                best, best_score = (point[None], angles), score
+    return Camera.from_hfov(hfov_deg, size, _poses(*best))
+
+
 def _free_points(scene: Scene, rng, motion: str) -> np.ndarray:
     """Points inside with room around them; the freest ones of many."""
     heights = MOTIONS[motion][0]

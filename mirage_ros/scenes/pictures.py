@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mirage_ros.scenes.noise import colour, fractal_noise, palette, ramp
+from mirage_ros.scenes.noise import colour, fractal_noise, palette, ramp, value_noise
 
 FONTS = (
     cv2.FONT_HERSHEY_SIMPLEX,
@@ -38,7 +38,7 @@ def _shape(rng, canvas, ink):
     """Draws one random filled or outlined shape."""
     height, width = canvas.shape[:2]
     centre = (int(rng.uniform(0, width)), int(rng.uniform(0, height)))
-    span = int(min(size for size in (height, width)) * rng.uniform(0.04, 0.4)) + 2
+    span = int(min(height, width) * rng.uniform(0.04, 0.4)) + 2
     thick = -1 if rng.random() < 0.65 else int(rng.integers(1, max(2, height // 30)))
     style = rng.integers(5)
     if style == 0:
@@ -158,9 +158,9 @@ def window(rng, size):
         wave = fractal_noise(rng, (8, size[1]), (1, 3), 3)[0]
         line = size[0] * (0.45 + 0.15 * layer + 0.25 * wave)
         below = np.arange(size[0])[:, None] > line[x][None]
-        tint = np.array([70, 120, 70.0]) * rng.uniform(0.6, 1.5, 3)
-        leaves = 0.7 + 0.6 * fractal_noise(rng, size, (20, 20), 2)
-        canvas[below] = (tint * leaves[..., None])[below]
+        tint = (np.array([70, 120, 70.0]) * rng.uniform(0.6, 1.5, 3)).astype(np.float32)
+        leaves = 0.7 + 0.6 * value_noise(rng, size, (24, 24))
+        canvas[below] = leaves[below][:, None] * tint
     canvas = np.ascontiguousarray(np.clip(canvas, 0, 255).astype(np.uint8))
     bar = tuple(float(c) for c in colour(rng, 0.95))
     thick = max(2, int(size[1] * rng.uniform(0.03, 0.07)))

@@ -23,6 +23,7 @@ class Layout:
     points_of_interest: list = field(default_factory=list)
     has_sky: bool = False
     taken: list[tuple[float, float, float]] = field(default_factory=list)
+    hung: list[tuple[float, float, float]] = field(default_factory=list)
 
 
 def furnish_walls(b, w, rng, layout, rect, things, share=0.7, gaps=()):
@@ -79,6 +80,10 @@ def hang(b, w, rng, layout, side, rect, place, above, room_m):
     along = np.array([np.cos(yaw), np.sin(yaw)])
     reach = (deep if side in ("south", "north") else wide) / 2
     spot = np.array([x, y]) + along * place + outward * reach
+    for px, py, other in layout.hung:
+        if np.hypot(px - spot[0], py - spot[1]) < (broad + other) / 2 + 0.05:
+            return
+    layout.hung.append((*spot, broad))
     with b.at(*spot, yaw):
         panel(b, w.window() if window else w.picture(), w.furniture(), broad, tall, level)
     layout.points_of_interest.append((*spot, level + tall / 2))
@@ -90,6 +95,7 @@ def door_panel(b, w, layout, side, rect, place):
     along = np.array([np.cos(yaw), np.sin(yaw)])
     reach = (deep if side in ("south", "north") else wide) / 2
     spot = np.array([x, y]) + along * place + outward * reach
+    layout.hung.append((*spot, 1.0))
     with b.at(*spot, yaw):
         panel(b, w.door(), w.furniture(), 0.98, 2.06, 0.0, 0.05)
     layout.points_of_interest.append((*spot, 1.2))

@@ -14,7 +14,7 @@ import numpy as np
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
-from mirage_ros.scenes.gl import mujoco
+from mirage_ros.scenes.gl import mujoco, use_drawing_context
 from mirage_ros.scenes.worlds import MOVING_GROUP, Scene
 
 NEAR_M, FAR_M = 0.05, 300.0
@@ -60,16 +60,8 @@ class Renderer:
         model = scene.model
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         self._data = mujoco.MjData(model)
-        try:
-            self._gl = mujoco.GLContext(width, height)
-            self._gl.make_current()
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        except Exception as error:
-            raise MirageError(
-                f"MuJoCo could not open an off-screen drawing context ({error}); it needs EGL or "
-                "OSMesa: install Debian's libegl1 with libgl1-mesa-dri, or libosmesa6."
-            ) from error
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        use_drawing_context()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         self._geoms = mujoco.MjvScene(model, model.ngeom + 16)
         self._geoms.flags[mujoco.mjtRndFlag.mjRND_HAZE] = 0
         self._geoms.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
@@ -88,9 +80,8 @@ class Renderer:
     def close(self) -> None:
         """Gives the context back; the renderer cannot be used afterwards."""
         if self._context is not None:
-            self._gl.make_current()
+            use_drawing_context()
             self._context.free()
-            self._gl.free()
             self._context = None
 
     def render(self, cameras: Camera, times_s: np.ndarray | None = None) -> Clip:
@@ -111,7 +102,8 @@ class Renderer:
         rgb = np.empty((count, *self.size, 3), np.uint8)
         depth = np.empty((count, *self.size), np.float32)
         moving = np.zeros((count, *self.size), bool)
-        self._gl.make_current()
+        use_drawing_context()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         for index, camera in enumerate(cameras):
             if self.scene.movers:
                 self._move(float(times_s[index]))

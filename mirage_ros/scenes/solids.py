@@ -31,6 +31,10 @@ class Solids:
             np.array([solid[2] for solid in builder.solids], float),
         )
 
+    def where(self, keep: np.ndarray) -> Solids:
+        """Only some of the boxes."""
+        return Solids(self.centres[keep], self.halves[keep], self.yaws[keep])
+
     def _local(self, vectors: np.ndarray) -> np.ndarray:
         """(m, n, 3) vectors in the boxes' own axes."""
         c, s = np.cos(self.yaws), np.sin(self.yaws)

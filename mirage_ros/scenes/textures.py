@@ -38,7 +38,7 @@ def _cells(rng, size, rows, columns, joint, shift=0.0, colours=None, vary=0.12):
     picture = colours[pick][row, column] * shade[row, column][..., None]
     gap_y, gap_x = joint * rows / size[0], joint * columns / size[1]
     edge = np.minimum(np.minimum(y, 1 - y) / gap_y, np.minimum(x, 1 - x) / gap_x)
-    light = np.where((y < 2 * gap_y) | (x < 2 * gap_x), 1.08, 1.0)[..., None]
+    light = (1 + 0.08 * ((y < 2 * gap_y) | (x < 2 * gap_x)).astype(np.float32))[..., None]
     body = np.clip(edge - 0.5, 0, 1)[..., None].astype(np.float32)
     return picture * light * body + (1 - body) * colour(rng, 0.9) * rng.uniform(0.4, 1.0)
 
@@ -146,7 +146,7 @@ def carpet(rng, size):
 
 
 def concrete(rng, size):
-    base = np.full(3, rng.uniform(90, 200)) + rng.normal(0, 8, 3)
+    base = (rng.uniform(90, 200) + rng.normal(0, 8, 3)).astype(np.float32)
     field = fractal_noise(rng, size, (2, 2), 6, 0.65)[..., None]
     picture = base * (0.65 + 0.55 * field) + _grain(rng, size, rng.uniform(2, 9))
     pits = value_noise(rng, size, (48, 48)) > 0.93
@@ -178,11 +178,9 @@ def gravel(rng, size):
     for row in range(3):
         for column in range(3):
             seeds[points[:, 0] + row * size[0], points[:, 1] + column * size[1]] = 0
-    window_ = (slice(size[0] // 2, 2 * size[0] + size[0] // 2),) * 1 + (
-        slice(size[1] // 2, 2 * size[1] + size[1] // 2),
-    )
+    around = tuple(slice(s // 2, s // 2 + 2 * s) for s in size)
     distance, labels = cv2.distanceTransformWithLabels(
-        seeds[window_], cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
+        seeds[around], cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
     )
     crop = (
         slice(size[0] // 2, size[0] // 2 + size[0]),
@@ -190,13 +188,13 @@ def gravel(rng, size):
     )
     colours = palette(rng, 4)
     tint = colours[rng.integers(4, size=labels.max() + 1)]
-    tint = tint * rng.uniform(0.7, 1.15, (len(tint), 1))
+    tint = (tint * rng.uniform(0.7, 1.15, (len(tint), 1))).astype(np.float32)
     round_ = np.clip(1.15 - distance[crop] / (0.8 * step_y), 0.2, 1.1)[..., None]
     return tint[labels[crop]] * round_ + _grain(rng, size, 4)
 
 
 def grass(rng, size):
-    base = np.array([rng.uniform(60, 130), rng.uniform(110, 165), rng.uniform(35, 75)])
+    base = rng.uniform((60, 110, 35), (130, 165, 75)).astype(np.float32)
     blades = fractal_noise(rng, size, (size[0] // 6, size[1] // 3), 2)[..., None]
     patches = fractal_noise(rng, size, (3, 3), 4)[..., None]
     return base * (0.45 + 0.75 * blades) * (0.75 + 0.45 * patches) + _grain(rng, size, 6)

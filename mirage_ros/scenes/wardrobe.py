@@ -23,7 +23,7 @@ ROLES = {
     "accent": (("noise", "stripes", "checker", "tiles", "gradient", "rings", "poster", "text",
                 "marble"), 6, (0.25, 0.8)),
     "crate": (("wood", "text", "poster", "panels", "noise", "stripes"), 5, (0.0, 0.0)),
-    "leaves": (("grass", "noise"), 2, (0.5, 1.0)),
+    "leaves": (("grass", "grass", "grass", "noise"), 2, (0.5, 1.0)),
     "books": (("books",), 3, (0.0, 0.0)),
     "picture": (("poster", "text", "poster", "gradient", "noise"), 7, (0.0, 0.0)),
     "window": (("window",), 2, (0.0, 0.0)),
@@ -57,18 +57,19 @@ class Wardrobe:
         kind = str(self.rng.choice(kinds))
         size = self.texture_px // (1 if role in BIG else 2)
         picture = make_texture(self.rng, kind, (size, size))
-        if self._mute and role not in ("picture", "window", "books"):
-            picture = self._muted(picture, 1.0 if role in BIG else self.rng.random())
+        if role in ("ground", "leaves"):
+            picture = self._muted(picture, max(self._mute, 0.45 if kind == "grass" else 0.65))
+        elif role not in ("picture", "window", "books"):
+            picture = self._muted(picture, self._mute * (1 if role in BIG else self.rng.random()))
         if role in ("wall", "ceiling", "floor"):
             picture = _lighter(picture, 100 if role == "floor" else 130)
         emission = {"window": 0.6}.get(role, 0.0)
         specular = float(self.rng.choice([0.0, 0.05, 0.15]))
         return Material(f"{role}{number}", picture, self.rng.uniform(*tile), specular, emission)
 
-    def _muted(self, picture: np.ndarray, share: float) -> np.ndarray:
-        """Part of the way to grey, through the scene's tint."""
+    def _muted(self, picture: np.ndarray, amount: float) -> np.ndarray:
+        """Part of the way to grey in the scene's tint."""
         grey = picture.mean(-1, keepdims=True) * self._tint
-        amount = self._mute * share
         return np.clip(picture * (1 - amount) + grey * amount, 0, 255).astype(np.uint8)
 
     def _plain(self, name: str, rgb, emission: float = 0.0) -> Material:
