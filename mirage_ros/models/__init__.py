@@ -1,0 +1,1 @@
+"""The neural parts: codec, denoiser, sampler, perception, and how they are loaded."""

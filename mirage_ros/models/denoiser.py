@@ -1,0 +1,122 @@
+"""The memory-conditioned video transformer: diffusers' Wan backbone and a zero-start side branch.
+
+Tokens are ordered [reference frames | preceding frames | target frames]; context frames carry
+timestep 0 (paper, section 3). The side branch is in the manner of ControlNet and VACE: copies
+of every second backbone block read the memory's readout, and zero-initialised projections add
+what they found to the backbone's residual stream. At the start the backbone is left as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+
+#: What the branch reads beside the latents: visibility, inverse depth, du, dv, log scale.
+GEOMETRY_CHANNELS = 5
+
+
+class SideBranch(ModelMixin, ConfigMixin):
+    """Copies of every `every`-th backbone block, fed with the readout, closed by zero layers."""
+
+    @register_to_config
+    def __init__(self, transformer_config: dict, every: int = 2):
+        super().__init__()
+        self._build(WanTransformer3DModel.from_config(transformer_config), every)
+
+    @classmethod
+    def from_transformer(cls, transformer: WanTransformer3DModel, every: int = 2) -> SideBranch:
+        """A fresh branch whose blocks are copies of the backbone's own."""
+        config = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
+        branch = cls(transformer_config=config, every=every)
+        branch._build(transformer, every)
+        return branch
+
+    def _build(self, transformer: WanTransformer3DModel, every: int) -> None:
+        dim = transformer.proj_out.in_features
+        channels = transformer.config.in_channels + GEOMETRY_CHANNELS
+        patch = tuple(transformer.config.patch_size)
+        self.every = every
+        self.patch_embedding = nn.Conv3d(channels, dim, kernel_size=patch, stride=patch)
+        self.blocks = nn.ModuleList(copy.deepcopy(block) for block in transformer.blocks[::every])
+        self.zero = nn.ModuleList(nn.Linear(dim, dim) for _ in self.blocks)
+        for layer in self.zero:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, hidden: Tensor, condition: Tensor, text: Tensor, temb: Tensor, rotary: tuple
+    ) -> list[Tensor]:
+        """One residual per copied block, in the backbone's order."""
+        stream = hidden + self.patch_embedding(condition).flatten(2).transpose(1, 2)
+        residuals = []
+        for block, zero in zip(self.blocks, self.zero, strict=True):
+            stream = block(stream, text, temb, rotary)
+            residuals.append(zero(stream))
+        return residuals
+
+
+class MemoryDenoiser(nn.Module):
+    """Backbone and branch as one network that predicts what the sampler asks for.
+
+    Args:
+        transformer: a WanTransformer3DModel of any size.
+        branch: a SideBranch built for it.
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel, branch: SideBranch):
+        super().__init__()
+        self.transformer = transformer
+        self.branch = branch
+
+    def forward(
+        self,
+        latents: Float[Tensor, "b c f h w"],
+        timestep: Float[Tensor, "b f"],
+        condition: Float[Tensor, "b c+5 f h w"],
+        text: Float[Tensor, "b n d"],
+    ) -> Float[Tensor, "b c f h w"]:
+        """The network's output for every frame, context frames included.
+
+        Args:
+            latents: context frames clean, target frames noisy.
+            timestep: 0 ... 1000 per frame, 0 for context.
+            condition: readout latents and geometry of every frame.
+            text: prompt embedding; one zero token when the model knows no text.
+        """
+        net = self.transformer
+        rotary = net.rope(latents)
+        hidden = net.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
+        temb, temb_blocks, text = self._embed(timestep, text, hidden.shape[1])
+
+        residuals = self.branch(hidden, condition, text, temb_blocks, rotary)
+        for index, block in enumerate(net.blocks):
+            hidden = block(hidden, text, temb_blocks, rotary)
+            if index % self.branch.every == 0:
+                hidden = hidden + residuals[index // self.branch.every]
+
+        table = net.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)
+        shift, scale = table.unbind(2)
+        hidden = (net.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
+        return self._unpatchify(net.proj_out(hidden), latents.shape)
+
+    def _embed(self, timestep: Tensor, text: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Time embeddings per token, computed once per frame since a frame's tokens share one."""
+        frames = timestep.shape[1]
+        temb, blocks, text, _ = self.transformer.condition_embedder(
+            timestep.flatten(), text, None, timestep_seq_len=frames
+        )
+        repeat = tokens // frames
+        blocks = blocks.unflatten(2, (6, -1))
+        return temb.repeat_interleave(repeat, 1), blocks.repeat_interleave(repeat, 1), text
+
+    def _unpatchify(self, tokens: Tensor, shape: torch.Size) -> Tensor:
+        batch, _, frames, height, width = shape
+        p_t, p_h, p_w = self.transformer.config.patch_size
+        grid = tokens.view(batch, frames // p_t, height // p_h, width // p_w, p_t, p_h, p_w, -1)
+        return grid.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, -1, frames, height, width)

@@ -1,0 +1,130 @@
+"""Checkpoint folders in diffusers' layout: one folder per network, `model_index.json` on top."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors import SafetensorError
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.types import WorldModel
+from mirage_ros.models.codec import MiniCodec
+from mirage_ros.models.denoiser import SideBranch
+from mirage_ros.models.mini import MiniConfig, MiniModel
+from mirage_ros.models.perception import MiniPerception
+from mirage_ros.models.sampler import SamplerConfig
+
+FORMAT_VERSION = 1
+SHIPPED = {"mini": Path(__file__).parent.parent / "weights" / "mini"}
+PARTS = {
+    "codec": MiniCodec,
+    "transformer": WanTransformer3DModel,
+    "branch": SideBranch,
+    "perception": MiniPerception,
+}
+
+
+def load_model(name_or_path: str = "mini", device: str = "auto") -> WorldModel:
+    """The model of a shipped name ("mini") or of a checkpoint folder.
+
+    Args:
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+
+    Raises:
+        MirageError: the folder is missing, incomplete, damaged or of another version.
+    """
+    folder = SHIPPED.get(str(name_or_path), Path(name_or_path))
+    index = _read_index(folder)
+    device = _pick_device(device)
+    parts = {name: _load_part(folder / name, kind) for name, kind in PARTS.items()}
+    sampler = SamplerConfig(**index["sampler"])
+    config = MiniConfig(tuple(index["size"]), int(index["chunk_frames"]), sampler)
+    return MiniModel(**parts, config=config, name=index["name"], device=device)
+
+
+def save_model(model: MiniModel, folder: Path) -> None:
+    """Writes a checkpoint folder in half precision; an older one is replaced only at the end."""
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    parts = (model.codec, model.denoiser.transformer, model.denoiser.branch, model.perception)
+    for name, part in zip(PARTS, parts, strict=True):
+        _copy_in_half(part).save_pretrained(temporary / name)
+    index = {"_class_name": "MiniModel", "format_version": FORMAT_VERSION, "name": model.name}
+    index |= asdict(model.config)
+    (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    if (folder / "README.md").exists():
+        shutil.copy(folder / "README.md", temporary / "README.md")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy_in_half(part: torch.nn.Module) -> torch.nn.Module:
+    copy = type(part).from_config(part.config)
+    copy.load_state_dict(part.state_dict())
+    return copy.half()
+
+
+def _read_index(folder: Path) -> dict:
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise MirageError(
+            f"No model at {folder}: {path.name} is missing; give a checkpoint folder or one of "
+            f"the shipped names {sorted(SHIPPED)}."
+        )
+    try:
+        index = json.loads(path.read_text())
+        version = int(index["format_version"])
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise MirageError(f"{path} is no model index ({error!r}); fetch the folder again.") from error
+    if index.get("_class_name") != "MiniModel" or version != FORMAT_VERSION:
+        raise MirageError(
+            f"{path} describes {index.get('_class_name')} of format version {version}; this "
+            f"release reads MiniModel of version {FORMAT_VERSION}: use a matching release."
+        )
+    missing = {"name", "size", "chunk_frames", "sampler"} - index.keys()
+    if missing:
+        raise MirageError(f"{path} lacks {sorted(missing)}; fetch the folder again.")
+    return index
+
+
+def _load_part(folder: Path, kind: type) -> torch.nn.Module:
+    try:
+        part, report = kind.from_pretrained(
+            str(folder),
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise MirageError(
+            f"The checkpoint part {folder} is missing or damaged ({reason}); fetch it again."
+        ) from error
+    wrong = report["missing_keys"] + report["unexpected_keys"]
+    if wrong:
+        raise MirageError(
+            f"The checkpoint part {folder} does not fit {kind.__name__}: {len(wrong)} tensors "
+            f"differ, the first is {wrong[0]}; fetch the folder that belongs to this release."
+        )
+    return part
+
+
+def _pick_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise MirageError(f"The device is {device!r}; give auto, cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MirageError("The device is cuda but no CUDA device is visible; use auto or cpu.")
+    return device
