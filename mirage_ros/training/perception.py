@@ -1,0 +1,107 @@
+"""Stage two of the recipe: the mini perceiver, told a readout depth as noisy as it will meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mirage_ros.core.depth import cell_depth
+from mirage_ros.training.shards import StoredClip
+
+
+@dataclass(frozen=True)
+class PerceptionLossConfig:
+    """Attributes:
+    batch: frames per step.
+    blind_share: frames without any readout, as when a photograph seeds a world.
+    scale_spread: standard deviation of the log scale by which a whole frame and its readout are
+        stretched, so that the readout's scale is believed before the picture's.
+    anchor_noise: standard deviation of the readout's log depth error per cell.
+    """
+
+    batch: int = 8
+    blind_share: float = 0.3
+    scale_spread: float = 0.15
+    anchor_noise: float = 0.02
+    gradient_weight: float = 1.0
+    moving_weight: float = 0.3
+    sky_weight: float = 0.2
+    stride: int = 8
+
+
+class PerceptionLoss:
+    """Draws frames and readout depths and scores depth, moving things and sky."""
+
+    def __init__(self, clips: list[StoredClip], config: PerceptionLossConfig):
+        self.clips, self.config = clips, config
+        self.cells = [
+            torch.from_numpy(cell_depth(clip.depth_m.astype(np.float32), config.stride))
+            for clip in clips
+        ]
+
+    def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+        config = self.config
+        rows = [self._draw(generator) for _ in range(config.batch)]
+        picture, rays, anchor, depth, moving, sky = (torch.stack(part) for part in zip(*rows))
+        picture = picture.contiguous(memory_format=torch.channels_last)
+        log_depth, moving_logit, sky_logit = network(picture, rays, anchor)
+        valid = ~sky & torch.isfinite(depth)
+        target = torch.where(valid, depth.clamp(min=0.05).log(), log_depth.detach())
+        error = log_depth - target
+        flat = [error.diff(dim=d).abs().mean() for d in (-1, -2)]
+        value = F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.02)
+        value = value + config.gradient_weight * sum(flat)
+        sky_loss = F.binary_cross_entropy_with_logits(sky_logit, sky.float())
+        moving_loss = F.binary_cross_entropy_with_logits(
+            moving_logit, moving.float(), pos_weight=torch.tensor(4.0)
+        )
+        loss = value + config.sky_weight * sky_loss + config.moving_weight * moving_loss
+        seen = torch.isfinite(anchor).flatten(1).any(1)
+        relative = error.detach().abs().mean((1, 2))
+        log = {"loss": loss, "sky": sky_loss.detach(), "moving": moving_loss.detach()}
+        if seen.any():
+            log["log_error_anchored"] = relative[seen].mean()
+        if (~seen).any():
+            log["log_error_blind"] = relative[~seen].mean()
+        return log
+
+    def _draw(self, generator: torch.Generator) -> tuple[Tensor, ...]:
+        which = int(torch.randint(len(self.clips), (), generator=generator))
+        clip, cells = self.clips[which], self.cells[which]
+        frame = int(torch.randint(len(clip.rgb), (), generator=generator))
+        picture = torch.from_numpy(clip.rgb[frame]).permute(2, 0, 1).float() / 127.5 - 1
+        gain = 1 + 0.15 * torch.randn(3, 1, 1, generator=generator)
+        picture = (((picture + 1) * gain) - 1).clamp(-1, 1)
+        depth = torch.from_numpy(clip.depth_m[frame].astype(np.float32))
+        anchor = self._anchor(cells[frame].clone(), generator)
+        if torch.isfinite(anchor).any():
+            stretch = (torch.randn((), generator=generator) * self.config.scale_spread).exp()
+            depth, anchor = depth * stretch, anchor + stretch.log()
+        rays = torch.from_numpy(clip.cameras[frame].rays()[..., :2]).float().permute(2, 0, 1)
+        masks = [torch.from_numpy(m[frame]) for m in (clip.moving, clip.sky)]
+        row = [picture, rays, anchor[None], depth, *masks]
+        if torch.rand((), generator=generator) < 0.5:
+            row = [part.flip(-1) for part in row]
+            row[1] = row[1] * torch.tensor([-1.0, 1.0]).view(2, 1, 1)
+        return tuple(row)
+
+    def _anchor(self, cells: Tensor, generator: torch.Generator) -> Tensor:
+        """Log depth per cell with noise and holes; NaN where the readout would be empty."""
+        if torch.rand((), generator=generator) < self.config.blind_share:
+            return torch.full_like(cells, float("nan"))
+        log_depth = cells.log()
+        noise = torch.randn(cells.shape, generator=generator) * self.config.anchor_noise
+        shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
+        moved = torch.roll(log_depth, shift, (0, 1))
+        astray = torch.rand(cells.shape, generator=generator) < 0.1
+        log_depth = torch.where(astray, moved, log_depth) + noise
+        coarse = torch.rand(1, 1, 4, 5, generator=generator)
+        holes = F.interpolate(coarse, cells.shape, mode="bilinear")[0, 0]
+        covered = torch.rand((), generator=generator).mul(1.2).clamp(max=1)
+        seen = holes <= torch.quantile(holes, covered)
+        log_depth = torch.where(seen, log_depth, float("nan"))
+        return torch.where(torch.isfinite(log_depth), log_depth, float("nan"))
