@@ -31,7 +31,9 @@ def stamp_to_ros(stamp_ns: int) -> Time:
 
 
 def stamp_from_ros(stamp: Time) -> int:
-    """Integer nanoseconds of a message stamp."""
+    """Integer nanoseconds of a message stamp. Raises MirageError below 0."""
+    if stamp.sec < 0:
+        raise MirageError(f"A message is stamped {stamp.sec} s; send stamps of at least 0.")
     return stamp.sec * SECOND_NS + stamp.nanosec
 
 

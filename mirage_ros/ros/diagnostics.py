@@ -36,7 +36,7 @@ class Health:
     """
 
     def __init__(self, warn: Callable[[str], None], error: Callable[[str], None]) -> None:
-        self._log = {DiagnosticStatus.WARN: warn, DiagnosticStatus.ERROR: error}
+        self._log_warning, self._log_error = warn, error
         self._problems: dict[str, Problem] = {}
         self.last_error = ""
         self.errors = 0
@@ -75,7 +75,11 @@ class Health:
             return
         self._problems[topic] = Problem(level, text, now_s, now_s)
         self._news = True
-        self._log[level](text)
+        # Two lines, because rclpy ties a severity to the line of code that logs.
+        if level == DiagnosticStatus.ERROR:
+            self._log_error(text)
+        else:
+            self._log_warning(text)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from nav_msgs.msg import Path
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -28,6 +29,7 @@ from mirage_ros.ros.report import Reporter
 from mirage_ros.ros.rollout import Rollout
 from mirage_ros.ros.seed_input import KINDS, SeedInput, seed_from_ros
 from mirage_ros.ros.tf_buffer import make_buffer
+from mirage_ros.ros.tf_intake import TfIntake
 from mirage_ros.ros.worker import Done, Failed, ModelReady, Reset, WorkerConfig
 from mirage_ros.seeds import Seed, level_camera_pose, load_seed
 
@@ -63,6 +65,7 @@ class MirageNode(Node):
         self._figures = Figures()
         self._buffer = make_buffer(self.config.plan_history_s)
         self._plan = Plan(plan_config(self.config), self._buffer)
+        self._tf = TfIntake(self._buffer, self._plan, self._health, self.config)
         self._seed_input = SeedInput()
         self._seed: Callable[[], Seed] | None = None
         self._pose = level_camera_pose()
@@ -89,13 +92,15 @@ class MirageNode(Node):
 
     def _subscribe(self) -> None:
         latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self.create_subscription(TFMessage, "/tf", self._on_tf, streamed(TF_DEPTH))
-        self.create_subscription(TFMessage, "/tf_static", self._on_tf_static, latched)
+        self.create_subscription(TFMessage, "/tf", self._tf.moving, streamed(TF_DEPTH))
+        self.create_subscription(TFMessage, "/tf_static", self._tf.static, latched)
         self.create_subscription(Path, "plan", self._on_path, streamed(10))
         qos = streamed(5, self.config.seed_reliability)
         for kind, message_type in zip(KINDS, (Image, CameraInfo, Image), strict=True):
             self.create_subscription(message_type, f"seed/{kind}", self._on_seed(kind), qos)
-        self.create_service(Trigger, "~/reset", self._on_reset)
+        # A group of its own: while it waits for the worker, the others go on.
+        group = MutuallyExclusiveCallbackGroup()
+        self.create_service(Trigger, "~/reset", self._on_reset, callback_group=group)
 
     def _first_world(self) -> None:
         config = self.config
@@ -109,40 +114,6 @@ class MirageNode(Node):
         self.config, reason = parameters.changed(self.config, wanted)
         return parameters.result(reason)
 
-    def _on_tf(self, message: TFMessage) -> None:
-        for transform in message.transforms:
-            child = transform.child_frame_id
-            if child == self.config.rendered_camera_frame:
-                continue
-            track = self._buffer.tracks.get(child)
-            latest_ns = track.stamps[-1] if track and track.stamps else 0
-            stamp_ns = stamp_from_ros(transform.header.stamp)
-            try:
-                self._buffer.set_transform(transform)
-            except MirageError as error:
-                self._health.error("tf", str(error))
-                continue
-            if child == self.config.camera_frame:
-                self._check_order(stamp_ns, latest_ns)
-
-    def _check_order(self, stamp_ns: int, latest_ns: int) -> None:
-        if stamp_ns < latest_ns and self._plan.is_past(stamp_ns):
-            self._health.warn(
-                "tf",
-                f"The planned poses of '{self.config.camera_frame}' jump back in time to where "
-                "frames are rendered already; they are left out: send later stamps, or call "
-                "~/reset to start over.",
-            )
-        else:
-            self._health.ok("tf")
-
-    def _on_tf_static(self, message: TFMessage) -> None:
-        for transform in message.transforms:
-            try:
-                self._buffer.set_transform_static(transform)
-            except MirageError as error:
-                self._health.error("tf", str(error))
-
     def _on_path(self, message: Path) -> None:
         try:
             count = self._plan.set_path(message)
@@ -153,7 +124,13 @@ class MirageNode(Node):
         self.get_logger().info(f"Got a plan of {count} poses.")
 
     def _on_seed(self, kind: str):
-        return lambda message: self._seed_input.add(kind, message, time.monotonic())
+        def callback(message: Image | CameraInfo) -> None:
+            try:
+                self._seed_input.add(kind, message, time.monotonic())
+            except MirageError as error:
+                self._health.error("seed", str(error))
+
+        return callback
 
     def _new_world(self) -> None:
         """Turns a matched set of seed messages into a reset."""

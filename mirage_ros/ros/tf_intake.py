@@ -1,0 +1,56 @@
+"""What comes on /tf and /tf_static, checked before it enters the buffer."""
+
+from __future__ import annotations
+
+from tf2_msgs.msg import TFMessage
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.conversions import stamp_from_ros
+from mirage_ros.ros.diagnostics import Health
+from mirage_ros.ros.parameters import NodeConfig
+from mirage_ros.ros.plan import Plan
+from mirage_ros.ros.tf_buffer import Buffer
+
+
+class TfIntake:
+    """The two callbacks. A bad transform is left out and told; the others of a message count."""
+
+    def __init__(self, buffer: Buffer, plan: Plan, health: Health, config: NodeConfig) -> None:
+        self._buffer, self._plan, self._health = buffer, plan, health
+        self._planned = config.camera_frame
+        self._own = config.rendered_camera_frame
+
+    def moving(self, message: TFMessage) -> None:
+        """Callback of /tf. What the node itself publishes there is no news."""
+        for transform in message.transforms:
+            child = transform.child_frame_id
+            if child == self._own:
+                continue
+            track = self._buffer.tracks.get(child)
+            latest_ns = track.stamps[-1] if track and track.stamps else 0
+            try:
+                self._buffer.set_transform(transform)
+            except MirageError as error:
+                self._health.error("tf", str(error))
+                continue
+            if child == self._planned:
+                self._check_order(stamp_from_ros(transform.header.stamp), latest_ns)
+
+    def static(self, message: TFMessage) -> None:
+        """Callback of /tf_static."""
+        for transform in message.transforms:
+            try:
+                self._buffer.set_transform_static(transform)
+            except MirageError as error:
+                self._health.error("tf", str(error))
+
+    def _check_order(self, stamp_ns: int, latest_ns: int) -> None:
+        if stamp_ns < latest_ns and self._plan.is_past(stamp_ns):
+            self._health.warn(
+                "tf",
+                f"The planned poses of '{self._planned}' jump back in time to where frames are "
+                "rendered already; they are left out: send later stamps, or call ~/reset to start "
+                "over.",
+            )
+        else:
+            self._health.ok("tf")

@@ -1,0 +1,280 @@
+"""The node as a user meets it: another process, real DDS, a domain of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from make_seed import write_seed
+from ros_client import PICTURES, RENDERED, TESTS, Client, NodeProcess, make_path
+from sensor_msgs.msg import CameraInfo, Image
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.ros.conversions import (
+    camera_from_ros,
+    camera_info_to_ros,
+    transform_from_ros,
+)
+from mirage_ros.ros.image_conversions import (
+    depth_from_ros,
+    image_to_ros,
+    mask_from_ros,
+    picture_from_ros,
+)
+from mirage_ros.seeds import load_seed
+
+START = 4_000_000_000 * 10**9 // 2 + 987_654_321  # far in the future: that is what a plan is
+PERIOD = 100_000_000
+
+
+@pytest.fixture(scope="module")
+def seed_folder(tmp_path_factory):
+    return write_seed(tmp_path_factory.mktemp("seed"))
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory, seed_folder):
+    params = tmp_path_factory.mktemp("params") / "node.yaml"
+    params.write_text(
+        f"/**:\n  ros__parameters:\n    seed: {seed_folder}\n    plan_idle_s: 0.4\n"
+        "    cloud_period_s: 0.2\n    misspelt: 1\n"
+    )
+    node = NodeProcess(tmp_path_factory.mktemp("log"), "--params", str(params))
+    yield node
+    node.close()
+
+
+@pytest.fixture(scope="module")
+def connected(process):
+    client = Client(process)
+    client.connect()
+    process.wait_for("New world")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def client(connected):
+    connected.reset()
+    return connected
+
+
+def stamps(count: int, first: int = START) -> list[int]:
+    return [first + index * PERIOD for index in range(count)]
+
+
+def sideways(seed_folder, count: int, step_m: float = 0.02) -> list[np.ndarray]:
+    """Poses from the seed's on, to the camera's right."""
+    start = load_seed(seed_folder).camera.world_from_camera
+    poses = [start.copy() for _ in range(count)]
+    for index, pose in enumerate(poses):
+        pose[:3, 3] += start[:3, 0] * step_m * index
+    return poses
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    error = np.mean((a.astype(float) - b.astype(float)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+def expect_the_plan(client: Client, planned: list[int]) -> None:
+    """All pictures of all planned frames came, with the plan's stamps and no others."""
+    client.wait_for_frames(len(planned))
+    client.spin(lambda: len(client.stamps("/tf")) >= len(planned))
+    for name in (*PICTURES, "/tf"):
+        assert client.stamps(name) == planned, name
+
+
+def test_a_tf_plan_gives_frames_with_the_plan_s_stamps(client, seed_folder):
+    planned, poses = stamps(10), sideways(seed_folder, 10)
+    for index in range(10):
+        client.send_tf(planned[index : index + 1], poses[index : index + 1])
+    expect_the_plan(client, planned)
+    for name in PICTURES:
+        assert {message.header.frame_id for message in client.got[name]} == {RENDERED}
+    for transform, pose in zip(client.rendered_poses(), poses, strict=True):
+        np.testing.assert_allclose(transform_from_ros(transform), pose, atol=1e-6)
+        assert transform.header.frame_id == "world"
+    client.spin(lambda: sum(status.frames for status in client.got["status"]) == 10)
+    assert [status.frames for status in client.got["status"]] == [4, 4, 2]
+    assert all(status.model == "pixel-fake" for status in client.got["status"])
+    assert client.got["status"][-1].frames_pending == 0
+
+
+def test_the_first_frame_is_the_seed_with_its_depth(client, seed_folder):
+    client.send_tf(stamps(4), sideways(seed_folder, 4))
+    expect_the_plan(client, stamps(4))
+    seed = load_seed(seed_folder)
+    info = camera_from_ros(client.got["color/camera_info"][0])
+    rgb = picture_from_ros(client.got["color/image_raw"][0])
+    depth = depth_from_ros(client.got["depth/image_rect"][0])
+    assert info.size == rgb.shape[:2] == depth.shape == (64, 80)
+    np.testing.assert_allclose(info.intrinsics, seed.camera.resized((64, 80)).intrinsics, atol=1e-9)
+    assert mask_from_ros(client.got["observed/image"][0]).mean() > 0.95
+    import cv2
+
+    expected = cv2.resize(seed.rgb, (80, 64), interpolation=cv2.INTER_AREA)
+    assert psnr(rgb, expected) > 25
+    expected = cv2.resize(seed.depth_m, (80, 64), interpolation=cv2.INTER_NEAREST_EXACT)
+    assert np.nanmedian(np.abs(cell_medians(depth) - cell_medians(expected))) < 0.05
+
+
+def cell_medians(depth_m: np.ndarray) -> np.ndarray:
+    """One depth per 8 x 8 pixels: the fake model knows no more."""
+    rows, columns = depth_m.shape
+    cells = depth_m.reshape(rows // 8, 8, columns // 8, 8)
+    return np.nanmedian(cells, axis=(1, 3))
+
+
+def test_a_path_is_rendered_like_tf(client, seed_folder):
+    planned = stamps(6, START + 50 * PERIOD)
+    client.send_path(make_path(planned, sideways(seed_folder, 6)))
+    expect_the_plan(client, planned)
+
+
+def test_a_late_stranger_rebuilds_depth_from_the_latched_cloud(client, seed_folder, process):
+    client.send_tf(stamps(8), sideways(seed_folder, 8))
+    expect_the_plan(client, stamps(8))
+    stranger = subprocess.Popen(
+        [sys.executable, str(TESTS / "cloud_reader.py"), "8"],
+        stdout=subprocess.PIPE,
+        env=process.environment,
+        text=True,
+    )
+    assert stranger.stdout.readline() == "cloud\n"
+    client.clear()
+    client.send_tf(stamps(1, START + 8 * PERIOD), sideways(seed_folder, 9)[8:])
+    out, _ = stranger.communicate(timeout=60)
+    assert stranger.returncode == 0
+    report = json.loads(out)
+    assert report["cloud_frame"] == "world" and report["points"] >= 80
+    assert report["observed"] > 0.8 and report["covered"] > 0.9, report
+    assert report["within_footprint"] > 0.9, report
+
+
+def seed_messages(stamp_ns: int = START, size=(48, 60)) -> dict[str, Image | CameraInfo]:
+    """A seed as a live camera sends it: bgr8 and millimetres."""
+    rng = np.random.default_rng(7)
+    bgr = np.kron(rng.integers(0, 256, (6, 6, 3), np.uint8), np.ones((8, 10, 1), np.uint8))
+    camera = Camera.from_hfov(65.0, size)
+    millimetres = np.full(size, 2000, np.uint16)
+    return {
+        "image": image_to_ros(bgr, "bgr8", stamp_ns, "live_camera"),
+        "camera_info": camera_info_to_ros(camera, stamp_ns, "live_camera"),
+        "depth": image_to_ros(millimetres, "16UC1", stamp_ns, "live_camera"),
+    }
+
+
+def send_seed(client: Client, messages: dict) -> None:
+    for kind, message in messages.items():
+        client.seed[kind].publish(message)
+
+
+def test_a_live_camera_s_seed_makes_a_new_world(client, seed_folder):
+    pose = sideways(seed_folder, 1)[0].copy()
+    pose[:3, 3] += [10.0, 0.0, 1.0]
+    client.send_static(pose, "live_camera")
+    client.spin_for(0.3)
+    messages = seed_messages()
+    send_seed(client, messages)
+    client.spin(lambda: client.got["cache/points"])
+    client.send_tf(stamps(4, START + PERIOD), [pose] * 4)
+    expect_the_plan(client, stamps(4, START + PERIOD))
+    import cv2
+
+    expected = cv2.resize(picture_from_ros(messages["image"]), (80, 64))
+    assert psnr(picture_from_ros(client.got["color/image_raw"][0]), expected) > 20
+    depth = depth_from_ros(client.got["depth/image_rect"][0])
+    np.testing.assert_allclose(np.nanmedian(depth), 2.0, atol=0.02)
+    np.testing.assert_allclose(transform_from_ros(client.rendered_poses()[0]), pose, atol=1e-6)
+
+
+def spoilt(kind: str) -> dict:
+    """A seed with one thing wrong."""
+    messages = seed_messages()
+    if kind == "zero-size picture":
+        messages["image"] = Image(header=messages["image"].header, encoding="rgb8")
+    elif kind == "picture cut off":
+        messages["image"].data = messages["image"].data[:-10]
+    elif kind == "uncalibrated":
+        messages["camera_info"].k = np.zeros(9)
+    elif kind == "distorted":
+        messages["camera_info"].d[0] = 0.2
+    elif kind == "info of another size":
+        messages["camera_info"].width = 640
+    elif kind == "depth of another size":
+        messages["depth"] = seed_messages(size=(24, 30))["depth"]
+    else:
+        nothing = np.full((48, 60), np.nan, np.float32)
+        messages["depth"] = image_to_ros(nothing, "32FC1", START, "live_camera")
+    return messages
+
+
+BAD_SEEDS = {
+    "zero-size picture": "0 x 0",
+    "picture cut off": "cut off",
+    "uncalibrated": "uncalibrated",
+    "distorted": "image_rect",
+    "info of another size": "640 x 48",
+    "depth of another size": "30 x 24",
+    "depth all NaN": "no valid pixel",
+}
+
+
+def test_bad_seeds_are_refused_and_the_world_stays(client, seed_folder, process):
+    client.send_tf(stamps(4), sideways(seed_folder, 4))
+    expect_the_plan(client, stamps(4))
+    for kind, words in BAD_SEEDS.items():
+        client.clear()
+        send_seed(client, spoilt(kind))
+        client.spin(lambda words=words: words in client.problems(), patience_s=15)
+        assert process.text().count(words) == 1, f"{kind}: not one log line"
+    client.clear()
+    client.send_tf(stamps(4, START + 4 * PERIOD), sideways(seed_folder, 4)[::-1])
+    expect_the_plan(client, stamps(4, START + 4 * PERIOD))
+    assert mask_from_ros(client.got["observed/image"][-1]).mean() > 0.95
+
+
+def test_bad_plans_are_refused_and_the_good_one_goes_on(client, seed_folder):
+    poses = sideways(seed_folder, 4)
+    client.send_tf(stamps(4), poses)
+    expect_the_plan(client, stamps(4))
+    later = stamps(3, START + 10 * PERIOD)
+
+    def nan(pose):
+        pose.pose.orientation.w = float("nan")
+
+    def long(pose):
+        pose.pose.orientation.w += 3.0
+
+    def stampless(pose):
+        pose.header.stamp.sec = pose.header.stamp.nanosec = 0
+
+    def frame(pose):
+        pose.header.frame_id = "elsewhere"
+
+    cases = [
+        (later, [(1, nan)], "quaternion with NaN"),
+        (later, [(2, long)], "quaternion of length"),
+        (later[::-1], [], "Pose 1 of the plan jumps back in time"),
+        (later, [(0, stampless), (1, stampless), (2, stampless)], "no stamps"),
+        (later, [(2, frame)], "'elsewhere'"),
+        (stamps(3), [], "jumps back in time"),
+        ([], [], "no poses"),
+    ]
+    for times, spoil, words in cases:
+        client.clear()
+        message = make_path(times, poses[: len(times)])
+        for index, change in spoil:
+            change(message.poses[index])
+        client.send_path(message)
+        client.spin(lambda words=words: words in client.problems(), patience_s=15)
+    client.clear()
+    client.send_path(make_path(later, poses[:3], frame="nowhere"))
+    client.spin(lambda: "no frame 'nowhere'" in client.problems(), patience_s=15)
+    client.clear()
+    client.send_tf(stamps(4, START + 4 * PERIOD), poses)
+    expect_the_plan(client, stamps(4, START + 4 * PERIOD))
