@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import mirage_ros
+from mirage_ros import commands
 from mirage_ros.core.errors import MirageError
 
 EXIT_ERROR = 2
@@ -47,15 +46,15 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mirage {mirage_ros.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (_add_demo, _add_node, _add_plan, _add_record, _add_readback, _add_train, _add_data,
                 _add_info):  # fmt: skip
-        add(commands)
+        add(parsers)
     return parser
 
 
-def _command(commands, name: str, run, summary: str, epilog: str = "") -> argparse.ArgumentParser:
-    parser = commands.add_parser(
+def _command(parsers, name: str, run, summary: str, epilog: str = "") -> argparse.ArgumentParser:
+    parser = parsers.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
@@ -82,11 +81,11 @@ def _add_seed(parser: argparse.ArgumentParser, default: str | None = "room") -> 
     )
 
 
-def _add_demo(commands) -> None:
+def _add_demo(parsers) -> None:
     parser = _command(
-        commands,
+        parsers,
         "demo",
-        _run_demo,
+        commands.demo,
         "run planner, node and recorder over DDS and show what came out",
         "examples:\n  mirage demo\n  mirage demo --seed street.jpg --hfov 65 --out out/street\n\n"
         "writes demo.mp4, demo.png, demo.mcap and report.json into --out; exit code 0 only when\n"
@@ -102,33 +101,11 @@ def _add_demo(commands) -> None:
     parser.add_argument("--no-compare", action="store_true", help="skip the run without memory")
 
 
-def _run_demo(arguments: argparse.Namespace) -> int:
-    from mirage_ros.demo.run import DemoConfig, run_demo
-    from mirage_ros.demo.summary import describe
-
-    config = DemoConfig(
-        seed=arguments.seed,
-        hfov_deg=arguments.hfov,
-        out=arguments.out,
-        frames=arguments.frames,
-        rate_hz=arguments.rate,
-        model=arguments.model,
-        use_memory=not arguments.no_memory,
-        compare=not arguments.no_compare,
-        world_seed=arguments.world_seed,
-    )
-    for request in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(request, signal.default_int_handler)
-    report = run_demo(config)
-    print(describe(report, config.out))
-    return 0 if report["complete"] else 1
-
-
-def _add_node(commands) -> None:
+def _add_node(parsers) -> None:
     parser = _command(
-        commands,
+        parsers,
         "node",
-        _run_node,
+        commands.node,
         "run the node: camera poses from TF in; pictures, depth and cloud out",
         "examples:\n  mirage node --seed room\n  mirage node --params config/mirage.yaml\n"
         "  mirage node --seed room --ros-args -p frame_rate_hz:=5.0 -r __ns:=/robot",
@@ -144,41 +121,11 @@ def _add_node(commands) -> None:
     )
 
 
-def _run_node(arguments: argparse.Namespace) -> int:
-    from mirage_ros.ros.node import main as run_node
-
-    return run_node(node_ros_arguments(arguments)) or 0
-
-
-def node_ros_arguments(arguments: argparse.Namespace) -> list[str]:
-    """The node's command line in ROS's own words; the file first, so that options override it."""
-    words = ["--ros-args"]
-    if arguments.params is not None:
-        if not arguments.params.is_file():
-            raise MirageError(
-                f"There is no parameter file {arguments.params}; give one such as mirage.yaml."
-            )
-        words += ["--params-file", str(arguments.params)]
-    if arguments.namespace:
-        words += ["-r", f"__ns:=/{arguments.namespace.strip('/')}"]
-    given = {
-        "seed": arguments.seed and json.dumps(arguments.seed, ensure_ascii=False),
-        "model": arguments.model and json.dumps(arguments.model, ensure_ascii=False),
-        "seed_hfov_deg": None if arguments.hfov is None else float(arguments.hfov),
-        "world_seed": arguments.world_seed,
-        "use_memory": "false" if arguments.no_memory else None,
-    }
-    for name, value in given.items():
-        if value is not None:
-            words += ["-p", f"{name}:={value}"]
-    return [*words, *arguments.ros_args]
-
-
-def _add_plan(commands) -> None:
+def _add_plan(parsers) -> None:
     parser = _command(
-        commands,
+        parsers,
         "plan",
-        _run_plan,
+        commands.plan,
         "publish a camera path on TF that leaves the seed's view and returns to it",
         "example, beside a running `mirage node --seed room`:\n"
         "  mirage plan --seed room --frames 72 --rate 10",
@@ -186,49 +133,42 @@ def _add_plan(commands) -> None:
     _add_seed(parser)
     parser.add_argument("--frames", type=int, default=72, help="poses (default: 72)")
     parser.add_argument("--rate", type=float, default=10.0, help="poses/s (default: 10)")
-    parser.add_argument("--ahead", type=float, default=3.0, metavar="S",
-                        help="seconds of plan published ahead of what is rendered (default: 3)")
-    parser.add_argument("--scene-depth", type=float, metavar="M",
-                        help="distance of the scene in metres (default: measured, or 3)")
+    parser.add_argument(
+        "--ahead",
+        type=float,
+        default=3.0,
+        metavar="S",
+        help="seconds of plan published ahead of what is rendered (default: 3)",
+    )
+    parser.add_argument(
+        "--scene-depth",
+        type=float,
+        metavar="M",
+        help="distance of the scene in metres (default: measured, or 3)",
+    )
     parser.add_argument("--world-frame", default="world", help="(default: world)")
-    parser.add_argument("--camera-frame", default="camera_color_optical_frame",
-                        help="(default: %(default)s)")
+    parser.add_argument(
+        "--camera-frame", default="camera_color_optical_frame", help="(default: %(default)s)"
+    )
     parser.add_argument("--namespace", default="", help="ROS namespace of the node")
-    parser.add_argument("--listeners", type=int, default=1,
-                        help="subscriptions to /tf to wait for (default: 1)")
-    parser.add_argument("--wait", type=float, default=120.0, metavar="S",
-                        help="give up after so long without listener or picture (default: 120)")
+    parser.add_argument(
+        "--listeners", type=int, default=1, help="subscriptions to /tf to wait for (default: 1)"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="give up after so long without listener or picture (default: 120)",
+    )
     parser.add_argument("--log", type=Path, metavar="JSON", help="write the plan to a file")
 
 
-def _run_plan(arguments: argparse.Namespace) -> int:
-    from mirage_ros.ros.planner import PlannerConfig, run_planner
-
-    run_planner(
-        PlannerConfig(
-            seed=arguments.seed,
-            hfov_deg=arguments.hfov,
-            frames=arguments.frames,
-            rate_hz=arguments.rate,
-            scene_depth_m=arguments.scene_depth,
-            world_frame=arguments.world_frame,
-            camera_frame=arguments.camera_frame,
-            namespace=arguments.namespace,
-            ahead_s=arguments.ahead,
-            listeners=arguments.listeners,
-            wait_s=arguments.wait,
-            log=arguments.log,
-        )
-    )
-    print(f"The whole plan of {arguments.frames} poses was rendered.")
-    return 0
-
-
-def _add_record(commands) -> None:
+def _add_record(parsers) -> None:
     parser = _command(
-        commands,
+        parsers,
         "record",
-        _run_record,
+        commands.record,
         "record a running node's topics into one MCAP file",
         "examples:\n  mirage record out/walk.mcap                until Ctrl-C\n"
         "  mirage record out/walk.mcap --frames 72    until 72 whole frames came",
@@ -240,31 +180,14 @@ def _add_record(commands) -> None:
     parser.add_argument("--json", action="store_true", help="tell progress as lines of JSON")
 
 
-def _run_record(arguments: argparse.Namespace) -> int:
-    from mirage_ros.ros.recorder import RecorderConfig, run_recorder
-
-    def tell(event: str, count: int) -> None:
-        if arguments.json:
-            print(json.dumps({"event": event, "count": count}), flush=True)
-        elif event == "ready":
-            print("Connected to the node; recording.", flush=True)
-
-    tally = run_recorder(
-        RecorderConfig(arguments.path, arguments.namespace, arguments.frames, arguments.idle), tell
-    )
-    if not arguments.json:
-        print(f"{tally.complete} whole frames and {tally.incomplete} others in {arguments.path}")
-    return 0
-
-
-def _add_readback(commands) -> None:
+def _add_readback(parsers) -> None:
     parser = _command(
-        commands,
+        parsers,
         "readback",
-        _run_readback,
+        commands.readback,
         "measure how well memory shows one real frame again from other real cameras",
-        "example:\n  mirage readback walk/ --seed-frame 8\n\nthe folder holds color/, depth/, K.txt "
-        "and world_from_camera.txt",
+        "example:\n  mirage readback walk/ --seed-frame 8\n\nthe folder holds color/, depth/, K.txt"
+        " and world_from_camera.txt",
     )
     parser.add_argument("folder", type=Path, help="posed RGB-D folder")
     parser.add_argument("--seed-frame", type=int, default=0, help="frame to remember (default: 0)")
@@ -273,45 +196,24 @@ def _add_readback(commands) -> None:
     parser.add_argument("--out", type=Path, metavar="PNG", help="write the pictures as well")
 
 
-def _run_readback(arguments: argparse.Namespace) -> int:
-    from mirage_ros.evaluation.readback import describe, draw, read_back
-    from mirage_ros.models.pretrained import load_model
-
-    model = load_model(arguments.model)
-    results = read_back(arguments.folder, arguments.seed_frame, model, arguments.frames)
-    print(describe(results))
-    if arguments.out is not None:
-        draw(results, arguments.out)
-    return 0
-
-
-def _add_train(commands) -> None:
+def _add_train(parsers) -> None:
     parser = _command(
-        commands,
+        parsers,
         "train",
-        _run_train,
+        commands.train,
         "train a model's parts",
         "example:\n  mirage train --config config/train/mini.yaml",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="YAML")
 
 
-def _run_train(arguments: argparse.Namespace) -> int:
-    if not arguments.config.is_file():
-        raise MirageError(f"There is no training config {arguments.config}; give a YAML file.")
-    from mirage_ros.training.recipe import read_recipe, train
-
-    train(read_recipe(arguments.config))
-    return 0
-
-
-def _add_data(commands) -> None:
-    parser = commands.add_parser("data", help="look at the procedural training scenes")
+def _add_data(parsers) -> None:
+    parser = parsers.add_parser("data", help="look at the procedural training scenes")
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     preview = _command(
         actions,
         "preview",
-        _run_preview,
+        commands.preview,
         "render procedural scenes onto one sheet (needs MuJoCo)",
         "example:\n  mirage data preview --seeds 0-5 --out out/scenes.png",
     )
@@ -319,40 +221,11 @@ def _add_data(commands) -> None:
     preview.add_argument("--out", type=Path, default=Path("out/scenes.png"), metavar="PNG")
 
 
-def _run_preview(arguments: argparse.Namespace) -> int:
-    seeds = _seed_range(arguments.seeds)
-    try:
-        from mirage_ros.scenes import write_preview
-    except ImportError as error:
-        raise MirageError(f"Scenes need MuJoCo ({error}); pip install 'mirage_ros[scenes]'.") from error
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_preview(arguments.out, seeds)
-    print(f"wrote {arguments.out}")
-    return 0
-
-
-def _seed_range(text: str) -> range:
-    first, _, last = text.partition("-")
-    if not first.isdigit() or (last and not last.isdigit()):
-        raise MirageError(f"The seeds are {text!r}; give a range such as 0-11.")
-    seeds = range(int(first), int(last or first) + 1)
-    if not seeds:
-        raise MirageError(f"The seeds {text} are an empty range; give the smaller number first.")
-    return seeds
-
-
-def _add_info(commands) -> None:
+def _add_info(parsers) -> None:
     parser = _command(
-        commands, "info", _run_info, "tell versions, devices, shipped seeds and the model's card"
+        parsers, "info", commands.info, "tell versions, devices, shipped seeds and the model's card"
     )
     parser.add_argument("--model", default="mini", help="checkpoint (default: mini)")
-
-
-def _run_info(arguments: argparse.Namespace) -> int:
-    from mirage_ros.info import describe
-
-    print(describe(arguments.model))
-    return 0
 
 
 if __name__ == "__main__":

@@ -88,7 +88,9 @@ def read_picture(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
                 return np.repeat(grey[..., None], 3, -1)
             rgb = np.asarray(upright.convert("RGB"), np.uint8)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
-        raise MirageError(f"The picture {path} cannot be read ({error}); give a PNG or JPEG.") from error
+        raise MirageError(
+            f"The picture {path} cannot be read ({error}); give a PNG or JPEG."
+        ) from error
     if min(rgb.shape[:2]) < SMALLEST_SIDE_PX:
         raise MirageError(
             f"The picture {path} is {rgb.shape[1]}x{rgb.shape[0]}; give one with at least "
@@ -145,13 +147,14 @@ def _read_camera(path: Path) -> Camera:
     try:
         values = yaml.safe_load(path.read_text())
         intrinsics = np.array(
-            [[values["fx"], 0, values["cx"]], [0, values["fy"], values["cy"]], [0, 0, 1]], np.float64
+            [[values["fx"], 0, values["cx"]], [0, values["fy"], values["cy"]], [0, 0, 1]],
+            np.float64,
         )
         pose = np.array(values["world_from_camera"], np.float64).reshape(4, 4)
         size = (int(values["height"]), int(values["width"]))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise MirageError(
-            f"The camera file {path} cannot be used ({error!r}); it needs width, height, fx, fy, cx, "
-            "cy and world_from_camera, a 4x4 matrix."
+            f"The camera file {path} cannot be used ({error!r}); it needs width, height, fx, fy, "
+            "cx, cy and world_from_camera, a 4x4 matrix."
         ) from error
     return Camera(intrinsics, pose, size)

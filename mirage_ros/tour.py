@@ -13,7 +13,9 @@ UNKNOWN_DEPTH_M = 3.0
 LOOK_AROUND_DEG = 75.0
 FORWARD_SHARE = 0.35
 LOOP_SHARE = 0.10
-GLANCE_DEG = 20.0
+CLEARANCE_SHARE = 0.6
+BODY_M = 0.3
+GLANCE_DEG = 7.0
 PARALLAX_SHARE = 0.15
 APPROACH_SHARE = 0.10
 
@@ -27,8 +29,8 @@ def plan_tour(
     """The path of `frames` cameras; the first and the last are exactly the given one.
 
     With measured depth the camera walks into the free space that the depth shows, turns by 75 deg
-    to the side with more room, and returns another way. Without it, it glances 20 deg to either
-    side and moves in an arc, a share of the assumed scene depth, so that parallax shows.
+    to the side with more room, and returns another way. Without it, it moves in an arc to either
+    side, a share of the assumed scene depth, so that parallax shows, and turns outward a little.
 
     Args:
         camera: the seed's, a single one.
@@ -45,7 +47,8 @@ def plan_tour(
     if depth_m is None:
         yaw_rad, right_m, forward_m = _glance(progress, scale)
     else:
-        yaw_rad, right_m, forward_m = _look_around(progress, scale)
+        forward_m = min(FORWARD_SHARE * scale, CLEARANCE_SHARE * clearance_m(camera, depth_m))
+        yaw_rad, right_m, forward_m = _look_around(progress, forward_m)
         if not _more_room_on_the_right(depth_m):
             yaw_rad, right_m = -yaw_rad, -right_m
     poses = _poses(camera.world_from_camera, yaw_rad, right_m, forward_m)
@@ -65,17 +68,27 @@ def central_depth_m(depth_m: Float[np.ndarray, "h w"] | None) -> float:
     return UNKNOWN_DEPTH_M
 
 
-def _look_around(progress: np.ndarray, scale: float) -> tuple[np.ndarray, ...]:
+def clearance_m(camera: Camera, depth_m: Float[np.ndarray, "h w"]) -> float:
+    """Free way ahead of a body 0.6 m wide and high around the camera; inf when nothing is seen."""
+    up, ahead, right = floor_axes(camera.world_from_camera)
+    points = camera.lift(depth_m).reshape(-1, 3) - camera.position_world
+    points = points[np.isfinite(points).all(-1)]
+    beside = (np.abs(points @ right) < BODY_M) & (np.abs(points @ up) < BODY_M)
+    return float(np.percentile(points[beside] @ ahead, 1)) if beside.any() else float("inf")
+
+
+def _look_around(progress: np.ndarray, reach_m: float) -> tuple[np.ndarray, ...]:
     """Turn right, stay turned for a while, return on the other side of a narrow loop."""
     turned = _smooth(progress / 0.42) - _smooth((progress - 0.58) / 0.42)
     there_and_back = np.sin(np.pi * progress) ** 2
     yaw_rad = np.radians(LOOK_AROUND_DEG) * turned
-    right_m = LOOP_SHARE * scale * there_and_back * np.sin(2 * np.pi * progress)
-    return yaw_rad, right_m, FORWARD_SHARE * scale * there_and_back
+    loop_m = LOOP_SHARE / FORWARD_SHARE * reach_m
+    right_m = loop_m * there_and_back * np.sin(2 * np.pi * progress)
+    return yaw_rad, right_m, reach_m * there_and_back
 
 
 def _glance(progress: np.ndarray, scale: float) -> tuple[np.ndarray, ...]:
-    """To the right and to the left, moving that way while looking back at the scene's middle."""
+    """To the right and to the left, turning only a little that way, so most stays in view."""
     swing = np.sin(2 * np.pi * progress) * _smooth(progress / 0.1) * _smooth((1 - progress) / 0.1)
     right_m = PARALLAX_SHARE * scale * swing
     forward_m = APPROACH_SHARE * scale * np.sin(np.pi * progress) ** 2

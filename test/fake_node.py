@@ -7,7 +7,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fakes import PixelModel  # noqa: E402
 
-from mirage_ros.cli import build_parser, node_ros_arguments  # noqa: E402
+from mirage_ros.cli import build_parser  # noqa: E402
+from mirage_ros.commands import node_ros_arguments  # noqa: E402
 from mirage_ros.ros.node import main  # noqa: E402
 
 if __name__ == "__main__":

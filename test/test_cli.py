@@ -13,7 +13,7 @@ import cv2
 import pytest
 from make_seed import write_seed
 
-from mirage_ros import cli
+from mirage_ros import cli, commands
 from mirage_ros.core.errors import MirageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +78,7 @@ def test_ctrl_c_gives_130(monkeypatch):
     def interrupted(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run_info", interrupted)
+    monkeypatch.setattr(commands, "info", interrupted)
     assert cli.main(["info"]) == 130
 
 
@@ -86,7 +86,7 @@ def test_node_options_become_ros_arguments(tmp_path):
     params = tmp_path / "a.yaml"
     params.write_text("")
     parse = cli.build_parser().parse_args
-    words = cli.node_ros_arguments(
+    words = commands.node_ros_arguments(
         parse(["node", "--params", str(params), "--seed", "my 1", "--hfov", "70", "--no-memory",
                "--namespace", "/bot/", "--ros-args", "-p", "image_depth:=9"])
     )  # fmt: skip
@@ -94,9 +94,9 @@ def test_node_options_become_ros_arguments(tmp_path):
     assert words[3:5] == ["-r", "__ns:=/bot"]
     assert 'seed:="my 1"' in words and "seed_hfov_deg:=70.0" in words
     assert "use_memory:=false" in words and words[-2:] == ["-p", "image_depth:=9"]
-    assert cli.node_ros_arguments(parse(["node"])) == ["--ros-args"]
+    assert commands.node_ros_arguments(parse(["node"])) == ["--ros-args"]
     with pytest.raises(MirageError, match="parameter file"):
-        cli.node_ros_arguments(parse(["node", "--params", str(tmp_path / "none.yaml")]))
+        commands.node_ros_arguments(parse(["node", "--params", str(tmp_path / "none.yaml")]))
 
 
 def test_info_tells_versions_and_never_fails(capsys):

@@ -15,7 +15,7 @@ from mirage_ros.evaluation.readback import describe, draw, read_back, warp_pixel
 from mirage_ros.seeds import load_seed
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata" / "office_loop"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="shared/realdata is not next to the checkout")
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/realdata next to the checkout")
 
 
 def noise(seed=0, size=(60, 80, 3)):

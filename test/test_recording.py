@@ -16,8 +16,10 @@ from mirage_ros.recording.topdown import draw_cloud_from_above
 from mirage_ros.recording.video import VideoWriter
 from mirage_ros.seeds import level_camera_pose, load_seed
 
-POINT_TEXT = "geometry_msgs/Point place\nstring name\n" + "=" * 80 + (
-    "\nMSG: geometry_msgs/Point\nfloat64 x\nfloat64 y\nfloat64 z\n"
+POINT_TEXT = (
+    "geometry_msgs/Point place\nstring name\n"
+    + "=" * 80
+    + ("\nMSG: geometry_msgs/Point\nfloat64 x\nfloat64 y\nfloat64 z\n")
 )
 SPAN = "{sec: 1, nsec: 2}"
 QOS = (
@@ -135,7 +137,9 @@ def test_cloud_from_above_puts_ahead_up_and_left_left():
 
 def test_sheet_holds_every_picture(tmp_path):
     colours = [(index * 9 + 30, 50, 200) for index in range(12)]
-    tiles = [sheet.Picture(np.full((48, 64, 3), c, np.uint8), str(i)) for i, c in enumerate(colours)]
+    tiles = [
+        sheet.Picture(np.full((48, 64, 3), c, np.uint8), str(i)) for i, c in enumerate(colours)
+    ]
     cloud = sheet.Picture(np.full((*sheet.cloud_size(48 / 64), 3), (5, 250, 5), np.uint8), "cloud")
     page = sheet.compose_sheet("title", "subtitle", tiles, cloud, tiles[:3])
     seen = {tuple(colour) for colour in page[::4, ::4].reshape(-1, 3)}

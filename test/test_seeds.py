@@ -13,7 +13,7 @@ from mirage_ros.seeds import load_seed, shipped_seeds
 from mirage_ros.tour import central_depth_m, plan_tour
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="shared/realdata is not next to the checkout")
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/realdata next to the checkout")
 
 
 def test_folder_gives_picture_camera_and_metric_depth(tmp_path):

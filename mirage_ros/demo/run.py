@@ -108,8 +108,13 @@ def _run_processes(config: DemoConfig, scene_depth_m: float | None) -> tuple[dic
         children.start("node", node)
         children.start("recorder", _recorder_command(config), read_stdout=True)
         with tqdm(total=config.frames, unit="frame", desc="starting the node") as bar:
-            _follow(children, bar, lambda: children.start(
-                "planner", _planner_command(config, plan_log, scene_depth_m)))
+            _follow(
+                children,
+                bar,
+                lambda: children.start(
+                    "planner", _planner_command(config, plan_log, scene_depth_m)
+                ),
+            )
         peak_bytes = children.peak_memory_bytes("node")
         deadline = time.monotonic() + ENDING_S
         while children.running("planner") and time.monotonic() < deadline:

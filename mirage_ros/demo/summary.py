@@ -13,8 +13,11 @@ def describe(report: dict, out: Path) -> str:
         ("recording", f"{out / 'demo.mcap'}  (Foxglove, ros2 bag)"),
         ("report", str(out / "report.json")),
         ("", ""),
-        ("frames", f"{report['frames']} of {report['frames_planned']}, "
-                   f"{report['frames_dropped']} dropped, {report['frames_per_s']:.1f} frames/s"),
+        (
+            "frames",
+            f"{report['frames']} of {report['frames_planned']}, "
+            f"{report['frames_dropped']} dropped, {report['frames_per_s']:.1f} frames/s",
+        ),
         ("stamps equal the plan's", _yes(report["stamps_equal_plan"])),
         ("RGB = info = depth = TF", _yes(report["rgb_info_depth_tf_stamps_equal"])),
         ("first against returned view", _decibels(report["psnr_return_db"])),

@@ -15,14 +15,14 @@ SSIM_SIGMA_PX = 1.5
 SSIM_WINDOW_PX = 11
 
 
-def psnr_db(first: UInt8[np.ndarray, "..."], second: UInt8[np.ndarray, "..."]) -> float:
+def psnr_db(first: UInt8[np.ndarray, ...], second: UInt8[np.ndarray, ...]) -> float:
     """Peak signal-to-noise ratio over all pixels and channels; inf for equal pictures."""
     _check_alike(first, second)
     error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
 
 
-def ssim(first: UInt8[np.ndarray, "..."], second: UInt8[np.ndarray, "..."]) -> float:
+def ssim(first: UInt8[np.ndarray, ...], second: UInt8[np.ndarray, ...]) -> float:
     """Structural similarity of the grey pictures, in [-1, 1] (Wang et al. 2004, 11 px Gauss)."""
     _check_alike(first, second)
     a, b = grey(first), grey(second)
@@ -38,8 +38,8 @@ def ssim(first: UInt8[np.ndarray, "..."], second: UInt8[np.ndarray, "..."]) -> f
 
 
 def zncc(
-    first: UInt8[np.ndarray, "..."],
-    second: UInt8[np.ndarray, "..."],
+    first: UInt8[np.ndarray, ...],
+    second: UInt8[np.ndarray, ...],
     valid: Bool[np.ndarray, "h w"] | None = None,
     window_px: int = 15,
     min_share: float = 0.5,
@@ -69,7 +69,7 @@ def zncc(
     return float(np.median(scores[chosen])) if chosen.any() else float("nan")
 
 
-def grey(picture: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "h w"]:
+def grey(picture: UInt8[np.ndarray, ...]) -> Float[np.ndarray, "h w"]:
     """Luma in [0, 255] as float64."""
     if picture.ndim == 2:
         return picture.astype(np.float64)

@@ -73,7 +73,9 @@ def read_back(
     seed = _fit(walk[seed_frame], model)
     memory = _remember(seed, model)
     numbers = [n for n in range(len(walk)) if n != seed_frame] if frames is None else frames
-    results = [_compare(number, _fit(walk[number], model), seed, memory, model) for number in numbers]
+    results = [
+        _compare(number, _fit(walk[number], model), seed, memory, model) for number in numbers
+    ]
     return [result for result in results if result.share >= SMALLEST_SHARE]
 
 
@@ -96,7 +98,12 @@ def draw(results: Sequence[ReadBack], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         compose_row(
-            [result.real, result.memory, result.generated, colour_observed(result.real, result.shared)],
+            [
+                result.real,
+                result.memory,
+                result.generated,
+                colour_observed(result.real, result.shared),
+            ],
             [
                 f"frame {result.frame}, real",
                 f"readout: ZNCC {result.zncc_memory:.2f}",
@@ -190,7 +197,9 @@ def _best_offset(shown: np.ndarray, real: np.ndarray, shared: np.ndarray) -> tup
     reach = range(-SEARCH_PX, SEARCH_PX + 1)
     scores = {
         (right, down): zncc(
-            np.roll(shown, (down, right), (0, 1)), real, shared & np.roll(shared, (down, right), (0, 1))
+            np.roll(shown, (down, right), (0, 1)),
+            real,
+            shared & np.roll(shared, (down, right), (0, 1)),
         )
         for down in reach
         for right in reach

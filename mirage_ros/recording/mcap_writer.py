@@ -54,7 +54,7 @@ class McapRecorder:
             self._stream = self._partial.open("wb")
         except OSError as error:
             raise MirageError(
-                f"Cannot record to {self.path} ({error.strerror}); give a path in a writable folder."
+                f"Cannot record to {self.path} ({error.strerror}); give one in a writable folder."
             ) from error
         self._writer = Writer(
             self._stream, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD

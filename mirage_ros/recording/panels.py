@@ -43,10 +43,10 @@ def depth_range_m(depths_m: Sequence[np.ndarray]) -> tuple[float, float]:
 def colour_depth(
     depth_m: Float[np.ndarray, "h w"], range_m: tuple[float, float]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Near warm, far cool, by inverse depth; invalid black, beyond range dark blue."""
+    """Near warm, far cool, by the logarithm of depth; invalid black, beyond range dark blue."""
     near, far = range_m
     with np.errstate(divide="ignore", invalid="ignore"):
-        nearness = (1 / depth_m - 1 / far) / (1 / near - 1 / far)
+        nearness = np.log(far / depth_m) / np.log(far / near)
     level = np.nan_to_num(np.clip(nearness, 0, 1) * 235 + 20, nan=0).astype(np.uint8)
     colours = cv2.cvtColor(cv2.applyColorMap(level, cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
     colours[np.isnan(depth_m)] = 0

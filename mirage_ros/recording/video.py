@@ -69,7 +69,14 @@ class VideoWriter:
             pix_fmt_out="yuv420p",
             quality=None,
             macro_block_size=2,
-            output_params=["-crf", str(QUALITY_CRF), "-preset", "medium", "-movflags", "+faststart"],
+            output_params=[
+                "-crf",
+                str(QUALITY_CRF),
+                "-preset",
+                "medium",
+                "-movflags",
+                "+faststart",
+            ],
             ffmpeg_log_level="error",
         )
         self._sink.send(None)

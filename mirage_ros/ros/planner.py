@@ -150,8 +150,8 @@ def _spin_while_rendering(planner: Planner) -> None:
             newest_ns, since = planner.rendered_ns, time.monotonic()
         elif time.monotonic() - since > planner.config.wait_s:
             raise MirageError(
-                f"No new picture came for {planner.config.wait_s:.0f} s after {planner.sent} poses; "
-                "look at the node's log and /diagnostics."
+                f"No new picture came for {planner.config.wait_s:.0f} s after {planner.sent} poses"
+                "; look at the node's log and /diagnostics."
             )
 
 

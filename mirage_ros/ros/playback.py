@@ -77,12 +77,12 @@ def read_recording(
                 else:
                     _note(recording, name, value, rendered_frame)
     except (OSError, EOFError) as error:
-        raise MirageError(f"The recording {path} cannot be read ({error}); record it again.") from error
+        raise MirageError(
+            f"The recording {path} cannot be read ({error}); record it again."
+        ) from error
     for stamp_ns in sorted(set.intersection(*(set(found) for found in pictures.values()))):
         rgb, depth_m, observed = (pictures[name][stamp_ns] for name in PICTURES)
-        recording.frames.append(
-            RecordedFrame(stamp_ns, rgb, depth_m, observed, arrivals[stamp_ns])
-        )
+        recording.frames.append(RecordedFrame(stamp_ns, rgb, depth_m, observed, arrivals[stamp_ns]))
     return recording
 
 

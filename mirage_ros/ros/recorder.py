@@ -82,7 +82,9 @@ class Recorder(Node):
         super().__init__("mirage_recorder", namespace=config.namespace)
         self.config, self.sink = config, sink
         self.tally = Tally()
-        self._listeners = {name: self._listen(name, type_name) for name, type_name in TOPICS.items()}
+        self._listeners = {
+            name: self._listen(name, type_name) for name, type_name in TOPICS.items()
+        }
 
     def connected(self) -> bool:
         """Whether a publisher was found for every picture topic."""

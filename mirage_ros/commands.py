@@ -1,0 +1,153 @@
+"""What each `mirage` command does. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+
+from mirage_ros.core.errors import MirageError
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    from mirage_ros.demo.run import DemoConfig, run_demo
+    from mirage_ros.demo.summary import describe
+
+    config = DemoConfig(
+        seed=arguments.seed,
+        hfov_deg=arguments.hfov,
+        out=arguments.out,
+        frames=arguments.frames,
+        rate_hz=arguments.rate,
+        model=arguments.model,
+        use_memory=not arguments.no_memory,
+        compare=not arguments.no_compare,
+        world_seed=arguments.world_seed,
+    )
+    for request in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(request, signal.default_int_handler)
+    report = run_demo(config)
+    print(describe(report, config.out))
+    return 0 if report["complete"] else 1
+
+
+def node(arguments: argparse.Namespace) -> int:
+    from mirage_ros.ros.node import main
+
+    return main(node_ros_arguments(arguments)) or 0
+
+
+def node_ros_arguments(arguments: argparse.Namespace) -> list[str]:
+    """The node's command line in ROS's own words; the file first, so that options override it."""
+    words = ["--ros-args"]
+    if arguments.params is not None:
+        if not arguments.params.is_file():
+            raise MirageError(
+                f"There is no parameter file {arguments.params}; give one such as mirage.yaml."
+            )
+        words += ["--params-file", str(arguments.params)]
+    if arguments.namespace:
+        words += ["-r", f"__ns:=/{arguments.namespace.strip('/')}"]
+    given = {
+        "seed": arguments.seed and json.dumps(arguments.seed, ensure_ascii=False),
+        "model": arguments.model and json.dumps(arguments.model, ensure_ascii=False),
+        "seed_hfov_deg": None if arguments.hfov is None else float(arguments.hfov),
+        "world_seed": arguments.world_seed,
+        "use_memory": "false" if arguments.no_memory else None,
+    }
+    for name, value in given.items():
+        if value is not None:
+            words += ["-p", f"{name}:={value}"]
+    return [*words, *arguments.ros_args]
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    from mirage_ros.ros.planner import PlannerConfig, run_planner
+
+    run_planner(
+        PlannerConfig(
+            seed=arguments.seed,
+            hfov_deg=arguments.hfov,
+            frames=arguments.frames,
+            rate_hz=arguments.rate,
+            scene_depth_m=arguments.scene_depth,
+            world_frame=arguments.world_frame,
+            camera_frame=arguments.camera_frame,
+            namespace=arguments.namespace,
+            ahead_s=arguments.ahead,
+            listeners=arguments.listeners,
+            wait_s=arguments.wait,
+            log=arguments.log,
+        )
+    )
+    print(f"The whole plan of {arguments.frames} poses was rendered.")
+    return 0
+
+
+def record(arguments: argparse.Namespace) -> int:
+    from mirage_ros.ros.recorder import RecorderConfig, run_recorder
+
+    def tell(event: str, count: int) -> None:
+        if arguments.json:
+            print(json.dumps({"event": event, "count": count}), flush=True)
+        elif event == "ready":
+            print("Connected to the node; recording.", flush=True)
+
+    tally = run_recorder(
+        RecorderConfig(arguments.path, arguments.namespace, arguments.frames, arguments.idle), tell
+    )
+    if not arguments.json:
+        print(f"{tally.complete} whole frames and {tally.incomplete} others in {arguments.path}")
+    return 0
+
+
+def readback(arguments: argparse.Namespace) -> int:
+    from mirage_ros.evaluation.readback import describe, draw, read_back
+    from mirage_ros.models.pretrained import load_model
+
+    model = load_model(arguments.model)
+    results = read_back(arguments.folder, arguments.seed_frame, model, arguments.frames)
+    print(describe(results))
+    if arguments.out is not None:
+        draw(results, arguments.out)
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    if not arguments.config.is_file():
+        raise MirageError(f"There is no training config {arguments.config}; give a YAML file.")
+    from mirage_ros.training.recipe import read_recipe, train
+
+    train(read_recipe(arguments.config))
+    return 0
+
+
+def preview(arguments: argparse.Namespace) -> int:
+    seeds = _seed_range(arguments.seeds)
+    try:
+        from mirage_ros.scenes import write_preview
+    except ImportError as error:
+        raise MirageError(
+            f"Scenes need MuJoCo ({error}); pip install 'mirage_ros[scenes]'."
+        ) from error
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    write_preview(arguments.out, seeds)
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+def _seed_range(text: str) -> range:
+    first, _, last = text.partition("-")
+    if not first.isdigit() or (last and not last.isdigit()):
+        raise MirageError(f"The seeds are {text!r}; give a range such as 0-11.")
+    seeds = range(int(first), int(last or first) + 1)
+    if not seeds:
+        raise MirageError(f"The seeds {text} are an empty range; give the smaller number first.")
+    return seeds
+
+
+def info(arguments: argparse.Namespace) -> int:
+    from mirage_ros.info import describe
+
+    print(describe(arguments.model))
+    return 0
