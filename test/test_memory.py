@@ -41,7 +41,8 @@ def loop(count=24):
 
 
 def random_poses(rng, count):
-    return [look(rng.uniform(-0.8, 0.8, 3) + (0, 0, 1.2), rng.uniform(-3, 3, 3)) for _ in range(count)]
+    at, towards = rng.uniform(-0.8, 0.8, (count, 3)) + (0, 0, 1.2), rng.uniform(-3, 3, (count, 3))
+    return [look(*pair) for pair in zip(at, towards, strict=True)]
 
 
 def test_reading_from_the_pose_of_writing_gives_the_same_tokens():
@@ -288,7 +289,8 @@ def test_colours_and_confidence_of_the_cloud():
     points = memory.to_points()
     assert (points.rgb == 50).all() and (points.birth_ns == 0).all()
     assert points.confidence.max() == pytest.approx(1, abs=0.01)
-    assert points.confidence.min() == pytest.approx(np.cos(np.arctan(np.hypot(0.7, 0.385))), abs=0.02)
+    corner = np.cos(np.arctan(np.hypot(0.7, 0.385)))
+    assert points.confidence.min() == pytest.approx(corner, abs=0.02)
 
 
 def test_latents_that_do_not_fit_are_refused_and_nothing_changes():

@@ -35,7 +35,7 @@ def brute_force(surfels, camera, rule):
     p, fp = surfels.positions_world.astype(np.float64), surfels.footprints_m.astype(np.float64)
     n, front = (x.astype(np.int64) for x in (surfels.normals, surfels.fronts))
     m, (height, width), k = camera.camera_from_world, camera.size, camera.intrinsics
-    x, y, z = (m[i, 0] * p[:, 0] + m[i, 1] * p[:, 1] + m[i, 2] * p[:, 2] + m[i, 3] for i in range(3))
+    x, y, z = (dot(m[i : i + 1, :3], p) + m[i, 3] for i in range(3))
     to_eye = camera.position_world - p
     facing, same_side = (dot(d, to_eye) for d in (n, front))
     squares = (n * n).sum(-1) * dot(to_eye, to_eye)
@@ -51,7 +51,8 @@ def brute_force(surfels, camera, rule):
     index, depth = np.full((height, width), -1), np.zeros((height, width))
     for r in range(height):
         for c in range(width):
-            rows = np.nonzero(alive & covers(u, half * k[0, 0], c) & covers(v, half * k[1, 1], r))[0]
+            covered = covers(u, half * k[0, 0], c) & covers(v, half * k[1, 1], r)
+            rows = np.nonzero(alive & covered)[0]
             if not len(rows):
                 continue
             first = rows[np.argmin(z[rows])]
@@ -67,7 +68,9 @@ def brute_force(surfels, camera, rule):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize(("size", "n"), [((1, 1), 50), ((3, 5), 7), ((16, 20), 3000), ((44, 80), 4000)])
+@pytest.mark.parametrize(
+    ("size", "n"), [((1, 1), 50), ((3, 5), 7), ((16, 20), 3000), ((44, 80), 4000)]
+)
 def test_the_z_buffer_equals_brute_force(size, n, ties):
     rng = np.random.default_rng(n + ties)
     surfels = random_cloud(rng, n, ties)

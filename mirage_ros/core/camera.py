@@ -183,12 +183,14 @@ class Camera:
 
 def _check_intrinsics(intrinsics: np.ndarray, size: tuple[int, int]) -> None:
     if size[0] < 1 or size[1] < 1:
-        raise MirageError(f"A camera got the picture size {size}; both sides need at least 1 pixel.")
+        raise MirageError(
+            f"A camera got the picture size {size}; both sides need at least 1 pixel."
+        )
     focal = intrinsics[..., (0, 1), (0, 1)]
     if not np.isfinite(intrinsics).all() or not (focal > 0).all():
         raise MirageError(
-            f"A camera got the focal lengths {focal.reshape(-1, 2)[0].tolist()}; both must be finite "
-            "and above 0: check K in the CameraInfo."
+            f"A camera got the focal lengths {focal.reshape(-1, 2)[0].tolist()}; both must be "
+            "finite and above 0: check K in the CameraInfo."
         )
 
 

@@ -1,8 +1,8 @@
 """The latent spatial memory: write lifts tokens into 3D, read shows them to new cameras.
 
 After "Latent Spatial Memory for Video World Models" (arXiv 2606.09828): the model's own
-latents, one token per latent cell, kept in the world. Tokens are never averaged; what wins a voxel is
-decided in store.py, what wins a cell in zbuffer.py.
+latents, one token per latent cell, kept in the world. Tokens are never averaged; what wins a
+voxel is decided in store.py, what wins a cell in zbuffer.py.
 
 Tokens of one surface seen from near and from far live side by side (their voxels have
 other levels), like the levels of a mip map: the read takes the one whose scale fits.

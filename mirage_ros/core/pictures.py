@@ -18,7 +18,8 @@ def fit_seed(
 ) -> tuple[np.ndarray, Camera, np.ndarray | None]:
     """Crops the middle to the aspect of `size`, then resizes: colours by area, depth by nearest.
 
-    Takes uint8 (H, W, 3), its camera and depth (H, W) in metres; depth that is not above 0 becomes NaN. Refuses with a MirageError pictures that are not
+    Takes uint8 (H, W, 3), its camera and depth (H, W) in metres; depth
+    that is not above 0 becomes NaN. Refuses with a MirageError pictures that are not
     uint8 (H, W, 3) of the camera's size, and depth of another size or without a valid pixel.
     """
     rgb = np.asarray(rgb)
@@ -39,7 +40,9 @@ def fit_seed(
     return resize_rgb(rgb[window], size), camera, _nearest(depth, window, size)
 
 
-def resize_rgb(rgb: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3"]:
+def resize_rgb(
+    rgb: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "h w 3"]:
     """Each side shrinks by exact pixel area and grows bilinearly; outer edges stay in place."""
     if rgb.shape[:2] == tuple(size):
         return np.ascontiguousarray(rgb)

@@ -33,7 +33,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class Readout:
-    """What memory shows to f cameras, per latent cell. Unseen cells hold zeros, depth NaN, index -1.
+    """What memory shows to f cameras, per latent cell.
+
+    Unseen cells hold zeros, depth NaN, index -1.
 
     Attributes:
         latents: features of the winning tokens.

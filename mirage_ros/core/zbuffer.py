@@ -44,9 +44,13 @@ _THREADS_FROM = 200_000
 
 @dataclass(frozen=True)
 class SplatRule:
-    """The numbers in the rule of this module's docstring (dimensionless but for `near_m`)."""
+    """The numbers in the rule of this module's docstring (dimensionless but for `near_m`).
 
-    splat: float = 1.1
+    A splat of 1.25 halves the holes that rolled and slanted views have at 1.1, and widens
+    silhouettes by less than a percent of the picture.
+    """
+
+    splat: float = 1.25
     tolerance: float = 1.0
     scale_weight: float = 0.25
     near_m: float = 0.02
@@ -166,7 +170,9 @@ def _nearest(surfels, m, eye, pinhole, rule, surface, surface_z):
         half = 0.5 * splat * footprints[i] / z
         c0, c1 = _span(u, half * pinhole[0], width)
         r0, r1 = _span(v, half * pinhole[1], height)
-        if c1 < c0 or r1 < r0 or _from_back(positions[i], surfels.normals[i], surfels.fronts[i], eye):
+        if c1 < c0 or r1 < r0:
+            continue
+        if _from_back(positions[i], surfels.normals[i], surfels.fronts[i], eye):
             continue
         seen[count] = i
         count += 1
@@ -212,11 +218,11 @@ def _zbuffer_one(surfels, m, eye, pinhole, rule, index, depth, offset, ratios):
         penalty = weight * (misfit * misfit)
         for r in range(r0, r1 + 1):
             for c in range(c0, c1 + 1):
-                first = surface[r, c]
-                if not _on_surface(surfels, i, z, first, surface_z[r, c], focal, tolerance):
-                    continue
                 badness = (u - c) * (u - c) + (v - r) * (v - r) + penalty
-                if index[r, c] < 0 or badness < cost[r, c]:
+                if index[r, c] >= 0 and badness >= cost[r, c]:
+                    continue
+                first, first_z = surface[r, c], surface_z[r, c]
+                if _on_surface(surfels, i, z, first, first_z, focal, tolerance):
                     cost[r, c] = badness
                     index[r, c] = i
                     depth[r, c] = z
