@@ -28,6 +28,7 @@ from mirage_ros.msg import RolloutStatus
 from mirage_ros.ros.conversions import pose_to_ros, stamp_from_ros, stamp_to_ros, transform_to_ros
 
 TESTS = FilePath(__file__).parent
+FAKE_NODE = (str(TESTS / "fake_node.py"),)
 CAMERA = "camera_color_optical_frame"
 RENDERED = "mirage_camera_optical_frame"
 PICTURES = ("color/image_raw", "color/camera_info", "depth/image_rect", "depth/camera_info",
@@ -65,13 +66,13 @@ def make_path(stamps_ns, poses, frame: str = "world") -> Path:
 class NodeProcess:
     """The node in a process of its own, its log in a file."""
 
-    def __init__(self, folder: FilePath, *arguments: str) -> None:
+    def __init__(self, folder: FilePath, *arguments: str, program=FAKE_NODE) -> None:
         self.domain = new_domain()
         self.environment = {**os.environ, **LOCAL, "ROS_DOMAIN_ID": str(self.domain)}
         self.log = folder / "node.log"
         self._file = self.log.open("w")
         self.process = subprocess.Popen(
-            [sys.executable, str(TESTS / "fake_node.py"), *arguments],
+            [sys.executable, *program, *arguments],
             stdout=self._file,
             stderr=subprocess.STDOUT,
             env=self.environment,
@@ -109,7 +110,7 @@ class Client:
         os.environ.update(LOCAL)
         self.context = Context()
         rclpy.init(context=self.context, domain_id=process.domain)
-        self.node = Node("client", context=self.context)
+        self.node = Node(f"client_{process.domain}", context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.got: dict[str, list] = {name: [] for name in [*STREAMED, "cache/points"]}

@@ -272,5 +272,4 @@ def worker_config(config: NodeConfig) -> WorkerConfig:
         size=(config.image_height, config.image_width) if config.image_width else None,
         hfov_deg=config.hfov_deg,
         period_ns=plan_config(config).period_ns,
-        cloud_period_s=config.cloud_period_s,
     )

@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None, make_model: ModelFactory | None = None) -> int:
-    """Runs the node until Ctrl-C or SIGTERM.
+    """Runs the node until Ctrl-C or SIGTERM, which end the process.
 
     Args:
         argv: `--params FILE`, then anything ROS knows behind `--ros-args`; sys.argv if not given.
         make_model: gives the model, in the worker's thread; by default the parameters name it.
 
     Returns:
-        0 after an orderly end, 1 when the model could not be loaded, 2 for wrong arguments.
+        The exit code: 0 after an orderly end, 1 when the model could not be loaded, 2 for wrong
+        arguments or parameters.
     """
     node, code = None, 0
     try:
@@ -81,19 +82,21 @@ def _init(arguments: list[str]) -> None:
 
 
 def _end(node: MirageNode | None, code: int) -> int:
-    """Joins the worker and shuts ROS down; a worker that does not come back is left behind."""
+    """Joins the worker and shuts ROS down. A process that ran a node ends here.
+
+    Python would still take seconds to dismantle the networks, and a worker that is busy beyond
+    the timeout would hold the process up; nothing of theirs is worth waiting for.
+    """
     if node is None:
         rclpy.try_shutdown()
         return code
-    joined = node.close()
+    node.close()
     code = 1 if node.failed else code
     node.destroy_node()
     rclpy.try_shutdown()
-    if not joined:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

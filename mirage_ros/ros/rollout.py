@@ -98,7 +98,7 @@ class Rollout:
         if planned is not None:
             self.waiting, self.missing_frame = "", False
             self.plan.commit(planned)
-            self._submit(Step(planned))
+            self._submit(Step(planned, config.cloud_period_s))
         elif self._cloud_is_old and not self.in_flight:
             self._cloud_is_old = False
             self._submit(Cloud())

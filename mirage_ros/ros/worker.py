@@ -37,7 +37,6 @@ class WorkerConfig:
     size: tuple[int, int] | None = None
     hfov_deg: float = 0.0
     period_ns: int = 100_000_000
-    cloud_period_s: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,10 @@ class Reset:
 
 @dataclass(frozen=True)
 class Step:
-    """Render these frames."""
+    """Render these frames, and send the cloud if the last one is older than a period."""
 
     planned: Planned
+    cloud_period_s: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -180,12 +180,12 @@ class Worker:
         elif isinstance(command, Step):
             chunk = self._step(command.planned)
         seconds = time.perf_counter() - start_s
-        points = self._due_points(not isinstance(command, Step))
+        points = self._due_points(getattr(command, "cloud_period_s", 0.0))
         return Done(command, chunk, seconds, points, self._world.stamp_ns)
 
-    def _due_points(self, always: bool) -> Points | None:
+    def _due_points(self, period_s: float) -> Points | None:
         now_s = time.monotonic()
-        if not always and now_s - self._cloud_sent_s < self.config.cloud_period_s:
+        if now_s - self._cloud_sent_s < period_s:
             return None
         self._cloud_sent_s = now_s
         return self._world.memory.to_points()
