@@ -4,6 +4,9 @@ Tokens are ordered [reference frames | preceding frames | target frames]; contex
 timestep 0 (paper, section 3). The side branch is in the manner of ControlNet and VACE: copies
 of every second backbone block read the memory's readout, and zero-initialised projections add
 what they found to the backbone's residual stream. At the start the backbone is left as it was.
+
+A network trained from nothing need not learn to copy either: with `shortcut` its output is a
+correction of the readout, so that the untrained network already shows what memory shows.
 """
 
 from __future__ import annotations
@@ -22,18 +25,24 @@ GEOMETRY_CHANNELS = 5
 
 
 class SideBranch(ModelMixin, ConfigMixin):
-    """Copies of every `every`-th backbone block, fed with the readout, closed by zero layers."""
+    """Copies of every `every`-th backbone block, fed with the readout, closed by zero layers.
+
+    `shortcut`: the readout's latents are added to the network's output. Only for networks that
+    predict the clean sample.
+    """
 
     @register_to_config
-    def __init__(self, transformer_config: dict, every: int = 2):
+    def __init__(self, transformer_config: dict, every: int = 2, shortcut: bool = False):
         super().__init__()
         self._build(WanTransformer3DModel.from_config(transformer_config), every)
 
     @classmethod
-    def from_transformer(cls, transformer: WanTransformer3DModel, every: int = 2) -> SideBranch:
+    def from_transformer(
+        cls, transformer: WanTransformer3DModel, every: int = 2, shortcut: bool = False
+    ) -> SideBranch:
         """A fresh branch whose blocks are copies of the backbone's own."""
         config = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
-        branch = cls(transformer_config=config, every=every)
+        branch = cls(transformer_config=config, every=every, shortcut=shortcut)
         branch._build(transformer, every)
         return branch
 
@@ -103,7 +112,10 @@ class MemoryDenoiser(nn.Module):
         table = net.scale_shift_table.unsqueeze(0) + temb.unsqueeze(2)
         shift, scale = table.unbind(2)
         hidden = (net.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
-        return self._unpatchify(net.proj_out(hidden), latents.shape)
+        output = self._unpatchify(net.proj_out(hidden), latents.shape)
+        if self.branch.config.shortcut:
+            output = output + condition[:, : output.shape[1]]
+        return output
 
     def _embed(self, timestep: Tensor, text: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         """Time embeddings per token, computed once per frame since a frame's tokens share one."""

@@ -71,9 +71,8 @@ class Loop:
         )
         while self.step < self.config.steps:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-            values = self._update(loss, generator)
-            for key, value in values.items():
-                smooth[key] = 0.98 * smooth.get(key, float(value)) + 0.02 * float(value)
+            for key, value in self._update(loss, generator).items():
+                smooth[key] = 0.98 * smooth.get(key, value) + 0.02 * value
             bar.set_postfix({k: f"{v:.4g}" for k, v in smooth.items()}, refresh=False)
             bar.update()
             if self.step % 50 == 0:
@@ -91,7 +90,7 @@ class Loop:
                 value.copy_(self.average[key])
         return self.network
 
-    def _update(self, loss, generator) -> dict[str, Tensor]:
+    def _update(self, loss, generator) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         values = loss(self.network, generator)
@@ -104,7 +103,7 @@ class Loop:
         with torch.no_grad():
             for key, value in self.network.named_parameters():
                 self.average[key].lerp_(value, 1 - decay)
-        return values
+        return {key: float(value.detach()) for key, value in values.items()}
 
     def _learning_rate(self) -> float:
         config = self.config

@@ -112,7 +112,10 @@ def train_denoiser(recipe, codec: MiniCodec, clips, folder: Path) -> MemoryDenoi
     """Backbone and branch together, with their averaged weights."""
     torch.manual_seed(recipe.denoiser.seed)
     transformer = WanTransformer3DModel(**MINI_TRANSFORMER)
-    network = MemoryDenoiser(transformer, SideBranch.from_transformer(transformer))
+    torch.nn.init.zeros_(transformer.proj_out.weight)
+    torch.nn.init.zeros_(transformer.proj_out.bias)
+    branch = SideBranch.from_transformer(transformer, shortcut=True)
+    network = MemoryDenoiser(transformer, branch)
     loop = Loop(network, folder, recipe.denoiser)
     if loop.step < recipe.denoiser.steps:
         loop.run(DenoiserLoss(encode_clips(codec, clips), recipe.denoiser_loss))
