@@ -9,6 +9,11 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "mirage_ros/__init__.py").read_text())[1]
 
 
+def requirements(file: str) -> list[str]:
+    lines = (line.strip() for line in (ROOT / file).read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
 def shared(folder: str) -> list[tuple[str, list[str]]]:
     """Every file below a folder, to be installed under share/mirage_ros."""
     files: dict[str, list[str]] = {}
@@ -32,21 +37,7 @@ setup(
     packages=find_packages(include=["mirage_ros", "mirage_ros.*"]),
     package_data={"mirage_ros": ["weights/**/*.safetensors", "weights/**/*.json", "weights/**/*.md"]},
     data_files=[*shared("config"), *shared("launch")],
-    install_requires=[
-        "diffusers>=0.36",
-        "imageio-ffmpeg>=0.5",
-        "jaxtyping>=0.3",
-        "mcap>=1.2",
-        "numba>=0.61",
-        "numpy>=1.26",
-        "opencv-python-headless>=4.10",
-        "peft>=0.17",
-        "pillow>=11",
-        "pyyaml>=6",
-        "safetensors>=0.4",
-        "torch>=2.5",
-        "transforms3d>=0.4.2",
-    ],
+    install_requires=requirements("requirements.txt"),
     extras_require={
         "scenes": ["mujoco>=3.3"],
         "train": ["accelerate>=1.0", "tqdm>=4.66"],

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy
@@ -36,7 +37,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 def run(*command: str | Path, cwd: Path, **changes: str) -> str:
     done = subprocess.run(
-        command, cwd=cwd, env=environment(**changes), text=True, timeout=300,
+        command, cwd=cwd, env=environment(**changes), text=True, timeout=900,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )
     assert done.returncode == 0, done.stdout[-6000:]
@@ -51,9 +52,11 @@ def load_build_script():
 
 
 def requirement_names() -> set[str]:
-    setup_text = (ROOT / "setup.py").read_text()
-    lines = (ROOT / "requirements-ros.txt").read_text().splitlines()
-    lines += re.findall(r'"([a-z][\w-]+>=[\d.]+)"', setup_text.split("python_requires")[1])
+    """Names in the requirement files and in setup.py's extras."""
+    files = ("requirements.txt", "requirements-ros.txt")
+    lines = [line for name in files for line in (ROOT / name).read_text().splitlines()]
+    extras = (ROOT / "setup.py").read_text().split("extras_require")[1]
+    lines += re.findall(r'"([a-z][\w-]+>=[\d.]+)"', extras)
     names = (re.match(r"[\w.-]+", line) for line in lines if not line.startswith("#"))
     return {name[0].lower().replace("_", "-") for name in names if name}
 
@@ -63,6 +66,21 @@ def test_every_requirement_is_pinned():
     assert len(requirement_names()) > 25
     assert requirement_names() - set(pins) == set()
     assert "\ntorch==2.13.0\n" in (ROOT / "constraints.txt").read_text()
+
+
+def test_every_import_is_required():
+    sources = "\n".join(path.read_text() for path in (ROOT / "mirage_ros").rglob("*.py"))
+    names = set(re.findall(r"^\s*(?:from|import) ([A-Za-z_]\w*)", sources, re.MULTILINE))
+    names -= sys.stdlib_module_names | {"mirage_ros"}
+    # Messages come with rclpy or stand in package.xml, which another test reads.
+    owners = {
+        name: {owner.lower().replace("_", "-") for owner in found}
+        for name, found in packages_distributions().items()
+        if name in names and not name.endswith(("_msgs", "_interfaces"))
+    }
+    assert {"torch", "numpy", "PIL", "yaml", "cv2"} <= set(owners)
+    required = requirement_names() | {"rclpy"}
+    assert [name for name, found in owners.items() if not found & required] == []
 
 
 def test_versions_agree():
@@ -116,7 +134,8 @@ def test_pip_installs_the_python_part(tmp_path: Path):
     for name in ("mirage_ros", "config", "launch"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
-    shutil.copy(ROOT / "setup.py", source)
+    for name in ("setup.py", "requirements.txt"):
+        shutil.copy(ROOT / name, source)
     prefix = tmp_path / "prefix"
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
         "--no-compile", "--ignore-installed", "--prefix", prefix, source, cwd=tmp_path)
