@@ -89,34 +89,35 @@ def test_launch_starts_the_node_and_ends_it(ros_domain: int):
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )
     try:
-        nodes, mount = _see_graph(wait_s=90)
+        nodes, clouds, mounts = _see(wait_s=120)
     finally:
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert ("mirage", "/sim") in nodes and ("camera_mount", "/sim") in nodes, output
+    assert clouds and mounts, output
+    mount = mounts[0].transforms[0]
     assert mount.header.frame_id == "camera_link"
     assert mount.child_frame_id == "camera_color_optical_frame"
     assert "has died" not in output and "Traceback" not in output, output
 
 
-def _see_graph(wait_s: float):
-    """Waits for a picture from the launched node; returns the graph's nodes and the static mount."""
+def _see(wait_s: float):
+    """Waits for the launched node's latched cloud and the camera's mount; also returns the nodes."""
     import rclpy
     from rclpy.qos import DurabilityPolicy, QoSProfile
-    from sensor_msgs.msg import Image
+    from sensor_msgs.msg import PointCloud2
     from tf2_msgs.msg import TFMessage
 
     rclpy.init()
     node = rclpy.create_node("watcher")
-    pictures, mounts = [], []
+    clouds, mounts = [], []
     latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    node.create_subscription(Image, "/sim/color/image_raw", pictures.append, 5)
+    node.create_subscription(PointCloud2, "/sim/cache/points", clouds.append, latched)
     node.create_subscription(TFMessage, "/tf_static", mounts.append, latched)
     end = time.monotonic() + wait_s
-    while not (pictures and mounts) and time.monotonic() < end:
+    while not (clouds and mounts) and time.monotonic() < end:
         rclpy.spin_once(node, timeout_sec=0.2)
     nodes = node.get_node_names_and_namespaces()
     node.destroy_node()
     rclpy.shutdown()
-    assert pictures and mounts
-    return nodes, mounts[0].transforms[0]
+    return nodes, clouds, mounts
