@@ -90,6 +90,8 @@ def record(arguments: argparse.Namespace) -> int:
     def tell(event: str, count: int) -> None:
         if arguments.json:
             print(json.dumps({"event": event, "count": count}), flush=True)
+        elif event == "listening":
+            print("Waiting for the node's topics; Ctrl-C ends the recording.", flush=True)
         elif event == "ready":
             print("Connected to the node; recording.", flush=True)
 

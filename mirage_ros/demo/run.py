@@ -145,7 +145,7 @@ def _follow(children: Children, bar: tqdm, on_ready: Callable[[], object]) -> No
         elif event["event"] == "ready":
             bar.set_description("waiting for the plan")
             on_ready()
-        else:
+        elif event["event"] == "frames":
             bar.set_description("generating")
             bar.update(event["count"] - bar.n)
 

@@ -78,10 +78,9 @@ class Tally:
 class Recorder(Node):
     """Raw subscriptions to the table of topics, written to an open McapRecorder."""
 
-    def __init__(self, config: RecorderConfig, sink: McapRecorder) -> None:
+    def __init__(self, config: RecorderConfig, sink: McapRecorder, tally: Tally) -> None:
         super().__init__("mirage_recorder", namespace=config.namespace)
-        self.config, self.sink = config, sink
-        self.tally = Tally()
+        self.config, self.sink, self.tally = config, sink, tally
         self._listeners = {
             name: self._listen(name, type_name) for name, type_name in TOPICS.items()
         }
@@ -137,7 +136,8 @@ def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> Ta
     """Record until finished, interrupted or terminated; the file is whole in any case.
 
     Args:
-        tell: called with ("ready", 0) once connected and ("frames", count) as they come.
+        tell: called with ("listening", 0), with ("ready", 0) once the node is found and with
+            ("frames", count) as they come.
 
     Returns:
         What arrived.
@@ -145,17 +145,17 @@ def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> Ta
     Raises:
         MirageError: the file cannot be written, or fewer frames came than were asked for.
     """
+    tally = Tally()
     rclpy.init()
     try:
         with McapRecorder(config.path) as sink:
-            recorder = Recorder(config, sink)
-            try:
-                _spin(recorder, tell)
-            except (KeyboardInterrupt, ExternalShutdownException):
-                return recorder.tally
+            recorder = Recorder(config, sink, tally)
+            tell("listening", 0)
+            _spin(recorder, tell)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return tally
     finally:
         rclpy.try_shutdown()
-    tally = recorder.tally
     if config.frames is not None and tally.complete < config.frames:
         raise MirageError(
             f"Only {tally.complete} of {config.frames} frames came before {config.idle_s:.0f} s of "
