@@ -8,7 +8,7 @@ import numpy as np
 
 from mirage_ros.scenes.builder import Builder
 
-TRIES = 60
+TRIES = 200
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ SHAPES = (_ball, _ball, _box, _robot, _person)
 
 
 def make_movers(spec, wardrobe, rng, solids, layout, group: int) -> tuple[Mover, ...]:
-    """Adds 1 to 4 mocap bodies on free paths to the spec; may return fewer where it is tight."""
+    """Adds 2 to 5 mocap bodies on free paths to the spec; may return fewer where it is tight."""
     movers = []
-    for number in range(int(rng.integers(1, 5))):
+    for number in range(int(rng.integers(2, 6))):
         builder = Builder()
         shape = SHAPES[rng.integers(len(SHAPES))]
         radius = shape(builder, wardrobe, rng)
@@ -115,6 +115,8 @@ def make_movers(spec, wardrobe, rng, solids, layout, group: int) -> tuple[Mover,
 def _free_path(rng, solids, layout, radius, shape) -> Mover | None:
     low, high = np.array(layout.low), np.array(layout.high)
     times = np.linspace(0, 1, 16)
+    tops = solids.centres[:, 2] + solids.halves[:, 2]
+    standing = solids.where((tops > 0.05) & (solids.centres[:, 2] - solids.halves[:, 2] < 1.5))
     for _ in range(TRIES):
         turn, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1.8)
         axis_a = reach * np.array([np.cos(turn), np.sin(turn), 0])
@@ -136,6 +138,6 @@ def _free_path(rng, solids, layout, radius, shape) -> Mover | None:
         path = mover.position(times * 2 * np.pi / abs(mover.omega))
         path[:, 2] = 0.3
         inside = (path[:, :2] > low[:2]).all() and (path[:, :2] < high[:2]).all()
-        if inside and solids.distance(path).min() > min(radius, 0.45):
+        if inside and standing.distance(path).min() > min(radius, 0.45):
             return mover
     return None

@@ -190,10 +190,15 @@ def _judge(scene, path, period_s) -> tuple[float, bool]:
     edge = min((some - scene.low).min(), (scene.high - some).min())
     room = min(room, edge)
     times = np.arange(len(positions))[::step] * period_s
+    rays = np.stack([np.cos(turned[:, 0]), np.sin(turned[:, 0])], -1)
+    watched = 0.0  # share of the views with a moving body ahead
     for mover in scene.movers:
         body = mover.position(times) + [0, 0, mover.radius_m]
         gap = np.linalg.norm(body - some, axis=1).min() - mover.radius_m
         room = min(room, gap - 0.1)
+        away = (body - some)[:, :2]
+        ahead = (away * rays).sum(1) > 0.9 * np.linalg.norm(away, axis=1)
+        watched = max(watched, float(ahead.mean()))
     if room < CLEARANCE_M:
         return room - 10, False
     seen = _seen_depths(scene, some, turned)
@@ -203,7 +208,7 @@ def _judge(scene, path, period_s) -> tuple[float, bool]:
     fine = centre > 0.8 and overall > 1.3 and speed < MAX_SPEED_MPS and turn < MAX_TURN_DPS
     roomy = -0.3 * abs(np.log(overall / 3.0))
     interest = 0.25 * min(_things_seen(scene, some, turned), 6.0)
-    return (0.0 if fine else -5.0) + min(centre, 1.5) + roomy + interest, bool(fine)
+    return (0.0 if fine else -5.0) + min(centre, 1.5) + roomy + interest + 2 * watched, bool(fine)
 
 
 def _things_seen(scene, positions, angles) -> float:
