@@ -32,10 +32,11 @@ setup(
     author_email="founders@mirage-ros.dev",
     license="Apache-2.0",
     python_requires=">=3.10",
-    # Naming the root makes an editable install a plain path entry, which mirage_ros/__init__.py joins.
+    # Naming the root makes an editable install a plain path entry: mirage_ros/__init__.py
+    # joins the messages to it.
     package_dir={"": "."},
     packages=find_packages(include=["mirage_ros", "mirage_ros.*"]),
-    package_data={"mirage_ros": ["weights/**/*.safetensors", "weights/**/*.json", "weights/**/*.md"]},
+    package_data={"mirage_ros": [f"weights/**/*.{kind}" for kind in ("safetensors", "json", "md")]},
     data_files=[*shared("config"), *shared("launch")],
     install_requires=requirements("requirements.txt"),
     extras_require={

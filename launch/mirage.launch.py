@@ -37,7 +37,7 @@ ARGUMENTS = {
     ),
     "camera_frame": (
         "camera_color_optical_frame",
-        "Optical frame to mount on camera_link and to render; without camera_link it has no effect.",
+        "Optical frame to mount on camera_link and to render; no effect without camera_link.",
     ),
     "rviz": ("false", "Open RViz on the pictures and the remembered cloud."),
 }

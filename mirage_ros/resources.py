@@ -25,7 +25,7 @@ def share_path(*parts: str) -> Path:
             return path
     places = " or ".join(str(root) for root in roots) or str(PACKAGE)
     raise MirageError(
-        f"'{'/'.join(parts)}' does not come with this installation of mirage_ros (looked in {places}); "
+        f"'{'/'.join(parts)}' does not come with this mirage_ros (looked in {places}); "
         "give a path to a file of your own or install the package again."
     )
 

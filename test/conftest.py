@@ -1,4 +1,4 @@
-"""What every test has: shapes checked at run time, few threads, a ROS domain of its own if asked."""
+"""What every test has: shapes checked at run time, few threads, its own ROS domain if asked."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ LAST_DOMAIN = 101
 
 
 def modules_with_shapes() -> list[str]:
-    """Modules whose signatures give shapes. Numba cannot compile a function with a checker in it."""
+    """Modules whose signatures give shapes, save those whose functions numba compiles."""
     sources = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
     return [
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         for path, source in sorted(sources.items())
-        if "from jaxtyping import" in source and "import numba" not in source
+        if "from jaxtyping import" in source
+        and "import numba" not in source
         and "from numba import" not in source
     ]
 

@@ -26,8 +26,16 @@ MAY_IMPORT = {
 }
 CORE_LIBRARIES = {"numpy", "torch", "numba", "jaxtyping", "safetensors"} | sys.stdlib_module_names
 ROS_LIBRARIES = {
-    "rclpy", "tf2_ros", "cv_bridge", "message_filters", "ament_index_python", "rosidl_runtime_py",
-    "builtin_interfaces", "rcl_interfaces", "launch", "launch_ros",
+    "rclpy",
+    "tf2_ros",
+    "cv_bridge",
+    "message_filters",
+    "ament_index_python",
+    "rosidl_runtime_py",
+    "builtin_interfaces",
+    "rcl_interfaces",
+    "launch",
+    "launch_ros",
 }
 
 
@@ -92,7 +100,9 @@ def test_a_broken_wall_is_found(path: str, source: str):
 def test_a_kept_wall_is_left_alone():
     source = "import torch\nfrom mirage_ros.core.camera import Camera\nfrom . import errors"
     assert complaints(ROOT / "mirage_ros/core/world.py", source) == []
-    source = "import rclpy\nfrom sensor_msgs.msg import Image\nfrom mirage_ros.msg import RolloutStatus"
+    source = (
+        "import rclpy\nfrom sensor_msgs.msg import Image\nfrom mirage_ros.msg import RolloutStatus"
+    )
     assert complaints(ROOT / "mirage_ros/ros/node.py", source) == []
 
 

@@ -47,7 +47,7 @@ def test_parameter_file_holds_every_default():
 
 def test_every_parameter_in_the_file_has_a_comment():
     lines = PARAMETERS.read_text().splitlines()
-    for before, line in zip(lines, lines[1:]):
+    for before, line in zip(lines, lines[1:], strict=False):
         if re.match(r"    \w+: ", line) and "image_height" not in line:
             assert before.strip().startswith("# "), line
 
@@ -86,7 +86,9 @@ def test_launch_starts_the_node_and_ends_it(ros_domain: int):
     arguments = ["namespace:=sim", "camera_link:=camera_link", "seed:=room"]
     process = subprocess.Popen(
         [sys.executable, "-c", RUN_LAUNCH_FILE, str(LAUNCH_FILE), *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         nodes, clouds, mounts = _see(wait_s=120)
@@ -102,7 +104,7 @@ def test_launch_starts_the_node_and_ends_it(ros_domain: int):
 
 
 def _see(wait_s: float):
-    """Waits for the launched node's latched cloud and the camera's mount; also returns the nodes."""
+    """Waits for the node's latched cloud and the camera's mount; also returns the nodes."""
     import rclpy
     from rclpy.qos import DurabilityPolicy, QoSProfile
     from sensor_msgs.msg import PointCloud2

@@ -37,8 +37,13 @@ def environment(**changes: str) -> dict[str, str]:
 
 def run(*command: str | Path, cwd: Path, **changes: str) -> str:
     done = subprocess.run(
-        command, cwd=cwd, env=environment(**changes), text=True, timeout=900,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command,
+        cwd=cwd,
+        env=environment(**changes),
+        text=True,
+        timeout=900,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout
@@ -93,8 +98,13 @@ def test_package_names_the_ros_packages_it_imports():
     package = ElementTree.parse(ROOT / "package.xml").getroot()
     depends = {element.text for element in package if element.tag in ("depend", "exec_depend")}
     sources = [path.read_text() for path in (ROOT / "mirage_ros/ros").rglob("*.py")]
-    used = set(re.findall(r"^\s*(?:from|import) (rclpy|\w+_msgs|\w+_interfaces|cv_bridge)\b",
-                          "\n".join(sources), re.MULTILINE))
+    used = set(
+        re.findall(
+            r"^\s*(?:from|import) (rclpy|\w+_msgs|\w+_interfaces|cv_bridge)\b",
+            "\n".join(sources),
+            re.MULTILINE,
+        )
+    )
     assert {"rclpy", "sensor_msgs"} <= used
     assert used - depends == set()
 
@@ -137,10 +147,25 @@ def test_pip_installs_the_python_part(tmp_path: Path):
     for name in ("setup.py", "requirements.txt"):
         shutil.copy(ROOT / name, source)
     prefix = tmp_path / "prefix"
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
-        "--no-compile", "--ignore-installed", "--prefix", prefix, source, cwd=tmp_path)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-compile",
+        "--ignore-installed",
+        "--prefix",
+        prefix,
+        source,
+        cwd=tmp_path,
+    )
     packages = next(prefix.glob("l*/**/mirage_ros")).parent
-    module, config = run(sys.executable, "-c", WHERE, cwd=tmp_path, PYTHONPATH=str(packages)).split()
+    module, config = run(
+        sys.executable, "-c", WHERE, cwd=tmp_path, PYTHONPATH=str(packages)
+    ).split()
     assert Path(module).is_relative_to(packages)
     assert Path(config).is_relative_to(prefix / "share/mirage_ros")
     shipped = {path.name for path in (ROOT / "mirage_ros").rglob("*.safetensors")}
@@ -152,15 +177,31 @@ def test_colcon_builds_one_package_with_messages_code_and_launch(tmp_path: Path)
     if shutil.which("colcon", path=environment()["PATH"]) is None:
         pytest.skip("colcon is not installed")
     generator = ["-G", "Ninja"] if shutil.which("ninja", path=environment()["PATH"]) else []
-    run("colcon", "--log-base", tmp_path / "log", "build", "--base-paths", ROOT,
-        "--build-base", tmp_path / "build", "--install-base", tmp_path / "install",
-        "--cmake-args", *generator, "-DBUILD_TESTING=OFF", cwd=tmp_path)
+    run(
+        "colcon",
+        "--log-base",
+        tmp_path / "log",
+        "build",
+        "--base-paths",
+        ROOT,
+        "--build-base",
+        tmp_path / "build",
+        "--install-base",
+        tmp_path / "install",
+        "--cmake-args",
+        *generator,
+        "-DBUILD_TESTING=OFF",
+        cwd=tmp_path,
+    )
     prefix = tmp_path / "install/mirage_ros"
     packages = next(prefix.glob("l*/**/mirage_ros/core")).parents[1]
 
-    where = WHERE + "; from mirage_ros.msg import RolloutStatus; print(RolloutStatus(frames=4).frames)"
+    where = (
+        WHERE + "; from mirage_ros.msg import RolloutStatus; print(RolloutStatus(frames=4).frames)"
+    )
     module, config, frames = run(
-        sys.executable, "-c", where, cwd=tmp_path, PYTHONPATH=str(packages)).split()
+        sys.executable, "-c", where, cwd=tmp_path, PYTHONPATH=str(packages)
+    ).split()
     assert Path(module).is_relative_to(packages)
     assert Path(config) == prefix / "share/mirage_ros/config/mirage.yaml"
     assert frames == "4"

@@ -25,11 +25,13 @@ PREFIX = Path(sys.prefix)
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 # Include folders of the machine that built the wheels, as they stand in exported CMake targets.
 STALE_INCLUDE = re.compile(r"/opt/python/cp\d+-cp\d+/include/python3\.\d+")
-STALE_NUMPY = re.compile(r"/opt/python/cp\d+-cp\d+/lib/python3\.\d+/site-packages/numpy/\w+/include")
+STALE_NUMPY = re.compile(
+    r"/opt/python/cp\d+-cp\d+/lib/python3\.\d+/site-packages/numpy/\w+/include"
+)
 
 
 def mend_include_paths(prefix: Path) -> int:
-    """Point the wheels' exported CMake targets at this interpreter's headers; returns files changed."""
+    """Point the wheels' CMake targets at this interpreter's headers; returns files changed."""
     changed = 0
     for path in prefix.glob("share/*/cmake/*__rosidl_generator_pyExport.cmake"):
         old = path.read_text()
@@ -44,7 +46,8 @@ def mend_include_paths(prefix: Path) -> int:
 def digest(package: Path) -> str:
     """Changes when the package's messages, their build, or what they are built against change."""
     parts = [sys.version, numpy.__version__, str(PREFIX), Path(__file__).read_text()]
-    for path in [package / "CMakeLists.txt", package / "package.xml", *sorted(package.glob("msg/*"))]:
+    build_files = [package / "CMakeLists.txt", package / "package.xml"]
+    for path in [*build_files, *sorted(package.glob("msg/*"))]:
         parts += [path.name, path.read_text()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -61,10 +64,11 @@ def build(package: Path, build_dir: Path, *options: str) -> None:
     configure = [cmake, "-S", str(package), "-B", str(build_dir), "-G", "Ninja"]
     configure += [f"-DCMAKE_INSTALL_PREFIX={PREFIX}", f"-DPython3_EXECUTABLE={sys.executable}"]
     configure += ["-DBUILD_TESTING=OFF", *options]
-    for command in (configure, [cmake, "--build", str(build_dir)], [cmake, "--install", str(build_dir)]):
+    steps = [[cmake, step, str(build_dir)] for step in ("--build", "--install")]
+    for command in [configure, *steps]:
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            sys.exit(f"{done.stdout}{done.stderr}\nBuilding {package} failed at: {' '.join(command)}")
+            sys.exit(f"{done.stdout}{done.stderr}\n{package} failed at: {' '.join(command)}")
 
 
 def drop_generated_package() -> None:
