@@ -102,7 +102,8 @@ def _load_part(folder: Path, kind: type) -> torch.nn.Module:
         part, report = kind.from_pretrained(
             str(folder),
             torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
+            # Wan keeps some modules in float32, for which diffusers demands its lean loading.
+            low_cpu_mem_usage=True,
             local_files_only=True,
             output_loading_info=True,
         )
