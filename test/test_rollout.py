@@ -13,6 +13,7 @@ from test_plan import PERIOD, START, feed, pose_at, stamps
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.types import Frame
 from mirage_ros.core.world import WorldConfig
 from mirage_ros.ros.conversions import stamp_to_ros
 from mirage_ros.ros.parameters import NodeConfig
@@ -20,7 +21,7 @@ from mirage_ros.ros.plan import Plan, PlanConfig
 from mirage_ros.ros.rollout import IN_FLIGHT, Rollout
 from mirage_ros.ros.seed_input import SeedInput
 from mirage_ros.ros.tf_buffer import Buffer
-from mirage_ros.ros.worker import Done, Failed, ModelReady, Step, WorkerConfig
+from mirage_ros.ros.worker import Done, Failed, ModelReady, Step, WorkerConfig, resized_frame
 from mirage_ros.seeds import Seed, level_camera_pose
 
 
@@ -171,6 +172,18 @@ def test_a_bad_seed_leaves_the_world_and_the_worker_as_they_were(fed):
     feed(one.buffer, stamps(4), speed=0.0)
     one.run(lambda fed: len(fed.rendered()) == 4)
     assert one.results[-1].chunk.tokens >= tokens
+
+
+def test_frames_of_another_size_keep_their_view_and_invent_no_depth():
+    camera = Camera.from_hfov(60.0, (64, 80), level_camera_pose())
+    rng = np.random.default_rng(1)
+    rgb = rng.integers(0, 256, (64, 80, 3), np.uint8)
+    depth = rng.choice([1.0, 5.0, np.inf], (64, 80)).astype(np.float32)
+    frame = resized_frame(Frame(7, camera, rgb, depth, depth > 2), (128, 160))
+    assert frame.rgb.shape == (128, 160, 3) and frame.camera.size == (128, 160)
+    np.testing.assert_array_equal(frame.depth_m, depth.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(frame.observed, frame.depth_m > 2)
+    assert frame.camera.hfov_deg == pytest.approx(camera.hfov_deg)
 
 
 def test_a_model_that_cannot_be_loaded_is_said_once(fed):

@@ -34,7 +34,7 @@ from mirage_ros.ros.worker import Done, Failed, ModelReady, Reset, WorkerConfig
 from mirage_ros.seeds import Seed, level_camera_pose, load_seed
 
 PUMP_PERIOD_S = 0.05
-STOP_TIMEOUT_S = 2.0
+STOP_TIMEOUT_S = 1.0
 ModelFactory = Callable[[NodeConfig], WorldModel]
 
 
