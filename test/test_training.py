@@ -10,7 +10,7 @@ import torch
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
-from mirage_ros.training.denoiser import DenoiserLoss, DenoiserLossConfig, LatentClip
+from mirage_ros.training.denoiser import Chunks, DenoiserLossConfig, LatentClip
 from mirage_ros.training.loop import Loop, LoopConfig
 from mirage_ros.training.recipe import read_recipe
 
@@ -71,7 +71,7 @@ def _wall_clip(frames=10):
 
 def test_a_sample_shows_what_a_grown_memory_shows():
     config = DenoiserLossConfig(blank_share=0.0, latent_noise=0.0, depth_noise=0.0)
-    loss = DenoiserLoss([_wall_clip()], config)
+    loss = Chunks([_wall_clip()], config)
     for seed in range(5):
         clean, context, condition = loss.draw(torch.Generator().manual_seed(seed))
         assert clean.shape == (16, 4, 16, 20)
@@ -86,6 +86,6 @@ def test_a_sample_shows_what_a_grown_memory_shows():
 
 def test_blank_samples_see_nothing():
     config = dataclasses.replace(DenoiserLossConfig(), blank_share=1.0)
-    _, _, condition = DenoiserLoss([_wall_clip()], config).draw(torch.Generator().manual_seed(0))
+    _, _, condition = Chunks([_wall_clip()], config).draw(torch.Generator().manual_seed(0))
     assert condition[:, 2:].abs().max() == 0
     assert (condition[16, :2] == 1).all()

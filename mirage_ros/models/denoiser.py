@@ -6,7 +6,8 @@ of every second backbone block read the memory's readout, and zero-initialised p
 what they found to the backbone's residual stream. At the start the backbone is left as it was.
 
 A network trained from nothing need not learn to copy either: with `shortcut` its output is a
-correction of the readout, so that the untrained network already shows what memory shows.
+correction of the readout, which a few convolutions first set right (alignment.py). So the
+untrained network already shows what memory shows.
 """
 
 from __future__ import annotations
@@ -20,15 +21,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 
-#: What the branch reads beside the latents: visibility, inverse depth, du, dv, log scale.
-GEOMETRY_CHANNELS = 5
+from mirage_ros.models.alignment import GEOMETRY_CHANNELS, Aligner
 
 
 class SideBranch(ModelMixin, ConfigMixin):
     """Copies of every `every`-th backbone block, fed with the readout, closed by zero layers.
 
-    `shortcut`: the readout's latents are added to the network's output. Only for networks that
-    predict the clean sample.
+    `shortcut`: the readout's latents, aligned by convolutions that start at zero as well, are
+    added to the network's output. Only for networks that predict the clean sample.
     """
 
     @register_to_config
@@ -57,6 +57,14 @@ class SideBranch(ModelMixin, ConfigMixin):
         for layer in self.zero:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        if self.config.shortcut:
+            self.align = Aligner(transformer.config.in_channels)
+
+    def aligned(self, condition: Float[Tensor, "b c+5 f h w"]) -> Float[Tensor, "b c f h w"]:
+        """The readout's latents as they would be if every token sat in its cell's centre."""
+        frames = condition.transpose(1, 2)
+        aligned = self.align(frames.flatten(0, 1))
+        return aligned.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
     def forward(
         self, hidden: Tensor, condition: Tensor, text: Tensor, temb: Tensor, rotary: tuple
@@ -114,7 +122,7 @@ class MemoryDenoiser(nn.Module):
         hidden = (net.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
         output = self._unpatchify(net.proj_out(hidden), latents.shape)
         if self.branch.config.shortcut:
-            output = output + condition[:, : output.shape[1]]
+            output = output + self.branch.aligned(condition)
         return output
 
     def _embed(self, timestep: Tensor, text: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -73,27 +73,29 @@ def encode_clips(codec: nn.Module, clips: list[StoredClip]) -> list[LatentClip]:
     return encoded
 
 
-class DenoiserLoss:
-    """Draws chunks with grown memories and scores the predicted clean latents."""
+@torch.no_grad()
+def pixel_weights(codec: nn.Module, clips: list[LatentClip], step: float = 0.1) -> Tensor:
+    """How much each latent channel moves the picture, as weights (c,) of mean 1.
+
+    Latents have unit variance in every channel, but not every channel matters as much; weighted
+    by the decoder's mean squared response the latent error approximates the pixel error.
+    """
+    latents = torch.stack([clip.latents[0].float() for clip in clips[:32]])
+    picture = codec.decode(latents)
+    response = []
+    for channel in range(latents.shape[1]):
+        moved = latents.clone()
+        moved[:, channel] += step * torch.randn(moved[:, channel].shape)
+        response.append((codec.decode(moved) - picture).square().mean())
+    weights = torch.stack(response)
+    return weights / weights.mean()
+
+
+class Chunks:
+    """Draws chunks with the grown memories that a run would have."""
 
     def __init__(self, clips: list[LatentClip], config: DenoiserLossConfig):
         self.clips, self.config = clips, config
-
-    def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        config = self.config
-        rows = [self.draw(generator) for _ in range(config.batch)]
-        clean, context, condition = (torch.stack(part) for part in zip(*rows))
-        sigma = self._sigma(generator).view(-1, 1, 1, 1, 1)
-        noise = torch.randn(clean.shape, generator=generator)
-        noisy = (1 - sigma) * clean + sigma * noise
-        frames = context.shape[2]
-        timestep = (sigma * TIMESTEPS).view(-1, 1).expand(-1, clean.shape[2])
-        timestep = torch.cat([torch.zeros(len(clean), frames), timestep], 1)
-        text = torch.zeros(len(clean), 1, network.transformer.config.text_dim)
-        predicted = network(torch.cat([context, noisy], 2), timestep, condition, text)
-        error = (predicted[:, :, frames:] - clean).square()
-        loss = (error / sigma.clamp(min=config.min_sigma).square()).mean()
-        return {"loss": loss, **self._report(error.detach(), condition[:, -5:, frames:], sigma)}
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clean targets (c, f, h, w), context latents (c, p, h, w), condition (c+5, p+f, h, w)."""
@@ -143,6 +145,52 @@ class DenoiserLoss:
             finer = WorldConfig.rewrite_log_scale
             memory.write_new(latents, clip.cameras[part], depth, static, stamps, grey, part, finer)
         return memory
+
+
+class AlignerLoss:
+    """Scores what the aligner makes of the readout; unseen cells count, but little."""
+
+    def __init__(self, chunks: Chunks, weights: Tensor, batch: int):
+        self.chunks, self.weights, self.batch = chunks, weights.view(-1, 1, 1, 1), batch
+
+    def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+        rows = [self.chunks.draw(generator) for _ in range(self.batch)]
+        clean = torch.cat([row[0] for row in rows], 1)
+        condition = torch.cat([row[2][:, -row[0].shape[1] :] for row in rows], 1)
+        error = self.weights * (network(condition.transpose(0, 1)).transpose(0, 1) - clean).square()
+        bare = self.weights * (condition[: len(clean)] - clean).square()
+        seen = condition[len(clean)] > 0.5
+        report = {
+            "seen": error[:, seen].mean(),
+            "seen_bare": bare[:, seen].mean(),
+            "unseen": error[:, ~seen].mean(),
+        }
+        loss = (error * torch.where(seen, 1.0, 0.2)).mean()
+        return {"loss": loss} | {k: v.detach() for k, v in report.items() if v.isfinite()}
+
+
+class DenoiserLoss:
+    """Scores the predicted clean latents of chunks."""
+
+    def __init__(self, chunks: Chunks, weights: Tensor, config: DenoiserLossConfig):
+        self.chunks, self.config = chunks, config
+        self.weights = weights.view(-1, 1, 1, 1)
+
+    def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
+        config = self.config
+        rows = [self.chunks.draw(generator) for _ in range(config.batch)]
+        clean, context, condition = (torch.stack(part) for part in zip(*rows))
+        sigma = self._sigma(generator).view(-1, 1, 1, 1, 1)
+        noise = torch.randn(clean.shape, generator=generator)
+        noisy = (1 - sigma) * clean + sigma * noise
+        frames = context.shape[2]
+        timestep = (sigma * TIMESTEPS).view(-1, 1).expand(-1, clean.shape[2])
+        timestep = torch.cat([torch.zeros(len(clean), frames), timestep], 1)
+        text = torch.zeros(len(clean), 1, network.transformer.config.text_dim)
+        predicted = network(torch.cat([context, noisy], 2), timestep, condition, text)
+        error = self.weights * (predicted[:, :, frames:] - clean).square()
+        loss = (error / sigma.clamp(min=config.min_sigma).square()).mean()
+        return {"loss": loss, **self._report(error.detach(), condition[:, -5:, frames:], sigma)}
 
     def _sigma(self, generator: torch.Generator) -> Tensor:
         uniform = torch.rand(self.config.batch, generator=generator)

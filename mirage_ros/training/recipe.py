@@ -19,20 +19,27 @@ from mirage_ros.models.perception import MiniPerception
 from mirage_ros.models.pretrained import save_model
 from mirage_ros.models.sampler import SamplerConfig
 from mirage_ros.training.codec import CodecLoss, CodecLossConfig, measure_statistics
-from mirage_ros.training.denoiser import DenoiserLoss, DenoiserLossConfig, encode_clips
+from mirage_ros.training.denoiser import (
+    AlignerLoss,
+    Chunks,
+    DenoiserLoss,
+    DenoiserLossConfig,
+    encode_clips,
+    pixel_weights,
+)
 from mirage_ros.training.loop import Loop, LoopConfig
 from mirage_ros.training.perception import PerceptionLoss, PerceptionLossConfig
 from mirage_ros.training.shards import ShardConfig, StoredClip, load_shards, make_shards
 
 #: One class, two sizes: this is the small one (the large one is Wan 2.2 TI2V 5B).
 MINI_TRANSFORMER = {
-    "num_attention_heads": 8,
-    "attention_head_dim": 32,
+    "num_attention_heads": 3,
+    "attention_head_dim": 64,
     "in_channels": 16,
     "out_channels": 16,
     "text_dim": 32,
     "freq_dim": 128,
-    "ffn_dim": 1024,
+    "ffn_dim": 768,
     "num_layers": 6,
     "rope_max_seq_len": 128,
 }
@@ -57,6 +64,8 @@ class Recipe:
     codec_loss: CodecLossConfig = field(default_factory=CodecLossConfig)
     perception: LoopConfig = field(default_factory=LoopConfig)
     perception_loss: PerceptionLossConfig = field(default_factory=PerceptionLossConfig)
+    aligner: LoopConfig = field(default_factory=LoopConfig)
+    aligner_batch: int = 8
     denoiser: LoopConfig = field(default_factory=LoopConfig)
     denoiser_loss: DenoiserLossConfig = field(default_factory=DenoiserLossConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -79,7 +88,7 @@ def train(recipe: Recipe) -> None:
     run = Path(recipe.run)
     codec = train_codec(recipe, clips, run / "codec")
     perception = train_perception(recipe, clips, run / "perception")
-    denoiser = train_denoiser(recipe, codec, clips, run / "denoiser")
+    denoiser = train_denoiser(recipe, codec, clips, run)
     size, chunk = recipe.clips.size, recipe.denoiser_loss.chunk_frames
     config = MiniConfig(size, chunk, recipe.sampler)
     parts = (codec, denoiser.transformer, denoiser.branch, perception)
@@ -108,17 +117,23 @@ def train_perception(recipe: Recipe, clips: list[StoredClip], folder: Path) -> M
     return loop.averaged().eval()
 
 
-def train_denoiser(recipe, codec: MiniCodec, clips, folder: Path) -> MemoryDenoiser:
-    """Backbone and branch together, with their averaged weights."""
+def train_denoiser(recipe, codec: MiniCodec, clips, run: Path) -> MemoryDenoiser:
+    """The aligner alone, then backbone and branch together, with their averaged weights."""
     torch.manual_seed(recipe.denoiser.seed)
     transformer = WanTransformer3DModel(**MINI_TRANSFORMER)
     torch.nn.init.zeros_(transformer.proj_out.weight)
     torch.nn.init.zeros_(transformer.proj_out.bias)
     branch = SideBranch.from_transformer(transformer, shortcut=True)
     network = MemoryDenoiser(transformer, branch)
-    loop = Loop(network, folder, recipe.denoiser)
-    if loop.step < recipe.denoiser.steps:
-        loop.run(DenoiserLoss(encode_clips(codec, clips), recipe.denoiser_loss))
+    begun = (run / "denoiser" / "checkpoint.safetensors").exists()
+    encoded = encode_clips(codec, clips)
+    chunks, weights = Chunks(encoded, recipe.denoiser_loss), pixel_weights(codec, encoded)
+    if not begun:
+        aligner = Loop(branch.align, run / "aligner", recipe.aligner)
+        aligner.run(AlignerLoss(chunks, weights, recipe.aligner_batch))
+        aligner.averaged()
+    loop = Loop(network, run / "denoiser", recipe.denoiser)
+    loop.run(DenoiserLoss(chunks, weights, recipe.denoiser_loss))
     return loop.averaged().eval()
 
 
