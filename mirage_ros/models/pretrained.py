@@ -85,7 +85,8 @@ def _read_index(folder: Path) -> dict:
         index = json.loads(path.read_text())
         version = int(index["format_version"])
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise MirageError(f"{path} is no model index ({error!r}); fetch the folder again.") from error
+        reason = f"{path} is no model index ({error!r}); fetch the folder again."
+        raise MirageError(reason) from error
     if index.get("_class_name") != "MiniModel" or version != FORMAT_VERSION:
         raise MirageError(
             f"{path} describes {index.get('_class_name')} of format version {version}; this "

@@ -99,7 +99,7 @@ def parts_from_ros(message: TransformStamped) -> tuple[np.ndarray, np.ndarray]:
 
 
 def transform_from_ros(message: TransformStamped) -> Float[np.ndarray, "4 4"]:
-    """The map parent_from_child of a transform. Raises MirageError on NaN or a non-unit quaternion."""
+    """The map parent_from_child of a transform. MirageError on NaN or a non-unit quaternion."""
     return _matrix(*parts_from_ros(message))
 
 

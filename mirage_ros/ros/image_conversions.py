@@ -66,8 +66,8 @@ def _pixels(message: Image, number: str, channels: int) -> np.ndarray:
     row_bytes = width * channels * kind.itemsize
     if message.step < row_bytes or len(message.data) < (height - 1) * message.step + row_bytes:
         raise MirageError(
-            f"The picture of {width} x {height} in {message.encoding} has {len(message.data)} bytes "
-            f"at {message.step} bytes a row; {row_bytes} bytes a row are needed: it is cut off."
+            f"The picture of {width} x {height} in {message.encoding} has {len(message.data)} "
+            f"bytes at {message.step} bytes a row; {row_bytes} a row are needed: it is cut off."
         )
     data = np.frombuffer(message.data, np.uint8)
     strides = (message.step, channels * kind.itemsize, kind.itemsize)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, make_model: ModelFactory | None = No
 
 
 def ros_arguments(argv: list[str]) -> list[str]:
-    """The arguments as ROS wants them. Raises MirageError for a parameter file that is not there."""
+    """The arguments as ROS wants them. MirageError if the parameter file is missing."""
     parser = argparse.ArgumentParser(prog="mirage node", description="The generated world's node.")
     parser.add_argument("--params", type=Path, help="parameter file (YAML), as for ros2 run")
     cut = argv.index("--ros-args") if "--ros-args" in argv else len(argv)

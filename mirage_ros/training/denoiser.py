@@ -179,7 +179,7 @@ class DenoiserLoss:
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         rows = [self.chunks.draw(generator) for _ in range(config.batch)]
-        clean, context, condition = (torch.stack(part) for part in zip(*rows))
+        clean, context, condition = (torch.stack(part) for part in zip(*rows, strict=True))
         sigma = self._sigma(generator).view(-1, 1, 1, 1, 1)
         noise = torch.randn(clean.shape, generator=generator)
         noisy = (1 - sigma) * clean + sigma * noise

@@ -46,7 +46,8 @@ class PerceptionLoss:
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         rows = [self._draw(generator) for _ in range(config.batch)]
-        picture, rays, anchor, depth, moving, sky = (torch.stack(part) for part in zip(*rows))
+        parts = (torch.stack(part) for part in zip(*rows, strict=True))
+        picture, rays, anchor, depth, moving, sky = parts
         picture = picture.contiguous(memory_format=torch.channels_last)
         log_depth, moving_logit, sky_logit = network(picture, rays, anchor)
         valid = ~sky & torch.isfinite(depth)

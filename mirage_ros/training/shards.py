@@ -34,7 +34,7 @@ class ShardConfig:
 
 @dataclass(frozen=True)
 class StoredClip:
-    """rgb (f, h, w, 3) uint8; depth_m (f, h, w) float16, +inf sky; moving and sky (f, h, w) bool."""
+    """rgb (f, h, w, 3) uint8, depth_m (f, h, w) float16 with +inf sky, masks (f, h, w) bool."""
 
     rgb: np.ndarray
     depth_m: np.ndarray
