@@ -1,0 +1,112 @@
+"""README.md is tried, not trusted: its commands, its program, its topics, its tree, its links."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import rclpy
+import rclpy.context
+from ros_client import NodeProcess
+
+from mirage_ros.cli import build_parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def shell_lines() -> list[str]:
+    code = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    inline = re.findall(r"`([^`\n]+)`", README)
+    return [line for line in code + inline if line]
+
+
+def mirage_commands() -> list[str]:
+    pattern = r"(?:\.venv/bin/|ros2 run mirage_ros )?mirage (\w.*)"
+    found = (re.fullmatch(pattern, line) for line in shell_lines())
+    return sorted({match[1] for match in found if match})
+
+
+def test_the_readme_names_commands():
+    assert {"demo", "node"} <= {command.split()[0] for command in mirage_commands()}
+
+
+@pytest.mark.parametrize("command", mirage_commands())
+def test_every_mirage_command_is_understood(command):
+    arguments = shlex.split(command.replace("...", ""))
+    parsed = build_parser().parse_args(arguments)
+    for name in ("params", "config"):
+        path = getattr(parsed, name, None)
+        assert path is None or (ROOT / path).is_file()
+
+
+def test_make_knows_every_target():
+    targets = {match[1] for line in shell_lines() if (match := re.fullmatch(r"make (\w+)", line))}
+    assert {"demo", "test"} <= targets
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_program_runs():
+    (program,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 6 and lines[-1].endswith("(128, 160, 3)")
+
+
+def test_links_and_the_file_tree_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("http") or (ROOT / link).exists(), link
+    tree = README.split("## File tree")[1].split("##")[0]
+    folder = ROOT
+    for line in filter(str.strip, tree.splitlines()):
+        name = line.split()[0]
+        folder = ROOT if line[4] != " " else folder
+        assert (folder / name).exists(), line
+        folder = folder / name if line[4] != " " else folder
+
+
+def table_topics() -> dict[str, str]:
+    """Topic -> type of the rows that the node publishes."""
+    rows = re.findall(r"^\| (`.+?) \| ([\w/]+) \|", README, re.MULTILINE)
+    topics = {}
+    for names, kind in rows:
+        if "(in)" not in names:
+            topics |= {name: kind for name in re.findall(r"`([^`]+)`", names)}
+    return topics
+
+
+@pytest.fixture
+def probe(tmp_path):
+    """A node that only looks, beside the running one."""
+    process = NodeProcess(tmp_path, "--ros-args", "-p", "seed:=room")
+    context = rclpy.context.Context()
+    process.wait_for("New world")
+    rclpy.init(context=context, domain_id=process.domain)
+    yield rclpy.create_node("probe", context=context)
+    rclpy.shutdown(context=context)
+    process.close()
+
+
+def test_the_node_publishes_the_topics_of_the_table(probe):
+    wanted = {f"/{name.lstrip('/')}": kind for name, kind in table_topics().items()}
+    assert len(wanted) >= 9
+    deadline = time.monotonic() + 20
+    while not all(map(probe.count_publishers, wanted)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    kinds = dict(probe.get_topic_names_and_types())
+    for topic, kind in wanted.items():
+        assert probe.count_publishers(topic) > 0, f"{topic} is not published"
+        package, name = kind.split("/")[0], kind.split("/")[-1]
+        assert kinds[topic] == [f"{package}/msg/{name}"]
