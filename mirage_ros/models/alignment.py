@@ -41,7 +41,7 @@ class Aligner(nn.Module):
         frequencies = math.pi * torch.tensor(HARMONICS, dtype=torch.float32)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def forward(self, condition: Float[Tensor, "b c+5 h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, condition: Float[Tensor, "b told h w"]) -> Float[Tensor, "b c h w"]:
         """Aligned latents of single frames; see conditioning.py for the channels."""
         latents, geometry = condition.tensor_split([self.latent_channels], 1)
         phase = torch.einsum("kd,bdhw->bkhw", self.frequencies, geometry[:, 2:4])

@@ -7,6 +7,8 @@ warped and quantised by the memory before they are decoded, so training adds noi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -30,11 +32,11 @@ class MiniCodec(ModelMixin, ConfigMixin):
     def __init__(
         self,
         latent_channels: int = 16,
-        widths: tuple[int, int, int] = (32, 64, 128),
-        encoder_blocks: tuple[int, int] = (2, 3),
-        decoder_blocks: tuple[int, int, int] = (1, 3, 4),
-        latents_mean: tuple[float, ...] | None = None,
-        latents_std: tuple[float, ...] | None = None,
+        widths: Sequence[int] = (32, 64, 128),
+        encoder_blocks: Sequence[int] = (2, 3),
+        decoder_blocks: Sequence[int] = (1, 3, 4),
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
     ):
         super().__init__()
         half, quarter, eighth = widths
@@ -72,11 +74,11 @@ class MiniCodec(ModelMixin, ConfigMixin):
         self.std.copy_(std.view(-1, 1, 1))
         self.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
 
-    def encode(self, picture: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h/8 w/8"]:
+    def encode(self, picture: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
         """Latents of pictures in [-1, 1] whose sides are multiples of 8."""
         return (self.encoder(picture) - self.mean) / self.std
 
-    def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 8*lh 8*lw"]:
+    def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
         """Pictures in about [-1, 1]; clamp before showing them."""
         return self.decoder(latents * self.std + self.mean)
 

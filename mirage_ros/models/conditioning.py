@@ -15,7 +15,7 @@ MAX_OFFSET_CELLS = 2.0
 MAX_LOG_SCALE = 2.0
 
 
-def condition_from_readout(readout: Readout) -> Float[Tensor, "c+5 f h w"]:
+def condition_from_readout(readout: Readout) -> Float[Tensor, "told f h w"]:
     """Latents, visibility, inverse depth (1/m), du, dv (cells), log scale; zero where unseen."""
     visible = torch.from_numpy(readout.visible)
     depth = torch.from_numpy(readout.depth_m).float()
@@ -34,7 +34,7 @@ def condition_from_readout(readout: Readout) -> Float[Tensor, "c+5 f h w"]:
     return torch.where(visible, seen, torch.zeros(()))
 
 
-def condition_from_context(latents: Float[Tensor, "c f h w"]) -> Float[Tensor, "c+5 f h w"]:
+def condition_from_context(latents: Float[Tensor, "c f h w"]) -> Float[Tensor, "told f h w"]:
     """A context frame sees itself: its own latents, all visible, no offset."""
     geometry = torch.zeros(5, *latents.shape[1:], dtype=latents.dtype)
     geometry[0] = 1

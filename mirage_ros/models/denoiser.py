@@ -60,7 +60,7 @@ class SideBranch(ModelMixin, ConfigMixin):
         if self.config.shortcut:
             self.align = Aligner(transformer.config.in_channels)
 
-    def aligned(self, condition: Float[Tensor, "b c+5 f h w"]) -> Float[Tensor, "b c f h w"]:
+    def aligned(self, condition: Float[Tensor, "b told f h w"]) -> Float[Tensor, "b c f h w"]:
         """The readout's latents as they would be if every token sat in its cell's centre."""
         frames = condition.transpose(1, 2)
         aligned = self.align(frames.flatten(0, 1))
@@ -95,7 +95,7 @@ class MemoryDenoiser(nn.Module):
         self,
         latents: Float[Tensor, "b c f h w"],
         timestep: Float[Tensor, "b f"],
-        condition: Float[Tensor, "b c+5 f h w"],
+        condition: Float[Tensor, "b told f h w"],
         text: Float[Tensor, "b n d"],
     ) -> Float[Tensor, "b c f h w"]:
         """The network's output for every frame, context frames included.

@@ -7,6 +7,8 @@ told the ray of every pixel, so that a wide lens is not taken for a far wall.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -27,7 +29,7 @@ class MiniPerception(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        widths: tuple[int, ...] = (64, 96, 128, 160),
+        widths: Sequence[int] = (64, 96, 128, 160),
         blocks: int = 2,
         mean_log_depth: float = 1.0,
     ):

@@ -37,7 +37,7 @@ def shifted(sigma: Tensor, shift: float) -> Tensor:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def sigmas(config: SamplerConfig) -> Float[Tensor, "steps+1"]:
+def sigmas(config: SamplerConfig) -> Float[Tensor, "levels"]:
     """Noise levels from 1 to 0."""
     return shifted(torch.linspace(1, 0, config.steps + 1), config.shift)
 
