@@ -36,10 +36,12 @@ def main(argv: Sequence[str] | None = None, make_model: ModelFactory | None = No
     node, code = None, 0
     try:
         arguments = ros_arguments(sys.argv[1:] if argv is None else list(argv))
-        _heed_sigterm()
+        start_up = _StartUp()
         from mirage_ros.ros.mirage_node import MirageNode, shipped_model
 
+        start_up.check()
         _init(arguments)
+        start_up.check()
         node = MirageNode(make_model or shipped_model)
         rclpy.spin(node)
     except MirageError as error:
@@ -64,13 +66,26 @@ def ros_arguments(argv: list[str]) -> list[str]:
     return ["--ros-args", "--params-file", str(params), *arguments[1:]]
 
 
-def _heed_sigterm() -> None:
-    """SIGTERM ends the start-up as Ctrl-C does; rclpy takes both over when it starts."""
+class _StartUp:
+    """Ctrl-C and SIGTERM while imports run; rclpy takes both over when it starts.
 
-    def interrupt(number, frame):
+    The interrupt is remembered as well as raised, because one that is raised inside a destructor
+    or a callback of some import is swallowed there.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number, frame) -> None:
+        self.interrupted = True
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if one was swallowed."""
+        if self.interrupted:
+            raise KeyboardInterrupt
 
 
 def _init(arguments: list[str]) -> None:
