@@ -15,8 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 TIMESTEPS = 1000.0
-#: A velocity made from a predicted sample divides by sigma; training never goes below this.
-MIN_SIGMA = 0.05
 
 
 @dataclass(frozen=True)
