@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from mirage_ros.core.camera import Camera
+from mirage_ros.core.camera import Camera, floor_axes
 from mirage_ros.core.errors import MirageError
 
 SHORTEST_FRAMES = 3
@@ -118,18 +118,3 @@ def _poses(start: np.ndarray, yaw_rad, right_m, forward_m) -> Float[np.ndarray, 
     poses[:, :3, :3] = turn @ start[:3, :3]
     poses[:, :3, 3] += right_m[:, None] * right + forward_m[:, None] * ahead
     return poses
-
-
-def floor_axes(world_from_camera: Float[np.ndarray, "4 4"]) -> tuple[np.ndarray, ...]:
-    """Up, ahead and right of a camera on its world's floor.
-
-    Up is the world axis nearest to the camera's own up, so recordings whose world has another
-    axis up than z are walked through upright as well.
-    """
-    rotation = world_from_camera[:3, :3]
-    axis = np.abs(rotation[:, 1]).argmax()
-    up = np.zeros(3)
-    up[axis] = -np.sign(rotation[axis, 1])
-    ahead = rotation[:, 2] - up * (rotation[:, 2] @ up)
-    ahead /= np.linalg.norm(ahead)
-    return up, ahead, np.cross(ahead, up)

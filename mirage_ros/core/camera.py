@@ -181,6 +181,21 @@ class Camera:
         return rotated + self.world_from_camera[..., None, None, :3, 3]
 
 
+def floor_axes(world_from_camera: Float[np.ndarray, "4 4"]) -> tuple[np.ndarray, ...]:
+    """Up, ahead and right of a camera on its world's floor.
+
+    Up is the world axis nearest to the camera's own up, so recordings whose world has another
+    axis up than z are walked through upright as well.
+    """
+    rotation = world_from_camera[:3, :3]
+    axis = np.abs(rotation[:, 1]).argmax()
+    up = np.zeros(3)
+    up[axis] = -np.sign(rotation[axis, 1])
+    ahead = rotation[:, 2] - up * (rotation[:, 2] @ up)
+    ahead /= np.linalg.norm(ahead)
+    return up, ahead, np.cross(ahead, up)
+
+
 def _check_intrinsics(intrinsics: np.ndarray, size: tuple[int, int]) -> None:
     if size[0] < 1 or size[1] < 1:
         raise MirageError(

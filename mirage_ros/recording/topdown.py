@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
-from mirage_ros.core.camera import Camera
+from mirage_ros.core.camera import Camera, floor_axes
 from mirage_ros.recording.panels import BACKGROUND, FAINT_INK, IMAGINED_TINT, INK, font
 
 SUPERSAMPLING = 2
@@ -52,7 +52,7 @@ def draw_cloud_from_above(
             cell seen from the path.
     """
     large = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
-    up, forward, right = _axes(cameras[0])
+    up, forward, right = floor_axes(cameras[0].world_from_camera)
     keep = np.isfinite(xyz).all(-1)
     keep &= xyz @ up < (cameras.position_world @ up).max() + headroom_m
     xyz, rgb = xyz[keep].astype(np.float64), rgb[keep]
@@ -66,17 +66,6 @@ def draw_cloud_from_above(
     picture = picture.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     _draw_scale_bar(picture, floor.pixels_per_m / SUPERSAMPLING)
     return np.asarray(picture)
-
-
-def _axes(camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """World axis nearest to the camera's up, and the view's forward and right on its floor."""
-    rotation = camera.world_from_camera[:3, :3]
-    axis = np.abs(rotation[:, 1]).argmax()
-    up = np.zeros(3)
-    up[axis] = -np.sign(rotation[axis, 1])
-    forward = rotation[:, 2] - up * (rotation[:, 2] @ up)
-    forward /= np.linalg.norm(forward)
-    return up, forward, np.cross(forward, up)
 
 
 def _fit_floor(points, positions, right: np.ndarray, forward: np.ndarray, size) -> _Floor:
