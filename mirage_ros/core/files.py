@@ -6,12 +6,10 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse_tensors
-from safetensors.numpy import save as format_tensors
 
 from mirage_ros.core.errors import MirageError
 
@@ -21,25 +19,75 @@ VERSION = 1
 _KEY = "mirage_ros"
 
 
-def write_file(path: str | os.PathLike, data: bytes) -> None:
-    """Writes under a temporary name, syncs, renames: the old file or the new one, never half."""
+_KINDS = {
+    **{"BOOL": "bool", "F16": "float16", "F32": "float32", "F64": "float64"},
+    **{
+        f"{sign}{bits}": f"{name}{bits}"
+        for sign, name in (("I", "int"), ("U", "uint"))
+        for bits in (8, 16, 32, 64)
+    },
+}
+"""Names of number types in safetensors -> numpy's."""
+
+
+def write_file(path: str | os.PathLike, *parts: bytes | np.ndarray) -> None:
+    """Writes the parts to a file without a name, syncs, names it: the old file or the new one,
+    never half, and nothing left over from a process that was killed.
+
+    Raises MirageError where that fails; the old file then stands.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            _write_in(folder, path, parts)
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         raise MirageError(
             f"{path} cannot be written ({error.strerror}); choose a writable path with free space."
         ) from error
+
+
+def _write_in(folder: int, path: Path, parts: Sequence[bytes | np.ndarray]) -> None:
+    handle, temporary = _open_nameless(folder, path)
+    try:
+        with os.fdopen(handle, "wb", buffering=0) as file:
+            for part in parts:
+                _write_all(file, memoryview(part).cast("B"))
+            os.fsync(handle)
+            if temporary is None:
+                temporary = f".{path.name}.{os.getpid()}"
+                _unlink(folder, temporary)
+                os.link(f"/proc/self/fd/{handle}", temporary, src_dir_fd=folder, dst_dir_fd=folder)
+        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        if temporary is not None:
+            _unlink(folder, temporary)
+        raise
+
+
+def _open_nameless(folder: int, path: Path) -> tuple[int, str | None]:
+    """A handle to write to, and its name where the file system cannot do without."""
+    try:
+        return os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o666, dir_fd=folder), None
+    except (OSError, AttributeError):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        return handle, os.path.basename(temporary)
+
+
+def _write_all(file, data: memoryview) -> None:
+    while len(data):
+        data = data[file.write(data) :]
+
+
+def _unlink(folder: int, name: str) -> None:
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        pass
 
 
 def save_tensors(
@@ -48,8 +96,18 @@ def save_tensors(
     """Writes tensors with JSON-able `info` in the header of a safetensors file."""
     header = {"kind": kind, "version": VERSION, "info": info}
     header["sha256"] = _digest(kind, tensors, info)
-    ordered = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    write_file(path, format_tensors(ordered, {_KEY: json.dumps(header)}))
+    # Wide types first, so that every tensor is aligned in the file.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    arrays = [np.ascontiguousarray(tensors[name]) for name in names]
+    table, end = {"__metadata__": {_KEY: json.dumps(header)}}, 0
+    for name, array in zip(names, arrays, strict=True):
+        start, end = end, end + array.nbytes
+        kind_name = next(key for key, dtype in _KINDS.items() if dtype == array.dtype)
+        table[name] = {"dtype": kind_name, "shape": list(array.shape), "data_offsets": [start, end]}
+    head = json.dumps(table).encode()
+    head += b" " * (-len(head) % 8)
+    parts = [array.reshape(-1).view(np.uint8) for array in arrays]
+    write_file(path, len(head).to_bytes(8, "little"), head, *parts)
 
 
 def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarray], dict]:
@@ -58,16 +116,17 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarr
     A file that is missing, damaged, of another kind or of a newer version raises MirageError.
     """
     try:
-        data = Path(path).read_bytes()
+        data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise MirageError(
             f"{path} cannot be read ({error.strerror}); give the path of a saved {kind}."
         ) from error
     try:
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
+        length = int.from_bytes(data[:8].tobytes(), "little")
+        table = json.loads(data[8 : 8 + length].tobytes())
+        header = json.loads(table.pop("__metadata__")[_KEY])
         found, version = header["kind"], int(header["version"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MirageError(
             f"{path} is not a saved {kind} or its header is damaged; save it again."
         ) from error
@@ -76,14 +135,15 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarr
             f"{path} holds a {found} of version {version}; this program reads a {kind} up to "
             f"version {VERSION}: give another file or update mirage_ros."
         )
-    return _checked(path, kind, data, header)
+    return _checked(path, kind, data[8 + length :], table, header)
 
 
-def _checked(path, kind: str, data: bytes, header: dict) -> tuple[dict[str, np.ndarray], dict]:
+def _checked(path, kind, data, table, header) -> tuple[dict[str, np.ndarray], dict]:
+    """The tensors, as views of the file's bytes, if the checksum agrees."""
     try:
-        tensors, info = parse_tensors(data), header["info"]
+        tensors, info = {name: _view(data, entry) for name, entry in table.items()}, header["info"]
         sound = _digest(kind, tensors, info) == header["sha256"]
-    except (SafetensorError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise MirageError(
@@ -91,6 +151,13 @@ def _checked(path, kind: str, data: bytes, header: dict) -> tuple[dict[str, np.n
             "or take a copy."
         )
     return tensors, info
+
+
+def _view(data: np.ndarray, entry: dict) -> np.ndarray:
+    start, end = entry["data_offsets"]
+    if not 0 <= start <= end <= len(data):
+        raise ValueError("A tensor lies outside of the file.")
+    return data[start:end].view(_KINDS[entry["dtype"]]).reshape(entry["shape"])
 
 
 def _digest(kind: str, tensors: dict[str, np.ndarray], info: dict) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float
+from numba import njit
 
 from mirage_ros.core.camera import Camera
 
@@ -27,61 +28,121 @@ def lift_surfels(
     and view). The front is the direction that the token faces for sure: its normal where the
     neighbours on all sides agree on it, else the direction it was seen from.
     """
-    focal = 0.5 * (cameras.intrinsics[..., 0, 0] + cameras.intrinsics[..., 1, 1])
-    valid = np.isfinite(depth_m) & (depth_m > 0)
-    depth = np.where(valid, depth_m, 0.0)
-    points = cameras.lift(depth)
-    footprint = depth / focal[:, None, None]
-    views = _unit(cameras.position_world[:, None, None] - points)
-    normals, sure = _normals(points, depth, valid, footprint, views)
-    cosine = np.clip((normals * views).sum(-1), 0, 1)
-    fronts = np.where((sure & (cosine >= GRAZING_COSINE))[..., None], normals, views)
-    return {
-        "positions_world": points[chosen].astype(np.float32),
-        "footprints_m": footprint[chosen].astype(np.float32),
-        "normals": np.rint(normals[chosen] * 127).astype(np.int8),
-        "fronts": np.rint(fronts[chosen] * 127).astype(np.int8),
-        "confidence": np.rint(cosine[chosen] * 255).astype(np.uint8),
+    depth = np.ascontiguousarray(depth_m, np.float64)
+    chosen = np.ascontiguousarray(chosen, np.bool_)
+    number = int(np.count_nonzero(chosen))
+    rows = {
+        "positions_world": np.empty((number, 3), np.float32),
+        "footprints_m": np.empty(number, np.float32),
+        "normals": np.empty((number, 3), np.int8),
+        "fronts": np.empty((number, 3), np.int8),
+        "confidence": np.empty(number, np.uint8),
     }
+    intrinsics = np.ascontiguousarray(cameras.intrinsics)
+    poses = np.ascontiguousarray(cameras.world_from_camera)
+    _lift(intrinsics, poses, depth, chosen, tuple(rows.values()))
+    return rows
 
 
-def _normals(points, depth, valid, footprint, views):
-    """Unit normals (f, h, w, 3) towards the camera, and where neighbours on all sides agree.
+@njit(cache=True, nogil=True)
+def _lift(intrinsics, poses, depth, chosen, out):
+    frames, height, width = depth.shape
+    points, row = np.empty((height, width, 3)), 0
+    for f in range(frames):
+        k, pose, eye = intrinsics[f], poses[f], poses[f, :3, 3]
+        for r in range(height):
+            for c in range(width):
+                z = depth[f, r, c] if _valid(depth[f, r, c]) else 0.0
+                x, y = (c - k[0, 2]) / k[0, 0] * z, (r - k[1, 2]) / k[1, 1] * z
+                for i in range(3):
+                    points[r, c, i] = pose[i, 0] * x + pose[i, 1] * y + pose[i, 2] * z + eye[i]
+        focal = 0.5 * (k[0, 0] + k[1, 1])
+        for r in range(height):
+            for c in range(width):
+                if chosen[f, r, c]:
+                    _surfel(points, depth[f], r, c, eye, focal, row, out)
+                    row += 1
+
+
+@njit(cache=True, nogil=True)
+def _surfel(points, depth, r, c, eye, focal, row, out):
+    """Writes one cell to one row of the outputs."""
+    positions, footprints, normals, fronts, confidence = out
+    footprint = depth[r, c] / focal
+    view = _unit(_minus(eye, points[r, c]))
+    normal, sure = _normal(points, depth, r, c, footprint, view)
+    cosine = min(max(_dot(normal, view), 0.0), 1.0)
+    front = normal if sure and cosine >= GRAZING_COSINE else view
+    for i in range(3):
+        positions[row, i] = points[r, c, i]
+        normals[row, i] = np.int8(np.rint(normal[i] * 127))
+        fronts[row, i] = np.int8(np.rint(front[i] * 127))
+    footprints[row] = footprint
+    confidence[row] = np.uint8(np.rint(cosine * 255))
+
+
+@njit(cache=True, nogil=True)
+def _normal(points, depth, r, c, footprint, view):
+    """The unit normal towards the camera, and whether neighbours on all sides agree on it.
 
     Of the two steps along each axis the one that is closer in depth counts; where none is on
     the same surface the normal is the direction of view.
     """
-    right, left = _steps(points, depth, valid, axis=2)
-    down, up = _steps(points, depth, valid, axis=1)
-    across, along = _closer(right, left), _closer(down, up)
-    sound = np.maximum(across[1], along[1]) <= EDGE_FOOTPRINTS * footprint
-    normals = _unit(np.cross(along[0], across[0]))
-    sound &= np.abs(normals).sum(-1) > 0.5
-    normals = np.where(sound[..., None], normals, views)
-    normals = np.where((normals * views).sum(-1, keepdims=True) < 0, -normals, normals)
-    one, other = (_unit(np.cross(y[0], x[0])) for x, y in ((right, down), (left, up)))
-    return normals, sound & ((one * other).sum(-1) >= AGREEING_COSINE)
+    right, right_gap = _step(points, depth, r, c, r, c + 1)
+    left, left_gap = _step(points, depth, r, c - 1, r, c)
+    down, down_gap = _step(points, depth, r, c, r + 1, c)
+    up, up_gap = _step(points, depth, r - 1, c, r, c)
+    across = left if left_gap < right_gap else right
+    along = up if up_gap < down_gap else down
+    normal = _unit(_cross(along, across))
+    gap = max(min(left_gap, right_gap), min(up_gap, down_gap))
+    if gap > EDGE_FOOTPRINTS * footprint or _dot(normal, normal) < 0.25:
+        return view, False
+    if _dot(normal, view) < 0:
+        normal = (-normal[0], -normal[1], -normal[2])
+    # The border of the picture is no edge of the surface: go on as on the other side.
+    height, width = depth.shape
+    right, left = left if c + 1 == width else right, right if c == 0 else left
+    down, up = up if r + 1 == height else down, down if r == 0 else up
+    agreement = _dot(_unit(_cross(down, right)), _unit(_cross(up, left)))
+    return normal, agreement >= AGREEING_COSINE
 
 
-def _steps(points, depth, valid, axis):
-    """To the next and from the previous neighbour: the step and its gap in depth (inf: none)."""
-    size = depth.shape[axis]
-    first = [slice(None)] * 3
-    second = [slice(None)] * 3
-    first[axis], second[axis] = slice(0, size - 1), slice(1, size)
-    a, b = tuple(first), tuple(second)
-    step = np.zeros_like(points), np.zeros_like(points)
-    gap = np.full(depth.shape, np.inf), np.full(depth.shape, np.inf)
-    step[0][a] = step[1][b] = points[b] - points[a]
-    gap[0][a] = gap[1][b] = np.where(valid[a] & valid[b], np.abs(depth[b] - depth[a]), np.inf)
-    return (step[0], gap[0]), (step[1], gap[1])
+@njit(cache=True, nogil=True, inline="always")
+def _step(points, depth, r0, c0, r1, c1):
+    """From one cell to the next: the step and its gap in depth (zeros and inf: none)."""
+    inside = r0 >= 0 and c0 >= 0 and r1 < depth.shape[0] and c1 < depth.shape[1]
+    if not inside or not _valid(depth[r0, c0]) or not _valid(depth[r1, c1]):
+        return (0.0, 0.0, 0.0), np.inf
+    return _minus(points[r1, c1], points[r0, c0]), abs(depth[r1, c1] - depth[r0, c0])
 
 
-def _closer(one, other):
-    nearer = other[1] < one[1]
-    return np.where(nearer[..., None], other[0], one[0]), np.minimum(one[1], other[1])
+@njit(cache=True, nogil=True, inline="always")
+def _valid(depth):
+    return np.isfinite(depth) and depth > 0
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(length > 0, length, 1)
+@njit(cache=True, nogil=True, inline="always")
+def _minus(a, b):
+    return a[0] - b[0], a[1] - b[1], a[2] - b[2]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _dot(a, b):
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _cross(a, b):
+    return (
+        a[1] * b[2] - a[2] * b[1],
+        a[2] * b[0] - a[0] * b[2],
+        a[0] * b[1] - a[1] * b[0],
+    )
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _unit(vector):
+    length = np.sqrt(_dot(vector, vector))
+    scale = 1 / length if length > 0 else 1.0
+    return vector[0] * scale, vector[1] * scale, vector[2] * scale

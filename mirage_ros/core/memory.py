@@ -11,39 +11,44 @@ other levels), like the levels of a mip map: the read takes the one whose scale 
 from __future__ import annotations
 
 import os
+import weakref
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.features import latents_of_rows, rows_of_latents
+from mirage_ros.core.frames import Points
 from mirage_ros.core.lifting import lift_surfels
 from mirage_ros.core.memory_files import load_store, save_store
-from mirage_ros.core.store import TokenStore, row_bytes
+from mirage_ros.core.store import FEATURE_TYPES, TokenStore, row_bytes
 from mirage_ros.core.types import Readout
 from mirage_ros.core.zbuffer import SplatRule, Surfels, zbuffer
+
+__all__ = ["LatentMemory", "MemoryConfig", "Points"]
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """Channels of a latent, the hard cap on the memory's bytes, the rule of reading."""
+    """How a memory keeps and reads its tokens.
+
+    Attributes:
+        channels: of a latent.
+        max_bytes: the hard cap on the memory's bytes.
+        rule: of reading.
+        dtype: what latents are kept as, "float16" or "bfloat16" (coarser, but of wider range).
+        device: None reads with CPU threads. The name of a torch device ("cuda") keeps a copy of
+            positions and normals there and reads with torch: the same bits.
+    """
 
     channels: int
     max_bytes: int = 512 * 2**20
     rule: SplatRule = field(default_factory=SplatRule)
-
-
-class Points(NamedTuple):
-    """The memory as a cloud, for viewing. Confidence is the cosine under which a token was
-    seen: 1 frontal, towards 0 grazing."""
-
-    xyz: Float32[np.ndarray, "n 3"]
-    rgb: UInt8[np.ndarray, "n 3"]
-    confidence: Float32[np.ndarray, "n"]
-    birth_ns: Int64[np.ndarray, "n"]
+    dtype: str = "float16"
+    device: str | None = None
 
 
 class LatentMemory:
@@ -57,10 +62,14 @@ class LatentMemory:
             raise MirageError(
                 f"The memory's cap is {config.max_bytes} bytes; give at least 128 KiB to it."
             )
+        if config.dtype not in FEATURE_TYPES:
+            raise MirageError(
+                f"Latents cannot be kept as {config.dtype}; "
+                f"choose one of {', '.join(FEATURE_TYPES)}."
+            )
         self.config = config
-        self._store = TokenStore(config.channels, config.max_bytes)
-        self._store_is_shared = False
         self._tick = 0
+        self._own(TokenStore(config.channels, config.max_bytes, config.dtype))
 
     @property
     def tokens(self) -> int:
@@ -91,11 +100,11 @@ class LatentMemory:
         depth = np.asarray(depth_m, np.float64)
         self._check_write(latents, depth, np.asarray(static), np.asarray(rgb), shape)
         chosen = np.asarray(static, bool) & np.isfinite(depth) & (depth > 0)
-        features = latents.detach().permute(0, 2, 3, 1)[torch.from_numpy(chosen)]
-        features = features.to("cpu", torch.float16).numpy()
-        if not np.isfinite(features).all():
+        features = rows_of_latents(latents, chosen, self.config.dtype)
+        if features is None:
             raise MirageError(
-                "Latents to remember hold NaN, infinity or values beyond float16; check the model."
+                "Latents to remember hold NaN, infinity or values beyond "
+                f"{self.config.dtype}; check the model."
             )
         frame = np.nonzero(chosen)[0]
         rows = lift_surfels(cameras, depth, chosen)
@@ -137,19 +146,16 @@ class LatentMemory:
 
     def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
         """What f cameras at latent size see of the memory (see zbuffer.py for the rule)."""
-        store = self._store
-        surfels = Surfels(*(store[name] for name in Surfels._fields))
-        winners = zbuffer(surfels, cameras, self.config.rule)
+        store, config = self._store, self.config
+        winners = zbuffer(self._surfels(), cameras, config.rule, store.blocks)
         index, visible = winners.index, winners.index >= 0
         rows = index[visible]
-        latents = np.zeros((*index.shape, self.config.channels), np.float32)
-        latents[visible] = store["features"][rows]
         stamps = np.asarray(stamps_ns, np.int64).reshape(-1, 1, 1)
         age = np.zeros(index.shape, np.int64)
         age[visible] = np.broadcast_to(stamps, index.shape)[visible] - store["births_ns"][rows]
-        store.arrays["used"][rows] = self._next_tick()
+        self._owned_use()[rows] = self._next_tick()
         return Readout(
-            latents=torch.from_numpy(latents).permute(0, 3, 1, 2).contiguous(),
+            latents=latents_of_rows(store["features"], index, config.dtype),
             visible=visible,
             depth_m=np.where(visible, winners.depth_m, np.nan).astype(np.float32),
             index=index,
@@ -185,10 +191,19 @@ class LatentMemory:
         """Forgets the tokens born in a frame; returns how many."""
         return self._owned_store().keep(self._store["frame_ids"] != frame_id)
 
+    def forget(self, rows: Bool[np.ndarray, "n"]) -> int:
+        """Forgets the marked tokens, in the order of `to_points`; returns how many."""
+        return self._owned_store().keep(~rows)
+
+    @property
+    def footprints_m(self) -> Float[np.ndarray, "n"]:
+        """Width of each token's cell in the world, in the order of `to_points`."""
+        return self._store["footprints_m"]
+
     def clear(self) -> None:
         """Forgets everything."""
-        self._store = TokenStore(self.config.channels, self.config.max_bytes)
-        self._store_is_shared = False
+        self._leave()
+        self._own(TokenStore(self.config.channels, self.config.max_bytes, self.config.dtype))
 
     def to_points(self) -> Points:
         """Copies of what a viewer needs; a token keeps its colour for life."""
@@ -204,8 +219,9 @@ class LatentMemory:
     def fork(self) -> LatentMemory:
         """A memory of its own that shares the arrays until either of the two is changed."""
         twin = object.__new__(LatentMemory)
-        twin.config, twin._store, twin._tick = self.config, self._store.share(), self._tick
-        self._store_is_shared = twin._store_is_shared = True
+        twin.__dict__.update(self.__dict__, _store=self._store.share())
+        for sharers in (self._sharers, self._use_sharers):
+            sharers.add(twin)
         return twin
 
     def save(self, path: str | os.PathLike) -> None:
@@ -214,21 +230,56 @@ class LatentMemory:
 
     @classmethod
     def load(cls, path: str | os.PathLike, config: MemoryConfig | None = None) -> LatentMemory:
-        """A saved memory; without a config it keeps its channels and cap.
+        """A saved memory; without a config it keeps its channels, cap and type.
 
         A missing, damaged, newer or otherwise unfit file raises MirageError.
         """
-        wanted = (None, None) if config is None else (config.channels, config.max_bytes)
+        wanted = (None, None, None)
+        if config is not None:
+            wanted = (config.channels, config.max_bytes, config.dtype)
         store, max_bytes, tick = load_store(path, *wanted)
-        memory = cls(config or MemoryConfig(store.channels, max_bytes))
-        memory._store, memory._tick = store, tick
+        memory = cls(config or MemoryConfig(store.channels, max_bytes, dtype=store.dtype))
+        memory._own(store)
+        memory._tick = tick
         return memory
 
+    def _own(self, store: TokenStore) -> None:
+        """Takes a store that no other memory has."""
+        self._store = store
+        self._sharers, self._use_sharers = weakref.WeakSet([self]), weakref.WeakSet([self])
+        self._on_device: Surfels | None = None
+
     def _owned_store(self) -> TokenStore:
-        if self._store_is_shared:
-            self._store = self._store.copy()
-            self._store_is_shared = False
+        """The store, to change it: a copy if another living memory shares it."""
+        if len(self._sharers) > 1:
+            self._leave()
+            self._own(self._store.copy())
+        self._on_device = None
         return self._store
+
+    def _owned_use(self) -> Int[np.ndarray, "n"]:
+        """When each token last won a cell, to change it: reads of one fork are not the other's."""
+        if len(self._use_sharers) > 1:
+            self._use_sharers.discard(self)
+            self._use_sharers = weakref.WeakSet([self])
+            used = self._store.arrays["used"]
+            self._store.arrays["used"] = np.empty_like(used)
+            self._store["used"][:] = used[: self._store.count]
+        return self._store["used"]
+
+    def _leave(self) -> None:
+        self._sharers.discard(self)
+        self._use_sharers.discard(self)
+
+    def _surfels(self) -> Surfels:
+        """What the z-buffer reads, on the memory's device."""
+        surfels = Surfels(*(self._store[name] for name in Surfels._fields))
+        if self.config.device is None:
+            return surfels
+        if self._on_device is None:
+            device = self.config.device
+            self._on_device = Surfels(*(torch.from_numpy(x).to(device) for x in surfels))
+        return self._on_device
 
     def _next_tick(self) -> int:
         self._tick += 1

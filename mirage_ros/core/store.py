@@ -1,9 +1,8 @@
-"""Where tokens live: a bounded structure of arrays with a voxel hash on top.
+"""Where tokens live: a bounded structure of arrays, sorted by place batch by batch.
 
-Rows 0..count-1 of every array are the tokens. A token's key names its voxel: the level
-(edge = EDGE_PER_FOOTPRINT * 2^level metres, level = floor(log2(footprint))) and its three cell
-numbers. The table is open addressing with linear probing over row numbers; removals compact the
-rows in order and rebuild it.
+Rows 0..count-1 of every array are the tokens. Of two tokens in one voxel (voxels.py) one stays.
+Removals compact the rows in order. Coarse bounds over consecutive rows (blocks.py) are kept
+up to date, so that a read's cost follows what is in view.
 """
 
 from __future__ import annotations
@@ -11,11 +10,16 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
-EDGE_PER_FOOTPRINT = 0.5
-"""Voxel edge over 2^level. Neighbouring cells of one frame lie at least about a footprint
-apart, a voxel's diagonal is at most 0.87 footprints: a frame never loses a token to itself."""
+from mirage_ros.core.blocks import BLOCK_ROWS, BOUND_BYTES_PER_ROW, Blocks
+from mirage_ros.core.voxels import (
+    by_place,
+    compact,
+    copy_rows,
+    fill_table,
+    place_rows,
+    table_size,
+)
 
 FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "positions_world": ("float32", (3,)),
@@ -27,15 +31,21 @@ FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "confidence": ("uint8", ()),
     "frame_ids": ("int32", ()),
     "used": ("int32", ()),
-    "keys": ("int64", (2,)),
 }
-"""Name -> dtype and row shape; `features` (float16, channels) comes on top."""
+"""Name -> dtype and row shape; `features` (16 bits, channels) comes on top."""
+
+FEATURE_TYPES = {"float16": "float16", "bfloat16": "uint16"}
+"""What latents are kept as -> what numpy holds (it has no bfloat16, so that type's bits)."""
 
 TABLE_BYTES_PER_ROW = 16
 """At most: a table is between 2 and 4 times as long as the rows it serves, int32 each."""
 
-SCRATCH_BYTES_PER_ROW = 17
-"""Keep mask and two int64 columns while evicting."""
+SCRATCH_BYTES_PER_ROW = 24
+"""Sorting and placing rows while they are merged, or choosing rows while evicting."""
+
+_KEPT_SHARE = 16
+"""One in so many tokens goes when the cap is reached: often enough to keep nearly all, rarely
+enough to cost little."""
 
 
 def row_bytes(channels: int) -> int:
@@ -47,13 +57,15 @@ def row_bytes(channels: int) -> int:
 class TokenStore:
     """Arrays of tokens whose allocation never exceeds `max_bytes`, growth and eviction included."""
 
-    def __init__(self, channels: int, max_bytes: int) -> None:
-        self.channels = channels
-        per_row = row_bytes(channels) * 9 // 8 + TABLE_BYTES_PER_ROW + SCRATCH_BYTES_PER_ROW
+    def __init__(self, channels: int, max_bytes: int, dtype: str = "float16") -> None:
+        self.channels, self.dtype = channels, dtype
+        per_row = row_bytes(channels) * 9 // 8 + TABLE_BYTES_PER_ROW
+        per_row += SCRATCH_BYTES_PER_ROW + BOUND_BYTES_PER_ROW
         self.max_rows = min(max_bytes // per_row, 2**30)
         self.count = 0
         self.arrays = self._allocate(0)
         self.table = np.full(16, -1, np.int32)
+        self.blocks = Blocks.empty(0)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The live rows of one field."""
@@ -65,44 +77,60 @@ class TokenStore:
 
     @property
     def nbytes(self) -> int:
-        return self.count * row_bytes(self.channels) + self.table.nbytes
+        bounds = self.blocks.bounds[: -(-self.count // BLOCK_ROWS)]
+        return self.count * row_bytes(self.channels) + self.table.nbytes + bounds.nbytes
 
     def insert(self, rows: dict[str, np.ndarray]) -> int:
         """Merges rows in order; in an occupied voxel the finer footprint wins, else the newer.
 
-        `rows` has every field but `keys`. Returns how many rows were stored.
+        Returns how many rows were stored.
         """
-        rows = dict(rows, keys=voxel_keys(rows["positions_world"], rows["footprints_m"]))
-        rows = {name: np.ascontiguousarray(rows[name], self.arrays[name].dtype) for name in rows}
-        total, stored, done = len(rows["used"]), 0, 0
-        while done < total:
-            self._make_room(total - done)
-            old, new = (_columns(arrays) for arrays in (self.arrays, rows))
-            self.count, done, merged = _merge(old, self.count, self.table, new, done)
-            stored += merged
+        rows = {name: np.ascontiguousarray(rows[name], a.dtype) for name, a in self.arrays.items()}
+        total, stored = len(rows["used"]), 0
+        for start in range(0, total, max(self.max_rows, 1)):
+            part = slice(start, start + self.max_rows)
+            stored += self._insert_part({name: array[part] for name, array in rows.items()})
+        return stored
+
+    def _insert_part(self, rows: dict[str, np.ndarray]) -> int:
+        new = rows["positions_world"], rows["footprints_m"]
+        order = by_place(*new)
+        to, done, stored = np.empty(len(order), np.int32), 0, 0
+        while done < len(order):
+            self._make_room(len(order) - done)
+            old = self.arrays["positions_world"], self.arrays["footprints_m"]
+            bounds, start = (self.blocks.bounds, self.blocks.groups), done
+            self.count, done, placed = place_rows(
+                old, self.count, self.table, bounds, new, order, start, to
+            )
+            for name in rows.keys() - {"positions_world", "footprints_m"}:
+                arrays = _as_bytes(self.arrays[name]), _as_bytes(rows[name])
+                copy_rows(*arrays, order, to, start, done)
+            stored += placed
         return stored
 
     def keep(self, mask: np.ndarray) -> int:
         """Drops the rows where the mask is False, keeping order; returns how many went."""
         before = self.count
         for array in self.arrays.values():
-            _compact(_as_bytes(array), mask)
+            compact(_as_bytes(array), mask)
         self.count = int(mask.sum())
+        self.blocks.refit(self["positions_world"], self["footprints_m"])
         self._rebuild_table(self.table if self.count else np.empty(16, np.int32))
         return before - self.count
 
     def restore(self, rows: dict[str, np.ndarray]) -> None:
-        """Takes over saved rows as they are (all fields but `keys`) in place of its own."""
-        total = len(rows["used"])
-        order = np.lexsort((rows["births_ns"], rows["used"]))
-        chosen = np.sort(order[max(0, total - self.max_rows) :])
-        self.count, self.arrays = 0, self._allocate(0)
-        self._grow(len(chosen))
-        self.count = len(chosen)
-        for name in rows:
-            self[name][:] = rows[name][chosen]
-        self["keys"][:] = voxel_keys(self["positions_world"], self["footprints_m"])
-        self._rebuild_table(np.empty(_table_size(self.count), np.int32))
+        """Takes over saved rows in place of its own; of too many, those that evicting leaves.
+
+        The arrays become the store's own.
+        """
+        self.count, self.arrays = len(rows["used"]), dict(rows)
+        if self.count > self.max_rows:
+            mask = _without_oldest(self["used"], self["births_ns"], self.count - self.max_rows)
+            self.arrays = {name: array[mask] for name, array in rows.items()}
+            self.count = self.max_rows
+        self.blocks = Blocks.of(self["positions_world"], self["footprints_m"])
+        self._rebuild_table(np.empty(table_size(self.count), np.int32))
 
     def copy(self) -> TokenStore:
         """An independent store with the same tokens."""
@@ -110,20 +138,20 @@ class TokenStore:
         twin.arrays = self._allocate(self.capacity)
         for name in self.arrays:
             twin[name][:] = self[name]
-        twin.table = self.table.copy()
+        twin.table, twin.blocks = self.table.copy(), self.blocks.copy()
         return twin
 
     def share(self) -> TokenStore:
-        """A store on the same arrays but for `used`, which every read changes."""
+        """A store on the same arrays."""
         twin = object.__new__(TokenStore)
-        twin.channels, twin.max_rows, twin.count = self.channels, self.max_rows, self.count
-        twin.arrays = dict(self.arrays, used=self.arrays["used"].copy())
-        twin.table = self.table
+        twin.__dict__.update(self.__dict__, arrays=dict(self.arrays))
         return twin
 
+    def _fields(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return dict(FIELDS, features=(FEATURE_TYPES[self.dtype], (self.channels,)))
+
     def _allocate(self, rows: int) -> dict[str, np.ndarray]:
-        fields = dict(FIELDS, features=("float16", (self.channels,)))
-        return {name: np.empty((rows, *shape), d) for name, (d, shape) in fields.items()}
+        return {name: np.empty((rows, *shape), d) for name, (d, shape) in self._fields().items()}
 
     def _make_room(self, wanted: int) -> None:
         """At least one free row, and a table that is not half full (nor twice in memory)."""
@@ -131,11 +159,12 @@ class TokenStore:
             if self.capacity < self.max_rows:
                 self._grow(self.count + wanted)
             else:
-                self._evict(wanted)
+                number = max(1, self.count // _KEPT_SHARE)
+                self.keep(_without_oldest(self["used"], self["births_ns"], number))
         if self.count >= len(self.table) // 2:
             self.table = None
             rows = min(self.capacity, max(2 * self.count, 256))
-            self._rebuild_table(np.empty(_table_size(rows), np.int32))
+            self._rebuild_table(np.empty(table_size(rows), np.int32))
 
     def _grow(self, wanted: int) -> None:
         """Doubles, field by field; from an eighth of the cap on goes straight to the cap.
@@ -145,107 +174,35 @@ class TokenStore:
         """
         rows = max(wanted, 2 * self.capacity, 256)
         rows = self.max_rows if 8 * rows > self.max_rows else rows
-        for name, (dtype, shape) in dict(FIELDS, features=("float16", (self.channels,))).items():
+        for name, (dtype, shape) in self._fields().items():
             grown = np.empty((rows, *shape), dtype)
             grown[: self.count] = self[name]
             self.arrays[name] = grown
-
-    def _evict(self, wanted: int) -> None:
-        """Drops the tokens that won a cell longest ago, the oldest first among equals."""
-        number = min(self.count, max(wanted, self.count // 16))
-        order = np.lexsort((self["births_ns"], self["used"]))
-        mask = np.ones(self.count, bool)
-        mask[order[:number]] = False
-        self.keep(mask)
+        self.blocks = self.blocks.grown(rows)
 
     def _rebuild_table(self, table: np.ndarray) -> None:
         table.fill(-1)
         self.table = table
-        _fill_table(table, self.arrays["keys"], self.count)
+        fill_table(table, self["positions_world"], self["footprints_m"])
 
 
-def _table_size(rows: int) -> int:
-    """The power of two between 2 and 4 times the rows, at least 16."""
-    return max(16, 1 << (2 * rows).bit_length())
+def _without_oldest(used: np.ndarray, births_ns: np.ndarray, number: int) -> np.ndarray:
+    """False for the tokens that won a cell longest ago, the oldest first among equals.
 
-
-def voxel_keys(positions: np.ndarray, footprints: np.ndarray) -> np.ndarray:
-    """(n, 2) int64 voxel names of positions (n, 3) at footprints (n,), metres."""
-    level = np.frexp(np.asarray(footprints, np.float64))[1] - 1
-    edge = np.ldexp(EDGE_PER_FOOTPRINT, level)
-    cells = np.floor(np.asarray(positions, np.float64) / edge[:, None])
-    cells = np.clip(cells, -(2**31), 2**31 - 1).astype(np.int64)
-    low = np.int64(0xFFFFFFFF)
-    first = (cells[:, 0] << 32) | (cells[:, 1] & low)
-    return np.stack([first, (cells[:, 2] << 32) | (level.astype(np.int64) & low)], -1)
-
-
-def _columns(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Keys and footprints as they are, then every field as bytes for copying."""
-    raw = tuple(_as_bytes(arrays[name]) for name in (*FIELDS, "features"))
-    return arrays["keys"], arrays["footprints_m"], raw
+    Takes time and memory (at most 20 bytes a row) in proportion to the rows.
+    """
+    last = np.partition(used, number - 1)[number - 1]
+    keep, equal = used >= last, used == last
+    births = births_ns[equal]
+    number -= len(used) - int(keep.sum())
+    youngest = np.partition(births, number - 1)[number - 1]
+    older = births < youngest
+    some = np.flatnonzero(births == youngest)[: number - int(older.sum())]
+    older[some] = True
+    keep[equal] = ~older
+    return keep
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
     width = array.dtype.itemsize * math.prod(array.shape[1:])
     return array.reshape(-1).view(np.uint8).reshape(len(array), width)
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _slot(key, mask):
-    """Where probing for a key starts (a 64-bit mix of both halves)."""
-    mixed = np.uint64(key[0]) * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= np.uint64(key[1]) + (mixed >> np.uint64(29))
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    return np.int64((mixed ^ (mixed >> np.uint64(32))) & np.uint64(mask))
-
-
-@njit(cache=True, nogil=True)
-def _fill_table(table, keys, count):
-    mask = len(table) - 1
-    for row in range(count):
-        slot = _slot(keys[row], mask)
-        while table[slot] >= 0:
-            slot = (slot + 1) & mask
-        table[slot] = row
-
-
-@njit(cache=True, nogil=True)
-def _merge(old, count, table, new, start):
-    """Puts new rows from `start` on into the store until it is full.
-
-    Returns the count of rows, the first new row not handled, and how many were stored.
-    """
-    keys, footprints, raw = old
-    new_keys, new_footprints, new_raw = new
-    mask, stored = len(table) - 1, 0
-    for i in range(start, len(new_footprints)):
-        slot = _slot(new_keys[i], mask)
-        while table[slot] >= 0:
-            row = table[slot]
-            if keys[row, 0] == new_keys[i, 0] and keys[row, 1] == new_keys[i, 1]:
-                break
-            slot = (slot + 1) & mask
-        row = table[slot]
-        if row < 0:
-            if count == len(footprints) or 2 * count >= len(table):
-                return count, i, stored
-            row = count
-            count += 1
-            table[slot] = row
-        elif footprints[row] < new_footprints[i]:
-            continue
-        for field in range(len(raw)):
-            raw[field][row] = new_raw[field][i]
-        stored += 1
-    return count, len(new_footprints), stored
-
-
-@njit(cache=True, nogil=True)
-def _compact(rows, keep):
-    to = 0
-    for i in range(len(keep)):
-        if keep[i]:
-            if to != i:
-                rows[to] = rows[i]
-            to += 1

@@ -10,25 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
 from mirage_ros.core.camera import Camera
+from mirage_ros.core.frames import Chunk, Frame
 
-
-@dataclass(frozen=True)
-class Frame:
-    """One generated picture with everything that belongs to its instant.
-
-    Attributes:
-        stamp_ns: the planned time.
-        camera: a single Camera of the picture's size.
-        rgb: the picture.
-        depth_m: along z; NaN invalid, +inf beyond range (REP 117, 118).
-        observed: True where the pixel came from memory, False where it was imagined.
-    """
-
-    stamp_ns: int
-    camera: Camera
-    rgb: UInt8[np.ndarray, "h w 3"]
-    depth_m: Float[np.ndarray, "h w"]
-    observed: Bool[np.ndarray, "h w"]
+__all__ = ["Chunk", "Frame", "Perception", "Readout", "WorldModel"]
 
 
 @dataclass(frozen=True)
@@ -74,23 +58,29 @@ class Perception:
     sky: Bool[np.ndarray, "f h w"]
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """One step of the cycle.
+@runtime_checkable
+class SpatialMemory(Protocol):
+    """What the cycle needs of a memory: LatentMemory, or a baseline with the same face.
 
     Attributes:
-        frames: in time order.
-        seconds: wall seconds by stage: read, generate, decode, perceive, write.
-        observed_fraction: share of the chunk's latent cells that memory filled.
-        tokens: tokens in memory after the write.
-        memory_bytes: bytes of memory after the write.
+        tokens: how many things it holds.
+        nbytes: bytes that they and their index take.
     """
 
-    frames: tuple[Frame, ...]
-    seconds: dict[str, float]
-    observed_fraction: float
     tokens: int
-    memory_bytes: int
+    nbytes: int
+
+    def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
+        """What f cameras at latent size see."""
+        ...
+
+    def references(self, readout: Readout, count: int) -> list[int]:
+        """At most `count` birth frames of what is seen, the most seen first."""
+        ...
+
+    def fork(self) -> SpatialMemory:
+        """A memory of its own with the same content."""
+        ...
 
 
 @runtime_checkable
