@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from analytic import cameras, look
 
+from mirage_ros.core.blocks import Blocks
 from mirage_ros.core.zbuffer import SplatRule, Surfels, zbuffer
 
 RULE = SplatRule()
@@ -39,7 +41,7 @@ def brute_force(surfels, camera, rule):
     to_eye = camera.position_world - p
     facing, same_side = (dot(d, to_eye) for d in (n, front))
     squares = (n * n).sum(-1) * dot(to_eye, to_eye)
-    back = (facing < 0) & (facing**2 > 0.01 * squares) & (same_side < 0)
+    back = (facing < 0) & (facing * facing > 0.0009 * squares) & (same_side < 0)
     alive = (z >= rule.near_m) & ~back
     safe = np.where(z > 0, z, 1)
     u, v = x / safe * k[0, 0] + k[0, 2], y / safe * k[1, 1] + k[1, 2]
@@ -49,54 +51,124 @@ def brute_force(surfels, camera, rule):
     misfit = np.where(ratio >= 1, ratio, 1 / ratio) - 1
     penalty = rule.scale_weight * (misfit * misfit)
     index, depth = np.full((height, width), -1), np.zeros((height, width))
+    columns = np.arange(width)[:, None]
     for r in range(height):
-        for c in range(width):
-            covered = covers(u, half * k[0, 0], c) & covers(v, half * k[1, 1], r)
-            rows = np.nonzero(alive & covered)[0]
-            if not len(rows):
-                continue
-            first = rows[np.argmin(z[rows])]
-            reach = rule.tolerance * max(fp[first], z[first] / focal)
-            gap, step = z[rows] - z[first], p[rows] - p[first]
-            plane = dot(n[first : first + 1], step)
-            near = (gap <= reach) | ((gap <= 8 * reach) & (np.abs(plane) <= 127 * reach))
-            rows = rows[near]
-            badness = (u[rows] - c) * (u[rows] - c) + (v[rows] - r) * (v[rows] - r) + penalty[rows]
-            index[r, c] = rows[np.argmin(badness)]
-            depth[r, c] = z[index[r, c]]
+        covered = alive & covers(u, half * k[0, 0], columns) & covers(v, half * k[1, 1], r)
+        first = np.where(covered, z, np.inf).argmin(1)
+        reach = rule.tolerance * np.maximum(fp[first], z[first] / focal)[:, None]
+        gap = z - z[first][:, None]
+        step, facing = p - p[first][:, None], n[first][..., None]
+        plane = facing[:, 0] * step[..., 0] + facing[:, 1] * step[..., 1]
+        plane = plane + facing[:, 2] * step[..., 2]
+        near = (gap <= reach) | ((gap <= 8 * reach) & (np.abs(plane) <= 127 * reach))
+        badness = (u - columns) * (u - columns) + (v - r) * (v - r) + penalty
+        best = np.where(covered & near, badness, np.inf).argmin(1)
+        index[r] = np.where(covered.any(1), best, -1)
+        depth[r] = np.where(covered.any(1), z[best], 0)
     return index, depth
 
 
+def random_pose(rng, ties):
+    at, towards = rng.uniform(-4, 4, 3), rng.uniform(-1, 1, 3)
+    if ties:  # square to the grid that the tokens lie on
+        return [look((0, -4, 0), (0, 0, 0)), look((0, 0, 0), (0, 2, 0))][rng.integers(2)]
+    return look(at, towards, roll_deg=float(rng.choice([0, 30])))
+
+
+def random_case(seed):
+    """Surfels and two cameras; some clouds in rows sorted by place, so that blocks are tight."""
+    rng = np.random.default_rng(seed)
+    ties, place = bool(seed % 2), bool(seed % 4 < 2)
+    surfels = random_cloud(rng, int(10 ** rng.uniform(0, 3)), ties)
+    if place:
+        order = np.lexsort(np.floor(surfels.positions_world).T)
+        surfels = Surfels(*(field[order] for field in surfels))
+    if seed % 3 == 0:  # all facing, so that much hides much
+        none = np.zeros_like(surfels.normals)
+        surfels = surfels._replace(normals=none, fronts=none)
+    size = (int(rng.integers(1, 7)), int(rng.integers(1, 9)))
+    return surfels, cameras([random_pose(rng, ties) for _ in range(2)], size)
+
+
+def as_tensors(surfels, device="cpu"):
+    return Surfels(*(torch.from_numpy(field).to(device) for field in surfels))
+
+
+def assert_same(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_thousand_clouds_equal_brute_force_bit_by_bit():
+    seen = 0
+    for seed in range(1000):
+        surfels, batch = random_case(seed)
+        winners = zbuffer(surfels, batch, RULE, threads=1 + seed % 3)
+        for i, camera in enumerate(batch):
+            index, depth = brute_force(surfels, camera, RULE)
+            np.testing.assert_array_equal(winners.index[i], index)
+            np.testing.assert_array_equal(winners.depth_m[i], depth)
+        seen += (winners.index >= 0).any()
+    assert seen > 800
+
+
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize(
-    ("size", "n"), [((1, 1), 50), ((3, 5), 7), ((16, 20), 3000), ((44, 80), 4000)]
-)
-def test_the_z_buffer_equals_brute_force(size, n, ties):
-    rng = np.random.default_rng(n + ties)
-    surfels = random_cloud(rng, n, ties)
-    poses = [look((0.5, -4, 1), (0, 0, 0)), look(rng.uniform(-1, 1, 3), (2, 2, 0), roll_deg=30)]
-    if ties:
-        poses = [look((0, -4, 0), (0, 0, 0)), look((0, 0, 0), (0, 2, 0))]
-    batch = cameras(poses, size)
+def test_a_full_view_equals_brute_force(ties):
+    rng = np.random.default_rng(ties)
+    surfels = random_cloud(rng, 4000, ties)
+    batch = cameras([random_pose(rng, ties) for _ in range(2)])
     winners = zbuffer(surfels, batch, RULE)
     for i, camera in enumerate(batch):
         index, depth = brute_force(surfels, camera, RULE)
         np.testing.assert_array_equal(winners.index[i], index)
         np.testing.assert_array_equal(winners.depth_m[i], depth)
-    assert (winners.index >= 0).any()
 
 
-def test_many_cameras_in_threads_give_the_same_bits_every_time():
+def dense_cloud(n):
+    """Tokens in front of the camera at the origin that looks along y, sorted by place."""
+    rng = np.random.default_rng(n)
+    positions = rng.uniform((-6, 1, -3), (6, 9, 3), (n, 3))
+    positions = positions[np.lexsort(np.floor(2 * positions).T)]
+    return plain(positions, positions[:, 1] / 57 * rng.uniform(0.3, 1.5, n))
+
+
+@pytest.mark.parametrize("kind", ["random", "dense"])
+def test_no_count_of_threads_and_no_bounds_change_a_bit(kind):
     rng = np.random.default_rng(0)
-    surfels = random_cloud(rng, 30_000, ties=False)
-    batch = cameras([look(rng.uniform(-1, 1, 3), (2, 2, 0)) for _ in range(8)], (16, 20))
-    together = zbuffer(surfels, batch, RULE)
-    for _ in range(3):
-        for one, other in zip(together, zbuffer(surfels, batch, RULE), strict=True):
-            np.testing.assert_array_equal(one, other)
+    surfels = dense_cloud(80_000) if kind == "dense" else random_cloud(rng, 30_000, ties=False)
+    batch = cameras([look(rng.uniform(-1, 1, 3), (0, 5, 0)) for _ in range(4)], (22, 40))
+    everywhere = Blocks.of(surfels.positions_world, surfels.footprints_m)
+    for bounds in (everywhere.bounds, everywhere.groups):
+        bounds[:, :3], bounds[:, 3:6], bounds[:, 6] = -1e3, 1e3, 1e3
+    together = zbuffer(surfels, batch, RULE, everywhere, threads=1)
+    assert (together.index >= 0).mean() > 0.5
+    for threads in (1, 2, 5, None, None):
+        assert_same(together, zbuffer(surfels, batch, RULE, threads=threads))
     for i in range(len(batch)):
-        for one, other in zip(together, zbuffer(surfels, batch[i : i + 1], RULE), strict=True):
-            np.testing.assert_array_equal(one[i], other[0])
+        alone = zbuffer(surfels, batch[i : i + 1], RULE)
+        assert_same([field[i] for field in together], [field[0] for field in alone])
+
+
+def test_torch_gives_the_same_bits(monkeypatch):
+    for seed in range(30):
+        surfels, batch = random_case(seed)
+        one = zbuffer(surfels, batch, RULE)
+        assert_same(one, zbuffer(as_tensors(surfels), batch, RULE))
+    surfels = dense_cloud(60_000)
+    batch = cameras([look((0.2, 0.1, 0.3), (0, 5, 0), roll_deg=5)])
+    one = zbuffer(surfels, batch, RULE)
+    assert_same(one, zbuffer(as_tensors(surfels), batch, RULE))
+    monkeypatch.setattr("mirage_ros.core.zbuffer_torch.PAIRS_AT_ONCE", 20_000)
+    assert_same(one, zbuffer(as_tensors(surfels), batch, RULE))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch sees none")
+def test_a_gpu_and_the_cpu_agree():
+    surfels = dense_cloud(1_000_000)
+    batch = cameras([look((0.1 * i, 0.1, 0.3), (0, 5, 0)) for i in range(9)])
+    one = zbuffer(surfels, batch, RULE)
+    other = zbuffer(as_tensors(surfels, "cuda"), batch, RULE)
+    assert (one.index != other.index).mean() <= 1e-6
 
 
 def plain(positions, footprints):
