@@ -33,7 +33,14 @@ from mirage_ros.core.errors import MirageError
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.perceiving import in_range, perceive_seed
 from mirage_ros.core.pictures import cell_colours, cell_share, fit_seed, upsample
-from mirage_ros.core.types import Chunk, Frame, Perception, Readout, WorldModel
+from mirage_ros.core.types import Chunk, Frame, Perception, Readout, SpatialMemory, WorldModel
+from mirage_ros.core.video import (
+    anchor_frames,
+    any_in_group,
+    decode_next,
+    frames_per_latent,
+    rows,
+)
 from mirage_ros.core.world_files import load_world, save_world
 from mirage_ros.core.world_state import WorldState
 
@@ -80,7 +87,7 @@ class World:
         self._state: WorldState | None = None
 
     @property
-    def memory(self) -> LatentMemory:
+    def memory(self) -> SpatialMemory:
         return self._seeded().memory
 
     @property
@@ -117,18 +124,19 @@ class World:
         with _timed(seconds, "generate"):
             latents = check_latents(model.encode(rgb[None]), model, 1)
         with _timed(seconds, "decode"):
-            decoded = check_pictures(model.decode(latents), model, 1)
+            decoded, decoder = decode_next(model, latents, None, 1)
+            check_pictures(decoded, model, 1)
         with _timed(seconds, "perceive"):
             if depth_m is None:
                 perception = self._perceive(rgb[None], cameras, None)
             else:
                 perception = perceive_seed(model, rgb[None], cameras, depth_m)
                 perception = in_range(perception, self.config.max_depth_m)
-        memory = LatentMemory(self._memory_config())
+        memory = self._new_memory()
         with _timed(seconds, "write"):
             self._write(memory, latents, cameras, perception, decoded, stamps, first_id=0)
         kept = {0: latents[0].to("cpu", torch.float16)}
-        self._state = WorldState(memory, kept, 1, cameras[0], int(stamp_ns))
+        self._state = WorldState(memory, kept, 1, cameras[0], int(stamp_ns), decoder)
         visible = np.ones((1, *self._latent(cameras).size), bool)
         return self._chunk(decoded, cameras, perception, visible, stamps, seconds)
 
@@ -143,23 +151,26 @@ class World:
         cells = self._latent(cameras)
 
         with _timed(seconds, "read"):
-            readout = state.memory.read(cells, stamps)
+            shown = state.memory.read(cells, stamps)
+            anchors = self._anchors(count)
+            readout = rows(shown, anchors)
             preceding, references = self._context(state, readout)
         with _timed(seconds, "generate"):
             noise = _noise_seed(self.config.seed, state.frames_seen)
-            latents = model.generate(readout, cells, preceding, references, noise)
-            latents = check_latents(latents, model, count)
+            latents = model.generate(readout, cells[anchors], preceding, references, noise)
+            latents = check_latents(latents, model, len(anchors))
         with _timed(seconds, "decode"):
-            rgb = check_pictures(model.decode(latents), model, count)
+            rgb, decoder = decode_next(model, latents, state.decoder, count)
+            check_pictures(rgb, model, count)
         with _timed(seconds, "perceive"):
-            anchor = readout.depth_m if readout.visible.any() else None
+            anchor = shown.depth_m if shown.visible.any() else None
             perception = self._perceive(rgb, cameras, anchor)
         with _timed(seconds, "write"):
-            first_id = state.frames_seen
+            first_id = state.latents_seen
             self._write(state.memory, latents, cameras, perception, rgb, stamps, first_id)
 
-        self._state = self._advanced(state, latents, cameras, stamps)
-        return self._chunk(rgb, cameras, perception, readout.visible, stamps, seconds)
+        self._state = self._advanced(state, latents, cameras, stamps, decoder)
+        return self._chunk(rgb, cameras, perception, shown.visible, stamps, seconds)
 
     def rollout(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Iterator[Chunk]:
         """Steps through a plan of any length, yielding chunk after chunk."""
@@ -189,6 +200,10 @@ class World:
             raise MirageError("The world has no seed yet; call reset with a picture first.")
         return self._state
 
+    def _new_memory(self) -> SpatialMemory:
+        """An empty memory; a world that remembers otherwise overrides this and `_write`."""
+        return LatentMemory(self._memory_config())
+
     def _memory_config(self) -> MemoryConfig:
         return MemoryConfig(self.model.channels, self.config.max_memory_bytes)
 
@@ -196,10 +211,14 @@ class World:
         height, width = self.model.size
         return cameras.resized((height // self.model.stride, width // self.model.stride))
 
+    def _anchors(self, frames: int) -> Int[np.ndarray, "n"]:
+        return anchor_frames(frames, frames_per_latent(self.model))
+
     def _context(self, state: WorldState, readout: Readout) -> tuple[torch.Tensor, torch.Tensor]:
         """The latents of the last frames, and of the frames that memory shows most."""
-        near = range(max(0, state.frames_seen - self.model.preceding_frames), state.frames_seen)
-        seen = state.memory.references(readout, state.frames_seen)
+        last = state.latents_seen
+        near = range(max(0, last - self.model.preceding_frames), last)
+        seen = state.memory.references(readout, last)
         far = [i for i in seen if i in state.latents and i not in near]
         return self._bank(state, near), self._bank(state, far[: self.model.reference_frames])
 
@@ -216,26 +235,29 @@ class World:
         """Remembers the static cells that memory does not show finely enough yet."""
         if not self.config.use_memory:
             return
-        stride, config = self.model.stride, self.config
+        stride, config, at = self.model.stride, self.config, self._anchors(len(stamps))
+        dynamic = any_in_group(perception.dynamic, frames_per_latent(self.model))
         memory.write_new(
             latents,
-            self._latent(cameras),
-            cell_depth(perception.depth_m, stride),
-            cell_share(perception.dynamic, stride) <= config.max_dynamic_share,
-            stamps,
-            cell_colours(rgb, stride),
-            np.arange(first_id, first_id + len(stamps)),
+            self._latent(cameras[at]),
+            cell_depth(perception.depth_m[at], stride),
+            cell_share(dynamic, stride) <= config.max_dynamic_share,
+            stamps[at],
+            cell_colours(rgb[at], stride),
+            np.arange(first_id, first_id + len(at)),
             config.rewrite_log_scale,
         )
 
-    def _advanced(self, state, latents, cameras: Camera, stamps) -> WorldState:
+    def _advanced(self, state, latents, cameras: Camera, stamps, decoder) -> WorldState:
         seen = state.frames_seen + len(stamps)
         kept = dict(state.latents)
-        for i, latent in enumerate(latents.to("cpu", torch.float16)):
-            kept[state.frames_seen + i] = latent
-        oldest = seen - self.config.kept_latents
+        for i, latent in enumerate(latents.to("cpu", torch.float16), state.latents_seen):
+            kept[i] = latent
+        grouped = state.grouped + len(stamps) - len(latents)
+        oldest = seen - grouped - self.config.kept_latents
         kept = {i: latent for i, latent in kept.items() if i == 0 or i >= oldest}
-        return WorldState(state.memory, kept, seen, cameras[-1], int(stamps[-1]))
+        last = cameras[-1], int(stamps[-1])
+        return WorldState(state.memory, kept, seen, *last, decoder, grouped)
 
     def _chunk(self, rgb, cameras, perception, visible, stamps, seconds) -> Chunk:
         observed = upsample(visible, self.model.stride)

@@ -1,4 +1,7 @@
-"""A whole world as a folder: world.json, memory.safetensors, latents.safetensors."""
+"""A whole world as a folder: world.json, memory.safetensors, latents.safetensors.
+
+A world of a causal video codec has decoder.safetensors as well: what the decoder remembers.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from mirage_ros.core.errors import MirageError
 from mirage_ros.core.files import VERSION, load_tensors, save_tensors, write_file
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.types import WorldModel
+from mirage_ros.core.video import DecoderState
 from mirage_ros.core.world_state import WorldState
 
 KIND = "world"
@@ -68,7 +72,9 @@ def load_world(folder: str | os.PathLike, model: WorldModel, config: MemoryConfi
             np.array(info["intrinsics"]), np.array(info["world_from_camera"]), tuple(info["size"])
         )
         memory = LatentMemory.load(folder / "memory.safetensors", config)
-        return WorldState(memory, kept, info["frames_seen"], camera, info["stamp_ns"])
+        decoder = _load_decoder(folder, info) if "decoder" in info else None
+        seen, grouped = info["frames_seen"], info.get("grouped", 0)
+        return WorldState(memory, kept, seen, camera, info["stamp_ns"], decoder, grouped)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise MirageError(f"{folder} is not a whole saved world; take a sound copy.") from error
 
@@ -84,10 +90,28 @@ def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
         "world_from_camera": state.camera.world_from_camera.tolist(),
         "size": list(state.camera.size),
     }
+    if state.decoder is not None:
+        info["grouped"] = state.grouped
+        info["decoder"] = {name: str(t.dtype)[6:] for name, t in state.decoder.items()}
+        raw = {name: _bytes(tensor) for name, tensor in state.decoder.items()}
+        save_tensors(folder / "decoder.safetensors", KIND, raw, info)
     state.memory.save(folder / "memory.safetensors")
     latents = torch.stack(list(state.latents.values())).numpy()
     save_tensors(folder / "latents.safetensors", KIND, {"latents": latents}, info)
     write_file(folder / "world.json", json.dumps(info, indent=1).encode())
+
+
+def _load_decoder(folder: Path, info: dict) -> DecoderState:
+    raw, told = load_tensors(folder / "decoder.safetensors", KIND)
+    if told != info:
+        raise MirageError(f"{folder} mixes files of two worlds; take a sound copy of it.")
+    kinds = {name: getattr(torch, kind) for name, kind in info["decoder"].items()}
+    return {name: torch.from_numpy(raw[name]).view(kinds[name]) for name in kinds}
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's bytes (numpy knows no bfloat16), the last axis that much longer."""
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
 
 
 def _tag(model: WorldModel) -> str:

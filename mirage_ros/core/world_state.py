@@ -8,22 +8,32 @@ import torch
 from jaxtyping import Float
 
 from mirage_ros.core.camera import Camera
-from mirage_ros.core.memory import LatentMemory
+from mirage_ros.core.types import SpatialMemory
+from mirage_ros.core.video import DecoderState
 
 
 @dataclass(frozen=True)
 class WorldState:
     """A world between two steps.
 
-    `latents` maps frame ids to (c, h, w) float16; `frames_seen` is the next frame's id; camera
-    and stamp are the last frame's, the camera at the model's picture size.
+    `latents` maps latent ids to (c, h, w) float16, a frame's id where each frame has a latent;
+    camera and stamp are the last frame's, the camera at the model's picture size. `decoder` is
+    what a causal video codec remembers (video.py), None for a picture codec; `grouped` counts
+    the frames that share a latent with one before them.
     """
 
-    memory: LatentMemory
+    memory: SpatialMemory
     latents: dict[int, Float[torch.Tensor, "c h w"]]
     frames_seen: int
     camera: Camera
     stamp_ns: int
+    decoder: DecoderState | None = None
+    grouped: int = 0
+
+    @property
+    def latents_seen(self) -> int:
+        """The next latent's id."""
+        return self.frames_seen - self.grouped
 
     def forked(self) -> WorldState:
         """A state of its own; memory is shared until one of both changes."""

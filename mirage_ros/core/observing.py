@@ -1,0 +1,93 @@
+"""Real pictures with depth, written over what was imagined.
+
+A depth picture tells two things: where surfaces are, and that nothing stands before them. So every
+token in view that lies at a measured surface or before it goes, real ones of an older picture too,
+and the picture's own tokens come in. What lies behind, or where depth is invalid, stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.checks import check_latents
+from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.memory import LatentMemory
+from mirage_ros.core.pictures import cell_colours, fit_seed
+from mirage_ros.core.world import World
+
+# A token this much behind the measured surface, relative to its depth, is taken for the surface.
+TOLERANCE = 0.05
+# Latents of observed pictures are kept under ids from here on, for reference.
+FIRST_ID = 2**30
+KEPT = 64
+
+
+def observe(
+    world: World,
+    rgb: np.ndarray,
+    camera: Camera,
+    depth_m: np.ndarray | None,
+    stamp_ns: int,
+) -> tuple[int, int]:
+    """Writes one uint8 (H, W, 3) picture with metric (H, W) depth into the world's memory.
+
+    NaN in depth is unknown and changes nothing there; +inf is free as far as one can see. Time and
+    the camera stay where they are.
+
+    Returns:
+        How many tokens went, and how many came.
+
+    Raises:
+        MirageError: bad input, no world, or a memory that cannot be corrected; all stays as it was.
+    """
+    if depth_m is None:
+        raise MirageError("An observation needs depth; send a depth picture with it.")
+    state, model = world._seeded(), world.model
+    if not isinstance(state.memory, LatentMemory):
+        raise MirageError("This world's memory cannot be corrected; use the latent memory.")
+    rgb, camera, depth_m = fit_seed(rgb, camera, depth_m, model.size)
+    cameras = Camera.stack([camera])
+    cells = world._latent(cameras)
+    latents = check_latents(model.encode(rgb[None]), model, 1)
+    depth = cell_depth(depth_m[None], model.stride)
+    known = np.isfinite(depth) & (depth <= world.config.max_depth_m)
+    number = max((i for i in state.latents if i >= FIRST_ID), default=FIRST_ID - 1) + 1
+    erased = state.memory.forget(contradicted(state.memory, cells[0], depth[0]))
+    stored = state.memory.write(
+        latents,
+        cells,
+        depth,
+        known,
+        np.array([stamp_ns], np.int64),
+        cell_colours(rgb[None], model.stride),
+        np.array([number]),
+    )
+    kept = {i: latent for i, latent in state.latents.items() if i < FIRST_ID or i > number - KEPT}
+    kept[number] = latents[0].to("cpu", torch.float16)
+    world._state = replace(state, latents=kept)
+    return erased, stored
+
+
+def contradicted(
+    memory: LatentMemory, camera: Camera, depth_m: Float[np.ndarray, "h w"]
+) -> Bool[np.ndarray, "n"]:
+    """The tokens that lie at or before a depth measured at latent size, in view."""
+    points = memory.to_points().xyz.astype(np.float64)
+    pixels, depth = camera.project(points)
+    with np.errstate(invalid="ignore"):
+        column, row = np.rint(pixels).T
+        inside = (depth > 0) & (row >= 0) & (row < camera.size[0])
+        inside &= (column >= 0) & (column < camera.size[1])
+    result = np.zeros(len(points), bool)
+    index = np.nonzero(inside)[0]
+    measured = depth_m[row[index].astype(int), column[index].astype(int)]
+    footprint = memory.footprints_m[index]
+    with np.errstate(invalid="ignore"):
+        result[index] = depth[index] <= measured * (1 + TOLERANCE) + footprint
+    return result
