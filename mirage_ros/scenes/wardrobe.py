@@ -10,12 +10,12 @@ from mirage_ros.scenes.textures import make_texture
 
 # role: (texture kinds, how many different ones at most, tile width range in metres)
 ROLES = {
-    "floor": (("wood", "tiles", "carpet", "checker", "concrete", "marble", "stripes", "noise",
+    "floor": (("wood", "wood", "tiles", "carpet", "checker", "concrete", "marble", "stripes", "noise",
                "fabric", "rings"), 3, (1.2, 2.6)),
     "ground": (("grass", "gravel", "concrete", "tiles", "brick", "panels"), 2, (1.5, 3.0)),
     "ceiling": (("plaster", "panels", "concrete", "tiles", "wood", "plaster"), 2, (1.5, 3.0)),
     "wall": (("brick", "plaster", "stripes", "panels", "wood", "tiles", "concrete", "noise",
-              "rings", "marble", "fabric", "plaster"), 4, (1.2, 3.0)),
+              "rings", "marble", "fabric", "plaster", "plaster", "plaster"), 4, (1.2, 3.0)),
     "structure": (("concrete", "brick", "marble", "wood", "panels"), 2, (1.0, 2.0)),
     "furniture": (("wood", "wood", "marble", "noise", "plaster", "panels", "stripes"), 4,
                   (0.6, 1.4)),
@@ -41,7 +41,7 @@ class Wardrobe:
         self.texture_px = texture_px
         self._made: dict[str, list[Material]] = {}
         # Most real rooms are muted and share a tint; some are as gaudy as the textures come.
-        self._mute = rng.uniform(0.3, 0.85) if rng.random() < 0.65 else 0.0
+        self._mute = rng.uniform(0.35, 0.9) if rng.random() < 0.85 else 0.0
         self._tint = 1 + 0.25 * (colour(rng, 0.6) / 255 - 0.6)
 
     def pick(self, role: str) -> Material:
@@ -57,6 +57,8 @@ class Wardrobe:
         kind = str(self.rng.choice(kinds))
         size = self.texture_px // (1 if role in BIG else 2)
         picture = make_texture(self.rng, kind, (size, size))
+        if role in BIG or role in ("structure", "furniture"):
+            picture = _softened(picture, self._contrast())
         if role in ("ground", "leaves"):
             picture = self._muted(picture, max(self._mute, 0.45 if kind == "grass" else 0.65))
         elif role not in ("picture", "window", "books"):
@@ -66,6 +68,10 @@ class Wardrobe:
         emission = {"window": 0.6}.get(role, 0.0)
         specular = float(self.rng.choice([0.0, 0.05, 0.15]))
         return Material(f"{role}{number}", picture, self.rng.uniform(*tile), specular, emission)
+
+    def _contrast(self) -> float:
+        """Paint, planks and stone mostly keep to shades of one colour; a few are bold."""
+        return self.rng.uniform(0.12, 0.5) if self.rng.random() < 0.85 else self.rng.uniform(0.5, 1)
 
     def _muted(self, picture: np.ndarray, amount: float) -> np.ndarray:
         """Part of the way to grey in the scene's tint."""
@@ -89,6 +95,12 @@ class Wardrobe:
         if role not in ROLES:
             raise AttributeError(role)
         return lambda: self.pick(role)
+
+
+def _softened(picture: np.ndarray, contrast: float) -> np.ndarray:
+    """The texture with its deviations from its mean colour scaled by `contrast`."""
+    mean = picture.mean((0, 1), keepdims=True)
+    return np.clip(mean + contrast * (picture - mean), 0, 255).astype(np.uint8)
 
 
 def _lighter(picture: np.ndarray, least_mean: float) -> np.ndarray:

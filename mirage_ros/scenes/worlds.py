@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from mirage_ros.scenes import layouts
 from mirage_ros.scenes.builder import Builder
 from mirage_ros.scenes.gl import mujoco
 from mirage_ros.scenes.movers import Mover, make_movers
+from mirage_ros.scenes.placing import Layout
 from mirage_ros.scenes.sky import sky_faces
 from mirage_ros.scenes.solids import Solids
 from mirage_ros.scenes.wardrobe import Wardrobe
@@ -56,7 +58,12 @@ class Scene:
 
 
 def make_scene(
-    seed: int, kind: str | None = None, *, moving: bool | None = None, texture_px: int = 256
+    seed: int,
+    kind: str | None = None,
+    *,
+    moving: bool | None = None,
+    texture_px: int = 256,
+    add: Callable[[Builder, Layout], None] | None = None,
 ) -> Scene:
     """A world, the same for the same arguments.
 
@@ -64,6 +71,7 @@ def make_scene(
         kind: one of `KINDS`; None draws one.
         moving: with moving bodies or without; None draws (about a fifth have them).
         texture_px: side of the big surfaces' textures; shadow maps have twice as many.
+        add: called with the furnished builder and its layout, to add things of its own.
     Raises:
         MirageError: an unknown kind.
     """
@@ -76,6 +84,8 @@ def make_scene(
     builder = Builder()
     wardrobe = Wardrobe(np.random.default_rng([seed, 12]), texture_px)
     layout = KINDS[kind](builder, wardrobe, rng)
+    if add is not None:
+        add(builder, layout)
     solids = Solids.from_builder(builder)
     spec = _empty_spec(layout.ambient, 2 * texture_px)
     builder.add_to(spec, spec.worldbody, "static", 0)

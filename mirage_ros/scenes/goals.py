@@ -1,0 +1,135 @@
+"""Rooms with a coloured box in the picture, for a robot that shall drive to it.
+
+The robot is a disc on the floor with a level camera on top; where it can stand follows from
+the scene's solids, so the same rules hold in a generated world and in MuJoCo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.scenes.builder import Builder, Material
+from mirage_ros.scenes.placing import Layout
+from mirage_ros.scenes.solids import Solids
+from mirage_ros.scenes.worlds import Scene, make_scene
+
+BOX_M = 0.5
+BOX_RGB = (230, 20, 30)
+CAMERA_HEIGHT_M, PITCH_DEG, HFOV_DEG = 0.6, -8.0, 75.0
+ROBOT_RADIUS_M = 0.25
+LANE_M = 0.4  # free to either side of the straight way to the box
+NEAREST_M, FARTHEST_M = 2.0, 4.5
+MOST_BEARING_DEG = 30.0  # the box begins inside the picture
+KINDS = ("room", "hall")
+TRIES = 4000
+WORLDS = 20
+
+
+@dataclass(frozen=True)
+class GoalRoom:
+    """A scene with a box, and where the robot begins.
+
+    Attributes:
+        scene: the world; the box is one of its solids.
+        goal_world: (3,) the box's centre, metres.
+        start: the robot's first camera, the box in its picture and the way to it free.
+        obstacles: what the robot runs into: everything upright, the box included.
+    """
+
+    scene: Scene
+    goal_world: Float[np.ndarray, "3"]
+    start: Camera
+    obstacles: Solids
+
+    def distance_m(self, camera: Camera) -> float:
+        """From a camera to the box's centre, along the floor."""
+        return float(np.linalg.norm((self.goal_world - camera.position_world)[:2]))
+
+    def blocked(self, camera: Camera) -> bool:
+        """Whether the robot would stand in something."""
+        place = np.append(camera.position_world[:2], BOX_M / 2)
+        return bool(self.obstacles.distance(place[None])[0] < ROBOT_RADIUS_M)
+
+
+def make_goal_room(
+    seed: int, size: tuple[int, int] = (128, 160), hfov_deg: float = HFOV_DEG
+) -> GoalRoom:
+    """A room, the same for the same arguments.
+
+    Args:
+        size: (height, width) of the robot's pictures.
+        hfov_deg: horizontal field of view; the box may be outside of one below 65.
+    Raises:
+        MirageError: no room for the box, which twenty worlds in a row would need.
+    """
+    for world in np.random.default_rng([seed, 41]).integers(0, 2**31, WORLDS):
+        rng = np.random.default_rng([int(world), 42])
+        room = _try_room(int(world), rng, size, hfov_deg)
+        if room is not None:
+            return room
+    raise MirageError(f"The seed {seed} leaves no room for a box; take another seed.")
+
+
+def robot_camera(
+    place: Float[np.ndarray, "2"], yaw: float, size: tuple[int, int], hfov_deg: float = HFOV_DEG
+) -> Camera:
+    """The camera of a robot at a place (metres), looking along yaw (radians)."""
+    pitch = np.radians(PITCH_DEG)
+    forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)])
+    right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
+    pose = np.eye(4)
+    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], -1)
+    pose[:3, 3] = *place, CAMERA_HEIGHT_M
+    return Camera.from_hfov(hfov_deg, size, pose)
+
+
+def _try_room(world: int, rng, size, hfov_deg) -> GoalRoom | None:
+    found: list[tuple[np.ndarray, np.ndarray, float]] = []
+
+    def add_box(builder: Builder, layout: Layout) -> None:
+        free = _upright(Solids.from_builder(builder))
+        way = _free_way(rng, free, np.array(layout.low), np.array(layout.high))
+        if way is None:
+            return
+        found.append(way)
+        picture = np.full((8, 8, 3), BOX_RGB, np.uint8)
+        # It glows a little, so that it has its colour in a dark corner as well.
+        paint = Material("goal", picture, 0.0, 0.05, 0.35)
+        with builder.at(*way[0], float(rng.uniform(0, np.pi / 2))):
+            builder.box(paint, (0, 0, BOX_M / 2), (BOX_M, BOX_M, BOX_M), skip="b")
+
+    kind = str(rng.choice(KINDS))
+    scene = make_scene(world, kind, moving=False, add=add_box)
+    if not found:
+        return None
+    box, robot, yaw = found[0]
+    start = robot_camera(robot, yaw, size, hfov_deg)
+    return GoalRoom(scene, np.array([*box, BOX_M / 2]), start, _upright(scene.solids))
+
+
+def _upright(solids: Solids) -> Solids:
+    """What a robot on the floor can run into: not the floor, the ceiling or high shelves."""
+    low, high = (solids.centres[:, 2] + sign * solids.halves[:, 2] for sign in (-1, 1))
+    return solids.where((low < 1.0) & (high > 0.1))
+
+
+def _free_way(rng, solids: Solids, low, high):
+    """Places of box and robot with a free lane between them, and where the robot looks."""
+    for _ in range(TRIES // 100):
+        box = rng.uniform(low[:2] + 0.6, high[:2] - 0.6, (100, 2))
+        robot = rng.uniform(low[:2] + 0.5, high[:2] - 0.5, (100, 2))
+        away = np.linalg.norm(box - robot, axis=1)
+        fit = (away > NEAREST_M) & (away < FARTHEST_M)
+        for b, r in zip(box[fit], robot[fit], strict=True):
+            lane = r + (b - r) * np.linspace(0, 1, 24)[:, None]
+            points = np.column_stack([lane, np.full(24, BOX_M / 2)])
+            room = solids.distance(points)
+            if room.min() > LANE_M and room[-1] > BOX_M:
+                bearing = np.arctan2(*(b - r)[::-1])
+                return b, r, bearing + np.radians(rng.uniform(-1, 1) * MOST_BEARING_DEG)
+    return None
