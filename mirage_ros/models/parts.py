@@ -1,0 +1,78 @@
+"""Parts of checkpoint folders: where they are, on which device, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from mirage_ros.core.errors import MirageError
+
+
+def find_folder(name: str | Path) -> Path:
+    """A folder as it is, or the local snapshot of a hub id, fetched where the hub is in reach.
+
+    Raises MirageError when there is neither.
+    """
+    if Path(name).exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+        return Path(name).expanduser()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise MirageError(
+            f"There is no folder {name}, and no such model could be fetched from the hub "
+            f"({reason}); give a checkpoint folder, or fetch it where there is a network."
+        ) from error
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; MirageError when it is missing or damaged."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise MirageError(f"{path} cannot be read ({error}); fetch the folder again.") from error
+    if not isinstance(values, dict):
+        raise MirageError(f"{path} is no JSON object; fetch the folder again.")
+    return values
+
+
+def load_part(folder: Path, kind: type, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """One network by its `from_pretrained`; a missing, damaged or unfit one raises MirageError."""
+    try:
+        part, report = kind.from_pretrained(
+            str(folder),
+            torch_dtype=dtype,
+            # Wan keeps some modules in float32, for which diffusers demands its lean loading.
+            low_cpu_mem_usage=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise MirageError(
+            f"The checkpoint part {folder} is missing or damaged ({reason}); fetch it again."
+        ) from error
+    wrong = report["missing_keys"] + report["unexpected_keys"]
+    if wrong:
+        raise MirageError(
+            f"The checkpoint part {folder} does not fit {kind.__name__}: {len(wrong)} tensors "
+            f"differ, the first is {wrong[0]}; fetch the folder that belongs to this release."
+        )
+    return part
+
+
+def pick_device(device: str) -> str:
+    """auto, cpu or cuda as a device that is there; MirageError else."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise MirageError(f"The device is {device!r}; give auto, cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise MirageError("The device is cuda but no CUDA device is visible; use auto or cpu.")
+    return device

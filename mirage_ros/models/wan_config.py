@@ -1,0 +1,115 @@
+"""How a Wan2.2 folder is run: `mirage.json` beside the published parts, or a node's parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.models.parts import read_json
+
+SETTINGS_FILE = "mirage.json"
+#: What model_index.json says of the published folders.
+PIPELINES = ("WanPipeline", "WanImageToVideoPipeline")
+DTYPES = ("auto", "bfloat16", "float32")
+#: What may move or has no surface, as a text-prompted segmenter is asked for it.
+DYNAMIC_PROMPTS = ("person", "hand", "animal", "car", "truck", "bicycle", "motorcycle")
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """What of the large model can be set.
+
+    Attributes:
+        size: (height, width) of the pictures, multiples of 2 * stride (32).
+        chunk_latents: latents generated at a time, each of 4 frames: 8 are 32 frames. With the
+            latent before them that makes the 9 (33 frames) that the paper trains on.
+        preceding_frames, reference_frames: context latents, at most.
+        steps, shift: of UniPC; the paper has 20 and 5. Few-step checkpoints take 4.
+        guidance: 1 is off; above it every step runs the negative prompt as well.
+        dtype: of the networks; auto is bfloat16 on CUDA and float32 on the CPU.
+        depth: who perceives depth, see perceivers.py.
+        masks: who finds what moves and the sky; empty is the depth estimator's own or nobody.
+        dynamic_prompts: what a text-prompted segmenter takes for moving.
+        attention: diffusers' attention backend: native is PyTorch's SDPA; flash, _flash_3_hub, ...
+        compile: compile each kind of transformer block once; auto does so on CUDA.
+    """
+
+    size: tuple[int, int] = (704, 1280)
+    chunk_latents: int = 8
+    preceding_frames: int = 1
+    reference_frames: int = 2
+    steps: int = 20
+    shift: float = 5.0
+    guidance: float = 1.0
+    prompt: str = ""
+    negative_prompt: str = ""
+    dtype: str = "auto"
+    depth: str = "mini"
+    masks: str = ""
+    dynamic_prompts: tuple[str, ...] = DYNAMIC_PROMPTS
+    attention: str = "native"
+    compile: str = "auto"
+
+
+def is_wan_folder(folder: Path) -> bool:
+    """Whether the folder is run by wan_loading.py, going by its model_index.json or mirage.json."""
+    if (folder / SETTINGS_FILE).is_file():
+        return True
+    index = folder / "model_index.json"
+    return index.is_file() and read_json(index).get("_class_name") in PIPELINES
+
+
+def read_config(folder: Path, settings: Mapping[str, Any]) -> WanConfig:
+    """The folder's `mirage.json`, where it has one, with `settings` on top.
+
+    Raises MirageError for unknown names and values that cannot be.
+    """
+    path = folder / SETTINGS_FILE
+    try:
+        stored = json.loads(path.read_text()) if path.is_file() else {}
+        values = {k: v for k, v in stored.items() if k != "base"} | dict(settings)
+    except (ValueError, OSError, AttributeError) as error:
+        raise MirageError(f"{path} is no JSON object ({error}); mend or remove it.") from error
+    fields = {field.name: field for field in dataclasses.fields(WanConfig)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise MirageError(f"{folder} is given unknown settings {unknown}; known: {sorted(fields)}.")
+    defaults = WanConfig()
+    typed = {name: _typed(name, value, getattr(defaults, name)) for name, value in values.items()}
+    return check_config(WanConfig(**typed))
+
+
+def check_config(config: WanConfig) -> WanConfig:
+    """The config, if it can be run; MirageError else."""
+    least = {"chunk_latents": 1, "preceding_frames": 1, "reference_frames": 0, "steps": 1}
+    for name, low in least.items():
+        if getattr(config, name) < low:
+            raise MirageError(f"{name} is {getattr(config, name)}; give at least {low}.")
+    if len(config.size) != 2 or any(side <= 0 or side % 32 for side in config.size):
+        raise MirageError(f"size is {config.size}; give (height, width), multiples of 32 pixels.")
+    if config.dtype not in DTYPES:
+        raise MirageError(f"dtype is '{config.dtype}'; give one of {', '.join(DTYPES)}.")
+    if config.compile not in ("auto", "on", "off"):
+        raise MirageError(f"compile is '{config.compile}'; give auto, on or off.")
+    if config.shift <= 0 or config.guidance < 1:
+        raise MirageError(
+            f"shift is {config.shift} and guidance {config.guidance}; give a shift above 0 and a "
+            "guidance of at least 1 (off)."
+        )
+    return config
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    try:
+        if isinstance(default, tuple):
+            if isinstance(value, str):
+                raise ValueError("a list is needed")
+            return tuple(type(default[0])(item) for item in value)
+        return type(default)(value)
+    except (TypeError, ValueError) as error:
+        raise MirageError(f"{name} is {value!r}; give it like {default!r}.") from error

@@ -1,0 +1,192 @@
+"""A folder in the published layout of Wan2.2-TI2V-5B, with what memory adds, as one model.
+
+transformer/ vae/ text_encoder/ tokenizer/ scheduler/   as published
+branch/        the side branch: config.json and one safetensors file
+lora/          adapters in peft's layout, merged into the backbone while loading
+mirage.json    settings (wan_config.py); `base` names the folder or hub id of the published
+               parts where they lie elsewhere
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from torch import Tensor
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.types import WorldModel
+from mirage_ros.models.denoiser import SideBranch
+from mirage_ros.models.lora import merge_lora
+from mirage_ros.models.parts import find_folder, load_part, read_json
+from mirage_ros.models.perceivers import load_perceiver
+from mirage_ros.models.wan import WanModel
+from mirage_ros.models.wan_config import PIPELINES, SETTINGS_FILE, WanConfig, read_config
+from mirage_ros.models.wan_memory import Parts, available_bytes, check_fits, plan_memory
+from mirage_ros.models.wan_speed import speed_up
+from mirage_ros.models.wan_text import encode_prompts
+
+_log = logging.getLogger(__name__)
+
+
+class PromptReader:
+    """Reads prompts with the folder's text encoder; what it has read it remembers.
+
+    The first prompts are read on the model's device, before the other networks are there;
+    later ones on the CPU.
+    """
+
+    def __init__(self, folder: Path, device: str, dtype: torch.dtype):
+        self.folder, self.dtype = folder, dtype
+        self._device, self._known = device, {}
+
+    def __call__(self, prompts: list[str]) -> Tensor:
+        unread = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]
+        if unread:
+            read = encode_prompts(self.folder, unread, self._device, self.dtype)
+            self._known |= dict(zip(unread, read.to("cpu"), strict=True))
+            self._device = "cpu"
+        return torch.stack([self._known[prompt] for prompt in prompts])
+
+
+def load_wan(
+    folder: Path,
+    device: str,
+    settings: Mapping[str, Any],
+    load_mini,
+    *,
+    quiet: bool = False,
+) -> WanModel:
+    """The model of a folder. The memory plan goes to stderr before anything is loaded.
+
+    Args:
+        settings: fields of WanConfig that go before those of mirage.json.
+        load_mini: device to the shipped model, for its perceiver.
+
+    Raises:
+        MirageError: a part is missing, damaged or unfit, or the device is too small.
+    """
+    config = read_config(folder, settings)
+    base = published_folder(folder)
+    dtype = pick_dtype(config, device)
+    check_memory(base, config, device, dtype, quiet)
+    read_prompts = PromptReader(base, device, dtype)
+    guided = [config.negative_prompt] if config.guidance > 1 else []
+    read_prompts([config.prompt, *guided])
+    transformer, branch = load_denoiser(folder, base, dtype)
+    vae = load_part(base / "vae", AutoencoderKLWan, dtype).to(device)
+    scheduler = load_scheduler(base, config)
+    model = WanModel(
+        vae,
+        transformer.to(device),
+        branch.to(device),
+        scheduler,
+        _perceiver(config, vae.config.scale_factor_spatial, load_mini, device),
+        read_prompts,
+        config,
+        name=folder.resolve().name,
+    )
+    speed_up(model.denoiser, vae, config, device)
+    return model
+
+
+def load_denoiser(
+    folder: Path, base: Path, dtype: torch.dtype
+) -> tuple[WanTransformer3DModel, SideBranch]:
+    """Backbone with its adapters merged, and the branch; a fresh one where there is none."""
+    transformer = load_part(base / "transformer", WanTransformer3DModel, dtype)
+    if (folder / "branch").is_dir():
+        branch = load_part(folder / "branch", SideBranch, dtype)
+        _check_branch(branch, transformer, folder)
+    else:
+        _log.warning(
+            "%s has no branch/: a fresh one is used, which leaves the backbone as it is; memory "
+            "does not guide it until a branch is trained.",
+            folder,
+        )
+        branch = SideBranch.from_transformer(transformer)
+    if (folder / "lora").is_dir():
+        transformer = merge_lora(transformer, folder / "lora")
+    return transformer, branch
+
+
+def load_scheduler(base: Path, config: WanConfig) -> UniPCMultistepScheduler:
+    """The folder's scheduler as UniPC with the config's shift."""
+    stored = read_json(base / "scheduler" / "scheduler_config.json")
+    return UniPCMultistepScheduler.from_config(
+        stored, flow_shift=config.shift, use_flow_sigmas=True, prediction_type="flow_prediction"
+    )
+
+
+def published_folder(folder: Path) -> Path:
+    """Where the published parts lie: `base` of mirage.json, or the folder itself."""
+    path = folder / SETTINGS_FILE
+    base = read_json(path).get("base") if path.is_file() else None
+    found = folder if base is None else find_folder(_beside(folder, base))
+    index = found / "model_index.json"
+    if not index.is_file() or read_json(index).get("_class_name") not in PIPELINES:
+        raise MirageError(
+            f"{found} is not in the layout of Wan2.2-TI2V-5B for diffusers (model_index.json of a "
+            f"{' or '.join(PIPELINES)}); give such a folder."
+        )
+    return found
+
+
+def check_memory(
+    base: Path, config: WanConfig, device: str, dtype: torch.dtype, quiet: bool = False
+) -> None:
+    """Prints the memory plan and refuses a device that is too small."""
+    parts = Parts(
+        read_json(base / "transformer" / "config.json"),
+        read_json(base / "vae" / "config.json"),
+        text_parameters(base / "text_encoder"),
+    )
+    plan = plan_memory(parts, config, dtype)
+    if not quiet:
+        print(plan.describe(), file=sys.stderr, flush=True)
+    check_fits(plan, parts, dtype, available_bytes(device))
+
+
+def text_parameters(folder: Path) -> int:
+    """Parameters of the text encoder, counted without making them."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    with torch.device("meta"):
+        encoder = UMT5EncoderModel(UMT5Config(**read_json(folder / "config.json")))
+    return sum(parameter.numel() for parameter in encoder.parameters())
+
+
+def pick_dtype(config: WanConfig, device: str) -> torch.dtype:
+    """bfloat16 on CUDA and float32 on the CPU, unless the config says."""
+    name = config.dtype
+    if name == "auto":
+        name = "bfloat16" if device == "cuda" else "float32"
+    return getattr(torch, name)
+
+
+def _perceiver(config: WanConfig, stride: int, load_mini, device: str):
+    def mini(device: str) -> WorldModel:
+        return load_mini(device)
+
+    return load_perceiver(config.depth, config.masks, config.dynamic_prompts, mini, stride, device)
+
+
+def _check_branch(branch: SideBranch, transformer: WanTransformer3DModel, folder: Path) -> None:
+    ours, theirs = branch.config.transformer_config, transformer.config
+    names = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "ffn_dim")
+    unlike = [name for name in names if ours[name] != theirs[name]]
+    if unlike:
+        raise MirageError(
+            f"{folder / 'branch'} was made for another backbone: {', '.join(unlike)} differ; give "
+            "the branch that was trained on this one."
+        )
+
+
+def _beside(folder: Path, base: str) -> str:
+    """A relative `base` is meant from the folder, a hub id is not."""
+    return str(folder / base) if base.startswith(".") else base

@@ -1,0 +1,15 @@
+"""Inputs of small Wan networks, for tests."""
+
+from __future__ import annotations
+
+import torch
+
+
+def denoiser_inputs(config, frames=3, height=4, width=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    channels = config["in_channels"]
+    latents = torch.randn(1, channels, frames, height, width, generator=generator)
+    condition = torch.randn(1, channels + 5, frames, height, width, generator=generator)
+    timestep = torch.tensor([[0.0, *[700.0] * (frames - 1)]])
+    text = torch.randn(1, 5, config["text_dim"], generator=generator)
+    return latents, timestep, condition, text
