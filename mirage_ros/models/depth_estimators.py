@@ -1,0 +1,181 @@
+"""Depth models by name: `depth-anything:<folder or hub id>`, `depth-pro:...`, `da3:...`, ...
+
+Each says how far pixels are in its own way; depth_alignment.py makes metres of it. Models of
+transformers need nothing else installed; Depth Anything 3 and MapAnything bring own packages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.models.resizing import InputRule, network_input, picture_sized
+
+
+@dataclass(frozen=True)
+class DepthEstimator:
+    """A depth model and how it is spoken to.
+
+    Attributes:
+        network: normalised pictures (f, 3, ih, iw) to an answer (f, oh, ow).
+        rule: the pictures that the network takes.
+        inverse: larger answers are nearer.
+        metric: the answer has a scale of its own, in metres or 1/metres.
+        scale: from pixels of the picture's focal length to the factor of the answer.
+        batch: pictures at a time.
+    """
+
+    network: Callable[[Float[Tensor, "f 3 ih iw"]], Float[Tensor, "f oh ow"]]
+    rule: InputRule = InputRule()
+    inverse: bool = False
+    metric: bool = True
+    scale: Callable[[Camera], np.ndarray] | None = None
+    batch: int = 8
+    device: str = "cpu"
+
+    @torch.inference_mode()
+    def __call__(
+        self, rgb: UInt8[np.ndarray, "f h w 3"], cameras: Camera
+    ) -> Float[np.ndarray, "f h w"]:
+        """The model's answer at picture size, before alignment."""
+        parts = []
+        for start in range(0, len(rgb), self.batch):
+            pictures = network_input(rgb[start : start + self.batch], self.rule, self.device)
+            parts.append(picture_sized(self.network(pictures).float(), rgb.shape[1:3]).cpu())
+        answer = torch.cat(parts).numpy()
+        if self.scale is not None:
+            answer = answer * self.scale(cameras)[:, None, None]
+        return answer.astype(np.float32)
+
+
+def _transformers_depth(source: str, device: str) -> DepthEstimator:
+    """DepthAnythingForDepthEstimation and its kin in transformers (DPT heads)."""
+    from transformers import AutoModelForDepthEstimation
+
+    network = _load(AutoModelForDepthEstimation, source, device)
+    kind = network.config.model_type
+    if kind == "depth_pro":
+        return _depth_pro(network, device)
+    relative = getattr(network.config, "depth_estimation_type", "metric") == "relative"
+    patch = getattr(getattr(network.config, "backbone_config", None), "patch_size", 32) or 32
+    side = getattr(getattr(network.config, "backbone_config", None), "image_size", 518) or 518
+
+    def answer(pictures: Tensor) -> Tensor:
+        return network(pixel_values=pictures.to(network.dtype)).predicted_depth
+
+    # Relative checkpoints of this family answer with inverse depth of unknown scale and shift.
+    rule = InputRule(_side(side, patch), patch)
+    return DepthEstimator(answer, rule, relative, not relative, device=device)
+
+
+def _depth_pro(network, device: str) -> DepthEstimator:
+    """Canonical inverse depth; the focal length is ours, so its guess of it is not asked for."""
+    config = network.config
+    # The largest view is cut into patches that overlap by half of the image model's picture.
+    side = round(config.patch_size / min(config.scaled_images_ratios))
+    rule = InputRule(side, 1, square=True, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+    def answer(pictures: Tensor) -> Tensor:
+        return network(pixel_values=pictures.to(network.dtype)).predicted_depth
+
+    def scale(cameras: Camera) -> np.ndarray:
+        return cameras.size[1] / cameras.intrinsics[..., 0, 0]
+
+    return DepthEstimator(answer, rule, inverse=True, scale=scale, batch=1, device=device)
+
+
+def _depth_anything_3(source: str, device: str) -> DepthEstimator:
+    """The package depth-anything-3. The metric checkpoints answer in units of focal / 300."""
+    try:
+        from depth_anything_3.api import DepthAnything3
+    except ImportError as error:
+        raise MirageError(
+            f"Depth Anything 3 is not installed ({error}); pip install depth-anything-3 or name "
+            "another depth model."
+        ) from error
+    network = DepthAnything3.from_pretrained(source).to(device).eval()
+    # Longest side 504, sides multiples of 14: of such pictures the package crops nothing.
+    rule = InputRule(504, 14, longest=True, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    def answer(pictures: Tensor) -> Tensor:
+        images = (pictures.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        depth = [network.inference([image], process_res=504).depth[0] for image in images]
+        return torch.from_numpy(np.stack(depth))
+
+    def scale(cameras: Camera) -> np.ndarray:
+        height, width = rule.size(*cameras.size)
+        return cameras.resized((height, width)).intrinsics[..., 0, 0] / 300
+
+    focal = scale if "metric" in source.lower() else None
+    return DepthEstimator(answer, rule, scale=focal, device=device)
+
+
+def _map_anything(source: str, device: str) -> DepthEstimator:
+    """The package mapanything (metric z depth of single views)."""
+    try:
+        from mapanything.models import MapAnything
+    except ImportError as error:
+        raise MirageError(
+            f"MapAnything is not installed ({error}); install it from its repository or name "
+            "another depth model."
+        ) from error
+    network = MapAnything.from_pretrained(source).to(device).eval()
+    rule = InputRule(518, 14, longest=True)
+
+    def answer(pictures: Tensor) -> Tensor:
+        views = [{"img": picture[None], "data_norm_type": ["dinov2"]} for picture in pictures]
+        told = [network.infer([view], apply_mask=False, mask_edges=False)[0] for view in views]
+        return torch.cat([view["depth_z"][..., 0] for view in told])
+
+    return DepthEstimator(answer, rule, device=device)
+
+
+ESTIMATORS: dict[str, Callable[[str, str], DepthEstimator]] = {
+    "depth-anything": _transformers_depth,
+    "depth-pro": _transformers_depth,
+    "transformers": _transformers_depth,
+    "da3": _depth_anything_3,
+    "map-anything": _map_anything,
+}
+#: What a name alone stands for.
+SOURCES = {
+    "depth-anything": "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf",
+    "depth-pro": "apple/DepthPro-hf",
+    "da3": "depth-anything/DA3METRIC-LARGE",
+    "map-anything": "facebook/map-anything",
+}
+
+
+def load_depth_estimator(name: str, device: str = "cpu") -> DepthEstimator:
+    """A depth model by "kind" or "kind:folder or hub id"; MirageError when there is none such."""
+    kind, _, source = name.partition(":")
+    source = source or SOURCES.get(kind, "")
+    if kind not in ESTIMATORS or not source:
+        raise MirageError(
+            f"The depth model is '{name}'; give mini or KIND:SOURCE, the kind one of "
+            f"{', '.join(ESTIMATORS)} and the source a folder or hub id."
+        )
+    return ESTIMATORS[kind](source, device)
+
+
+def _load(kind: type, source: str, device: str):
+    try:
+        network = kind.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise MirageError(
+            f"The depth model {source} cannot be loaded ({reason}); give a folder or hub id of "
+            "one in transformers' format."
+        ) from error
+    return network.eval().requires_grad_(False).to(device)
+
+
+def _side(side: int, patch: int) -> int:
+    return max(patch, side // patch * patch)
