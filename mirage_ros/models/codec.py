@@ -68,12 +68,6 @@ class MiniCodec(ModelMixin, ConfigMixin):
         self.register_buffer("mean", mean.view(-1, 1, 1), persistent=False)
         self.register_buffer("std", std.view(-1, 1, 1), persistent=False)
 
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Makes latents zero mean and unit variance; kept in the config."""
-        self.mean.copy_(mean.view(-1, 1, 1))
-        self.std.copy_(std.view(-1, 1, 1))
-        self.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
-
     def encode(self, picture: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
         """Latents of pictures in [-1, 1] whose sides are multiples of 8."""
         return (self.encoder(picture) - self.mean) / self.std

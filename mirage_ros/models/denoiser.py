@@ -13,6 +13,7 @@ untrained network already shows what memory shows.
 from __future__ import annotations
 
 import copy
+import inspect
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -31,10 +32,18 @@ class SideBranch(ModelMixin, ConfigMixin):
     added to the network's output. Only for networks that predict the clean sample.
     """
 
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["WanTransformerBlock"]
+    _keep_in_fp32_modules = ["scale_shift_table", "norm1", "norm2", "norm3"]
+
     @register_to_config
     def __init__(self, transformer_config: dict, every: int = 2, shortcut: bool = False):
         super().__init__()
-        self._build(WanTransformer3DModel.from_config(transformer_config), every)
+        self.every, self.gradient_checkpointing = every, False
+        copies = -(-transformer_config["num_layers"] // every)
+        short = {**transformer_config, "num_layers": copies}
+        self.blocks = WanTransformer3DModel.from_config(short).blocks
+        self._build_ends()
 
     @classmethod
     def from_transformer(
@@ -42,23 +51,33 @@ class SideBranch(ModelMixin, ConfigMixin):
     ) -> SideBranch:
         """A fresh branch whose blocks are copies of the backbone's own."""
         config = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
-        branch = cls(transformer_config=config, every=every, shortcut=shortcut)
-        branch._build(transformer, every)
+        with torch.device("meta"):
+            branch = cls(transformer_config=config, every=every, shortcut=shortcut)
+        branch.blocks = nn.ModuleList(copy.deepcopy(block) for block in transformer.blocks[::every])
+        branch._build_ends()
+        like = transformer.patch_embedding.weight
+        for name, part in branch.named_children():
+            if name != "blocks":
+                part.to(like.device, like.dtype)
         return branch
 
-    def _build(self, transformer: WanTransformer3DModel, every: int) -> None:
-        dim = transformer.proj_out.in_features
-        channels = transformer.config.in_channels + GEOMETRY_CHANNELS
-        patch = tuple(transformer.config.patch_size)
-        self.every = every
+    def _build_ends(self) -> None:
+        """The layers that are the branch's own: its way in, and the zeros it is closed by."""
+        backbone = inspect.signature(WanTransformer3DModel.__init__).bind_partial(
+            None, **self.config.transformer_config
+        )
+        backbone.apply_defaults()
+        told = backbone.arguments["in_channels"]
+        dim = self.blocks[0].norm1.normalized_shape[0]
+        patch = tuple(backbone.arguments["patch_size"])
+        channels = told + GEOMETRY_CHANNELS
         self.patch_embedding = nn.Conv3d(channels, dim, kernel_size=patch, stride=patch)
-        self.blocks = nn.ModuleList(copy.deepcopy(block) for block in transformer.blocks[::every])
         self.zero = nn.ModuleList(nn.Linear(dim, dim) for _ in self.blocks)
         for layer in self.zero:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         if self.config.shortcut:
-            self.align = Aligner(transformer.config.in_channels)
+            self.align = Aligner(told)
 
     def aligned(self, condition: Float[Tensor, "b told f h w"]) -> Float[Tensor, "b c f h w"]:
         """The readout's latents as they would be if every token sat in its cell's centre."""
@@ -73,7 +92,7 @@ class SideBranch(ModelMixin, ConfigMixin):
         stream = hidden + self.patch_embedding(condition).flatten(2).transpose(1, 2)
         residuals = []
         for block, zero in zip(self.blocks, self.zero, strict=True):
-            stream = block(stream, text, temb, rotary)
+            stream = _run(self, block, stream, text, temb, rotary)
             residuals.append(zero(stream))
         return residuals
 
@@ -113,7 +132,7 @@ class MemoryDenoiser(nn.Module):
 
         residuals = self.branch(hidden, condition, text, temb_blocks, rotary)
         for index, block in enumerate(net.blocks):
-            hidden = block(hidden, text, temb_blocks, rotary)
+            hidden = _run(net, block, hidden, text, temb_blocks, rotary)
             if index % self.branch.every == 0:
                 hidden = hidden + residuals[index // self.branch.every]
 
@@ -140,3 +159,10 @@ class MemoryDenoiser(nn.Module):
         p_t, p_h, p_w = self.transformer.config.patch_size
         grid = tokens.view(batch, frames // p_t, height // p_h, width // p_w, p_t, p_h, p_w, -1)
         return grid.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(batch, -1, frames, height, width)
+
+
+def _run(owner: ModelMixin, block: nn.Module, *inputs: Tensor | tuple) -> Tensor:
+    """The block's output, recomputed in the backward pass where its owner checkpoints gradients."""
+    if owner.gradient_checkpointing and torch.is_grad_enabled():
+        return owner._gradient_checkpointing_func(block, *inputs)
+    return block(*inputs)

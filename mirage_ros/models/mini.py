@@ -17,6 +17,7 @@ from mirage_ros.models.codec import MiniCodec
 from mirage_ros.models.conditioning import condition_from_context, condition_from_readout
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.perception import MiniPerception
+from mirage_ros.models.pixels import picture_from_rgb, rgb_from_picture
 from mirage_ros.models.sampler import TIMESTEPS, SamplerConfig, sample
 
 #: Fewer anchored cells than this say too little about a frame's scale.
@@ -73,8 +74,7 @@ class MiniModel:
         """Pictures of latents."""
         layout = {"memory_format": torch.channels_last}
         picture = self.codec.decode(latents.float().to(self.device).contiguous(**layout))
-        picture = ((picture + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return picture.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return rgb_from_picture(picture)
 
     @torch.inference_mode()
     def generate(
@@ -136,8 +136,7 @@ class MiniModel:
 
     def _picture(self, rgb: np.ndarray) -> Tensor:
         picture = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device)
-        picture = picture.permute(0, 3, 1, 2).float() / 127.5 - 1
-        return picture.contiguous(memory_format=torch.channels_last)
+        return picture_from_rgb(picture).contiguous(memory_format=torch.channels_last)
 
 
 def _scale_to_anchor(depth_m: np.ndarray, anchor_m: np.ndarray, stride: int) -> np.ndarray:

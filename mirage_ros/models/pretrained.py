@@ -6,19 +6,22 @@ import json
 import os
 import shutil
 from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors import SafetensorError
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.types import WorldModel
 from mirage_ros.models.codec import MiniCodec
 from mirage_ros.models.denoiser import SideBranch
 from mirage_ros.models.mini import MiniConfig, MiniModel
+from mirage_ros.models.parts import find_folder, load_part, pick_device
 from mirage_ros.models.perception import MiniPerception
 from mirage_ros.models.sampler import SamplerConfig
+from mirage_ros.models.wan_config import is_wan_folder
 
 FORMAT_VERSION = 1
 SHIPPED = {"mini": Path(__file__).parent.parent / "weights" / "mini"}
@@ -30,19 +33,31 @@ PARTS = {
 }
 
 
-def load_model(name_or_path: str = "mini", device: str = "auto") -> WorldModel:
-    """The model of a shipped name ("mini") or of a checkpoint folder.
+def load_model(
+    name_or_path: str = "mini", device: str = "auto", settings: Mapping[str, Any] | None = None
+) -> WorldModel:
+    """The model of a shipped name ("mini"), of a checkpoint folder or of a hub id.
 
     Args:
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        settings: of a Wan2.2 folder, see wan_config.py; the mini model has none.
 
     Raises:
         MirageError: the folder is missing, incomplete, damaged or of another version.
     """
-    folder = SHIPPED.get(str(name_or_path), Path(name_or_path))
+    folder = SHIPPED.get(str(name_or_path)) or find_folder(name_or_path)
+    device = pick_device(device)
+    if is_wan_folder(folder):
+        from mirage_ros.models.wan_loading import load_wan
+
+        return load_wan(folder, device, settings or {}, lambda device: load_model("mini", device))
     index = _read_index(folder)
-    device = _pick_device(device)
-    parts = {name: _load_part(folder / name, kind) for name, kind in PARTS.items()}
+    if settings:
+        raise MirageError(
+            f"The model {index['name']} got the settings {sorted(settings)} and has none; leave "
+            "them out, or give a Wan2.2 folder."
+        )
+    parts = {name: load_part(folder / name, kind) for name, kind in PARTS.items()}
     sampler = SamplerConfig(**index["sampler"])
     config = MiniConfig(tuple(index["size"]), int(index["chunk_frames"]), sampler)
     return MiniModel(**parts, config=config, name=index["name"], device=device)
@@ -96,37 +111,3 @@ def _read_index(folder: Path) -> dict:
     if missing:
         raise MirageError(f"{path} lacks {sorted(missing)}; fetch the folder again.")
     return index
-
-
-def _load_part(folder: Path, kind: type) -> torch.nn.Module:
-    try:
-        part, report = kind.from_pretrained(
-            str(folder),
-            torch_dtype=torch.float32,
-            # Wan keeps some modules in float32, for which diffusers demands its lean loading.
-            low_cpu_mem_usage=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise MirageError(
-            f"The checkpoint part {folder} is missing or damaged ({reason}); fetch it again."
-        ) from error
-    wrong = report["missing_keys"] + report["unexpected_keys"]
-    if wrong:
-        raise MirageError(
-            f"The checkpoint part {folder} does not fit {kind.__name__}: {len(wrong)} tensors "
-            f"differ, the first is {wrong[0]}; fetch the folder that belongs to this release."
-        )
-    return part
-
-
-def _pick_device(device: str) -> str:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda"):
-        raise MirageError(f"The device is {device!r}; give auto, cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise MirageError("The device is cuda but no CUDA device is visible; use auto or cpu.")
-    return device
