@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
-from mirage_ros.training.denoiser import Chunks, DenoiserLossConfig, LatentClip
+from mirage_ros.training.chunks import Chunks, ChunksConfig, LatentClip
+from mirage_ros.models.codec import MiniCodec
+from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.training.checkpoints import checkpoint_path
+from mirage_ros.training.denoiser import DenoiserLossConfig
 from mirage_ros.training.loop import Loop, LoopConfig
-from mirage_ros.training.recipe import read_recipe
+from mirage_ros.training.recipe import MINI_TRANSFORMER, Recipe, read_recipe
+from mirage_ros.training.regimes import train_paper
+from mirage_ros.training.shards import StoredClip
 
 
 def _loss(network, generator):
@@ -49,6 +59,15 @@ def test_a_run_cut_short_goes_on_to_the_same_weights(tmp_path):
     assert torch.equal(whole.average["weight"], resumed.average["weight"])
 
 
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    loop = Loop(_network(), tmp_path, LoopConfig(steps=2))
+    loop.run(_loss)
+    path = checkpoint_path(tmp_path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(MirageError, match="checkpoint.safetensors is damaged"):
+        Loop(_network(), tmp_path, LoopConfig(steps=2))
+
+
 def test_recipes_refuse_unknown_keys_by_name(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("codec: {stepz: 3}\n")
@@ -70,7 +89,7 @@ def _wall_clip(frames=10):
 
 
 def test_a_sample_shows_what_a_grown_memory_shows():
-    config = DenoiserLossConfig(blank_share=0.0, latent_noise=0.0, depth_noise=0.0)
+    config = ChunksConfig(blank_share=0.0, latent_noise=0.0, depth_noise=0.0)
     loss = Chunks([_wall_clip()], config)
     for seed in range(5):
         clean, context, condition = loss.draw(torch.Generator().manual_seed(seed))
@@ -85,7 +104,104 @@ def test_a_sample_shows_what_a_grown_memory_shows():
 
 
 def test_blank_samples_see_nothing():
-    config = dataclasses.replace(DenoiserLossConfig(), blank_share=1.0)
+    config = dataclasses.replace(ChunksConfig(), blank_share=1.0)
     _, _, condition = Chunks([_wall_clip()], config).draw(torch.Generator().manual_seed(0))
     assert condition[:, 2:].abs().max() == 0
     assert (condition[16, :2] == 1).all()
+
+
+RECIPE = """
+data: {folder}/data
+run: {folder}/{name}
+output: {folder}/{name}/model
+textures: 8
+threads: 1
+clips: {{seeds: [0, 2], frames: 8, size: [64, 80], period_s: 0.4, workers: 1}}
+validation_seeds: [1000000, 1000001]
+codec: {{steps: 12, validate_steps: 6, checkpoint_s: 0.0}}
+codec_loss: {{crop: 32, batch: 2}}
+perception: {{steps: 4, validate_steps: 4, checkpoint_s: 0.0}}
+perception_loss: {{batch: 2}}
+aligner: {{steps: 4, validate_steps: 4, checkpoint_s: 0.0}}
+aligner_batch: 1
+denoiser: {{steps: 6, validate_steps: 3, checkpoint_s: 0.0}}
+denoiser_loss: {{batch: 1}}
+"""
+
+
+def _training(folder, name):
+    """A process that trains a recipe of its own run folder."""
+    recipe = folder / f"{name}.yaml"
+    recipe.write_text(RECIPE.format(folder=folder, name=name))
+    command = [sys.executable, "-m", "mirage_ros.cli", "train", "--config", str(recipe)]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+def _kill_when(process, path):
+    """Kills the process as soon as the file exists; a process that ends before fails the test."""
+    while not path.exists():
+        assert process.poll() is None, f"{path} never came"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+
+
+def test_the_recipe_killed_twice_ends_in_the_same_model(tmp_path):
+    pytest.importorskip("mujoco")
+    for stage in ("codec", "denoiser"):
+        _kill_when(
+            _training(tmp_path, "killed"), checkpoint_path(tmp_path / "killed" / stage)
+        )
+    for name in ("killed", "whole"):
+        assert _training(tmp_path, name).wait() == 0
+    for part in ("codec", "transformer", "branch", "perception"):
+        files = [
+            next((tmp_path / name / "model" / part).glob("*.safetensors"))
+            for name in ("killed", "whole")
+        ]
+        assert files[0].read_bytes() == files[1].read_bytes(), part
+    events = list((tmp_path / "whole" / "denoiser").glob("events.out.tfevents.*"))
+    assert events and events[0].stat().st_size > 1000
+
+
+def _tiny_denoiser():
+    torch.manual_seed(0)
+    shape = {"num_attention_heads": 1, "attention_head_dim": 24, "ffn_dim": 32, "num_layers": 2}
+    transformer = WanTransformer3DModel(**(MINI_TRANSFORMER | shape))
+    return MemoryDenoiser(transformer, SideBranch.from_transformer(transformer, shortcut=True))
+
+
+def _stored_wall(frames=8):
+    rng = np.random.default_rng(0)
+    depth = np.full((frames, 64, 80), 2.0, np.float16)
+    nothing = np.zeros(depth.shape, bool)
+    rgb = rng.integers(0, 255, (*depth.shape, 3), np.uint8)
+    cameras = _wall_clip(frames).cameras.resized((64, 80))
+    return StoredClip(rgb, depth, nothing, nothing, cameras)
+
+
+def test_the_papers_stages_train_what_they_say(tmp_path, monkeypatch):
+    """Stage zero the backbone, stage one the branch alone, stage two branch and LoRA only."""
+    steps = LoopConfig(steps=2, warmup_steps=1, validate_steps=2, validate_batches=1)
+    recipe = Recipe(
+        run=str(tmp_path), regime="paper", lora_rank=2, aligner_batch=1, base=steps, aligner=steps,
+        denoiser=steps, lora=steps, denoiser_loss=DenoiserLossConfig(batch=1),
+    )  # fmt: skip
+    clips = [_stored_wall()]
+    codec = MiniCodec(widths=(8, 8, 8)).eval()
+    trained = {}
+    run = Loop.run
+
+    def watched(loop, *losses):
+        before = {k: v.detach().clone() for k, v in loop.network.named_parameters()}
+        run(loop, *losses)
+        after = dict(loop.network.named_parameters())
+        trained[loop.folder.name] = {k for k in after if not torch.equal(before[k], after[k])}
+
+    monkeypatch.setattr(Loop, "run", watched)
+    network = train_paper(recipe, codec, _tiny_denoiser(), clips, clips)
+    assert trained["base"] and all(".transformer." in f".{k}" for k in trained["base"])
+    assert trained["denoiser"] and all(k.startswith("branch.") for k in trained["denoiser"])
+    assert any("lora_" in k for k in trained["lora"])
+    assert all(k.startswith("branch.") or "lora_" in k for k in trained["lora"])
+    assert not any("lora" in k for k in network.state_dict())

@@ -1,87 +1,138 @@
-"""Stage one of the recipe: the mini codec, on frames and on procedural textures."""
+"""Stage one of the recipe: the mini codec and the aligner together, on frames and textures.
+
+A latent codes where in its cell things are, and memory moves latents. Trained alone, a codec
+takes no account of that: moved by a third of a cell, its latents are as far from the true ones as
+those are from zero (docs/log.md). Trained through the aligner it makes latents that can be moved.
+The idea of asking a codec for equivariance is that of EQ-VAE (Kouzelis et al. 2025); here the
+moves are those that memory makes, and the aligner is told them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mirage_ros.models.alignment import Aligner
+from mirage_ros.models.codec import MiniCodec
+from mirage_ros.models.pixels import picture_from_rgb
+from mirage_ros.training.pictures import sheet
 from mirage_ros.training.shards import StoredClip
+from mirage_ros.training.warps import WarpConfig, planar_readout, random_warp, second_view
 
 
 @dataclass(frozen=True)
 class CodecLossConfig:
     """Attributes:
     crop: side of the square crops in pixels.
-    batch: crops per step.
-    texture_share: crops from textures rather than frames.
-    latent_noise: standard deviation added to latents before decoding, relative to theirs:
-        memory stores them in half precision and the denoiser returns them inexactly.
+    batch: pairs of crops per step.
+    texture_share: pairs from textures rather than frames.
+    latent_noise: standard deviation added to latents before decoding (they are pulled to unit
+        variance): memory stores them in half precision and the denoiser returns them inexactly.
     gradient_weight: of the difference of image gradients.
+    moved_weight: of the second view, decoded from the first view's aligned latents.
     """
 
     crop: int = 64
-    batch: int = 24
-    texture_share: float = 0.4
-    latent_noise: float = 0.05
+    batch: int = 16
+    texture_share: float = 0.3
+    latent_noise: float = 0.04
     gradient_weight: float = 0.5
+    moved_weight: float = 0.7
+    warp: WarpConfig = field(default_factory=WarpConfig)
+
+
+#: Keeps latents near zero mean and unit variance without shaping them otherwise.
+UNIT_WEIGHT = 1e-3
+
+
+class MovedCodec(nn.Module):
+    """Codec and aligner as one network to train."""
+
+    def __init__(self, codec: MiniCodec, align: Aligner):
+        super().__init__()
+        self.codec, self.align = codec, align
 
 
 class CodecLoss:
-    """Draws crops and scores their reconstruction."""
+    """Draws pairs of crops and scores the first decoded and the second decoded from the first."""
 
     def __init__(self, clips: list[StoredClip], textures: np.ndarray, config: CodecLossConfig):
-        self.frames = [torch.from_numpy(clip.rgb) for clip in clips]
-        self.textures = torch.from_numpy(textures)
-        self.config = config
+        self.frames = [clip.rgb for clip in clips]
+        self.textures, self.config = textures, config
 
-    def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        config = self.config
-        picture = self._crops(generator).contiguous(memory_format=torch.channels_last)
-        latents = network.encode(picture)
-        spread = latents.detach().std((0, 2, 3), keepdim=True)
-        noise = torch.randn(latents.shape, generator=generator) * spread * config.latent_noise
-        again = network.decode(latents + noise)
-        pixel = F.smooth_l1_loss(again, picture, beta=0.05)
-        gradient = sum(F.l1_loss(again.diff(dim=d), picture.diff(dim=d)) for d in (-1, -2))
-        # A weak pull keeps latents near unit scale, so that no channel grows without bound.
-        size = latents.square().mean()
-        loss = pixel + config.gradient_weight * gradient + 1e-4 * size
-        psnr = 10 * torch.log10(4 / (again - picture).square().mean())
-        return {"loss": loss, "psnr_db": psnr.detach(), "latent_rms": size.detach().sqrt()}
+    def __call__(self, network: MovedCodec, generator: torch.Generator) -> dict[str, Tensor]:
+        first, second, again, moved, latents, seen = self._draw(network, generator)
+        spread = latents.var((0, 2, 3)) - 1
+        unit = latents.mean((0, 2, 3)).square().mean() + spread.square().mean()
+        loss = self._score(again, first, torch.ones_like(seen)) + UNIT_WEIGHT * unit
+        loss = loss + self.config.moved_weight * self._score(moved, second, seen)
+        report = {"psnr_db": _psnr(again, first), "moved_db": _psnr(moved * seen, second * seen)}
+        return {"loss": loss} | {k: v.detach() for k, v in report.items()} | {"unit": unit.detach()}
 
-    def _crops(self, generator: torch.Generator) -> Tensor:
-        crops = []
+    def picture(
+        self, network: MovedCodec, generator: torch.Generator
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """Columns: first view, decoded; second view, decoded from the first where it sees it."""
+        first, second, again, moved, _, seen = self._draw(network, generator)
+        return sheet([first[:6], again[:6], second[:6], (moved * seen)[:6]])
+
+    def _draw(self, network: MovedCodec, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Both views, both decoded, the first's latents, and where the second sees the first."""
+        codec, device = network.codec, next(network.parameters()).device
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        first, second, warps = self._pairs(rng)
+        first, second = first.to(device), second.to(device)
+        latents = codec.encode(first)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        noisy = latents + self.config.latent_noise * noise
+        told = torch.stack(
+            [
+                planar_readout(row, warp, codec.stride, float(rng.uniform(0.1, 1)))
+                for row, warp in zip(noisy, warps, strict=True)
+            ]
+        )
+        again, moved = codec.decode(torch.cat([noisy, network.align(told)])).chunk(2)
+        seen = told[:, -5:-4].repeat_interleave(codec.stride, 2).repeat_interleave(codec.stride, 3)
+        return first, second, again, moved, latents, seen
+
+    def _score(self, picture: Tensor, truth: Tensor, where: Tensor) -> Tensor:
+        picture, truth = picture * where, truth * where
+        pixel = F.smooth_l1_loss(picture, truth, beta=0.05)
+        gradient = sum(F.l1_loss(picture.diff(dim=d), truth.diff(dim=d)) for d in (-1, -2))
+        return (pixel + self.config.gradient_weight * gradient) / where.mean().clamp(min=0.1)
+
+    def _pairs(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[np.ndarray]]:
+        """First and second crops (b, 3, side, side) in [-1, 1], and the maps between them."""
+        side, firsts, seconds, warps = self.config.crop, [], [], []
         for _ in range(self.config.batch):
-            textured = torch.rand((), generator=generator) < self.config.texture_share
-            source = self.textures if textured else self._draw(self.frames, generator)
-            crops.append(self._crop(self._draw(source, generator), generator))
-        return torch.stack(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
+            picture = self._picture(rng)
+            corner = tuple(int(rng.integers(n - side + 1)) for n in picture.shape[:2])
+            warp = random_warp(rng, side, MiniCodec.stride, self.config.warp)
+            firsts.append(picture[corner[0] : corner[0] + side, corner[1] : corner[1] + side])
+            seconds.append(second_view(picture, corner, warp, side))
+            warps.append(warp)
+        return _tensor(firsts), _tensor(seconds), warps
 
-    def _crop(self, picture: Tensor, generator: torch.Generator) -> Tensor:
-        side = self.config.crop
-        top = int(torch.randint(picture.shape[0] - side + 1, (), generator=generator))
-        left = int(torch.randint(picture.shape[1] - side + 1, (), generator=generator))
-        crop = picture[top : top + side, left : left + side]
-        for dim in (0, 1):
-            if torch.rand((), generator=generator) < 0.5:
-                crop = crop.flip(dim)
-        return crop.transpose(0, 1) if torch.rand((), generator=generator) < 0.5 else crop
-
-    @staticmethod
-    def _draw(items, generator: torch.Generator):
-        return items[int(torch.randint(len(items), (), generator=generator))]
+    def _picture(self, rng: np.random.Generator) -> np.ndarray:
+        """A frame or a texture, mirrored and transposed at random."""
+        source = self.textures
+        if rng.random() >= self.config.texture_share:
+            source = self.frames[rng.integers(len(self.frames))]
+        picture = source[rng.integers(len(source))]
+        picture = picture[:, ::-1] if rng.random() < 0.5 else picture
+        picture = picture.swapaxes(0, 1) if rng.random() < 0.5 else picture
+        return np.ascontiguousarray(picture)
 
 
-@torch.no_grad()
-def measure_statistics(network, clips: list[StoredClip], frames: int = 400) -> None:
-    """Sets the latents' mean and standard deviation from evenly drawn frames."""
-    pictures = np.concatenate([clip.rgb for clip in clips])
-    chosen = pictures[:: max(1, len(pictures) // frames)]
-    picture = torch.from_numpy(chosen).permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents = torch.cat([network.encode(part) for part in picture.split(32)])
-    latents = latents * network.std + network.mean
-    network.set_statistics(latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+def _tensor(pictures: list[np.ndarray]) -> Float[Tensor, "b 3 h w"]:
+    batch = picture_from_rgb(torch.from_numpy(np.stack(pictures)))
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def _psnr(picture: Tensor, truth: Tensor) -> Tensor:
+    return 10 * torch.log10(4 / (picture - truth).square().mean())

@@ -1,18 +1,30 @@
-"""One training loop for every stage: AdamW, EMA, safetensors checkpoints, resume by itself."""
+"""One training loop for every stage: AdamW, EMA, validation, checkpoints, resume by itself.
+
+Several processes (`accelerate launch`) draw different samples and share their gradients; the
+first one writes. Gradients are averaged by hand rather than by a wrapper around the network,
+so that a loss may call any part of it.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator
+from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from mirage_ros.training.checkpoints import load_checkpoint, save_checkpoint
+
+#: Keeps validation draws apart from training draws.
+VALIDATION_SEED = 2**40
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,8 @@ class LoopConfig:
     decay_fraction: the last share of the steps decays linearly to zero.
     ema: decay of the averaged weights, which are the ones that ship.
     checkpoint_s: seconds between checkpoints.
+    validate_steps: steps between validations; their pictures and scores go to TensorBoard.
+    validate_batches: batches scored in one validation, the same ones each time.
     """
 
     steps: int = 1000
@@ -34,14 +48,29 @@ class LoopConfig:
     clip_norm: float = 1.0
     ema: float = 0.998
     checkpoint_s: float = 120.0
+    validate_steps: int = 250
+    validate_batches: int = 4
     seed: int = 0
 
 
+class Loss(Protocol):
+    """Draws a batch and scores a network on it: named scalars, of which "loss" is minimised.
+
+    `picture` (h, w, 3) uint8 is for people: what the network makes of one draw, and the truth.
+    """
+
+    def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]: ...
+
+    def picture(self, network: nn.Module, generator: torch.Generator) -> np.ndarray: ...
+
+
 class Loop:
-    """Runs `loss(network, generator)` until `steps`, from the last checkpoint in `folder`."""
+    """Runs a loss until `steps`, from the last checkpoint in `folder`."""
 
     def __init__(self, network: nn.Module, folder: Path, config: LoopConfig):
-        self.network, self.folder, self.config = network, folder, config
+        self.folder, self.config = folder, config
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.network = network.to(self.accelerator.device)
         parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             parameters,
@@ -50,37 +79,38 @@ class Loop:
             betas=(0.9, 0.95),
         )
         self.average = {k: v.detach().clone() for k, v in network.named_parameters()}
-        self.step = 0
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._checkpoint.exists():
-            self._load()
+        self.step = load_checkpoint(folder, network, self.average, self.optimizer)
 
     @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
+    def is_finished(self) -> bool:
+        """Whether a run would do nothing, so that no data need be made for it."""
+        return self.step >= self.config.steps
 
-    def run(self, loss: Callable[[nn.Module, torch.Generator], dict[str, Tensor]]) -> None:
-        """`loss` returns named scalars; "loss" is minimised, the rest is logged.
+    def run(self, loss: Loss, validation: Loss | None = None) -> None:
+        """Trains; `validation` is the same loss on held-out data.
 
         The generator is seeded by the step, so that a resumed run draws what it would have drawn.
         """
-        saved_s = time.monotonic()
-        smooth: dict[str, float] = {}
+        if self.is_finished:
+            return
+        saved_s, smooth, writes = time.monotonic(), {}, self.accelerator.is_main_process
         bar = tqdm(
-            total=self.config.steps, initial=self.step, desc=self.folder.name, mininterval=5
-        )
-        while self.step < self.config.steps:
-            generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-            for key, value in self._update(loss, generator).items():
-                smooth[key] = 0.98 * smooth.get(key, value) + 0.02 * value
-            bar.set_postfix({k: f"{v:.4g}" for k, v in smooth.items()}, refresh=False)
-            bar.update()
-            if self.step % 50 == 0:
-                self._log(smooth)
-            if time.monotonic() - saved_s > self.config.checkpoint_s:
-                self.save()
-                saved_s = time.monotonic()
-        self.save()
+            total=self.config.steps, initial=self.step, desc=self.folder.name, mininterval=5,
+            disable=not writes,
+        )  # fmt: skip
+        with self._log() as log:
+            while self.step < self.config.steps:
+                for key, value in self._update(loss).items():
+                    smooth[key] = 0.98 * smooth.get(key, value) + 0.02 * value
+                    log.add_scalar(f"train/{key}", value, self.step)
+                bar.set_postfix({k: f"{v:.4g}" for k, v in smooth.items()}, refresh=False)
+                bar.update()
+                if validation is not None and writes and self._is_validation_due():
+                    self._validate(validation, log)
+                if time.monotonic() - saved_s > self.config.checkpoint_s:
+                    self.save()
+                    saved_s = time.monotonic()
+            self.save()
         bar.close()
 
     def averaged(self) -> nn.Module:
@@ -90,12 +120,18 @@ class Loop:
                 value.copy_(self.average[key])
         return self.network
 
-    def _update(self, loss, generator) -> dict[str, float]:
+    def save(self) -> None:
+        """Weights, averages and optimiser moments, in one file that is renamed into place."""
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.folder, self.network, self.average, self.optimizer, self.step)
+
+    def _update(self, loss: Loss) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        values = loss(self.network, generator)
+        values = loss(self.network, self._generator())
         self.optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
+        self._share_gradients()
         nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.step += 1
@@ -105,38 +141,55 @@ class Loop:
                 self.average[key].lerp_(value, 1 - decay)
         return {key: float(value.detach()) for key, value in values.items()}
 
+    def _generator(self) -> torch.Generator:
+        """Of this step and process."""
+        draw = self.config.seed * 1_000_003 + self.step
+        processes = self.accelerator.num_processes
+        return torch.Generator().manual_seed(draw * processes + self.accelerator.process_index)
+
+    def _share_gradients(self) -> None:
+        if self.accelerator.num_processes > 1:
+            for parameter in self.network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+
     def _learning_rate(self) -> float:
         config = self.config
         warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
         left = (config.steps - self.step) / max(1, config.steps * config.decay_fraction)
         return config.learning_rate * warm * min(1.0, left)
 
-    def save(self) -> None:
-        """Weights, averages and optimiser moments in one file that is renamed into place."""
-        tensors = {f"network.{k}": v for k, v in self.network.named_parameters()}
-        tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
-        temporary = self._checkpoint.with_suffix(".tmp")
-        tensors = {k: v.detach().contiguous() for k, v in tensors.items()}
-        save_file(tensors, temporary, metadata={"step": str(self.step)})
-        os.replace(temporary, self._checkpoint)
+    def _is_validation_due(self) -> bool:
+        return self.step % self.config.validate_steps == 0 or self.step == self.config.steps
 
-    def _load(self) -> None:
-        tensors = load_file(self._checkpoint)
-        with torch.no_grad():
-            for key, value in self.network.named_parameters():
-                value.copy_(tensors[f"network.{key}"])
-                self.average[key].copy_(tensors[f"average.{key}"])
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = value
-                self.step = max(self.step, int(value)) if name == "step" else self.step
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    @torch.no_grad()
+    def _validate(self, loss: Loss, log: SummaryWriter) -> None:
+        """Scores and draws with the averaged weights, on the same draws each time."""
+        generators = [
+            torch.Generator().manual_seed(VALIDATION_SEED + i)
+            for i in range(self.config.validate_batches)
+        ]
+        with self._with_averages():
+            rows = [loss(self.network, generator) for generator in generators]
+            picture = loss.picture(self.network, generators[0].manual_seed(VALIDATION_SEED))
+        for key in rows[0]:
+            values = [float(row[key]) for row in rows if key in row]
+            log.add_scalar(f"validation/{key}", sum(values) / len(values), self.step)
+        log.add_image("validation/picture", picture, self.step, dataformats="HWC")
 
-    def _log(self, values: dict[str, float]) -> None:
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps({"step": self.step, **values}) + "\n")
+    @contextmanager
+    def _with_averages(self) -> Iterator[None]:
+        kept = {k: v.detach().clone() for k, v in self.network.named_parameters()}
+        self.averaged()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for key, value in self.network.named_parameters():
+                    value.copy_(kept[key])
+
+    def _log(self) -> SummaryWriter:
+        """TensorBoard events beside the checkpoint; other processes than the first write none."""
+        return SummaryWriter(
+            str(self.folder), purge_step=self.step, write_to_disk=self.accelerator.is_main_process
+        )

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_ros.core.depth import cell_depth
+from mirage_ros.models.pixels import picture_from_rgb
+from mirage_ros.training.pictures import coloured_depth, sheet
 from mirage_ros.training.shards import StoredClip
 
 
@@ -45,10 +48,7 @@ class PerceptionLoss:
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
-        rows = [self._draw(generator) for _ in range(config.batch)]
-        parts = (torch.stack(part) for part in zip(*rows, strict=True))
-        picture, rays, anchor, depth, moving, sky = parts
-        picture = picture.contiguous(memory_format=torch.channels_last)
+        picture, rays, anchor, depth, moving, sky = self._batch(network, generator)
         log_depth, moving_logit, sky_logit = network(picture, rays, anchor)
         valid = ~sky & torch.isfinite(depth)
         target = torch.where(valid, depth.clamp(min=0.05).log(), log_depth.detach())
@@ -58,7 +58,7 @@ class PerceptionLoss:
         value = value + config.gradient_weight * sum(flat)
         sky_loss = F.binary_cross_entropy_with_logits(sky_logit, sky.float())
         moving_loss = F.binary_cross_entropy_with_logits(
-            moving_logit, moving.float(), pos_weight=torch.tensor(4.0)
+            moving_logit, moving.float(), pos_weight=torch.tensor(4.0, device=moving.device)
         )
         loss = value + config.sky_weight * sky_loss + config.moving_weight * moving_loss
         seen = torch.isfinite(anchor).flatten(1).any(1)
@@ -70,11 +70,27 @@ class PerceptionLoss:
             log["log_error_blind"] = relative[~seen].mean()
         return log
 
+    def picture(self, network: nn.Module, generator: torch.Generator) -> UInt8[np.ndarray, "h w 3"]:
+        """Columns: picture, true depth, depth, moving (red) and sky (blue) as they are said."""
+        picture, rays, anchor, depth, _, _ = self._batch(network, generator)
+        log_depth, moving, sky = network(picture, rays, anchor)
+        masks = torch.stack([moving, torch.full_like(moving, -1), sky], 1).sign()
+        columns = [picture, coloured_depth(depth.log()), coloured_depth(log_depth), masks]
+        return sheet([column[:6] for column in columns])
+
+    def _batch(self, network: nn.Module, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Picture, rays, anchor, depth, moving, sky, on the network's device."""
+        device = next(network.parameters()).device
+        rows = [self._draw(generator) for _ in range(self.config.batch)]
+        parts = [torch.stack(part).to(device) for part in zip(*rows, strict=True)]
+        parts[0] = parts[0].contiguous(memory_format=torch.channels_last)
+        return tuple(parts)
+
     def _draw(self, generator: torch.Generator) -> tuple[Tensor, ...]:
         which = int(torch.randint(len(self.clips), (), generator=generator))
         clip, cells = self.clips[which], self.cells[which]
         frame = int(torch.randint(len(clip.rgb), (), generator=generator))
-        picture = torch.from_numpy(clip.rgb[frame]).permute(2, 0, 1).float() / 127.5 - 1
+        picture = picture_from_rgb(torch.from_numpy(clip.rgb[frame]))
         gain = 1 + 0.15 * torch.randn(3, 1, 1, generator=generator)
         picture = (((picture + 1) * gain) - 1).clamp(-1, 1)
         depth = torch.from_numpy(clip.depth_m[frame].astype(np.float32))

@@ -9,26 +9,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from accelerate import Accelerator
 from diffusers import WanTransformer3DModel
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.models.alignment import Aligner
 from mirage_ros.models.codec import MiniCodec
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.mini import MiniConfig, MiniModel
 from mirage_ros.models.perception import MiniPerception
-from mirage_ros.models.pretrained import save_model
+from mirage_ros.models.pretrained import load_model, save_model
 from mirage_ros.models.sampler import SamplerConfig
-from mirage_ros.training.codec import CodecLoss, CodecLossConfig, measure_statistics
-from mirage_ros.training.denoiser import (
-    AlignerLoss,
-    Chunks,
-    DenoiserLoss,
-    DenoiserLossConfig,
-    encode_clips,
-    pixel_weights,
-)
+from mirage_ros.training.chunks import ChunksConfig
+from mirage_ros.training.codec import CodecLoss, CodecLossConfig, MovedCodec
+from mirage_ros.training.denoiser import DenoiserLossConfig
 from mirage_ros.training.loop import Loop, LoopConfig
 from mirage_ros.training.perception import PerceptionLoss, PerceptionLossConfig
+from mirage_ros.training.regimes import REGIMES
 from mirage_ros.training.shards import ShardConfig, StoredClip, load_shards, make_shards
 
 #: One class, two sizes: this is the small one (the large one is Wan 2.2 TI2V 5B).
@@ -51,22 +48,36 @@ class Recipe:
     data: folder of the rendered clips.
     run: folder of checkpoints and logs.
     output: checkpoint folder to write.
+    regime: "single" trains backbone and branch together; "paper" the backbone without memory, then
+        the branch alone, then the branch and LoRA adapters of rank `lora_rank`, which are merged.
+    start_from: a checkpoint's name or folder whose weights are taken on; empty for new ones.
     textures: procedural pictures beside the clips for the codec.
+    clips: what is rendered; `validation_seeds` are rendered alike and never trained on.
+    evaluate_seeds: worlds in which the result is judged at the end, over `evaluate_frames`.
     """
 
     data: str = "data/mini"
     run: str = "runs/mini"
     output: str = "runs/mini/model"
+    start_from: str = ""
+    regime: str = "single"
+    lora_rank: int = 32
     textures: int = 1000
     threads: int = 2
     clips: ShardConfig = field(default_factory=ShardConfig)
+    validation_seeds: tuple[int, int] = (1_000_000, 1_000_008)
+    evaluate_seeds: tuple[int, ...] = ()
+    evaluate_frames: int = 33
     codec: LoopConfig = field(default_factory=LoopConfig)
     codec_loss: CodecLossConfig = field(default_factory=CodecLossConfig)
     perception: LoopConfig = field(default_factory=LoopConfig)
     perception_loss: PerceptionLossConfig = field(default_factory=PerceptionLossConfig)
+    base: LoopConfig = field(default_factory=LoopConfig)
     aligner: LoopConfig = field(default_factory=LoopConfig)
     aligner_batch: int = 8
+    chunks: ChunksConfig = field(default_factory=ChunksConfig)
     denoiser: LoopConfig = field(default_factory=LoopConfig)
+    lora: LoopConfig = field(default_factory=LoopConfig)
     denoiser_loss: DenoiserLossConfig = field(default_factory=DenoiserLossConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
@@ -77,64 +88,71 @@ def read_recipe(path: str | Path) -> Recipe:
         values = yaml.safe_load(Path(path).read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         raise MirageError(f"Cannot read the recipe {path}: {error}.") from error
-    return _fill(Recipe, values, str(path))
+    recipe = _fill(Recipe, values, str(path))
+    if recipe.regime not in REGIMES:
+        raise MirageError(f"{path} has regime {recipe.regime!r}; choose {' or '.join(REGIMES)}.")
+    return recipe
 
 
-def train(recipe: Recipe) -> None:
-    """Runs every stage that is not finished yet and writes the checkpoint folder."""
+def train(recipe: Recipe) -> bool:
+    """Runs every stage that is not finished yet and writes the checkpoint folder.
+
+    Returns whether this process is the first of those that train together.
+    """
     torch.set_num_threads(recipe.threads)
-    make_shards(Path(recipe.data), recipe.clips)
-    clips = load_shards(Path(recipe.data), recipe.clips.seeds)
-    run = Path(recipe.run)
-    codec = train_codec(recipe, clips, run / "codec")
-    perception = train_perception(recipe, clips, run / "perception")
-    denoiser = train_denoiser(recipe, codec, clips, run)
-    size, chunk = recipe.clips.size, recipe.denoiser_loss.chunk_frames
-    config = MiniConfig(size, chunk, recipe.sampler)
+    clips = _clips(recipe, recipe.clips.seeds)
+    held_out = _clips(recipe, recipe.validation_seeds)
+    codec, denoiser, perception = start(recipe)
+    train_codec(recipe, codec, denoiser.branch.align, clips, held_out)
+    train_perception(recipe, perception, clips, held_out)
+    denoiser = REGIMES[recipe.regime](recipe, codec, denoiser, clips, held_out)
+    config = MiniConfig(recipe.clips.size, recipe.chunks.chunk_frames, recipe.sampler)
     parts = (codec, denoiser.transformer, denoiser.branch, perception)
-    save_model(MiniModel(*parts, config), Path(recipe.output))
+    is_first = Accelerator().is_main_process
+    if is_first:
+        save_model(MiniModel(*(part.cpu() for part in parts), config), Path(recipe.output))
+    return is_first
 
 
-def train_codec(recipe: Recipe, clips: list[StoredClip], folder: Path) -> MiniCodec:
-    """The codec with its averaged weights and measured latent statistics."""
-    torch.manual_seed(recipe.codec.seed)
-    codec = MiniCodec().to(memory_format=torch.channels_last)
-    loop = Loop(codec, folder, recipe.codec)
-    if loop.step < recipe.codec.steps:
-        loop.run(CodecLoss(clips, _textures(recipe), recipe.codec_loss))
-    codec = loop.averaged().eval()
-    measure_statistics(codec, clips)
-    return codec
+def _clips(recipe: Recipe, seeds: tuple[int, int]) -> list[StoredClip]:
+    """The clips of a seed range; one process renders those that are missing."""
+    with Accelerator().main_process_first():
+        make_shards(Path(recipe.data), dataclasses.replace(recipe.clips, seeds=seeds))
+    return load_shards(Path(recipe.data), seeds)
 
 
-def train_perception(recipe: Recipe, clips: list[StoredClip], folder: Path) -> MiniPerception:
-    """The perceiver with its averaged weights."""
-    torch.manual_seed(recipe.perception.seed)
-    network = MiniPerception().to(memory_format=torch.channels_last)
-    loop = Loop(network, folder, recipe.perception)
-    if loop.step < recipe.perception.steps:
-        loop.run(PerceptionLoss(clips, recipe.perception_loss))
-    return loop.averaged().eval()
-
-
-def train_denoiser(recipe, codec: MiniCodec, clips, run: Path) -> MemoryDenoiser:
-    """The aligner alone, then backbone and branch together, with their averaged weights."""
+def start(recipe: Recipe) -> tuple[MiniCodec, MemoryDenoiser, MiniPerception]:
+    """The networks of `start_from`, or new ones."""
+    if recipe.start_from:
+        model = load_model(recipe.start_from)
+        parts = (model.codec, model.denoiser, model.perception)
+        return tuple(part.train().requires_grad_(True) for part in parts)
     torch.manual_seed(recipe.denoiser.seed)
     transformer = WanTransformer3DModel(**MINI_TRANSFORMER)
     torch.nn.init.zeros_(transformer.proj_out.weight)
     torch.nn.init.zeros_(transformer.proj_out.bias)
     branch = SideBranch.from_transformer(transformer, shortcut=True)
-    network = MemoryDenoiser(transformer, branch)
-    begun = (run / "denoiser" / "checkpoint.safetensors").exists()
-    encoded = encode_clips(codec, clips)
-    chunks, weights = Chunks(encoded, recipe.denoiser_loss), pixel_weights(codec, encoded)
-    if not begun:
-        aligner = Loop(branch.align, run / "aligner", recipe.aligner)
-        aligner.run(AlignerLoss(chunks, weights, recipe.aligner_batch))
-        aligner.averaged()
-    loop = Loop(network, run / "denoiser", recipe.denoiser)
-    loop.run(DenoiserLoss(chunks, weights, recipe.denoiser_loss))
-    return loop.averaged().eval()
+    layout = {"memory_format": torch.channels_last}
+    denoiser = MemoryDenoiser(transformer, branch)
+    return MiniCodec().to(**layout), denoiser, MiniPerception().to(**layout)
+
+
+def train_codec(recipe, codec: MiniCodec, align: Aligner, clips, held_out) -> None:
+    """Codec and aligner together; leaves them with their averaged weights."""
+    loop = Loop(MovedCodec(codec, align), Path(recipe.run) / "codec", recipe.codec)
+    if not loop.is_finished:
+        textures, config = _textures(recipe), recipe.codec_loss
+        loop.run(CodecLoss(clips, textures, config), CodecLoss(held_out, textures[:8], config))
+    loop.averaged().eval()
+
+
+def train_perception(recipe, network: MiniPerception, clips, held_out) -> None:
+    """Leaves the perceiver with its averaged weights."""
+    loop = Loop(network, Path(recipe.run) / "perception", recipe.perception)
+    if not loop.is_finished:
+        config = recipe.perception_loss
+        loop.run(PerceptionLoss(clips, config), PerceptionLoss(held_out, config))
+    loop.averaged().eval()
 
 
 def _textures(recipe: Recipe) -> np.ndarray:

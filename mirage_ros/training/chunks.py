@@ -1,0 +1,139 @@
+"""Chunks to train on, with readouts of memories that grew as they will grow in a run.
+
+Train as you run: every sample builds a LatentMemory from frames of its own clip with the rules
+of the cycle (only cells that memory does not show yet are written), from depth with errors,
+and reads it at the target cameras. The paper trains on a cache from one frame only while
+inference reads a grown one; that gap is what this avoids.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.memory import LatentMemory, MemoryConfig
+from mirage_ros.core.world import WorldConfig
+from mirage_ros.models.conditioning import condition_from_context, condition_from_readout
+from mirage_ros.models.pixels import picture_from_rgb
+from mirage_ros.training.shards import StoredClip
+
+
+@dataclass(frozen=True)
+class ChunksConfig:
+    """Attributes:
+    chunk_frames: target frames per chunk.
+    blank_share: chunks without any memory.
+    return_share: chunks whose memory also holds later frames, as on the way back.
+    latent_noise: largest standard deviation of the error of remembered latents.
+    depth_noise: standard deviation of the log depth error per frame; a third of it per cell.
+    """
+
+    chunk_frames: int = 4
+    blank_share: float = 0.1
+    return_share: float = 0.3
+    latent_noise: float = 0.15
+    depth_noise: float = 0.02
+
+
+@dataclass(frozen=True)
+class LatentClip:
+    """A clip after the codec: latents (f, c, h, w), depth and static per cell, cell cameras."""
+
+    latents: Tensor
+    depth_m: np.ndarray
+    static: np.ndarray
+    cameras: Camera
+
+
+@torch.no_grad()
+def encode_clips(codec: nn.Module, clips: list[StoredClip]) -> list[LatentClip]:
+    """Runs the codec once over every clip."""
+    encoded = []
+    for clip in clips:
+        picture = picture_from_rgb(torch.from_numpy(clip.rgb))
+        latents = codec.encode(picture.to(codec.device)).cpu()
+        depth = cell_depth(clip.depth_m.astype(np.float32), codec.stride)
+        moving = torch.from_numpy(clip.moving).float()[:, None]
+        touched = nn.functional.max_pool2d(moving, codec.stride)[:, 0].bool().numpy()
+        cameras = clip.cameras.resized(latents.shape[-2:])
+        encoded.append(LatentClip(latents.half(), depth, ~touched, cameras))
+    return encoded
+
+
+@torch.no_grad()
+def pixel_weights(codec: nn.Module, clips: list[LatentClip], step: float = 0.1) -> Tensor:
+    """How much each latent channel moves the picture, as weights (c,) of mean 1.
+
+    Latents have unit variance in every channel, but not every channel matters as much; weighted
+    by the decoder's mean squared response the latent error approximates the pixel error.
+    """
+    latents = torch.stack([clip.latents[0].float() for clip in clips[:32]]).to(codec.device)
+    picture = codec.decode(latents)
+    response = []
+    for channel in range(latents.shape[1]):
+        moved = latents.clone()
+        moved[:, channel] += step * torch.randn_like(moved[:, channel])
+        response.append((codec.decode(moved) - picture).square().mean())
+    weights = torch.stack(response)
+    return weights / weights.mean()
+
+
+class Chunks:
+    """Draws chunks with the grown memories that a run would have."""
+
+    def __init__(self, clips: list[LatentClip], config: ChunksConfig):
+        self.clips, self.config = clips, config
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean targets (c, f, h, w), context latents (c, p, h, w), condition (c+5, p+f, h, w)."""
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        clip = self.clips[rng.integers(len(self.clips))]
+        count = self.config.chunk_frames
+        start = int(rng.integers(1, len(clip.latents) - count + 1))
+        target = np.arange(start, start + count)
+        sources = self._sources(rng, start, len(clip.latents))
+        memory = self._grow(rng, clip, sources)
+        readout = memory.read(clip.cameras[target], target.astype(np.int64))
+        chosen = memory.references(readout, len(sources))
+        reference = next((i for i in chosen if i != start - 1), int(sources[0]))
+        context = clip.latents[[reference, start - 1]].float().transpose(0, 1)
+        context = context + float(rng.uniform(0, 0.1)) * torch.randn(
+            context.shape, generator=generator
+        )
+        condition = torch.cat([condition_from_context(context), condition_from_readout(readout)], 1)
+        return clip.latents[target].float().transpose(0, 1), context, condition
+
+    def _sources(self, rng: np.random.Generator, start: int, length: int) -> np.ndarray:
+        """Frames that have been written: always the first, then as in a run or a return."""
+        before = np.arange(1, start)
+        share = rng.choice([0.0, 0.3, 1.0])
+        chosen = before[rng.random(len(before)) < share]
+        if rng.random() < self.config.return_share:
+            after = np.arange(start + self.config.chunk_frames, length)
+            chosen = np.concatenate([chosen, after[rng.random(len(after)) < 0.3]])
+        return np.concatenate([[0], chosen])
+
+    def _grow(self, rng, clip: LatentClip, sources: np.ndarray) -> LatentMemory:
+        memory = LatentMemory(MemoryConfig(channels=clip.latents.shape[1]))
+        if rng.random() < self.config.blank_share:
+            return memory
+        # The cycle writes chunk by chunk, so whole chunks are lifted at a time here as well.
+        for part in np.array_split(sources, -(-len(sources) // self.config.chunk_frames)):
+            static, stamps = clip.static[part], part.astype(np.int64)
+            log_error = rng.normal(0, self.config.depth_noise, (len(part), 1, 1))
+            cell_error = rng.normal(0, self.config.depth_noise / 3, static.shape)
+            depth = clip.depth_m[part] * np.exp(log_error + cell_error).astype(np.float32)
+            latents = clip.latents[part].float()
+            spread = float(rng.uniform(0, self.config.latent_noise))
+            latents = latents + spread * torch.from_numpy(
+                rng.standard_normal(latents.shape, dtype=np.float32)
+            )
+            grey = np.full((*static.shape, 3), 128, np.uint8)
+            finer = WorldConfig.rewrite_log_scale
+            memory.write_new(latents, clip.cameras[part], depth, static, stamps, grey, part, finer)
+        return memory

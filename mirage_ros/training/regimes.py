@@ -1,0 +1,95 @@
+"""How the denoiser is trained: all at once, or in the paper's stages.
+
+The paper (arXiv 2606.09828) adapts a backbone that already makes video: stage one trains the
+side branch alone, stage two the branch and LoRA adapters on the backbone's self-attention. The
+small model has no such backbone, so a stage zero makes one: the transformer trained without memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from mirage_ros.models.codec import MiniCodec
+from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.models.lora import add_lora
+from mirage_ros.training.checkpoints import checkpoint_path
+from mirage_ros.training.chunks import Chunks, encode_clips, pixel_weights
+from mirage_ros.training.denoiser import AlignerLoss, DenoiserLoss
+from mirage_ros.training.loop import Loop, LoopConfig
+
+
+class _Data:
+    """Encoded clips and held-out clips, and the losses on them."""
+
+    def __init__(self, recipe, codec: MiniCodec, clips, held_out):
+        self.recipe, self.codec = recipe, codec
+        self.encoded = [encode_clips(codec, part) for part in (clips, held_out)]
+        self.weights = pixel_weights(codec, self.encoded[0])
+
+    def aligner(self) -> list[AlignerLoss]:
+        batch = self.recipe.aligner_batch
+        return [AlignerLoss(c, self.codec, self.weights, batch) for c in self._chunks()]
+
+    def denoiser(self) -> list[DenoiserLoss]:
+        config = self.recipe.denoiser_loss
+        return [DenoiserLoss(c, self.codec, self.weights, config) for c in self._chunks()]
+
+    def _chunks(self) -> list[Chunks]:
+        return [Chunks(part, self.recipe.chunks) for part in self.encoded]
+
+
+def train_single(recipe, codec, network: MemoryDenoiser, clips, held_out) -> MemoryDenoiser:
+    """The aligner alone on real readouts, then backbone and branch together."""
+    run, data = Path(recipe.run), _Data(recipe, codec, clips, held_out)
+    if not checkpoint_path(run / "denoiser").exists():
+        _stage(network.branch.align, run / "aligner", recipe.aligner, data.aligner())
+    return _stage(network, run / "denoiser", recipe.denoiser, data.denoiser())
+
+
+def train_paper(recipe, codec, network: MemoryDenoiser, clips, held_out) -> MemoryDenoiser:
+    """Backbone without memory; aligner; branch; branch and LoRA, merged at the end."""
+    run, data = Path(recipe.run), _Data(recipe, codec, clips, held_out)
+    _train_only(network, network.transformer)
+    _stage(WithoutMemory(network), run / "base", recipe.base, data.denoiser())
+    align = network.branch.align.state_dict()
+    branch = SideBranch.from_transformer(network.transformer, shortcut=True)
+    branch.align.load_state_dict(align)
+    network = MemoryDenoiser(network.transformer, branch)
+    _train_only(network, branch.align)
+    _stage(branch.align, run / "aligner", recipe.aligner, data.aligner())
+    _train_only(network, branch)
+    _stage(network, run / "denoiser", recipe.denoiser, data.denoiser())
+    adapted = add_lora(network.transformer, recipe.lora_rank)
+    _stage(network, run / "lora", recipe.lora, data.denoiser())
+    return MemoryDenoiser(adapted.merge_and_unload(safe_merge=True), branch).eval()
+
+
+class WithoutMemory(nn.Module):
+    """The denoiser that is shown an empty memory, context frames aside."""
+
+    def __init__(self, network: MemoryDenoiser):
+        super().__init__()
+        self.network, self.transformer = network, network.transformer
+
+    def forward(self, latents, timestep, condition, text):
+        blank = condition * (timestep == 0).to(condition).view(len(timestep), 1, -1, 1, 1)
+        return self.network(latents, timestep, blank, text)
+
+
+def _train_only(network: nn.Module, part: nn.Module) -> None:
+    network.requires_grad_(False)
+    part.requires_grad_(True)
+
+
+def _stage(network: nn.Module, folder: Path, config: LoopConfig, losses) -> nn.Module:
+    """Trains to the stage's end and leaves the network with its averaged weights."""
+    loop = Loop(network, folder, config)
+    loop.run(*losses)
+    return loop.averaged().eval()
+
+
+#: name: (recipe, codec, denoiser, clips, held-out clips) -> trained denoiser
+REGIMES: dict[str, Callable] = {"single": train_single, "paper": train_paper}
