@@ -1,0 +1,130 @@
+"""Posed video to train the large model on: RealEstate10K tracks with frames, and shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.pictures import fit_seed
+from mirage_ros.training.shards import load_shards
+
+PICTURES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class PosedVideo:
+    """A clip with its cameras; depth and masks where they are known.
+
+    Attributes:
+        name: unique in its data set, fit for a file name.
+        depth_m: along z; None where somebody has to perceive it, and then the cameras' scale is
+            unknown as well.
+    """
+
+    name: str
+    rgb: UInt8[np.ndarray, "f h w 3"]
+    cameras: Camera
+    depth_m: Float[np.ndarray, "f h w"] | None = None
+    dynamic: Bool[np.ndarray, "f h w"] | None = None
+
+
+@dataclass(frozen=True)
+class Track:
+    """Cameras of a RealEstate10K text file: microseconds, and intrinsics as shares of the size."""
+
+    name: str
+    stamps_us: np.ndarray
+    intrinsics: Float[np.ndarray, "f 4"]
+    world_from_camera: Float[np.ndarray, "f 4 4"]
+
+    def cameras(self, size: tuple[int, int]) -> Camera:
+        """The cameras of pictures of a size; edges at 0 and 1 as the data set has them."""
+        fx, fy, cx, cy = self.intrinsics.T
+        matrix = np.tile(np.eye(3), (len(fx), 1, 1))
+        matrix[:, 0, 0], matrix[:, 1, 1] = fx * size[1], fy * size[0]
+        matrix[:, 0, 2], matrix[:, 1, 2] = cx * size[1] - 0.5, cy * size[0] - 0.5
+        return Camera(matrix, self.world_from_camera, size)
+
+
+def read_track(path: Path) -> Track:
+    """A RealEstate10K camera file: a URL, then rows of a time, 6 numbers and a 3x4 matrix.
+
+    The matrix maps the world to the camera; its rotation is made orthonormal, for the files
+    hold rounded numbers. Raises MirageError for anything else.
+    """
+    try:
+        lines = path.read_text().splitlines()[1:]
+        rows = np.array([line.split() for line in lines if line.strip()], np.float64)
+        if rows.ndim != 2 or rows.shape[1] != 19:
+            raise ValueError(f"rows of {rows.shape[-1] if rows.size else 0} numbers, not 19")
+    except (OSError, ValueError) as error:
+        raise MirageError(
+            f"{path} is no RealEstate10K camera file ({error}); give the data set's text files."
+        ) from error
+    camera_from_world = rows[:, 7:].reshape(-1, 3, 4)
+    left, _, right = np.linalg.svd(camera_from_world[:, :, :3])
+    rotation = left @ right
+    pose = np.tile(np.eye(4), (len(rows), 1, 1))
+    pose[:, :3, :3] = rotation.transpose(0, 2, 1)
+    pose[:, :3, 3] = -np.einsum("fji,fj->fi", rotation, camera_from_world[:, :, 3])
+    return Track(path.stem, rows[:, 0].astype(np.int64), rows[:, 1:5], pose)
+
+
+def read_re10k(
+    tracks: Path, frames: Path, size: tuple[int, int], length: int
+) -> Iterator[PosedVideo]:
+    """Clips of `length` frames out of `tracks/NAME.txt` and `frames/NAME/MICROSECONDS.png`.
+
+    Pictures are cropped about their middle to the aspect of `size` and resized, the cameras
+    follow. Frames that were not fetched are left out; a track with too few of them gives no clip.
+    """
+    paths = sorted(tracks.glob("*.txt"))
+    if not paths:
+        raise MirageError(f"{tracks} holds no .txt camera files; give the folder that does.")
+    for path in paths:
+        track = read_track(path)
+        files = {int(f.stem): f for f in (frames / track.name).glob("*") if f.suffix in PICTURES}
+        rows = [i for i, stamp in enumerate(track.stamps_us) if int(stamp) in files]
+        for part, start in enumerate(range(0, len(rows) - length + 1, length)):
+            chosen = rows[start : start + length]
+            pictures = [_read(files[int(track.stamps_us[i])]) for i in chosen]
+            cameras = track.cameras(pictures[0].shape[:2])[chosen]
+            yield _fitted(f"{track.name}_{part:03d}", pictures, cameras, size)
+
+
+def read_shards(folder: Path, seeds: tuple[int, int], length: int) -> Iterator[PosedVideo]:
+    """The project's rendered clips, with their true depth and masks."""
+    for index, clip in enumerate(load_shards(folder, seeds)):
+        if len(clip.rgb) < length:
+            raise MirageError(
+                f"A clip of {folder} has {len(clip.rgb)} frames and {length} are asked for; render "
+                "longer ones or ask for less."
+            )
+        part = slice(0, length)
+        depth = clip.depth_m[part].astype(np.float32)
+        name = f"seed_{seeds[0] + index:07d}"
+        yield PosedVideo(name, clip.rgb[part], clip.cameras[part], depth, clip.moving[part])
+
+
+def _fitted(
+    name: str, pictures: Sequence[np.ndarray], cameras: Camera, size: tuple[int, int]
+) -> PosedVideo:
+    fitted = [
+        fit_seed(rgb, camera, None, size)[:2] for rgb, camera in zip(pictures, cameras, strict=True)
+    ]
+    rgb = np.stack([picture for picture, _ in fitted])
+    return PosedVideo(name, rgb, Camera.stack([camera for _, camera in fitted]))
+
+
+def _read(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise MirageError(f"The picture {path} cannot be read; fetch it again.")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

@@ -1,0 +1,194 @@
+"""Trains a stage of the large model on one process or many, and goes on where it was cut off.
+
+Sharding, mixed precision and the number of processes come from `accelerate` (see
+config/train/fsdp.yaml). A checkpoint is one safetensors file of what trains, its optimiser
+moments and the step; samples are drawn by seed and step, so a resumed run sees what it
+would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from tqdm import tqdm
+
+from mirage_ros.core.errors import MirageError
+
+#: Steps of different seeds and processes never draw the same samples.
+SEED_STRIDE, PROCESS_STRIDE = 1_000_003, 2**40
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Attributes:
+    steps: in all.
+    checkpoint_s: seconds between checkpoints.
+    accumulate: batches per step.
+    """
+
+    steps: int = 2000
+    learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    checkpoint_s: float = 900.0
+    accumulate: int = 1
+    seed: int = 0
+
+
+class Trainer:
+    """Runs `loss(network, generator)` until `steps`, from the folder's last checkpoint."""
+
+    def __init__(self, network: nn.Module, folder: Path, config: TrainerConfig):
+        self.folder, self.config, self.step = folder, config, 0
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
+        )
+        self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._path.exists():
+            self._load()
+
+    def run(self, loss: Callable[[nn.Module, torch.Generator], Tensor]) -> list[float]:
+        """The loss of every step that was still to do."""
+        losses, saved_s = [], time.monotonic()
+        first = self.accelerator.is_main_process
+        bar = tqdm(total=self.config.steps, initial=self.step, desc=self.folder.name,
+                   disable=not first)  # fmt: skip
+        while self.step < self.config.steps:
+            losses.append(self._update(loss))
+            bar.set_postfix({"loss": f"{losses[-1]:.4g}"}, refresh=False)
+            bar.update()
+            if first:
+                self._log(losses[-1])
+            if time.monotonic() - saved_s > self.config.checkpoint_s:
+                self.save()
+                saved_s = time.monotonic()
+        self.save()
+        bar.close()
+        return losses
+
+    def trained(self) -> dict[str, Tensor]:
+        """Whole tensors of what trains, on the CPU of the first process."""
+        return self._state()[0]
+
+    def save(self) -> None:
+        """One file, renamed into place; the first process writes."""
+        weights, state = self._state()
+        if self.accelerator.is_main_process:
+            tensors = {f"network.{name}": value for name, value in weights.items()}
+            for name, moments in state["state"].items():
+                tensors |= {f"optimizer.{name}.{k}": _tensor(v) for k, v in moments.items()}
+            tensors = {name: value.contiguous() for name, value in tensors.items()}
+            temporary = self._path.with_suffix(".tmp")
+            save_file(tensors, temporary, metadata={"step": str(self.step)})
+            os.replace(temporary, self._path)
+        self.accelerator.wait_for_everyone()
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    def _update(self, loss: Callable) -> float:
+        config = self.config
+        warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * warm
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for index in range(config.accumulate):
+            value = loss(self.network, self._generator(index)) / config.accumulate
+            self.accelerator.backward(value)
+            total += float(self.accelerator.gather(value.detach()).mean())
+        self.accelerator.clip_grad_norm_(self.network.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        return total
+
+    def _generator(self, index: int) -> torch.Generator:
+        config = self.config
+        drawn = self.step * config.accumulate + index
+        seed = config.seed * SEED_STRIDE + drawn + PROCESS_STRIDE * self.accelerator.process_index
+        return torch.Generator().manual_seed(seed)
+
+    def _state(self) -> tuple[dict[str, Tensor], dict]:
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
+        )
+        return get_state_dict(self.network, self._bare_optimizer, options=options)
+
+    @property
+    def _bare_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _load(self) -> None:
+        try:
+            tensors = load_file(self._path)
+            weights = {n.removeprefix("network."): t for n, t in tensors.items()
+                       if n.startswith("network.")}  # fmt: skip
+            self._check_names(weights)
+            self.step = _step(self._path)
+            options = StateDictOptions(full_state_dict=True, strict=False)
+            set_state_dict(
+                self.network, self._bare_optimizer, model_state_dict=weights,
+                optim_state_dict=self._moments(tensors, weights), options=options,
+            )  # fmt: skip
+        except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise MirageError(
+                f"{self._path} is no checkpoint of this stage ({reason}); remove it to start anew."
+            ) from error
+
+    def _check_names(self, weights: dict[str, Tensor]) -> None:
+        """The file's tensors are those that train here (wrappers put words before names)."""
+        trained = [n for n, p in self.network.named_parameters() if p.requires_grad]
+        if len(trained) != len(weights) or not all(
+            any(name == n or name.endswith(f".{n}") for n in weights) for name in trained
+        ):
+            raise KeyError(f"{len(weights)} tensors are stored, {len(trained)} others train")
+
+    def _moments(self, tensors: dict[str, Tensor], weights: dict[str, Tensor]) -> dict:
+        """The optimiser's state as torch's state dict functions speak of it, by names."""
+        group = dict(self._bare_optimizer.param_groups[0])
+        return {"state": _moments(tensors), "param_groups": [group | {"params": list(weights)}]}
+
+    def _log(self, loss: float) -> None:
+        with open(self.folder / "log.jsonl", "a") as file:
+            file.write(json.dumps({"step": self.step, "loss": loss}) + "\n")
+
+
+def _moments(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            name, _, moment = key.removeprefix("optimizer.").rpartition(".")
+            state.setdefault(name, {})[moment] = value
+    return state
+
+
+def _step(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])
+
+
+def _tensor(value) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value)
