@@ -1,0 +1,167 @@
+"""A cloud of coloured points with an exact z-buffer at picture resolution: what people use.
+
+The pixel counterpart of core's latent memory, with the same care: points merge in voxels (in
+an occupied voxel the finer footprint wins, else the newer), splats are as wide as the pixel
+they came from, the nearest surface hides what lies behind it, among its points the best centred
+one wins, cameras run in threads, and runs of points outside the view are skipped.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.evaluation.splatting import RUN, add_points, draw_points, rebuild_table
+
+FIELDS = {"xyz": ("float32", 3), "rgb": ("uint8", 3), "footprints": ("float16", 1),
+          "frames": ("int32", 1)}  # fmt: skip
+BARE_POINT_BYTES = 15
+"""Three float32 coordinates and three colour bytes: less than that no cloud can do with."""
+
+BATCH = 65_536
+
+
+@dataclass(frozen=True)
+class CloudConfig:
+    """Voxel edge in metres, None keeps every point; splat and tolerance as in core's SplatRule.
+
+    The tolerance, in footprints along z, is wider than a cell's: a pixel's neighbours on a
+    slanted floor lie several footprints apart.
+    """
+
+    voxel_m: float | None = 0.01
+    splat: float = 1.25
+    tolerance: float = 3.0
+    near_m: float = 0.02
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """f pictures of a cloud; 0, NaN and -1 where nothing is.
+
+    Attributes:
+        log_scale: natural log of the point's footprint over the pixel's width there.
+    """
+
+    rgb: UInt8[np.ndarray, "f h w 3"]
+    depth_m: Float[np.ndarray, "f h w"]
+    index: Int[np.ndarray, "f h w"]
+    log_scale: Float[np.ndarray, "f h w"]
+
+    @property
+    def covered(self) -> Bool[np.ndarray, "f h w"]:
+        return self.index >= 0
+
+
+class PointCloud:
+    """Coloured points of posed RGB-D pictures. Row numbers hold until the next write."""
+
+    def __init__(self, config: CloudConfig = CloudConfig()) -> None:
+        if config.voxel_m is not None and not config.voxel_m > 0:
+            raise MirageError(f"The voxel is {config.voxel_m} m wide; give more than 0, or None.")
+        self.config, self.count = config, 0
+        self._arrays = {name: np.empty(shape(0, n), d) for name, (d, n) in FIELDS.items()}
+        self._bounds = np.empty((0, 2, 3), np.float32)
+        self._table = np.full(1024, -1, np.int32)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name][: self.count]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the points, and of the voxel index where they merge."""
+        own = sum(np.dtype(d).itemsize * n for d, n in FIELDS.values())
+        return self.count * own + (0 if self.config.voxel_m is None else self._table.nbytes)
+
+    def write(
+        self,
+        rgb: UInt8[np.ndarray, "f h w 3"],
+        cameras: Camera,
+        depth_m: Float[np.ndarray, "f h w"],
+        static: Bool[np.ndarray, "f h w"],
+        frame_ids: Int[np.ndarray, "f"],
+    ) -> int:
+        """Lifts the static pixels of finite positive depth; returns how many points were added."""
+        before = self.count
+        with np.errstate(invalid="ignore"):
+            chosen = static & np.isfinite(depth_m) & (depth_m > 0)
+        depth = np.where(chosen, depth_m, 0)
+        focal = 0.5 * (cameras.intrinsics[:, 0, 0] + cameras.intrinsics[:, 1, 1])
+        new = {
+            "xyz": cameras.lift(depth)[chosen],
+            "rgb": rgb[chosen],
+            "footprints": (depth / focal[:, None, None])[chosen],
+            "frames": np.asarray(frame_ids)[np.nonzero(chosen)[0]],
+        }
+        for start in range(0, len(new["frames"]), BATCH):
+            self._add({name: column[start : start + BATCH] for name, column in new.items()})
+        return self.count - before
+
+    def draw(self, cameras: Camera) -> Drawing:
+        """What f cameras of picture size see."""
+        frames, (height, width) = len(cameras), cameras.size
+        index = np.full((frames, height, width), -1, np.int32)
+        depth = np.full(index.shape, np.nan, np.float32)
+        scale = np.zeros(index.shape, np.float32)
+        maps, k = np.ascontiguousarray(cameras.camera_from_world), cameras.intrinsics
+        pinholes = np.stack([k[:, 0, 0], k[:, 1, 1], k[:, 0, 2], k[:, 1, 2]], -1)
+        rule = (self.config.splat, self.config.tolerance, self.config.near_m)
+        # A merged point stands for its whole voxel; numba has no float16 to compute with.
+        widths = np.maximum(self["footprints"].astype(np.float32), self.config.voxel_m or 0)
+        points = (self["xyz"], widths, self._bounds)
+
+        def one(i: int) -> None:
+            draw_points(points, maps[i], pinholes[i], rule, index[i], depth[i], scale[i])
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(one, range(frames)))
+        rgb = np.zeros((*index.shape, 3), np.uint8)
+        rgb[index >= 0] = self["rgb"][index[index >= 0]]
+        return Drawing(rgb, depth, index, scale)
+
+    def copy(self) -> PointCloud:
+        """An independent cloud with the same points."""
+        twin = PointCloud(self.config)
+        twin.count, twin._table, twin._bounds = self.count, self._table.copy(), self._bounds.copy()
+        twin._arrays = {name: self[name].copy() for name in FIELDS}
+        return twin
+
+    def _add(self, new: dict[str, np.ndarray]) -> None:
+        self._make_room(len(new["frames"]))
+        rows = {
+            name: np.ascontiguousarray(new[name], self._arrays[name].dtype).reshape(shape(-1, n))
+            for name, (_, n) in FIELDS.items()
+        }
+        old, new_columns = (
+            (a["xyz"], a["rgb"], a["footprints"].view(np.uint16), a["frames"])
+            for a in (self._arrays, rows)
+        )
+        voxel = 0.0 if self.config.voxel_m is None else self.config.voxel_m
+        self.count = add_points(old, self.count, self._table, new_columns, voxel, self._bounds)
+
+    def _make_room(self, wanted: int) -> None:
+        """Room for `wanted` more rows and a table at most half full."""
+        rows = self.count + wanted
+        capacity = len(self._arrays["frames"])
+        if rows > capacity:
+            for name, (dtype, n) in FIELDS.items():
+                grown = np.empty(shape(max(rows, capacity * 3 // 2), n), dtype)
+                grown[: self.count] = self[name]
+                self._arrays[name] = grown
+            runs = len(self._arrays["frames"]) // RUN + 1
+            bounds = np.empty((runs, 2, 3), np.float32)
+            bounds[:, 0], bounds[:, 1] = np.inf, -np.inf
+            bounds[: len(self._bounds)] = self._bounds
+            self._bounds = bounds
+        if self.config.voxel_m is not None and 2 * rows > len(self._table):
+            self._table = np.full(1 << (2 * rows).bit_length(), -1, np.int32)
+            rebuild_table(self._table, self["xyz"], self.config.voxel_m)
+
+
+def shape(rows: int, width: int) -> tuple[int, ...]:
+    return (rows,) if width == 1 else (rows, width)

@@ -1,0 +1,173 @@
+"""The baseline that remembers pixels: a coloured cloud, drawn and encoded at every read.
+
+`RgbMemory` shows itself as core's LatentMemory does, `RgbWorld` runs the cycle with it: same
+model, same rules of what is written, other memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.pictures import cell_share, upsample
+from mirage_ros.core.types import Readout
+from mirage_ros.core.world import World
+from mirage_ros.evaluation.point_cloud import CloudConfig, Drawing, PointCloud
+
+EDGE = 0.05
+"""A pixel whose inverse depth bends by more than this share hangs between two surfaces."""
+
+
+class RgbMemory:
+    """A point cloud behind the face of a latent memory.
+
+    Args:
+        encode: pictures (f, h, w, 3) uint8 to latents (f, c, h / stride, w / stride).
+        stride: pixels per latent cell.
+    """
+
+    def __init__(
+        self, encode: Callable[[np.ndarray], torch.Tensor], stride: int,
+        config: CloudConfig = CloudConfig(),
+    ) -> None:  # fmt: skip
+        self.encode, self.stride, self.cloud = encode, stride, PointCloud(config)
+
+    @property
+    def tokens(self) -> int:
+        """Points, that is."""
+        return self.cloud.count
+
+    @property
+    def nbytes(self) -> int:
+        return self.cloud.nbytes
+
+    def draw(self, cameras: Camera) -> Drawing:
+        """The cloud at cameras of latent size, in pixels."""
+        height, width = cameras.size
+        return self.cloud.draw(cameras.resized((height * self.stride, width * self.stride)))
+
+    def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
+        """Draws, fills the holes from their nearest neighbours, encodes.
+
+        A cell is visible where points cover at least half of it. What is drawn lies in its place
+        and scale, so offset and log scale are 0; the age is not kept.
+        """
+        drawing = self.draw(cameras)
+        depth = cell_depth(drawing.depth_m, self.stride)
+        visible = np.isfinite(depth)
+        latents = self.encode(fill_holes(drawing.rgb, drawing.covered)).float().cpu()
+        latents = latents * torch.from_numpy(visible)[:, None]
+        index = np.where(visible, _middle(drawing.index, self.stride), -1).astype(np.int32)
+        zero = np.zeros(visible.shape, np.float32)
+        return Readout(
+            latents=latents.contiguous(),
+            visible=visible,
+            depth_m=np.where(visible, depth, np.nan).astype(np.float32),
+            index=index,
+            offset=np.zeros((len(visible), 2, *visible.shape[1:]), np.float32),
+            log_scale=zero,
+            age_ns=np.zeros(visible.shape, np.int64),
+        )
+
+    def references(self, readout: Readout, count: int) -> list[int]:
+        """At most `count` birth frames, most winners first, then the lower id."""
+        frames = self.cloud["frames"][readout.index[readout.index >= 0]]
+        ids, winners = np.unique(frames, return_counts=True)
+        return [int(i) for i in ids[np.argsort(-winners, kind="stable")][:count]]
+
+    def write_new(
+        self,
+        rgb: UInt8[np.ndarray, "f h w 3"],
+        cameras: Camera,
+        depth_m: Float[np.ndarray, "f h w"],
+        static: Bool[np.ndarray, "f h w"],
+        frame_ids: Int[np.ndarray, "f"],
+        rewrite_log_scale: float = 0.35,
+    ) -> int:
+        """Adds the pixels that the cloud does not show yet, or shows too coarsely."""
+        added = 0
+        for i in range(len(cameras)):
+            one = slice(i, i + 1)
+            drawn = self.cloud.draw(cameras[one])
+            wanted = ~drawn.covered | (drawn.log_scale > rewrite_log_scale)
+            sound = static[one] & wanted & ~between_surfaces(depth_m[one])
+            added += self.cloud.write(
+                rgb[one], cameras[one], depth_m[one], sound, np.asarray(frame_ids)[one]
+            )
+        return added
+
+    def fork(self) -> RgbMemory:
+        twin = RgbMemory(self.encode, self.stride, self.cloud.config)
+        twin.cloud = self.cloud.copy()
+        return twin
+
+
+class RgbWorld(World):
+    """The cycle with a point cloud for a memory; saving it is not meant."""
+
+    cloud_config = CloudConfig()
+
+    def _new_memory(self) -> RgbMemory:
+        return RgbMemory(self.model.encode, self.model.stride, self.cloud_config)
+
+    def _write(self, memory, latents, cameras, perception, rgb, stamps, first_id: int) -> None:
+        if not self.config.use_memory:
+            return
+        still = cell_share(perception.dynamic, self.model.stride) <= self.config.max_dynamic_share
+        still = upsample(still, self.model.stride) & ~perception.dynamic
+        anchors = self._anchors(len(stamps))
+        latent = np.searchsorted(anchors, np.arange(len(stamps))).clip(max=len(anchors) - 1)
+        ids = first_id + latent
+        memory.write_new(
+            rgb, cameras, perception.depth_m, still, ids, self.config.rewrite_log_scale
+        )
+
+
+def fill_holes(
+    rgb: UInt8[np.ndarray, "f h w 3"], covered: Bool[np.ndarray, "f h w"]
+) -> UInt8[np.ndarray, "f h w 3"]:
+    """Pictures whose uncovered pixels take the colour of the nearest covered one."""
+    filled = rgb.copy()
+    for i, known in enumerate(covered):
+        if known.all() or not known.any():
+            continue
+        holes = (~known).astype(np.uint8)
+        _, labels = cv2.distanceTransformWithLabels(
+            holes, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL
+        )
+        colours = np.zeros((labels.max() + 1, 3), np.uint8)
+        colours[labels[known]] = rgb[i][known]
+        filled[i][~known] = colours[labels[~known]]
+    return filled
+
+
+def between_surfaces(depth_m: Float[np.ndarray, "f h w"]) -> Bool[np.ndarray, "f h w"]:
+    """Pixels at a jump of depth, which smooth depth pictures smear: a plane's inverse depth is
+    linear in the picture, so bends of it tell edges from slants."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.nan_to_num(1 / depth_m, nan=0.0, posinf=0.0)
+        padded = np.pad(inverse, ((0, 0), (1, 1), (1, 1)), "edge")
+        across = padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:] - 2 * inverse
+        down = padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1] - 2 * inverse
+        across[..., (0, -1)], down[..., (0, -1), :] = 0, 0
+        return np.maximum(np.abs(across), np.abs(down)) > EDGE * inverse
+
+
+def _middle(index: Int[np.ndarray, "f H W"], stride: int) -> Int[np.ndarray, "f h w"]:
+    """In every cell the covered pixel's index that lies nearest to the cell's centre, else -1."""
+    frames, height, width = index.shape
+    cells = index.reshape(frames, height // stride, stride, width // stride, stride)
+    cells = cells.transpose(0, 1, 3, 2, 4).reshape(
+        frames, height // stride, width // stride, stride * stride
+    )
+    place = np.arange(stride) - (stride - 1) / 2
+    order = np.argsort((place[:, None] ** 2 + place**2).ravel(), kind="stable")
+    cells = cells[..., order]
+    first = (cells >= 0).argmax(-1)[..., None]
+    return np.take_along_axis(cells, first, -1)[..., 0]

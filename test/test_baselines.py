@@ -1,0 +1,151 @@
+"""The baseline that remembers pixels is competent: exact, merged, whole, and it runs the cycle."""
+
+import numpy as np
+import pytest
+from analytic import cameras, look, raycast, room
+from fakes import PixelModel
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.world import World, WorldConfig
+from mirage_ros.evaluation.point_cloud import CloudConfig, PointCloud
+from mirage_ros.evaluation.rgb_cache import RgbMemory, RgbWorld, between_surfaces, fill_holes
+
+SIZE = (64, 80)
+HERE = look((0, 0, 1.2), (0, 4, 1))
+KEEP_ALL = CloudConfig(voxel_m=None)
+
+
+def painted(batch, quads):
+    """Smooth colours that tell place, and depth."""
+    depth, number, place = raycast(batch, quads)
+    rgb = np.stack([number * 20, 40 + 200 * place[..., 0], 40 + 200 * place[..., 1]], -1)
+    return rgb.round().astype(np.uint8), depth
+
+
+def cloud_of(batch, quads, config=KEEP_ALL):
+    cloud = PointCloud(config)
+    rgb, depth = painted(batch, quads)
+    cloud.write(rgb, batch, depth, np.ones(depth.shape, bool), np.arange(len(batch)))
+    return cloud, rgb, depth
+
+
+def test_drawing_from_the_pose_of_writing_gives_the_same_pixels():
+    batch = cameras([HERE], SIZE)
+    cloud, rgb, depth = cloud_of(batch, room())
+    drawing = cloud.draw(batch)
+    assert drawing.covered.all()
+    np.testing.assert_array_equal(drawing.rgb, rgb)
+    np.testing.assert_allclose(drawing.depth_m, depth, rtol=1e-5)
+    assert np.abs(drawing.log_scale).max() < 1e-3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drawing_is_an_exact_z_buffer(seed):
+    """Against all points at once: each pixel shows the depth of its nearest splat."""
+    rng = np.random.default_rng(seed)
+    batch = cameras([HERE], (24, 30))
+    cloud = PointCloud(CloudConfig(voxel_m=None, tolerance=0.0))
+    spread = rng.uniform(1, 6, (1, 48, 60))
+    source = cameras([look((0.2, -0.3, 1.1), (0.3, 4, 1))], (48, 60))
+    cloud.write(np.zeros((1, 48, 60, 3), np.uint8), source, spread, spread > 0, np.zeros(1, int))
+    drawing = cloud.draw(batch)
+    pixels, z = (x[0] for x in batch.project(cloud["xyz"][None].astype(float)))
+    k = batch.intrinsics[0]
+    half = 0.625 * cloud["footprints"].astype(float)[:, None] / z[:, None] * (k[0, 0], k[1, 1])
+    nearest = np.full((24, 30), np.inf)
+    for r in range(24):
+        for c in range(30):
+            gap = np.abs(pixels - (c, r))
+            home = (np.floor(pixels + 0.5) == (c, r)).all(-1)
+            hit = ((gap <= half) | (np.floor(pixels + 0.5) == (c, r))).all(-1) | home
+            nearest[r, c] = z[hit & (z > 0.02)].min(initial=np.inf)
+    np.testing.assert_array_equal(drawing.covered[0], np.isfinite(nearest))
+    seen = drawing.covered[0]
+    np.testing.assert_allclose(drawing.depth_m[0][seen], nearest[seen], rtol=1e-5)
+
+
+def test_points_of_one_voxel_merge_and_the_finer_stays():
+    near, far = cameras([HERE], SIZE), cameras([look((0, -2, 1.2), (0, 4, 1))], SIZE)
+    config = CloudConfig(voxel_m=0.05)
+    cloud, rgb, depth = cloud_of(near, room(), config)
+    count = cloud.count
+    voxels = np.unique(np.floor(cloud["xyz"] / 0.05), axis=0)
+    assert count == len(voxels) < depth.size
+    cloud.write(rgb, near, depth, depth > 0, np.array([1]))
+    assert cloud.count == count and (cloud["frames"] == 1).all()
+    rgb, depth = painted(far, room())
+    before = cloud["footprints"].copy()
+    cloud.write(rgb, far, depth, depth > 0, np.array([2]))
+    assert (cloud["footprints"][:count] <= before).all()
+    assert cloud.count == len(np.unique(np.floor(cloud["xyz"] / 0.05), axis=0))
+
+
+def test_runs_out_of_view_are_skipped_without_a_trace():
+    batch = cameras([HERE, look((0, 0, 1.2), (4, 0, 1)), look((0, 0, 1.2), (0, -4, 1))], SIZE)
+    cloud, _, _ = cloud_of(batch, room())
+    whole = cloud.draw(batch[:1])
+    alone, _, _ = cloud_of(batch[:1], room())
+    np.testing.assert_array_equal(alone.draw(batch[:1]).covered, whole.covered)
+    assert (whole.index < 64 * 80).mean() > 0.95
+
+
+def test_bytes_are_counted():
+    batch = cameras([HERE], SIZE)
+    cloud, _, _ = cloud_of(batch, room())
+    assert cloud.nbytes == 64 * 80 * (12 + 3 + 2 + 4)
+    merged, _, _ = cloud_of(batch, room(), CloudConfig())
+    assert merged.nbytes > merged.count * 21 + 4 * 2 * merged.count
+    with pytest.raises(MirageError, match="more than 0"):
+        PointCloud(CloudConfig(voxel_m=0.0))
+
+
+def test_memory_reads_cells_as_the_latent_memory_does():
+    model, batch = PixelModel(SIZE), cameras([HERE], SIZE)
+    memory = RgbMemory(model.encode, 8)
+    rgb, depth = painted(batch, room())
+    assert memory.write_new(rgb, batch, depth, depth > 0, np.array([5])) > 4000
+    cells = batch.resized((8, 10))
+    readout = memory.read(cells, np.zeros(1, np.int64))
+    assert readout.visible.mean() > 0.95
+    shown = model.decode(readout.latents)[0]
+    seen = readout.visible[0].repeat(8, 0).repeat(8, 1)
+    assert np.median(np.abs(shown[seen].astype(int) - rgb[0][seen])) <= 4
+    assert memory.references(readout, 3) == [5]
+    assert memory.write_new(rgb, batch, depth, depth > 0, np.array([6])) < 200
+
+
+def test_holes_take_the_nearest_colour():
+    rgb = np.zeros((1, 8, 8, 3), np.uint8)
+    rgb[0, :, :4], covered = (9, 8, 7), np.zeros((1, 8, 8), bool)
+    covered[0, :, :4] = True
+    assert (fill_holes(rgb, covered) == (9, 8, 7)).all()
+    assert (fill_holes(rgb, np.zeros_like(covered)) == rgb).all()
+
+
+def test_a_slanted_floor_is_no_edge_but_a_jump_is():
+    _, depth = painted(cameras([look((0, 0, 1.2), (0, 4, 0.2))], SIZE), room())
+    edges = between_surfaces(depth)
+    assert 0 < edges.mean() < 0.15
+    plane, _, _ = raycast(cameras([look((0, -6, 1.0), (0, 0, 0.5))], SIZE), room(60, 60, 40)[:1])
+    floor = np.isfinite(plane) & np.roll(np.isfinite(plane), 1, 1)
+    assert not between_surfaces(plane)[floor].any()
+
+
+@pytest.mark.parametrize("kind", [World, RgbWorld])
+def test_a_world_shows_again_what_it_has_shown(kind):
+    model = PixelModel(SIZE)
+    away = [look((0, 0, 1.2), (np.sin(a) * 4, np.cos(a) * 4, 1)) for a in np.linspace(0, 1, 7)]
+    path = cameras([*away[1:], HERE, HERE], SIZE)
+    rgb, depth = painted(cameras([HERE], SIZE), room())
+    world = kind(model, WorldConfig(seed=1))
+    first = world.reset(rgb[0], path[-1], depth[0].astype(np.float32)).frames[0]
+    chunks = list(world.rollout(path, np.arange(1, 9) * 1000))
+    back = chunks[-1].frames[-1]
+    error = np.abs(back.rgb.astype(int) - first.rgb)[back.observed]
+    assert back.observed.mean() > 0.95 and np.median(error) <= 4
+    assert chunks[-1].tokens > 0 and chunks[-1].memory_bytes > 0
+    state = world.snapshot()
+    more = world.step(path[:1], np.array([9000]))
+    world.restore(state)
+    again = world.step(path[:1], np.array([9000]))
+    np.testing.assert_array_equal(more.frames[0].rgb, again.frames[0].rgb)
