@@ -1,0 +1,223 @@
+"""`mirage evaluate`: closed loops against truth, for every memory and every ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.types import WorldModel
+from mirage_ros.evaluation.rolling import (
+    PROGRAM,
+    TRUTH,
+    Rolled,
+    cached,
+    hash_of_model,
+    hash_of_sources,
+    name_of,
+    roll,
+)
+from mirage_ros.evaluation.scoring import Scored, at_the_seed, check_model, score, summarise
+from mirage_ros.evaluation.timing import describe_machine
+from mirage_ros.evaluation.truth import TrueWorld, folder_world, scene_world
+from mirage_ros.evaluation.variants import Variant, make_world, parse_variants
+from mirage_ros.models.pretrained import load_model
+
+LONGEST_BARE = 300
+"""Readouts are decoded beside the frames of walks up to so long."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is evaluated.
+
+    Attributes:
+        model: the checkpoint.
+        seeds: of scenes; empty with a folder.
+        folder: posed RGB-D, walked from `seed_frame` on.
+        frames: of the walk, the seed counted; None is 33, or all of a folder.
+        kind: of scene, None as the seed draws it.
+        memories, ablations, checkpoints: see variants.parse_variants.
+        seed_depth: give the seed's true depth.
+        noise_seed: of the worlds' noise.
+        store: where rollouts are kept.
+    """
+
+    model: str = "mini"
+    seeds: tuple[int, ...] = ()
+    folder: str = ""
+    seed_frame: int = 0
+    frames: int | None = None
+    kind: str | None = None
+    memories: tuple[str, ...] = ("latent", "rgb", "none")
+    ablations: tuple[str, ...] = ()
+    checkpoints: tuple[str, ...] = ()
+    seed_depth: bool = True
+    noise_seed: int = 0
+    store: Path = Path("out/evaluate/rollouts")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Truth, rollouts and scores of every variant (by name) in every world, and the report."""
+
+    truths: list[TrueWorld]
+    rolled: dict[str, list[Rolled]]
+    scored: dict[str, list[Scored]]
+    report: dict
+
+
+def evaluate(config: EvaluationConfig) -> Evaluation:
+    """Runs what has not been run yet and judges all.
+
+    Raises:
+        MirageError: a bad checkpoint, folder, seed, variant or number of frames.
+    """
+    variants = parse_variants(config.memories, config.ablations, config.checkpoints)
+    models = _Models(config.model)
+    model = models[""]
+    truths = [_true_world(config, model, seed) for seed in tqdm(
+        config.seeds or (None,), desc="truth", unit="world")]  # fmt: skip
+    rolled = _roll_all(config, variants, models, truths)
+    seen = [one.observed for one in rolled[variants[0].name]]
+    scored: dict[str, list[Scored]] = {}
+    for variant in tqdm(variants, desc="judge", unit="variant"):
+        scored[variant.name] = [
+            score(truth, one, where, model)
+            for truth, one, where in zip(truths, rolled[variant.name], seen, strict=True)
+        ]
+    checks = [check_model(model, truth) for truth in tqdm(truths, desc="model", unit="world")]
+    report = {
+        "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
+        "checkpoint": hash_of_model(config.model),
+        "machine": describe_machine(),
+        "worlds": [truth.name for truth in truths],
+        "model": dict(zip([truth.name for truth in truths], checks, strict=True)),
+        "variants": {
+            name: {
+                "mean": summarise(truths, ones),
+                "worlds": {
+                    truth.name: summarise([truth], [one])
+                    for truth, one in zip(truths, ones, strict=True)
+                },
+                "at_seed": at_the_seed(truths, ones),
+                "frames": {
+                    truth.name: {key: values.tolist() for key, values in one.frames.items()}
+                    for truth, one in zip(truths, ones, strict=True)
+                },
+            }
+            for name, ones in scored.items()
+        },
+    }
+    return Evaluation(truths, rolled, scored, report)
+
+
+class _Models:
+    """Checkpoints by name ("" is the evaluated one), loaded when first asked for."""
+
+    def __init__(self, main: str) -> None:
+        self._main, self._loaded = main, {}
+
+    def __getitem__(self, name: str) -> WorldModel:
+        path = name or self._main
+        if path not in self._loaded:
+            self._loaded[path] = load_model(path)
+        return self._loaded[path]
+
+    def hash(self, name: str) -> str:
+        return hash_of_model(name or self._main)
+
+
+def _true_world(config: EvaluationConfig, model: WorldModel, seed: int | None) -> TrueWorld:
+    if seed is None:
+        if not config.folder:
+            raise MirageError("Nothing to evaluate on was given; give --seeds or --folder.")
+        return folder_world(config.folder, config.seed_frame, config.frames, model.size)
+    frames = config.frames or 33
+    name = name_of(hash_of_sources(TRUTH), seed, frames, model.size, config.kind)
+    path = config.store / f"truth_{seed}_{name}.npz"
+    return cached(path, _StoredWorld, lambda: _StoredWorld.of(
+        scene_world(seed, frames, model.size, config.kind))).world()  # fmt: skip
+
+
+def _roll_all(
+    config: EvaluationConfig,
+    variants: Sequence[Variant],
+    models: _Models,
+    truths: Sequence[TrueWorld],
+) -> dict[str, list[Rolled]]:
+    """Every variant's rollouts, world by world; the bar counts frames."""
+    rolled: dict[str, list[Rolled]] = {variant.name: [] for variant in variants}
+    program = hash_of_sources(PROGRAM)
+    total = sum(len(truth) for truth in truths) * len(variants)
+    with tqdm(total=total, desc="rollouts", unit="frame") as bar:
+        for truth in truths:
+            for variant in variants:
+                bar.set_postfix_str(f"{truth.name}, {variant.name}")
+                before = bar.n
+                rolled[variant.name].append(
+                    _roll_one(config, variant, models, truth, program, bar.update)
+                )
+                bar.update(before + len(truth) - bar.n)
+    return rolled
+
+
+def _roll_one(config, variant: Variant, models: _Models, truth: TrueWorld, program, tick) -> Rolled:
+    key = name_of(
+        program,
+        models.hash(variant.model),
+        (variant.memory, variant.ablation),
+        config.seed_depth,
+        config.noise_seed,
+        truth.rgb.tobytes(),
+        truth.cameras.world_from_camera.tobytes(),
+    )
+
+    def make() -> Rolled:
+        model = models[variant.model]
+        if model.size != models[""].size:
+            raise MirageError(
+                f"{variant.name} makes pictures of {model.size}, the evaluated model of "
+                f"{models[''].size}; compare checkpoints of one size."
+            )
+        world = make_world(variant, model, config.noise_seed)
+        bare = variant.memory == "latent" and len(truth) <= LONGEST_BARE
+        return roll(world, truth, seed_depth=config.seed_depth, bare=bare, tick=tick)
+
+    name = f"{variant.name} {truth.name}".replace(" ", "_").replace("/", "_")
+    return cached(config.store / f"{name}_{key}.npz", Rolled, make)
+
+
+@dataclass(frozen=True)
+class _StoredWorld:
+    """A TrueWorld as flat arrays."""
+
+    name: str
+    intrinsics: object
+    world_from_camera: object
+    rgb: object
+    depth_m: object
+    moving: object
+    first_shown: object
+    returns: object
+    grounded: object
+
+    @classmethod
+    def of(cls, world: TrueWorld) -> _StoredWorld:
+        cameras = world.cameras
+        return cls(
+            world.name, cameras.intrinsics, cameras.world_from_camera, world.rgb, world.depth_m,
+            world.moving, world.first_shown, world.returns, world.grounded,
+        )  # fmt: skip
+
+    def world(self) -> TrueWorld:
+        from mirage_ros.core.camera import Camera
+
+        cameras = Camera(self.intrinsics, self.world_from_camera, self.rgb.shape[1:3])
+        return TrueWorld(
+            self.name, cameras, self.rgb, self.depth_m, self.moving, self.first_shown,
+            self.returns, self.grounded,
+        )  # fmt: skip

@@ -1,0 +1,234 @@
+"""From a rollout and its truth to figures: per frame, per world, per variant."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+
+from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.pictures import cell_share
+from mirage_ros.core.types import WorldModel
+from mirage_ros.core.world import STAGES
+from mirage_ros.evaluation.judging import (
+    SMALLEST_SHARE,
+    frechet_distance,
+    gradient_energy,
+    latent_patches,
+    lpips_of,
+    psnr_where,
+    shrunk,
+    ssim_where,
+)
+from mirage_ros.evaluation.metrics import zncc
+from mirage_ros.evaluation.rolling import Rolled
+from mirage_ros.evaluation.truth import TrueWorld
+
+PATCHES_A_FRAME = 24
+CHECKED_FRAMES = 32
+MAX_DYNAMIC_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One variant in one world.
+
+    Attributes:
+        frames: name to (f,) figures, NaN where a frame has none.
+        gradients: squared gradients of imagined regions: made, their number, true.
+        imagined, true: (n, d) latent patches of imagined regions, as made and in truth.
+        seconds: (chunks, 5) by stage.
+        made: frames made, the seed not counted.
+    """
+
+    frames: dict[str, np.ndarray]
+    gradients: tuple[float, int, float]
+    imagined: np.ndarray
+    true: np.ndarray
+    seconds: np.ndarray
+    made: int
+
+
+def score(
+    truth: TrueWorld, rolled: Rolled, seen: Bool[np.ndarray, "f h w"], model: WorldModel
+) -> Scored:
+    """Judges one rollout.
+
+    Args:
+        seen: where the main variant's memory saw something; all variants are judged there.
+    """
+    where = truth.grounded & seen
+    still = ~(truth.moving | truth.moving[np.maximum(truth.first_shown, 0)])
+    count = len(truth)
+    columns = {name: np.full(count, np.nan) for name in (
+        "psnr_seen", "ssim_seen", "zncc_seen", "psnr_bare", "psnr_whole", "lpips", "psnr_shown",
+        "ssim_shown", "depth_error", "depth_scale")}  # fmt: skip
+    for i in range(1, count):
+        made, true = rolled.rgb[i], truth.rgb[i]
+        columns["psnr_seen"][i] = psnr_where(made, true, where[i])
+        columns["ssim_seen"][i] = ssim_where(made, true, where[i])
+        columns["psnr_whole"][i] = psnr_where(made, true, ~truth.moving[i])
+        columns["lpips"][i] = lpips_of(made, true)
+        if where[i].mean() >= SMALLEST_SHARE:
+            columns["zncc_seen"][i] = zncc(made, true, where[i])
+        if len(rolled.bare):
+            columns["psnr_bare"][i] = psnr_where(rolled.bare[i], true, where[i])
+        if (first := truth.first_shown[i]) >= 0:
+            columns["psnr_shown"][i] = psnr_where(made, rolled.rgb[first], still[i])
+            columns["ssim_shown"][i] = ssim_where(made, rolled.rgb[first], still[i])
+        columns["depth_error"][i], columns["depth_scale"][i] = _judge_depth(
+            rolled.depth_m[i], truth.depth_m[i], truth.grounded[i]
+        )
+    columns["observed"] = rolled.observed.mean((1, 2))
+    columns["tokens"], columns["bytes"] = rolled.tokens.astype(float), rolled.nbytes.astype(float)
+    return Scored(columns, *_imagined(truth, rolled, model), rolled.seconds, count - 1)
+
+
+def summarise(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> dict[str, float]:
+    """Means over worlds of one variant's figures (NaN: nothing to judge).
+
+    psnr_new, ssim_new, zncc_new, bare_new: views never taken before, where the seed's surfaces
+    are seen and memory shows them; psnr_return: views taken again, the same against truth;
+    psnr_shown: views taken again against what was shown first; depth_error: median relative
+    error; scale_drift: how far depth's scale has moved by the last tenth of the frames.
+    """
+    rows = []
+    for truth, one in zip(truths, scored, strict=True):
+        new = ~truth.returns & (np.arange(len(truth)) > 0)
+        f = one.frames
+        late = np.arange(len(truth)) >= len(truth) - max(1, len(truth) // 10)
+        rows.append(
+            {
+                "psnr_new": _mean(f["psnr_seen"][new]),
+                "ssim_new": _mean(f["ssim_seen"][new]),
+                "zncc_new": _mean(f["zncc_seen"][new]),
+                "bare_new": _mean(f["psnr_bare"][new]),
+                "whole_new": _mean(f["psnr_whole"][new]),
+                "lpips_new": _mean(f["lpips"][new]),
+                "psnr_return": _mean(f["psnr_seen"][truth.returns]),
+                "ssim_return": _mean(f["ssim_seen"][truth.returns]),
+                "psnr_shown": _mean(f["psnr_shown"]),
+                "ssim_shown": _mean(f["ssim_shown"]),
+                "depth_error": _mean(f["depth_error"]),
+                "scale_drift": abs(_mean(f["depth_scale"][late]) - 1),
+                "observed": _mean(f["observed"][1:]),
+                "tokens": f["tokens"][-1],
+                "bytes": f["bytes"][-1],
+            }
+        )
+    means = {name: _mean([row[name] for row in rows]) for name in rows[0]}
+    return means | _judge_imagined(scored) | _speed(scored)
+
+
+def at_the_seed(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> list[dict]:
+    """Each return to the seed's very camera: frame, PSNR against truth, scale of depth."""
+    frames = np.nonzero(truths[0].first_shown == 0)[0]
+    names = {"psnr": "psnr_seen", "depth_scale": "depth_scale"}
+    return [
+        {"frame": int(i)}
+        | {name: _mean([s.frames[key][i] for s in scored]) for name, key in names.items()}
+        for i in frames
+    ]
+
+
+def check_model(model: WorldModel, truth: TrueWorld) -> dict[str, float]:
+    """What the networks do with true pictures: the codec alone, and what stays of moving bodies.
+
+    ghosts: share of the cells that bodies fill (by half or more) that would be remembered; lost:
+    share of the other cells, sky left out, that would not be.
+    """
+    step = max(1, len(truth) // CHECKED_FRAMES)
+    rgb, cameras = truth.rgb[::step], truth.cameras[::step]
+    moving, depth = truth.moving[::step], truth.depth_m[::step]
+    size = model.chunk_frames
+    psnr, kept = [], []
+    for start in range(0, len(rgb), size):
+        part = slice(start, start + size)
+        decoded = model.decode(model.encode(rgb[part]))
+        psnr += [psnr_where(a, b, np.ones(a.shape[:2], bool))
+                 for a, b in zip(decoded, rgb[part], strict=True)]  # fmt: skip
+        seen = model.perceive(rgb[part], cameras[part], None)
+        still = cell_share(seen.dynamic, model.stride) <= MAX_DYNAMIC_SHARE
+        kept.append(still & np.isfinite(cell_depth(seen.depth_m, model.stride)))
+    remembered = np.concatenate(kept)
+    share = cell_share(moving, model.stride)
+    body, rest = share >= 0.5, (share == 0) & np.isfinite(cell_depth(depth, model.stride))
+    return {
+        "codec_psnr": _mean(psnr),
+        "body_cells": float(body.sum()),
+        "ghosts": float(remembered[body].mean()) if body.any() else float("nan"),
+        "lost": float(1 - remembered[rest].mean()) if rest.any() else float("nan"),
+    }
+
+
+def _judge_depth(made, true, where) -> tuple[float, float]:
+    """Median relative error and median ratio of depth where both are known."""
+    with np.errstate(invalid="ignore"):
+        both = where & np.isfinite(made) & (made > 0)
+    if both.mean() < SMALLEST_SHARE:
+        return float("nan"), float("nan")
+    ratio = made[both] / true[both]
+    return float(np.median(np.abs(ratio - 1))), float(np.median(ratio))
+
+
+def _imagined(truth: TrueWorld, rolled: Rolled, model: WorldModel):
+    """Regions of new views that neither the seed nor memory showed: as made and as they are."""
+    mask = ~rolled.observed & ~truth.grounded & ~truth.returns[:, None, None]
+    mask[0] = False
+    inner = shrunk(mask, 2)
+    made = [gradient_energy(rolled.rgb[i], inner[i]) for i in range(len(truth))]
+    true = [gradient_energy(truth.rgb[i], inner[i]) for i in range(len(truth))]
+    energy = sum(e for e, _ in made), sum(n for _, n in made), sum(e for e, _ in true)
+    chosen = np.nonzero(mask.any((1, 2)))[0]
+    cells = cell_share(mask, model.stride) == 1
+    patches = [
+        latent_patches(_encode(model, pictures[chosen]), cells[chosen], PATCHES_A_FRAME, 0)
+        if len(chosen)
+        else np.empty((0, 1))
+        for pictures in (rolled.rgb, truth.rgb)
+    ]
+    return energy, *patches
+
+
+def _encode(model: WorldModel, rgb: np.ndarray) -> torch.Tensor:
+    size = model.chunk_frames
+    return torch.cat([model.encode(rgb[i : i + size]) for i in range(0, len(rgb), size)])
+
+
+def _judge_imagined(scored: Sequence[Scored]) -> dict[str, float]:
+    """Gradient energy against truth, and Frechet distance against that of two halves of truth."""
+    made, true = (sum(s.gradients[i] for s in scored) for i in (0, 2))
+    some = [s for s in scored if len(s.true)]
+    if not some:
+        return {"gradient_ratio": float("nan"), "frechet": float("nan"),
+                "frechet_true": float("nan"), "frechet_ratio": float("nan")}  # fmt: skip
+    imagined = np.concatenate([s.imagined for s in some])
+    truth = np.concatenate([s.true for s in some])
+    # Halves of worlds, not of frames: neighbouring frames would make truth too alike to itself.
+    halves = [[s.true for s in some[i::2]] or [truth[:0]] for i in (0, 1)]
+    distance = frechet_distance(imagined, truth)
+    other = frechet_distance(*(np.concatenate(half) for half in halves))
+    return {
+        "gradient_ratio": made / true if true else float("nan"),
+        "frechet": distance,
+        "frechet_true": other,
+        "frechet_ratio": distance / other,
+    }
+
+
+def _speed(scored: Sequence[Scored]) -> dict[str, float]:
+    seconds = np.concatenate([s.seconds for s in scored])
+    made = sum(s.made for s in scored)
+    per_frame = seconds.sum(0) / made
+    figures = {f"{stage}_ms": 1e3 * float(t) for stage, t in zip(STAGES, per_frame, strict=True)}
+    return figures | {"frames_per_s": float(1 / per_frame.sum())}
+
+
+def _mean(values) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN
+        return float(np.nanmean(np.asarray(values, float))) if len(values) else float("nan")

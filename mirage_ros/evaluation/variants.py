@@ -1,0 +1,112 @@
+"""What is compared: memories, and models with one thing switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.types import Readout, WorldModel
+from mirage_ros.core.world import World, WorldConfig
+from mirage_ros.evaluation.rgb_cache import RgbWorld
+
+MEMORIES = ("latent", "rgb", "none")
+ABLATIONS = {
+    "sub_cell": "offsets and scales of the tokens are not told",
+    "visibility": "the network is not told where memory sees anything",
+    "dynamic_filter": "moving things are remembered like all else",
+    "references": "no reference frames",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing to evaluate.
+
+    Attributes:
+        memory: one of `MEMORIES`.
+        ablation: one of `ABLATIONS`, or "".
+        model: another checkpoint than the evaluated one, or "".
+    """
+
+    name: str
+    memory: str = "latent"
+    ablation: str = ""
+    model: str = ""
+
+
+def parse_variants(
+    memories: Sequence[str], ablations: Sequence[str], checkpoints: Sequence[str]
+) -> list[Variant]:
+    """Memories first, then ablations of the latent one, then checkpoints given as NAME=PATH."""
+    unknown = [m for m in memories if m not in MEMORIES] + [
+        a for a in ablations if a not in ABLATIONS
+    ]
+    if unknown or not memories:
+        raise MirageError(
+            f"There is no variant {', '.join(unknown) or 'at all'}; memories are "
+            f"{', '.join(MEMORIES)}, ablations {', '.join(ABLATIONS)}."
+        )
+    variants = [Variant(memory, memory) for memory in memories]
+    variants += [Variant(f"no {name}", ablation=name) for name in ablations]
+    for text in checkpoints:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise MirageError(f"A checkpoint to compare is {text!r}; give NAME=FOLDER.")
+        variants.append(Variant(name, model=path))
+    if len({variant.name for variant in variants}) < len(variants):
+        raise MirageError("Two variants have one name; name each once.")
+    return variants
+
+
+def make_world(variant: Variant, model: WorldModel, noise_seed: int) -> World:
+    """The cycle of a variant; `model` is its own checkpoint."""
+    config = WorldConfig(seed=noise_seed, use_memory=variant.memory != "none")
+    if variant.ablation == "dynamic_filter":
+        config = replace(config, max_dynamic_share=1.0)
+    elif variant.ablation:
+        model = AblatedModel(model, variant.ablation)
+    return (RgbWorld if variant.memory == "rgb" else World)(model, config)
+
+
+class AblatedModel:
+    """A model whose `generate` is not told one thing; all else is the model's own."""
+
+    def __init__(self, model: WorldModel, ablation: str) -> None:
+        self._model, self._ablation = model, ablation
+
+    def __getattr__(self, name: str):
+        return getattr(self._model, name)
+
+    def generate(
+        self,
+        readout: Readout,
+        cameras: Camera,
+        preceding: torch.Tensor,
+        references: torch.Tensor,
+        seed: int,
+    ) -> torch.Tensor:
+        if self._ablation == "references":
+            references = references[:0]
+        return self._model.generate(
+            blinded(readout, self._ablation), cameras, preceding, references, seed
+        )
+
+
+def blinded(readout: Readout, ablation: str) -> Readout:
+    """A readout that keeps one thing for itself."""
+    if ablation == "sub_cell":
+        return replace(
+            readout,
+            offset=np.zeros_like(readout.offset),
+            log_scale=np.zeros_like(readout.log_scale),
+        )
+    if ablation == "visibility":
+        # All cells claim to be seen; those that are not hold zero latents, infinitely far.
+        depth = np.where(readout.visible, readout.depth_m, np.inf).astype(np.float32)
+        return replace(readout, visible=np.ones_like(readout.visible), depth_m=depth)
+    return readout
