@@ -1,0 +1,251 @@
+"""What a chunk of the large model costs, stage by stage, beside conditioning by an RGB cache.
+
+The cycle is run on a walk through a rendered room whose first picture it is given. Beside it the
+same walk's true frames are remembered twice, as latents and as coloured points, and each
+chunk's conditioning is made from both for the same backbone: the latent readout, and the
+points drawn at every frame and encoded by the backbone's own VAE, as RGB-cache systems do.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+import torch
+
+from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.memory import LatentMemory, MemoryConfig
+from mirage_ros.core.pictures import cell_colours
+from mirage_ros.core.video import anchor_frames
+from mirage_ros.core.world import World
+from mirage_ros.evaluation.bench_walk import REWRITE_LOG_SCALE, Walk, render_walk
+from mirage_ros.evaluation.point_cloud import BARE_POINT_BYTES, CloudConfig
+from mirage_ros.evaluation.rgb_cache import RgbMemory, fill_holes
+from mirage_ros.evaluation.timing import describe_machine
+from mirage_ros.models.conditioning import condition_from_readout
+from mirage_ros.models.wan import WanModel
+
+MIB = 2**20
+CLOUDS = {"merged 1 cm": CloudConfig(voxel_m=0.01), "unmerged": CloudConfig(voxel_m=None)}
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Attributes:
+    chunks: of the walk.
+    steps: denoising steps; one run of the cycle for each.
+    seed: of the rendered room.
+    """
+
+    chunks: int = 5
+    steps: tuple[int, ...] = (20, 4)
+    seed: int = 2_000_017
+
+
+def run_bench(model: WanModel, config: BenchConfig) -> dict:
+    """Every figure as one JSON-able report."""
+    frames = 1 + config.chunks * model.chunk_frames
+    walk = render_walk(config.seed, frames, model.size)
+    report = {
+        "machine": describe_machine(),
+        "model": _described(model),
+        "conditioning": compare_conditioning(model, walk, config.chunks),
+        "cycle": {},
+    }
+    for steps in config.steps:
+        model.config = replace(model.config, steps=steps)
+        report["cycle"][str(steps)] = run_cycle(model, walk, config.chunks)
+    return report
+
+
+def run_cycle(model: WanModel, walk: Walk, chunks: int) -> dict:
+    """The cycle over the walk: seconds by stage and chunk, frames/s, bytes."""
+    meter = Meter(model)
+    world = World(meter)
+    stamps = np.arange(len(walk), dtype=np.int64) * 100_000_000
+    world.reset(walk.rgb[0], walk.cameras[0], walk.depth_m[0], 0)
+    rows = []
+    for part in _chunks(model, chunks):
+        start_s = time.perf_counter()
+        chunk = world.step(walk.cameras[part], stamps[part])
+        seconds = time.perf_counter() - start_s
+        rows.append({"seconds": seconds, "stages": chunk.seconds, "tokens": chunk.tokens,
+                     "memory_bytes": chunk.memory_bytes})  # fmt: skip
+    # The first chunk compiles and warms up what later ones find ready.
+    steady = rows[1:] or rows
+    stages = {name: median(row["stages"][name] for row in steady) for name in rows[0]["stages"]}
+    return {
+        "chunks": rows,
+        "seconds_by_stage": stages,
+        "frames_per_s": model.chunk_frames / median(row["seconds"] for row in steady),
+        "peak_bytes_by_stage": meter.peaks,
+        "peak_bytes": max(meter.peaks.values()),
+    }
+
+
+def compare_conditioning(model: WanModel, walk: Walk, chunks: int) -> dict:
+    """Seconds per chunk and bytes of latent memory and RGB caches that hold the same frames."""
+    latents = model.codec.encode(model.video_from_rgb(walk.rgb))[0].transpose(0, 1).cpu()
+    memory = LatentMemory(MemoryConfig(model.channels))
+    clouds = {name: RgbMemory(model.encode, model.stride, c) for name, c in CLOUDS.items()}
+    _remember(model, memory, clouds, walk, latents, slice(0, 1), 0)
+    times: dict[str, list[float]] = {name: [] for name in ("latent memory", *CLOUDS)}
+    for number, part in enumerate(_chunks(model, chunks)):
+        readers: dict[str, Callable] = {
+            "latent memory": lambda p: _from_latents(model, memory, walk, p)
+        }
+        for name, cloud in clouds.items():
+            readers[name] = lambda p, cloud=cloud: _from_pixels(model, cloud, walk, p)
+        for name, reader in readers.items():
+            times[name].append(_seconds(lambda reader=reader, part=part: reader(part)))
+        _remember(model, memory, clouds, walk, latents, part, 1 + number * _latents(model))
+    bytes_ = {"latent memory": memory.nbytes} | {n: c.nbytes for n, c in clouds.items()}
+    bare = {name: cloud.tokens * BARE_POINT_BYTES for name, cloud in clouds.items()}
+    seconds = {name: median(values) for name, values in times.items()}
+    return {
+        "seconds_per_chunk": seconds,
+        "bytes": bytes_,
+        "bare_bytes": bare,
+        "held": {"latent memory": memory.tokens} | {n: c.tokens for n, c in clouds.items()},
+        "time_ratio": {n: seconds[n] / seconds["latent memory"] for n in CLOUDS},
+        "bytes_ratio": {n: bytes_[n] / bytes_["latent memory"] for n in CLOUDS},
+    }
+
+
+class Meter:
+    """A model that notes how much memory each of its stages took at most."""
+
+    def __init__(self, model: WanModel):
+        self.model, self.peaks = model, {}
+
+    def __getattr__(self, name: str):
+        return getattr(self.model, name)
+
+    def encode(self, *inputs):
+        with self._stage("encode"):
+            return self.model.encode(*inputs)
+
+    def decode_stream(self, *inputs):
+        with self._stage("decode"):
+            return self.model.decode_stream(*inputs)
+
+    def generate(self, *inputs):
+        with self._stage("generate"):
+            return self.model.generate(*inputs)
+
+    def perceive(self, *inputs):
+        with self._stage("perceive"):
+            return self.model.perceive(*inputs)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        cuda = self.model.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        yield
+        if cuda:
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.peaks[name] = max(self.peaks.get(name, 0), peak)
+
+
+def _latents(model: WanModel) -> int:
+    return model.chunk_frames // model.frames_per_latent
+
+
+def _chunks(model: WanModel, count: int) -> Iterator[slice]:
+    for number in range(count):
+        start = 1 + number * model.chunk_frames
+        yield slice(start, start + model.chunk_frames)
+
+
+def _from_latents(model: WanModel, memory: LatentMemory, walk: Walk, part: slice) -> torch.Tensor:
+    """What the side branch is given, read from latents: one camera per latent."""
+    at = part.start + anchor_frames(model.chunk_frames, model.frames_per_latent)
+    cells = tuple(side // model.stride for side in model.size)
+    readout = memory.read(walk.cameras[at].resized(cells), at.astype(np.int64))
+    return condition_from_readout(readout).to(model.device, model.dtype)
+
+
+def _from_pixels(model: WanModel, cloud: RgbMemory, walk: Walk, part: slice) -> torch.Tensor:
+    """The same from points: drawn at every frame of the chunk and the one before it, encoded."""
+    cells = tuple(side // model.stride for side in model.size)
+    drawing = cloud.draw(walk.cameras[slice(part.start - 1, part.stop)].resized(cells))
+    filled = fill_holes(drawing.rgb, drawing.covered)
+    latents = model.codec.encode(model.video_from_rgb(filled))[:, :, 1:]
+    return latents.to(model.device, model.dtype)
+
+
+def _remember(model, memory: LatentMemory, clouds, walk: Walk, latents, part: slice, first: int):
+    """The chunk's true frames into every cache: anchors as latents, every frame as pixels."""
+    frames = np.arange(part.start, part.stop)
+    at = frames[anchor_frames(len(frames), model.frames_per_latent)]
+    cells = tuple(side // model.stride for side in model.size)
+    depth = cell_depth(walk.depth_m[at], model.stride)
+    memory.write_new(
+        latents[first : first + len(at)], walk.cameras[at].resized(cells), depth,
+        np.isfinite(depth), at.astype(np.int64), cell_colours(walk.rgb[at], model.stride),
+        np.arange(first, first + len(at)), REWRITE_LOG_SCALE,
+    )  # fmt: skip
+    for cloud in clouds.values():
+        for i in frames:
+            one = walk[i : i + 1]
+            cloud.cloud.write(
+                one.rgb, one.cameras, one.depth_m, np.isfinite(one.depth_m), np.array([i])
+            )
+
+
+def _seconds(work: Callable[[], torch.Tensor]) -> float:
+    start = time.perf_counter()
+    made = work()
+    if made.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _described(model: WanModel) -> dict:
+    count = {
+        "transformer": model.denoiser.transformer,
+        "branch": model.denoiser.branch,
+        "vae": model.codec.vae,
+    }
+    return {
+        "name": model.name,
+        "size": list(model.size),
+        "chunk_frames": model.chunk_frames,
+        "dtype": str(model.dtype),
+        "device": str(model.device),
+        "parameters": {n: sum(p.numel() for p in net.parameters()) for n, net in count.items()},
+    }
+
+
+def describe(report: dict) -> str:
+    """The report for people."""
+    model, told = report["model"], report["conditioning"]
+    lines = [
+        f"{model['name']} at {'x'.join(map(str, model['size']))}, {model['dtype']} on "
+        f"{model['device']} ({report['machine']['device']}; {report['machine']['processor']}, "
+        f"load {report['machine']['load_average']})",
+        "parameters: " + ", ".join(f"{n} {c / 1e9:.3f} B" for n, c in model["parameters"].items()),
+        "",
+        f"{'conditioning':<16}{'ms a chunk':>12}{'x':>8}{'held':>12}{'MiB':>10}{'x':>8}",
+    ]
+    for name, seconds in told["seconds_per_chunk"].items():
+        slower, larger = told["time_ratio"].get(name, 1), told["bytes_ratio"].get(name, 1)
+        lines.append(
+            f"{name:<16}{1e3 * seconds:>12.1f}{slower:>8.1f}{told['held'][name]:>12}"
+            f"{told['bytes'][name] / MIB:>10.2f}{larger:>8.1f}"
+        )
+    for steps, cycle in report["cycle"].items():
+        stages = ", ".join(f"{n} {1e3 * s:.0f}" for n, s in cycle["seconds_by_stage"].items())
+        peaks = ", ".join(f"{n} {b / MIB:.0f}" for n, b in cycle["peak_bytes_by_stage"].items())
+        lines += ["", f"{steps} steps: {cycle['frames_per_s']:.2f} frames/s",
+                  f"  ms a chunk:  {stages}", f"  peak MiB:    {peaks}"]  # fmt: skip
+    return "\n".join(lines)

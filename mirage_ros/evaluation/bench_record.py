@@ -1,0 +1,114 @@
+"""What recording costs: the same rollouts with and without it, taking turns."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.types import WorldModel
+from mirage_ros.core.world import World
+from mirage_ros.recording.formats import FORMATS, open_recorder
+from mirage_ros.recording.recorder import Recorder, RecordingConfig
+from mirage_ros.seeds import Seed
+
+STEP_M = 0.01
+
+
+@dataclass(frozen=True)
+class RecordBenchConfig:
+    """What to time.
+
+    Attributes:
+        formats: of FORMATS; LeRobot is timed with both of its codecs.
+        rounds: how often plain and recorded rollouts take turns.
+        frames: of a rollout.
+        rate_hz: of the plan.
+    """
+
+    formats: Sequence[str] = FORMATS
+    rounds: int = 4
+    frames: int = 48
+    rate_hz: float = 10.0
+
+
+def run_bench(model: WorldModel, seed: Seed, config: RecordBenchConfig) -> dict:
+    """Seconds per chunk of each way, and the episode's end, which comes after the last chunk.
+
+    Returns:
+        `plain` and `recorded` hold all rounds' mean seconds per chunk, `ratio` the median over
+        the rounds of recorded to plain, `end_s` the median wait for the episode's end.
+    """
+    world = World(model)
+    cameras = _walk(world, seed, config)
+    _roll(world, seed, cameras, config, None)
+    variants = [
+        (format, codec)
+        for format in config.formats
+        for codec in (("h264", "av1") if format == "lerobot" else ("h264",))
+    ]
+    results = {}
+    for format, codec in tqdm(variants, unit="format", desc="recording"):
+        name = f"{format} {codec}" if format == "lerobot" else format
+        results[name] = _compare(world, seed, cameras, config, format, codec)
+    return {"model": model.name, "size": list(model.size), "frames": config.frames,
+            "rounds": config.rounds, "formats": results}  # fmt: skip
+
+
+def describe(report: dict) -> str:
+    """A table of one line a format."""
+    lines = [
+        f"{report['model']}, {report['size'][0]}x{report['size'][1]}, {report['frames']} frames, "
+        f"{report['rounds']} rounds",
+        "format          plain ms/chunk  recorded ms/chunk  cost    episode's end ms",
+    ]
+    for name, entry in report["formats"].items():
+        plain, recorded = (1e3 * float(np.median(entry[key])) for key in ("plain", "recorded"))
+        lines.append(
+            f"{name:14s} {plain:14.1f} {recorded:18.1f}  {100 * (entry['ratio'] - 1):+5.1f} % "
+            f"{1e3 * entry['end_s']:15.0f}"
+        )
+    return "\n".join(lines)
+
+
+def _walk(world: World, seed: Seed, config: RecordBenchConfig) -> Camera:
+    """Sideways from the seed's view."""
+    first = world.reset(seed.rgb, seed.camera, seed.depth_m).frames[0].camera
+    poses = np.repeat(first.world_from_camera[None], config.frames, 0)
+    poses[:, :3, 3] += STEP_M * np.arange(config.frames)[:, None] * first.world_from_camera[:3, 0]
+    return Camera(first.intrinsics, poses, first.size)
+
+
+def _compare(world, seed, cameras, config: RecordBenchConfig, format: str, codec: str) -> dict:
+    plain, recorded, ends = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        settings = RecordingConfig(config.rate_hz, video_codec=codec)
+        with open_recorder(Path(folder) / "data", format, settings) as recorder:
+            for _ in range(config.rounds):
+                plain.append(_roll(world, seed, cameras, config, None))
+                recorder.start_episode("bench")
+                recorded.append(_roll(world, seed, cameras, config, recorder))
+                start_s = time.perf_counter()
+                recorder.end_episode()
+                ends.append(time.perf_counter() - start_s)
+    ratio = float(np.median(np.array(recorded) / np.array(plain)))
+    return {"plain": plain, "recorded": recorded, "ratio": ratio, "end_s": float(np.median(ends))}
+
+
+def _roll(world, seed, cameras, config: RecordBenchConfig, recorder: Recorder | None) -> float:
+    """Mean seconds per chunk, from one chunk's beginning to the next one's."""
+    world.reset(seed.rgb, seed.camera, seed.depth_m)
+    stamps_ns = np.arange(1, config.frames + 1) * round(1e9 / config.rate_hz)
+    chunks = 0
+    start_s = time.perf_counter()
+    for chunk in world.rollout(cameras, stamps_ns):
+        chunks += 1
+        for frame in chunk.frames if recorder is not None else ():
+            recorder.add(frame)
+    return (time.perf_counter() - start_s) / chunks
