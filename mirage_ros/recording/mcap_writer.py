@@ -7,7 +7,10 @@ writes, so that Foxglove, `ros2 bag` and the pure-Python readers open it alike.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +18,11 @@ import yaml
 from mcap.writer import CompressionType, Writer
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.recording.episodes import disk_errors, remove, take_lock
 
 BAG_METADATA_VERSION = 9
+BAG_RECORD = "rosbag2"
+PARTIAL = ".tmp"
 CHUNK_BYTES = 1 << 20
 
 
@@ -29,37 +35,60 @@ class _Channel:
 
 
 class McapRecorder:
-    """Context-managed writer: declare channels, write bytes, get a whole file or none.
+    """Context-managed writer: declare channels, write bytes, get a whole recording or none.
 
-    The file grows under a temporary name beside the target and takes its own name
-    when the block ends, also when it ends by an exception: what was recorded until
-    then is kept.
+    It grows under a temporary name beside the target and takes its own name when the block
+    ends, also when it ends by an exception: what was recorded until then is kept. When the
+    process is killed, `mirage recover` makes a recording of what was flushed.
 
         with McapRecorder("out/demo.mcap") as recorder:
             recorder.channel("/color/image_raw", "sensor_msgs/msg/Image", text)
             recorder.write("/color/image_raw", cdr_bytes, log_time_ns)
     """
 
-    def __init__(self, path: str | Path, ros_distro: str = "kilted") -> None:
-        """Open the file. Raises MirageError when its folder cannot be written."""
+    def __init__(
+        self,
+        path: str | Path,
+        ros_distro: str = "kilted",
+        flush_s: float | None = None,
+        partial: Path | None = None,
+    ) -> None:
+        """Open the file. Raises MirageError when its folder cannot be written.
+
+        Args:
+            path: a file if it ends in .mcap, else rosbag2's folder: NAME/NAME_0.mcap and
+                NAME/metadata.yaml.
+            ros_distro: noted in the metadata.
+            flush_s: longest time that a message may wait in memory; None until a chunk is
+                full, which leaves the file's bytes to the messages alone.
+            partial: the temporary name, if not the target's with .tmp.
+        """
         self.path = Path(path)
         self.ros_distro = ros_distro
-        self._partial = self.path.with_name(self.path.name + ".tmp")
+        self.partial = partial or self.path.with_name(self.path.name + PARTIAL)
         self._channels: dict[str, _Channel] = {}
         self._schemas: dict[str, int] = {}
         self._counts: dict[str, int] = {}
         self._span_ns: list[int] = []
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = self._partial.open("wb")
-        except OSError as error:
+        self._flush_s, self._flushed_s = flush_s, time.monotonic()
+        self._broken = False
+        self._is_bag = self.path.suffix != ".mcap"
+        self.file_name = f"{self.path.name}_0.mcap" if self._is_bag else self.path.name
+        if self.path.is_dir():
             raise MirageError(
-                f"Cannot record to {self.path} ({error.strerror}); give one in a writable folder."
-            ) from error
-        self._writer = Writer(
-            self._stream, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD
-        )
-        self._writer.start(profile="ros2", library="mirage_ros")
+                f"The folder {self.path} is there already; give another path, or a .mcap file."
+            )
+        with disk_errors(self.path):
+            remove(self.partial)
+            folder = self.partial if self._is_bag else self.partial.parent
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / self.file_name if self._is_bag else self.partial
+            self._stream = file.open("wb")
+            take_lock(self._stream.fileno(), self.path)
+            self._writer = Writer(
+                self._stream, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD
+            )
+            self._writer.start(profile="ros2", library="mirage_ros")
 
     def __enter__(self) -> McapRecorder:
         return self
@@ -115,50 +144,102 @@ class McapRecorder:
         """Append one serialised message of a declared topic; times in nanoseconds."""
         if topic not in self._channels:
             raise MirageError(f"The topic {topic} was never declared; call channel() first.")
-        self._writer.add_message(
-            self._channels[topic].channel_id,
-            log_time_ns,
-            bytes(data),
-            log_time_ns if publish_time_ns is None else publish_time_ns,
-            self._counts[topic],
-        )
+        with self._unbroken():
+            self._writer.add_message(
+                self._channels[topic].channel_id,
+                log_time_ns,
+                bytes(data),
+                log_time_ns if publish_time_ns is None else publish_time_ns,
+                self._counts[topic],
+            )
         self._counts[topic] += 1
         first, last = self._span_ns or (log_time_ns, log_time_ns)
         self._span_ns = [min(first, log_time_ns), max(last, log_time_ns)]
+        if self._flush_s is not None and time.monotonic() - self._flushed_s > self._flush_s:
+            self.flush()
 
-    def close(self) -> None:
-        """Finish the file and give it its name; a second call does nothing."""
+    def note(self, name: str, entries: dict[str, str]) -> None:
+        """Adds a metadata record."""
+        with self._unbroken():
+            self._writer.add_metadata(name, entries)
+
+    def flush(self) -> None:
+        """Hands everything to the system: from here it survives the end of the process."""
+        with self._unbroken():
+            self._writer.flush()
+        self._flushed_s = time.monotonic()
+
+    def finish(self) -> None:
+        """Completes what lies under the temporary name; a second call does nothing."""
         if self._stream.closed:
             return
-        self._writer.add_metadata(
-            "rosbag2", {"serialized_metadata": yaml.safe_dump(self._bag_metadata())}
-        )
-        self._writer.finish()
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        self._stream.close()
-        self._partial.replace(self.path)
+        with self._unbroken():
+            information = self._bag_metadata()
+            self._writer.add_metadata(
+                BAG_RECORD, {"serialized_metadata": yaml.safe_dump(information)}
+            )
+            self._writer.finish()
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+            if self._is_bag:
+                text = yaml.safe_dump({"rosbag2_bagfile_information": information})
+                (self.partial / "metadata.yaml").write_text(text)
+
+    def close(self) -> None:
+        """Finish and give it its name; a second call does nothing, nor does one after an error."""
+        if self._stream.closed:
+            return
+        if self._broken:
+            self.abandon()
+            return
+        self.finish()
+        with disk_errors(self.path):
+            self.partial.replace(self.path)
+
+    def abandon(self) -> None:
+        """Leaves what was written under the temporary name as it is."""
+        with contextlib.suppress(OSError):
+            self._stream.close()
+
+    def discard(self) -> None:
+        """Leaves nothing behind."""
+        self.abandon()
+        remove(self.partial)
+
+    @contextlib.contextmanager
+    def _unbroken(self) -> Iterator[None]:
+        """Remembers that writing failed: what follows a half-written record would be lost."""
+        try:
+            with disk_errors(self.path):
+                yield
+        except BaseException:
+            self._broken = True
+            raise
 
     def _bag_metadata(self) -> dict:
         """What rosbag2 keeps about a bag, in the layout of its version 9."""
-        first, last = self._span_ns or (0, 0)
         total = sum(self._counts.values())
-        times = {
-            "starting_time": {"nanoseconds_since_epoch": first},
-            "duration": {"nanoseconds": last - first},
-        }
         return {
             "version": BAG_METADATA_VERSION,
             "storage_identifier": "mcap",
-            "relative_file_paths": [self.path.name],
-            **times,
+            "relative_file_paths": [self.file_name],
+            **self._times(),
             "message_count": total,
             "compression_format": "",
             "compression_mode": "",
             "topics_with_message_count": [self._topic_metadata(name) for name in self._channels],
-            "files": [{"path": self.path.name, **times, "message_count": total}],
+            "files": [{"path": self.file_name, **self._times(), "message_count": total}],
             "custom_data": None,
             "ros_distro": self.ros_distro,
+        }
+
+    def _times(self) -> dict[str, dict[str, int]]:
+        """Made anew for each place: YAML would write the second one as an alias."""
+        first, last = self._span_ns or (0, 0)
+        return {
+            "starting_time": {"nanoseconds_since_epoch": first},
+            "duration": {"nanoseconds": last - first},
         }
 
     def _topic_metadata(self, topic: str) -> dict:
