@@ -1,0 +1,311 @@
+"""LeRobot datasets: what their readers rely on, and that nothing finished is ever lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from recorded_frames import FEATURES, RATE_HZ, config, frame, record, values
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.recording import lerobot_dataset, lerobot_files
+from mirage_ros.recording.depth_codes import DepthCodes
+from mirage_ros.recording.formats import begin_episode, open_dataset, open_recorder
+from mirage_ros.recording.histograms import NAMES, QUANTILES, count_levels, counted_statistics
+from mirage_ros.recording.recorder import RecordingConfig
+from mirage_ros.recording.recovery import recover
+from mirage_ros.recording.streams import ENCODERS, StreamWriter, join_streams, read_stream
+
+CHECK = Path(__file__).parents[1] / "resource" / "lerobot_check" / "check.sh"
+COLOR, DEPTH = "observation.images.color", "observation.images.depth"
+
+
+def write(path: Path, lengths=(5, 8, 3), **changes) -> Path:
+    with open_recorder(path, "lerobot", config(**changes)) as recorder:
+        for episode, frames in enumerate(lengths):
+            record(recorder, frames, episode)
+    return path
+
+
+def read_rows(root: Path) -> dict[str, np.ndarray]:
+    tables = [
+        pq.read_table(path) for path in lerobot_files.files_below(root, "data/chunk-.parquet")
+    ]
+    columns = {
+        name: [row for t in tables for row in t[name].to_pylist()]
+        for name in tables[0].column_names
+    }
+    return {name: np.array(rows) for name, rows in columns.items()}
+
+
+def read_info(root: Path) -> dict:
+    return json.loads((root / "meta/info.json").read_text())
+
+
+def digest(root: Path) -> dict[str, str]:
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def expect_whole(root: Path, lengths) -> None:
+    """Counts, rows, every frame of every video and the entries of all episodes agree."""
+    info, rows = read_info(root), read_rows(root)
+    assert (info["total_episodes"], info["total_frames"]) == (len(lengths), sum(lengths))
+    count = sum(lengths)
+    assert rows["index"][:count].tolist() == list(range(count))
+    expected = [(e, f) for e, frames in enumerate(lengths) for f in range(frames)]
+    found = list(zip(rows["episode_index"], rows["frame_index"], strict=True))[:count]
+    assert found == expected
+    np.testing.assert_allclose(
+        rows["timestamp"][:count], rows["frame_index"][:count] / RATE_HZ, atol=1e-6
+    )
+    entries = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    for key, pixels in ((COLOR, "rgb24"), (DEPTH, "gray12le")):
+        path = root / f"videos/{key}/chunk-000/file-000.mp4"
+        shown = list(read_stream(path, pixels))
+        assert [round(time_s * RATE_HZ, 6) for time_s, _ in shown[:count]] == list(range(count))
+        for index, frames in enumerate(lengths):
+            start = round(entries[index][f"videos/{key}/from_timestamp"] * RATE_HZ)
+            assert start == sum(lengths[:index])
+            for number in range(frames):
+                expect_picture(shown[start + number][1], frame(number, index), key)
+
+
+def expect_picture(pixels: np.ndarray, expected, key: str) -> None:
+    if key == COLOR:
+        assert np.abs(pixels.astype(int) - expected.rgb).mean() < 6
+    else:
+        assert np.array_equal(pixels, DepthCodes().encode(expected.depth_m))
+
+
+@pytest.mark.parametrize("codec", ["h264", "av1"])
+def test_dataset_holds_what_was_recorded(tmp_path, codec):
+    root = write(tmp_path / "data", video_codec=codec)
+    expect_whole(root, (5, 8, 3))
+    rows, info = read_rows(root), read_info(root)
+    assert info["codebase_version"] == "v3.0" and info["fps"] == RATE_HZ
+    assert info["features"][COLOR]["info"]["video.codec"] == codec
+    assert (
+        info["features"][DEPTH]["info"] | {"is_depth_map": True, "depth_unit": "m"}
+        == info["features"][DEPTH]["info"]
+    )
+    for name in FEATURES:
+        told = np.concatenate(
+            [[values(n, e)[name] for n in range(f)] for e, f in enumerate((5, 8, 3))]
+        )
+        assert np.array_equal(rows[name].reshape(16, -1), told), name
+    assert rows["stamp_ns"][5] == frame(0, 1).stamp_ns
+    assert rows["task_index"].tolist() == [0] * 5 + [1] * 8 + [0] * 3
+    assert pq.read_table(root / "meta/tasks.parquet")["task"].to_pylist() == ["task 0", "task 1"]
+    assert not (root / ".parts").exists()
+
+
+def test_statistics_are_those_of_what_readers_decode(tmp_path):
+    root = write(tmp_path / "data")
+    stats = json.loads((root / "meta/stats.json").read_text())
+    shown = {
+        COLOR: [
+            p / 255
+            for _, p in read_stream(root / f"videos/{COLOR}/chunk-000/file-000.mp4", "rgb24")
+        ],
+        DEPTH: [
+            DepthCodes().table_m[p][..., None]
+            for _, p in read_stream(root / f"videos/{DEPTH}/chunk-000/file-000.mp4", "gray12le")
+        ],
+    }
+    columns = {name: rows.reshape(16, -1) for name, rows in read_rows(root).items()}
+    columns |= {key: np.stack(p).reshape(-1, p[0].shape[-1]) for key, p in shown.items()}
+    assert set(columns) == set(stats)
+    for name, data in columns.items():
+        data = data.astype(float)
+        expected = {
+            "min": data.min(0),
+            "max": data.max(0),
+            "mean": data.mean(0),
+            "std": data.std(0),
+        }
+        expected |= {
+            key: np.quantile(data, q, axis=0) for key, q in zip(NAMES, QUANTILES, strict=True)
+        }
+        for key, value in expected.items():
+            np.testing.assert_allclose(
+                np.ravel(stats[name][key]), value, rtol=1e-6, atol=1e-6, err_msg=f"{key} {name}"
+            )
+        assert stats[name]["count"] == [16]
+
+
+def test_episodes_of_many_processes_give_the_same_bytes(tmp_path):
+    one = write(tmp_path / "one", (4, 4, 4))
+    for index in (2, 0, 1):
+        with begin_episode(
+            tmp_path / "many", "lerobot", config(), index, f"task {index % 2}", {"seed": index}
+        ) as episode:
+            for number in range(4):
+                episode.add(frame(number, index), values(number, index))
+    dataset = open_dataset(tmp_path / "many", "lerobot", config())
+    assert dataset.finished() == {0, 1, 2} and dataset.episodes == 0
+    with pytest.raises(MirageError, match="adopt 0 first"):
+        dataset.adopt(1)
+    for index in range(3):
+        dataset.adopt(index)
+    dataset.close()
+    assert digest(one) == digest(tmp_path / "many")
+
+
+def test_dataset_is_resumed_where_it_ended(tmp_path):
+    root = write(tmp_path / "data", (5, 8))
+    with open_recorder(root, "lerobot", config()) as recorder:
+        assert recorder.episodes == 2
+        record(recorder, 3, 2)
+    expect_whole(root, (5, 8, 3))
+    assert digest(root) == digest(write(tmp_path / "once", (5, 8, 3)))
+    with pytest.raises(MirageError, match="differ in.*action"):
+        open_dataset(root, "lerobot", RecordingConfig(float(RATE_HZ)))
+
+
+def test_files_are_begun_anew_after_so_many_episodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(lerobot_dataset.schema, "EPISODES_PER_FILE", 2)
+    root = write(tmp_path / "data", (2, 3, 4, 2, 2))
+    rows, entries = read_rows(root), []
+    for path in lerobot_files.files_below(root, "meta/episodes/chunk-.parquet"):
+        entries += pq.read_table(path).to_pylist()
+    assert rows["index"].tolist() == list(range(13))
+    assert [e["data/file_index"] for e in entries] == [0, 0, 1, 1, 2]
+    assert [e[f"videos/{COLOR}/from_timestamp"] for e in entries] == [0, 0.2, 0, 0.4, 0]
+    assert [
+        len(list(read_stream(p, "rgb24"))) for p in sorted((root / "videos" / COLOR).rglob("*.mp4"))
+    ] == [5, 6, 2]
+    with open_recorder(root, "lerobot", config()) as recorder:
+        record(recorder, 3, 5)
+    assert read_rows(root)["index"].tolist() == list(range(16))
+
+
+@pytest.mark.parametrize(
+    "stumbles_at", ["write_tasks", "append_rows 1", "append_rows 2", "write_info", "join_streams"]
+)
+def test_an_adoption_that_is_cut_off_leaves_the_dataset_as_it_was(
+    tmp_path, monkeypatch, stumbles_at
+):
+    root = write(tmp_path / "data", (5,))
+    name, _, time = stumbles_at.partition(" ")
+    module = lerobot_dataset if name == "join_streams" else lerobot_files
+    real, left = getattr(module, name), [int(time or 1)]
+
+    def stumble(*arguments):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, stumble)
+        dataset = open_dataset(root, "lerobot", config())
+        with dataset.episode(1, "task 1", {"seed": 1}) as episode:
+            for number in range(8):
+                episode.add(frame(number, 1), values(number, 1))
+        with pytest.raises(KeyboardInterrupt):
+            dataset.adopt(1)
+        dataset._lock.release()
+    expect_whole(root, (5,))
+    assert "2 episodes (1 of them adopted now)" in recover(root)[0]
+    expect_whole(root, (5, 8))
+    assert digest(root) == digest(write(tmp_path / "once", (5, 8)))
+
+
+def test_half_episodes_are_dropped(tmp_path):
+    root = write(tmp_path / "data", (5,))
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[2])\n"
+        "from recorded_frames import *; from mirage_ros.recording.formats import *\n"
+        "episode = begin_episode(sys.argv[1], 'lerobot', config(), 1)\n"
+        "[episode.add(frame(n), values(n)) for n in range(3)]; os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, root, Path(__file__).parent], check=False)
+    assert killed.returncode == -9 and any((root / ".parts").iterdir())
+    assert recover(root) == [f"{root}: 1 episodes (0 of them adopted now), 1 half ones removed"]
+    assert digest(root) == digest(write(tmp_path / "once", (5,)))
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(MirageError, match="whole number"):
+        open_dataset(tmp_path / "a", "lerobot", RecordingConfig(7.5))
+    with pytest.raises(MirageError, match="is taken"):
+        open_dataset(tmp_path / "a", "lerobot", RecordingConfig(5.0, {"index": FEATURES["action"]}))
+    dataset = open_dataset(tmp_path / "b", "lerobot", config())
+    with pytest.raises(MirageError, match="being recorded"):
+        open_dataset(tmp_path / "b", "lerobot", config())
+    with pytest.raises(MirageError, match="even sides"), dataset.episode(0) as episode:
+        episode.add(frame(0, size=(63, 80)), values(0))
+    with dataset.episode(0) as episode:
+        episode.add(frame(0), values(0))
+        with pytest.raises(MirageError, match="no gaps"):
+            episode.add(frame(2), values(2))
+        with pytest.raises(MirageError, match="one size"):
+            episode.add(frame(1, size=(96, 80)), values(1))
+        with pytest.raises(MirageError, match="give exactly those"):
+            episode.add(frame(1), {"action": np.zeros(2)})
+        with pytest.raises(MirageError, match=r"shape \(3,\)"):
+            episode.add(frame(1), values(1) | {"action": np.zeros(3)})
+    dataset.adopt(0)
+    dataset.close()
+
+
+def test_depth_codes_keep_invalid_and_beyond_apart():
+    codes = DepthCodes(far_m=20.0)
+    depth_m = np.array([[np.nan, 0.0, -1.0, np.inf, 20.5, 0.011, 19.99, 1.0]], np.float32)
+    back = codes.decode(codes.encode(depth_m))[0]
+    assert np.isnan(back[:3]).all() and np.isinf(back[3:5]).all() and np.isfinite(back[5:]).all()
+    grid = np.linspace(0.02, 19.9, 9000, dtype=np.float32)[None]
+    error = np.abs(codes.decode(codes.encode(grid)) - grid) / (grid + codes.shift_m)
+    assert error.max() < 0.51 * codes._step
+    every = np.arange(1, 4095, dtype=np.uint16)[None]
+    assert np.array_equal(codes.encode(codes.decode(every)), every)
+
+
+def test_counted_quantiles_are_numpy_s():
+    rng = np.random.default_rng(3)
+    for count in (1, 2, 7, 1000):
+        pixels = rng.integers(0, 256, (count, 1, 2), np.uint8)
+        stats = counted_statistics(count_levels(pixels, 256), np.arange(256) / 255)
+        data = pixels.reshape(-1, 2) / 255
+        for name, share in zip(NAMES, QUANTILES, strict=True):
+            np.testing.assert_allclose(stats[name], np.quantile(data, share, axis=0), atol=1e-12)
+        np.testing.assert_allclose(stats["std"], data.std(0), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", sorted(ENCODERS))
+def test_joined_videos_show_every_frame_at_its_time(tmp_path, kind):
+    encoder = ENCODERS[kind]
+    for name, count in (("a", 7), ("b", 4), ("c", 1)):
+        writer = StreamWriter(tmp_path / f"{name}.mp4", encoder, 30, (64, 80))
+        for number in range(count):
+            level = 10 * number + ord(name)
+            shape, dtype = ((64, 80), np.uint16) if kind == "depth" else ((64, 80, 3), np.uint8)
+            writer.add(np.full(shape, level, dtype))
+        writer.close()
+    pieces = [(tmp_path / "a.mp4", 5), (tmp_path / "b.mp4", 4), (tmp_path / "c.mp4", 1)]
+    join_streams(pieces, 30, tmp_path / "all.mp4")
+    shown = list(read_stream(tmp_path / "all.mp4", encoder.source))
+    assert [round(time_s * 30, 9) for time_s, _ in shown] == list(range(10))
+    told = [
+        10 * n + ord(name) for name, count in (("a", 5), ("b", 4), ("c", 1)) for n in range(count)
+    ]
+    assert np.abs(np.array([p.mean() for _, p in shown]) - told).max() <= (
+        0 if kind == "depth" else 2
+    )
+
+
+@pytest.mark.skipif("LEROBOT_VENV" not in os.environ, reason="LEROBOT_VENV names no environment")
+@pytest.mark.parametrize("codec", ["h264", "av1"])
+def test_the_real_lerobot_agrees(tmp_path, codec):
+    root = write(tmp_path / "data", video_codec=codec)
+    done = subprocess.run([CHECK, root], capture_output=True, text=True, check=False)
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 0 and report["ok"] and report["frames"] == 16, done.stderr
