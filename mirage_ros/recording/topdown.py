@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
 from mirage_ros.core.camera import Camera, floor_axes
-from mirage_ros.recording.panels import BACKGROUND, FAINT_INK, IMAGINED_TINT, INK, font
+from mirage_ros.recording.panels import BACKGROUND, FAINT_INK, IMAGINED_TINT, INK, MEMORY_TINT, font
 
 SUPERSAMPLING = 2
 TRIM_PERCENT = 1.0
@@ -38,6 +38,7 @@ def draw_cloud_from_above(
     size: tuple[int, int],
     cells_across: int = 24,
     headroom_m: float = 0.35,
+    beside: Camera | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The cloud from above, forward of the first camera up, with the path drawn on it.
 
@@ -50,18 +51,22 @@ def draw_cloud_from_above(
         size: (height, width) of the drawing.
         cells_across: latent cells in a picture's width; a point paints a square as large as a
             cell seen from the path.
+        beside: another path to draw, thinner and in the colour of memory.
     """
     large = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
     up, forward, right = floor_axes(cameras[0].world_from_camera)
     keep = np.isfinite(xyz).all(-1)
     keep &= xyz @ up < (cameras.position_world @ up).max() + headroom_m
     xyz, rgb = xyz[keep].astype(np.float64), rgb[keep]
-    floor = _fit_floor(xyz, cameras.position_world, right, forward, large)
+    paths = [camera.position_world for camera in (cameras, beside) if camera is not None]
+    floor = _fit_floor(xyz, np.concatenate(paths), right, forward, large)
     canvas = np.full((*large, 3), BACKGROUND, np.uint8)
     order = np.argsort(xyz @ up, kind="stable")
     edge_px = _footprints_m(xyz[order], cameras, cells_across) * floor.pixels_per_m
     _splat(canvas, floor.pixels(xyz[order]), rgb[order], edge_px)
     picture = Image.fromarray(canvas)
+    if beside is not None:
+        _draw_line(picture, floor, beside, MEMORY_TINT, 3)
     _draw_path(picture, floor, cameras)
     picture = picture.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     _draw_scale_bar(picture, floor.pixels_per_m / SUPERSAMPLING)
@@ -105,11 +110,17 @@ def _draw_path(picture: Image.Image, floor: _Floor, cameras: Camera) -> None:
     count = len(cameras)
     for index in np.linspace(0, count - 1, min(count, 13)).astype(int):
         _draw_view(draw, floor, cameras[int(index)], (*INK, 150))
-    points = [tuple(point) for point in track]
-    draw.line(points, fill=(0, 0, 0, 180), width=9, joint="curve")
-    draw.line(points, fill=(*IMAGINED_TINT, 255), width=5, joint="curve")
+    _draw_line(picture, floor, cameras, IMAGINED_TINT, 5)
     u, v = track[0]
     draw.ellipse((u - 9, v - 9, u + 9, v + 9), fill=INK, outline=(0, 0, 0), width=2)
+
+
+def _draw_line(picture: Image.Image, floor: _Floor, cameras: Camera, colour, width: int) -> None:
+    """A path with a dark rim."""
+    draw = ImageDraw.Draw(picture, "RGBA")
+    points = [tuple(point) for point in floor.pixels(cameras.position_world)]
+    draw.line(points, fill=(0, 0, 0, 180), width=width + 4, joint="curve")
+    draw.line(points, fill=(*colour, 255), width=width, joint="curve")
 
 
 def _draw_view(draw: ImageDraw.ImageDraw, floor: _Floor, camera: Camera, colour) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import subprocess
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -11,6 +14,7 @@ from jaxtyping import UInt8
 from mirage_ros.core.errors import MirageError
 
 QUALITY_CRF = 17
+FRAGMENTS = ("-movflags", "+frag_keyframe+empty_moov+default_base_moof", "-flush_packets", "1")
 
 
 class VideoWriter:
@@ -20,13 +24,28 @@ class VideoWriter:
     Sides are padded to even numbers, which yuv420p needs.
     """
 
-    def __init__(self, path: str | Path, frames_per_s: float) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        frames_per_s: float,
+        partial: Path | None = None,
+        fragmented: bool = False,
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            partial: the temporary name, if not a hidden one beside the video's own.
+            fragmented: write an index with every second, so that a file that is cut off shows
+                what it has; `index_once` makes an ordinary video of it.
+        """
+        self._fragmented = fragmented
         if not frames_per_s > 0:
             raise MirageError(f"A video got the rate {frames_per_s}; give frames/s above 0.")
         self.path = Path(path)
         self.frames_per_s = frames_per_s
         self.frames = 0
-        self._partial = self.path.with_name(f".{self.path.stem}.tmp{self.path.suffix or '.mp4'}")
+        hidden = f".{self.path.stem}.tmp{self.path.suffix or '.mp4'}"
+        self._partial = partial or self.path.with_name(hidden)
         self._size: tuple[int, int] | None = None
         self._sink = None
 
@@ -74,9 +93,29 @@ class VideoWriter:
                 str(QUALITY_CRF),
                 "-preset",
                 "medium",
-                "-movflags",
-                "+faststart",
+                *(FRAGMENTS if self._fragmented else ("-movflags", "+faststart")),
+                *(("-g", str(max(1, round(self.frames_per_s)))) if self._fragmented else ()),
             ],
             ffmpeg_log_level="error",
         )
         self._sink.send(None)
+
+
+def index_once(fragmented: Path, target: Path) -> None:
+    """Copies a fragmented video's pictures into an ordinary one, as far as it goes.
+
+    Raises:
+        MirageError: not a single picture can be read.
+    """
+    partial = target.with_name(f".{target.stem}.indexed{target.suffix}")
+    words = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-i", str(fragmented)]
+    words += ["-c", "copy", "-movflags", "+faststart", str(partial)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode or not partial.is_file():
+        partial.unlink(missing_ok=True)
+        if "No space left" in done.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise MirageError(
+            f"No picture of the video {fragmented} can be read; remove it and record again."
+        )
+    partial.replace(target)

@@ -1,0 +1,205 @@
+"""What writing one episode has in common in all formats: checks, errors, all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.frames import Frame
+from mirage_ros.recording.recorder import NOTHING, Feature, RecordingConfig
+
+SCARCE_BYTES = 1 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns what goes wrong with files below `path` into one clear MirageError."""
+    try:
+        yield
+    except MirageError:
+        raise
+    except Exception as error:
+        # Libraries' own errors (FFmpeg's, Arrow's) carry the number of the system's error too.
+        number = getattr(error, "errno", None)
+        if number in FULL or _tells_of_no_space(error, path):
+            raise MirageError(
+                f"The disk is full while recording to {path}; free some space: everything that "
+                "was finished is kept, and `mirage recover` mends what was cut off."
+            ) from error
+        if not isinstance(error, OSError) and number is None:
+            raise
+        reason = os.strerror(number) if number else str(error).partition("\n")[0]
+        raise MirageError(
+            f"Cannot record to {path} ({reason}); give a path in a writable folder."
+        ) from error
+
+
+def _tells_of_no_space(error: Exception, path: Path) -> bool:
+    """Whether an error without the system's number comes of a full disk: ffmpeg just goes."""
+    if "No space left" in str(error):
+        return True
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    return "Broken pipe" in str(error) and shutil.disk_usage(folder).free < SCARCE_BYTES
+
+
+@contextmanager
+def lock_or_refuse(file: int, path: Path) -> Iterator[None]:
+    """Holds an open file or folder for this process alone. Raises MirageError when it is taken."""
+    take_lock(file, path)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def take_lock(file: int, path: Path) -> None:
+    """Holds it until the file is closed; the system lets go of it when the process dies."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise MirageError(
+            f"{path} is being recorded to; end that recording first, or give another path."
+        ) from error
+
+
+class FolderLock:
+    """Keeps a folder to one process until `release`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises MirageError when another one holds it."""
+        self._file = os.open(folder, os.O_RDONLY)
+        try:
+            take_lock(self._file, folder)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def release(self) -> None:
+        """A second call does nothing."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+class Episode(ABC):
+    """One episode in a temporary folder or file beside its own; a rename finishes it.
+
+    Attributes:
+        keep_half: what an error cuts off is left for `mirage recover`.
+    """
+
+    keep_half = False
+
+    def __init__(self, target: Path, config: RecordingConfig, task: str, info: Mapping) -> None:
+        """Raises MirageError when something of this name is there or cannot be."""
+        self.target, self.config, self.task = target, config, task
+        self.info = dict(info)
+        self.frames = 0
+        self.partial = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+        self._open = True
+        if target.exists():
+            raise MirageError(f"{target} is there already; give another path or remove it.")
+        with disk_errors(target):
+            remove(self.partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, frame: Frame, values: Mapping[str, np.ndarray] = NOTHING) -> None:
+        """Appends a frame and its values; see `EpisodeWriter`."""
+        self._check_open()
+        checked = check_values(self.config.features, values)
+        with disk_errors(self.target):
+            self._write(frame, checked)
+        self.frames += 1
+
+    def finish(self) -> None:
+        """Gives the episode its name."""
+        self._check_open()
+        if not self.frames:
+            raise MirageError(f"The episode {self.target.name} is empty; add frames or drop it.")
+        self._open = False
+        try:
+            with disk_errors(self.target):
+                self._complete()
+                self.partial.replace(self.target)
+        except BaseException:
+            if not self.keep_half:
+                remove(self.partial)
+            raise
+
+    def leave(self) -> None:
+        """After an error: lets go of the files, and removes them unless the half is kept."""
+        if self._open:
+            self._open = False
+            self._abandon()
+            if not self.keep_half:
+                remove(self.partial)
+
+    def discard(self) -> None:
+        """Removes what was written so far; a second call does nothing."""
+        if self._open:
+            self._open = False
+            self._abandon()
+            remove(self.partial)
+
+    def __enter__(self) -> Episode:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None:
+            self.leave()
+        elif self._open:
+            self.finish()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise MirageError(f"The episode {self.target.name} has ended; begin another one.")
+
+    @abstractmethod
+    def _write(self, frame: Frame, values: Mapping[str, np.ndarray]) -> None:
+        """Writes one frame below `self.partial`."""
+
+    @abstractmethod
+    def _complete(self) -> None:
+        """Makes `self.partial` whole."""
+
+    @abstractmethod
+    def _abandon(self) -> None:
+        """Closes files without completing them."""
+
+
+def check_values(
+    features: Mapping[str, Feature], values: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The values with the types and shapes that were announced. Raises MirageError."""
+    if set(values) != set(features):
+        raise MirageError(
+            f"A frame came with {sorted(values)}, the recording was announced to hold "
+            f"{sorted(features)}; give exactly those."
+        )
+    checked = {}
+    for name, feature in features.items():
+        value = np.atleast_1d(np.asarray(values[name])).astype(feature.dtype)
+        if value.shape != feature.shape:
+            raise MirageError(
+                f"{name!r} has the shape {value.shape}, {feature.shape} was announced; give that."
+            )
+        checked[name] = value
+    return checked
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

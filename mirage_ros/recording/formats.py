@@ -1,0 +1,129 @@
+"""Recording formats by name. Nothing but the format that is opened is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.recording.folder_dataset import FolderDataset, SingleDataset, episode_path
+from mirage_ros.recording.queued import QueuedRecorder
+from mirage_ros.recording.recorder import (
+    NOTHING,
+    Dataset,
+    EpisodeWriter,
+    Recorder,
+    RecordingConfig,
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format whose episodes stand beside each other.
+
+    Attributes:
+        module, name: where its episode's class is.
+        ending: of an episode's path.
+        options: of the class.
+        live: more options, for an episode that is a recording of its own.
+    """
+
+    module: str
+    name: str
+    ending: str = ""
+    options: Mapping[str, object] = field(default_factory=dict)
+    live: Mapping[str, object] = field(default_factory=dict)
+
+    def make(self, target: Path, config: RecordingConfig, task: str, info: Mapping):
+        """A writer of the episode at `target`."""
+        make = getattr(_import(f"mirage_ros.recording.{self.module}"), self.name)
+        return make(target, config, task, info, **self.options)
+
+
+FOLDERS = {
+    "mcap": Format("mcap_episode", "McapEpisode", live={"flush_s": 1.0}),
+    "video": Format("video_episode", "VideoEpisode", ".mp4"),
+    "png": Format("picture_episode", "PictureEpisode", options={"depth": "png"}),
+    "exr": Format("picture_episode", "PictureEpisode", options={"depth": "exr"}),
+}
+FORMATS = ("lerobot", *FOLDERS)
+
+
+def open_dataset(path: str | Path, format: str, config: RecordingConfig) -> Dataset:
+    """Opens or resumes a dataset of many episodes.
+
+    Raises:
+        MirageError: an unknown format, something else at the path, a package that is missing.
+    """
+    check_format(format)
+    if format == "lerobot":
+        return _import("mirage_ros.recording.lerobot_dataset").LerobotDataset(Path(path), config)
+    kind = FOLDERS[format]
+    return FolderDataset(Path(path), config, kind.make, kind.ending)
+
+
+def open_single(path: str | Path, format: str, config: RecordingConfig) -> Dataset:
+    """Opens a path that is to be one episode; a LeRobot dataset may hold more all the same."""
+    check_format(format)
+    if format == "lerobot":
+        return open_dataset(path, format, config)
+    kind = FOLDERS[format]
+    live = replace(kind, options={**kind.options, **kind.live})
+    return SingleDataset(Path(path), config, live.make)
+
+
+def open_recorder(
+    path: str | Path, format: str, config: RecordingConfig, single: bool = False
+) -> Recorder:
+    """Opens a dataset to be written by this process, episode after episode.
+
+    Args:
+        single: the path is to be one episode itself, which is kept when recording is cut off.
+    """
+    open_it = open_single if single else open_dataset
+    return QueuedRecorder(open_it(path, format, config), config, keep_half=single)
+
+
+def begin_episode(
+    path: str | Path,
+    format: str,
+    config: RecordingConfig,
+    index: int,
+    task: str = "",
+    info: Mapping[str, object] = NOTHING,
+) -> EpisodeWriter:
+    """A writer of one episode of the dataset at `path`, in any process.
+
+    Whoever holds the dataset open adopts it afterwards.
+    """
+    check_format(format)
+    if format == "lerobot":
+        schema = _import("mirage_ros.recording.lerobot_schema")
+        make = _import("mirage_ros.recording.lerobot_episode").LerobotEpisode
+        return make(schema.part_path(Path(path), index), config, task, info)
+    kind = FOLDERS[format]
+    return kind.make(episode_path(Path(path), index, kind.ending), config, task, info)
+
+
+def guess_format(path: str | Path) -> str:
+    """By the ending: .mcap, .mp4, .lerobot, .png, .exr; anything else is an MCAP bag."""
+    endings = {".mp4": "video", ".lerobot": "lerobot", ".png": "png", ".exr": "exr"}
+    return endings.get(Path(path).suffix, "mcap")
+
+
+def check_format(format: str) -> None:
+    """Raises MirageError for a name that is not in FORMATS."""
+    if format not in FORMATS:
+        raise MirageError(f"There is no format {format!r}; give one of {', '.join(FORMATS)}.")
+
+
+def _import(module: str):
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MirageError(
+            f"This format needs a package that is missing ({error}); "
+            "pip install 'mirage_ros[record]'."
+        ) from error

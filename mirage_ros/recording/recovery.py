@@ -1,0 +1,131 @@
+"""What `mirage recover` does: makes the best of a recording that was cut off.
+
+Nothing is written over: what was cut off is removed only after the mended recording has its
+name.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.recording.episodes import remove
+from mirage_ros.recording.mcap_writer import PARTIAL
+
+FFMPEG_END_S = 1.0
+
+
+def recover(path: str | Path) -> list[str]:
+    """Mends the recording at `path`, which may also be the temporary name it was left under.
+
+    Returns:
+        Sentences about what was found and done.
+
+    Raises:
+        MirageError: nothing there was left by a recording, or it is still being written.
+    """
+    path = _target(Path(path))
+    told = [_mend_partial(partial, path) for partial in _partials(path)]
+    if path.is_dir() and not told:
+        told = _recover_folder(path)
+    elif path.suffix == ".mcap" and path.is_file() and not told:
+        told = [_mend_file(path)]
+    if not told:
+        raise MirageError(
+            f"There is no recording {path}, nor one that was cut off; give the path that was "
+            "recorded to."
+        )
+    return told
+
+
+def _target(path: Path) -> Path:
+    """The name that a temporary name stands for."""
+    if path.name.endswith(PARTIAL) and not path.name.startswith("."):
+        return path.with_name(path.name.removesuffix(PARTIAL))
+    return path
+
+
+def _partials(path: Path) -> list[Path]:
+    """What a recording to `path` may have left: `walk.tmp`, `.walk.1234.tmp`."""
+    mcap = path.with_name(path.name + PARTIAL)
+    others = sorted(path.parent.glob(f".{path.stem}.*{PARTIAL}{path.suffix}"))
+    return [*([mcap] if mcap.exists() else []), *others]
+
+
+def _mend_partial(partial: Path, target: Path) -> str:
+    """A single recording that never got its name."""
+    target = _free(target)
+    if (partial / "color").is_dir():
+        return _mend_pictures(partial, target)
+    if partial.suffix == ".mp4":
+        return _mend_video(partial, target)
+    bag = next(partial.glob("*.mcap"), partial) if partial.is_dir() else partial
+    told = _mend_mcap(bag, target)
+    remove(partial)
+    return told
+
+
+def _mend_file(path: Path) -> str:
+    from mirage_ros.recording.mcap_recovery import is_whole
+
+    if is_whole(path):
+        return f"{path} is whole."
+    mended = path.with_name(f"{path.stem}.mended{path.suffix}")
+    told = _mend_mcap(path, mended)
+    mended.replace(path)
+    return told.replace(str(mended), str(path))
+
+
+def _mend_mcap(broken: Path, target: Path) -> str:
+    from mirage_ros.recording.mcap_recovery import mend
+
+    return mend(broken, target)
+
+
+def _mend_pictures(partial: Path, target: Path) -> str:
+    """Drops pictures that came without a line in the tables, and a half line."""
+    from mirage_ros.recording.picture_episode import trim_pictures
+
+    frames = trim_pictures(partial)
+    partial.replace(target)
+    return f"{target}: {frames} frames"
+
+
+def _mend_video(partial: Path, target: Path) -> str:
+    """ffmpeg ends its file by itself when its source dies, a moment later."""
+    import imageio_ffmpeg
+
+    from mirage_ros.recording.video import index_once
+
+    size = -1
+    while size != (size := partial.stat().st_size):
+        time.sleep(FFMPEG_END_S)
+    index_once(partial, target)
+    remove(partial)
+    return f"{target}: {imageio_ffmpeg.count_frames_and_secs(str(target))[0]} frames"
+
+
+def _recover_folder(path: Path) -> list[str]:
+    """A bag, a dataset of episodes, a LeRobot dataset, by what is in it."""
+    if (path / "meta" / "info.json").is_file() or (path / ".parts").is_dir():
+        from mirage_ros.recording.lerobot_recovery import recover_dataset
+
+        return [recover_dataset(path)]
+    bags = sorted(path.glob("*.mcap"))
+    if bags:
+        return [_mend_file(bag) for bag in bags]
+    half = sorted(path.glob(f".episode-*{PARTIAL}*"))
+    whole = sorted(path.glob("episode-*"))
+    for episode in half:
+        remove(episode)
+    if not half and not whole:
+        return []
+    return [f"{path}: {len(whole)} episodes, {len(half)} half ones removed"]
+
+
+def _free(target: Path) -> Path:
+    """`target`, or a name beside it when a recording of that name is there."""
+    others = (f"{target.stem}.recovered{n or ''}{target.suffix}" for n in range(1000))
+    names = (target, *(target.with_name(other) for other in others))
+    return next(name for name in names if not name.exists())
