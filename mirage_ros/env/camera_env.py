@@ -1,0 +1,189 @@
+"""`mirage/Camera-v0`: a free camera in a generated world."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import UInt8
+from transforms3d.quaternions import mat2quat
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.types import Frame
+from mirage_ros.env.config import ACTIONS, EnvConfig
+from mirage_ros.env.motion import driven, flown, orthonormal
+from mirage_ros.env.starts import Start, draw_start
+from mirage_ros.env.stepping import WorldFrames
+from mirage_ros.models.pretrained import load_model
+from mirage_ros.seeds import Seed
+
+FARTHEST_M = 1000.0
+_shared_model = lru_cache(maxsize=2)(load_model)
+
+
+class CameraEnv(gymnasium.Env):
+    """Moves a camera; every reset is a new world, every reward 0, and it never terminates.
+
+    Observations, a dict:
+        rgb: (h, w, 3) uint8.
+        depth: (h, w) float32 metres along z; 0 invalid, `max_depth_m` that or beyond.
+        observed: (h, w) uint8; 1 where the pixel comes from memory, 0 where it was imagined.
+        camera_pose: (7,) float32, world_from_camera as x y z (metres) and quaternion wxyz.
+
+    Actions: see EnvConfig; outside of [-1, 1] they are clipped. `reset(options={"start": name})`
+    starts from one seed (a name, a path or a Seed). Frames are equal for equal seeds and actions
+    on one machine with one number of torch threads.
+    """
+
+    metadata = {"render_modes": ["rgb_array", "panels"], "render_fps": 5}
+
+    def __init__(self, render_mode: str | None = None, **options) -> None:
+        self.config = EnvConfig.of(self.defaults() | options)
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise MirageError(
+                f"The render mode is {render_mode!r}; give one of {self.metadata['render_modes']}."
+            )
+        self.render_mode = render_mode
+        self._frames = self._frame_source()
+        self._frame: Frame | None = None
+        self.action_space = spaces.Box(-1, 1, (ACTIONS[self.config.action],), np.float32)
+        self.observation_space = spaces.Dict(_views(self._frames.size, self.config.max_depth_m))
+
+    @classmethod
+    def defaults(cls) -> dict:
+        """Options that differ from EnvConfig's."""
+        return {}
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        number = int(self.np_random.integers(2**31))
+        noise = int(self.np_random.integers(2**31))
+        self._start = self._choose_start(number, (options or {}).get("start"))
+        if self.config.backend == "mujoco":
+            self._frame = self._frames.reset(self._true_scene(), self._start.seed.camera)
+        else:
+            self._frame = self._frames.reset(self._start.seed, noise)
+        self._last_action = None
+        return self._observation(), self._info()
+
+    def step(self, action):
+        action = self._checked(action)
+        previous = self._frame
+        camera = self._moved(previous.camera, action)
+        self._frame = self._frames.advance(camera, self._held(camera, action))
+        self._last_action = action
+        reward, terminated = self._judge(previous, self._frame)
+        return self._observation(), reward, terminated, False, self._info()
+
+    def render(self) -> UInt8[np.ndarray, "h w 3"] | None:
+        """The picture; mode "panels" adds depth and what was remembered, side by side."""
+        if self.render_mode is None or self._frame is None:
+            return None
+        if self.render_mode == "rgb_array":
+            return self._frame.rgb.copy()
+        return _panels(self._frame, self.config.max_depth_m)
+
+    def close(self) -> None:
+        if hasattr(self._frames, "close"):
+            self._frames.close()
+
+    def _judge(self, before: Frame, after: Frame) -> tuple[float, bool]:
+        """Reward, and whether the task is done."""
+        return 0.0, False
+
+    def _moved(self, camera: Camera, action: np.ndarray) -> Camera:
+        """Where an action leads."""
+        config, pose = self.config, camera.world_from_camera
+        step_m, step_rad = config.speed_mps * config.period_s, config.turn_rps * config.period_s
+        if config.action == "drive":
+            pose = driven(pose, float(action[0] * step_m), float(action[1] * step_rad))
+        else:
+            pose = flown(pose, action * np.repeat([step_m, step_rad], 3))
+        return Camera(camera.intrinsics, orthonormal(pose), camera.size)
+
+    def _held(self, camera: Camera, action: np.ndarray) -> Camera | None:
+        """The cameras that follow if a repeated action goes on being repeated."""
+        if not self.config.lookahead or self.config.backend == "mujoco":
+            return None
+        if not np.array_equal(action, self._last_action):
+            return None
+        cameras = [camera]
+        for _ in range(self._frames.chunk_frames - 1):
+            cameras.append(self._moved(cameras[-1], action))
+        return Camera.stack(cameras[1:]) if len(cameras) > 1 else None
+
+    def _frame_source(self):
+        if self.config.backend == "mujoco":
+            from mirage_ros.env.true_frames import TrueFrames
+
+            return TrueFrames(tuple(self.config.size), self.config.period_s)
+        model = self.config.model
+        model = _shared_model(model) if isinstance(model, str) else model
+        config = self.config
+        return WorldFrames(model, config.period_s, config.max_memory_bytes, config.lookahead)
+
+    def _choose_start(self, number: int, wanted: str | Seed | None) -> Start:
+        if isinstance(wanted, Seed):
+            return Start(wanted)
+        source = self.config.starts if wanted is None else (wanted,)
+        return draw_start(source, number, self._frames.size)
+
+    def _true_scene(self):
+        if self._start.scene is None:
+            raise MirageError(
+                f"The seed {self._start.seed.name} is a picture without a scene to render; use "
+                "starts='scenes' or 'boxes' with backend='mujoco'."
+            )
+        return self._start.scene
+
+    def _checked(self, action) -> np.ndarray:
+        if self._frame is None:
+            raise MirageError("The environment has no world yet; call reset first.")
+        given = np.asarray(action, np.float64)
+        if given.shape != self.action_space.shape or not np.isfinite(given).all():
+            raise MirageError(
+                f"The action is {action!r}; give {self.action_space.shape[0]} finite numbers."
+            )
+        return np.clip(given, -1, 1)
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        frame = self._frame
+        pose = frame.camera.world_from_camera
+        place = np.clip(pose[:3, 3], -FARTHEST_M, FARTHEST_M)
+        depth = np.nan_to_num(frame.depth_m, nan=0.0, posinf=self.config.max_depth_m)
+        return {
+            "rgb": frame.rgb.copy(),
+            "depth": np.clip(depth, 0, self.config.max_depth_m).astype(np.float32),
+            "observed": frame.observed.astype(np.uint8),
+            "camera_pose": np.concatenate([place, mat2quat(pose[:3, :3])]).astype(np.float32),
+        }
+
+    def _info(self) -> dict:
+        return {
+            "start": self._start.seed.name,
+            "stamp_ns": self._frame.stamp_ns,
+            "observed_fraction": float(self._frame.observed.mean()),
+        }
+
+
+def _views(size: tuple[int, int], max_depth_m: float) -> dict[str, spaces.Box]:
+    """The space of each part of an observation."""
+    reach = np.array([FARTHEST_M] * 3 + [1.0] * 4, np.float32)
+    return {
+        "rgb": spaces.Box(0, 255, (*size, 3), np.uint8),
+        "depth": spaces.Box(0, max_depth_m, size, np.float32),
+        "observed": spaces.Box(0, 1, size, np.uint8),
+        "camera_pose": spaces.Box(-reach, reach, dtype=np.float32),
+    }
+
+
+def _panels(frame: Frame, max_depth_m: float) -> UInt8[np.ndarray, "h w 3"]:
+    """Picture | nearness | what memory showed (the rest dimmed)."""
+    depth = np.nan_to_num(frame.depth_m, nan=max_depth_m, posinf=max_depth_m)
+    near = np.clip(255 / np.maximum(depth, 1.0), 0, 255).astype(np.uint8)
+    share = np.where(frame.observed[..., None], 1.0, 0.3)
+    remembered = (frame.rgb * share).astype(np.uint8)
+    return np.concatenate([frame.rgb, np.repeat(near[..., None], 3, -1), remembered], 1)
