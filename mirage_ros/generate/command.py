@@ -1,0 +1,89 @@
+"""`mirage generate`: its options, and what it says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+POLICIES = ("wander", "orbit", "tour", "expert")
+EPILOG = """examples:
+  mirage generate --episodes 20 --out out/data
+  mirage generate --episodes 200 --policy wander orbit --starts scenes --workers 4 --out out/data
+  mirage generate --episodes 100 --policy expert --starts boxes --rate 2 --out out/drive
+  mirage generate --episodes 5000 --ray auto --format mcap --out /nfs/walks --json out/report.json
+
+An episode follows from the options and its index alone: the number of workers changes no byte.
+Run the same command again to go on with a dataset that was cut off, or with a larger
+--episodes to add to it. A worker that dies is replaced and its episode is generated again.
+"""
+
+
+def add_generate(parsers, command) -> None:
+    """Registers the command; `command` is the CLI's way of making a parser."""
+    parser = command(
+        parsers,
+        "generate",
+        run,
+        "generate many rollouts into one dataset for training policies",
+        EPILOG,
+    )
+    add = parser.add_argument
+    # fmt: off
+    add("--episodes", type=int, required=True, metavar="N", help="in the dataset at the end")
+    add("--out", type=Path, required=True, metavar="DIR", help="the dataset's folder")
+    add("--format", default="lerobot", metavar="FORMAT",
+        help="lerobot, mcap, video, png or exr (default: lerobot)")
+    add("--json", type=Path, metavar="PATH", help="write a report with frames/s")
+    add("--policy", nargs="+", default=["wander"], choices=POLICIES, metavar="NAME",
+        help=f"each episode draws one of {', '.join(POLICIES)} (default: wander)")
+    add("--starts", nargs="+", default=["shipped"], metavar="SEED",
+        help="shipped (default), scenes or boxes (procedural, need MuJoCo), or seeds' names and "
+        "paths; the expert needs boxes")
+    add("--frames", type=int, default=48, help="of an episode, at most (default: 48)")
+    add("--rate", type=float, default=5.0, metavar="HZ", help="frames per second (default: 5)")
+    add("--seed", type=int, default=0, help="of all episodes (default: 0)")
+    add("--model", default="mini", help="checkpoint (default: mini)")
+    add("--workers", type=int, metavar="K",
+        help="processes, or actors with --ray (default: 1; with --ray all GPUs or cores)")
+    add("--threads", type=int, default=1,
+        help="of each worker; part of the dataset, because sums depend on it (default: 1)")
+    add("--batch", type=int, default=1, metavar="B",
+        help="episodes that a worker draws together, for GPUs; part of the dataset as well "
+        "(default: 1)")
+    add("--ray", nargs="?", const="local", metavar="ADDRESS",
+        help="run on a Ray cluster: its address, auto, or nothing to start one here")
+    add("--codec", default="h264", choices=("h264", "av1"), help="of videos (default: h264)")
+    add("--no-memory", action="store_true", help="switch the latent memory off")
+    # fmt: on
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from mirage_ros.core.files import write_file
+    from mirage_ros.generate.job import Job
+    from mirage_ros.generate.run import generate
+
+    starts = arguments.starts
+    job = Job(
+        seed=arguments.seed,
+        frames=arguments.frames,
+        rate_hz=arguments.rate,
+        policies=tuple(arguments.policy),
+        starts=starts[0] if starts[0] in ("shipped", "scenes", "boxes") else tuple(starts),
+        model=arguments.model,
+        format=arguments.format,
+        video_codec=arguments.codec,
+        threads=arguments.threads,
+        batch=arguments.batch,
+        use_memory=not arguments.no_memory,
+    )
+    report = generate(job, arguments.episodes, arguments.out, arguments.workers, arguments.ray)
+    told = report.as_dict()
+    if arguments.json is not None:
+        write_file(arguments.json, (json.dumps(told, indent=2) + "\n").encode())
+    print(
+        f"{report.episodes} episodes in {report.out}; {report.generated} of them and "
+        f"{report.frames} frames in this run, {told['frames_per_s']:.2f} frames/s, "
+        f"{report.retries} retries"
+    )
+    return 0

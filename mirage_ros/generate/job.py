@@ -1,0 +1,83 @@
+"""What is to be generated: everything that an episode's bytes depend on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.models.pretrained import SHIPPED
+from mirage_ros.recording.recorder import Feature, RecordingConfig
+
+TWIST = ("vx_m_s", "vy_m_s", "vz_m_s", "wx_rad_s", "wy_rad_s", "wz_rad_s")
+POSE = ("x_m", "y_m", "z_m", "qw", "qx", "qy", "qz")
+FEATURES = {
+    "action": Feature((6,), "float32", TWIST),
+    "observation.state": Feature((7,), "float32", POSE),
+    "next.reward": Feature((1,)),
+    "next.done": Feature((1,), "bool"),
+    "next.success": Feature((1,), "bool"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A dataset to be. Episode `i` follows from this and `i` alone, whoever generates it.
+
+    Attributes:
+        seed: of all episodes.
+        frames: of each episode, at most; the expert ends where it arrives.
+        rate_hz: frames per second of simulated time.
+        policies: each episode draws one; see `mirage_ros.generate.policies`.
+        starts: "shipped", "scenes", "boxes", or names and paths of seeds.
+        model: checkpoint.
+        format, video_codec: of the dataset; see `mirage_ros.recording.formats`.
+        threads: torch threads of each worker. The last bits of a sum depend on their number.
+        batch: episodes that one worker draws together, their networks' calls joined.
+        use_memory: False generates without the latent memory, the baseline.
+    """
+
+    seed: int = 0
+    frames: int = 48
+    rate_hz: float = 5.0
+    policies: Sequence[str] = ("wander",)
+    starts: str | Sequence[str] = "shipped"
+    model: str = "mini"
+    format: str = "lerobot"
+    video_codec: str = "h264"
+    threads: int = 1
+    batch: int = 1
+    use_memory: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("frames", 3), ("threads", 1), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise MirageError(f"{name} is {getattr(self, name)}; give at least {least}.")
+
+    @property
+    def period_s(self) -> float:
+        return 1 / self.rate_hz
+
+    @property
+    def recording(self) -> RecordingConfig:
+        """What is written with every frame."""
+        return RecordingConfig(self.rate_hz, FEATURES, self.video_codec)
+
+    def manifest(self) -> dict:
+        """What has to agree before a dataset is gone on with."""
+        told = asdict(self) | {"policies": list(self.policies)}
+        told["starts"] = self.starts if isinstance(self.starts, str) else list(self.starts)
+        return told | {"weights": weights_digest(self.model)}
+
+
+def weights_digest(model: str) -> str:
+    """SHA-256 over a checkpoint folder's files; "" for a model that is no local folder."""
+    folder = SHIPPED.get(model, Path(model))
+    digest = hashlib.sha256()
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json")]
+    for path in files:
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest() if files else ""

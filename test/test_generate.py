@@ -1,0 +1,284 @@
+"""Generated datasets: the same bytes from any workers, nothing lost when they are killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from mirage_ros.cli import main
+from mirage_ros.core.camera import floor_axes
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.world import World
+from mirage_ros.env.motion import exp_motion
+from mirage_ros.env.starts import draw_start
+from mirage_ros.generate.batching import Meeting
+from mirage_ros.generate.job import Job
+from mirage_ros.generate.policies import POLICIES
+from mirage_ros.generate.pool import MOST_TRIES, retried
+from mirage_ros.generate.run import generate
+from mirage_ros.models.pretrained import SHIPPED, load_model
+
+OPTIONS = ("--frames", "6", "--starts", "room", "yard", "--policy", "wander", "orbit")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """The shipped weights at a quarter of the pixels and one step, for speed."""
+    folder = tmp_path_factory.mktemp("model") / "small"
+    shutil.copytree(SHIPPED["mini"], folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["size"], index["sampler"]["steps"] = [64, 80], 1
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job(checkpoint) -> Job:
+    return Job(3, 6, policies=("wander", "orbit"), starts=("room", "yard"), model=str(checkpoint))
+
+
+@pytest.fixture(scope="module")
+def plain(job, tmp_path_factory) -> Path:
+    """Four episodes, generated in this process and never disturbed."""
+    out = tmp_path_factory.mktemp("plain") / "data"
+    report = generate(job, 4, out)
+    assert (report.episodes, report.generated, report.frames) == (4, 4, 24)
+    return out
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads():
+    """Generating fixes the number of threads of this process: give it back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def command(job: Job, out: Path, episodes: int, *more: str) -> list[str]:
+    return [sys.executable, "-m", "mirage_ros.cli", "generate", "--episodes", str(episodes),
+            "--out", str(out), "--model", job.model, "--seed", "3", *OPTIONS, *more]  # fmt: skip
+
+
+def contents(out: Path) -> dict[str, str]:
+    """What every file of a dataset holds."""
+    files = [path for path in sorted(out.rglob("*")) if path.is_file()]
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
+
+
+def wait_for(condition, seconds: float = 300.0):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.02)
+    return found
+
+
+def begun(out: Path) -> list[Path]:
+    """Episodes on the disk, adopted or waiting."""
+    return [*out.rglob("data/*/*.parquet"), *out.glob(".parts/episode-*")]
+
+
+def test_two_workers_write_the_same_bytes_as_one(job, plain, tmp_path):
+    report = generate(job, 4, tmp_path / "data", workers=2)
+    assert report.generated == 4 and report.retries == 0
+    assert contents(tmp_path / "data") == contents(plain)
+    assert [detail["index"] for detail in report.details] == [0, 1, 2, 3]
+
+
+def test_a_killed_worker_costs_no_episode(job, plain, tmp_path):
+    out = tmp_path / "data"
+    driver = subprocess.Popen(command(job, out, 4, "--workers", "2", "--json", f"{out}.json"))
+    wait_for(lambda: begun(out))
+    victim = wait_for(
+        lambda: [c for c in psutil.Process(driver.pid).children() if "spawn_main" in
+                 " ".join(c.cmdline())]  # fmt: skip
+    )[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    assert driver.wait(300) == 0
+    assert json.loads(Path(f"{out}.json").read_text())["episodes"] == 4
+    assert contents(out) == contents(plain)
+
+
+def test_a_killed_driver_takes_its_workers_along_and_is_resumed(job, plain, tmp_path, capsys):
+    out = tmp_path / "data"
+    driver = subprocess.Popen(command(job, out, 4, "--workers", "2"))
+    wait_for(lambda: begun(out))
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    assert main(command(job, out, 4, "--json", f"{out}.json")[3:]) == 0
+    report = json.loads(Path(f"{out}.json").read_text())
+    assert report["episodes"] == 4 and 0 < report["generated"] < 4
+    assert contents(out) == contents(plain)
+    assert "4 episodes" in capsys.readouterr().out
+
+
+def test_a_dataset_grows_to_what_it_would_have_been(job, plain, tmp_path):
+    assert generate(job, 2, tmp_path / "data").episodes == 2
+    assert generate(job, 4, tmp_path / "data").generated == 2
+    assert contents(tmp_path / "data") == contents(plain)
+    assert generate(job, 4, tmp_path / "data").generated == 0
+
+
+def test_a_ray_cluster_loses_nothing_with_an_actor(job, plain, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    out, reports = tmp_path / "data", []
+    try:
+        run = threading.Thread(target=lambda: reports.append(generate(job, 4, out, 2, "local")))
+        run.start()
+        wait_for(lambda: begun(out))
+        ray.kill(ray.get_actor("mirage_generate_0"))
+        run.join(300)
+    finally:
+        ray.shutdown()
+    assert reports and reports[0].episodes == 4 and reports[0].retries <= 1
+    assert contents(out) == contents(plain)
+
+
+def test_episodes_drawn_together_are_the_same_on_every_run(checkpoint, tmp_path):
+    job = Job(3, 6, starts="room", model=str(checkpoint), batch=2)
+    datasets = []
+    for name in ("one", "other"):
+        generate(job, 2, tmp_path / name)
+        datasets.append(contents(tmp_path / name))
+    assert datasets[0] == datasets[1]
+    # With one more episode than a unit holds, the second unit is drawn whole and one kept.
+    assert generate(job, 3, tmp_path / "one").episodes == 3
+
+
+def test_calls_meet_in_the_order_of_their_worlds():
+    seen = []
+
+    def network(numbers):
+        seen.append(numbers.flatten().tolist())
+        return numbers * 10
+
+    meeting, answers = Meeting(network, 3), {}
+
+    def world(number: int, calls: int) -> None:
+        for call in range(calls):
+            asked = torch.full((1, 1), 10.0 * call + number)
+            answers[number, call] = meeting.ask((asked,), number).item()
+        meeting.leave()
+
+    threads = [threading.Thread(target=world, args=(n, c)) for n, c in ((0, 1), (1, 3), (2, 2))]
+    for thread in reversed(threads):
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert seen == [[0, 1, 2], [11, 12], [21]]
+    assert answers == {(n, c): 100.0 * c + 10 * n for n, c in answers}
+
+
+def test_a_failing_network_fails_every_world_that_asked():
+    def network(numbers):
+        raise RuntimeError("out of memory")
+
+    meeting, errors = Meeting(network, 2), []
+
+    def world(number: int) -> None:
+        with pytest.raises(RuntimeError, match="memory"):
+            meeting.ask((torch.zeros(1, 1),), number)
+        errors.append(number)
+
+    threads = [threading.Thread(target=world, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(errors) == [0, 1]
+
+
+def test_the_mcap_format_holds_an_episode_a_file(job, tmp_path):
+    own = Job(**{**vars(job), "format": "mcap", "frames": 3})
+    report = generate(own, 2, tmp_path / "walks")
+    assert report.frames == 6
+    assert len(list((tmp_path / "walks").rglob("*.mcap"))) == 2
+
+
+def test_another_job_does_not_go_into_the_same_folder(job, plain):
+    with pytest.raises(MirageError, match="seed 3, not 4"):
+        generate(Job(**{**vars(job), "seed": 4}), 4, plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"policies": ("fly",)}, "fly"),
+        ({"policies": ("expert",), "starts": "room"}, "needs a box"),
+        ({"starts": "nowhere"}, "nowhere"),
+        ({"format": "tape"}, "tape"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(job, options, told, tmp_path):
+    with pytest.raises(MirageError, match=told) as error:
+        generate(Job(**{**vars(job), **options}), 1, tmp_path / "data")
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_start_is_not_held_against_the_next_try(job, tmp_path):
+    with pytest.raises(MirageError, match="nowhere"):
+        generate(Job(**{**vars(job), "starts": "nowhere"}), 1, tmp_path / "data")
+    assert generate(Job(**{**vars(job), "frames": 3}), 1, tmp_path / "data").episodes == 1
+
+
+def test_a_worker_tells_its_error_to_the_driver(job, tmp_path):
+    wrong = Job(**{**vars(job), "policies": ("expert",)})
+    with pytest.raises(MirageError, match="needs a box"):
+        generate(wrong, 2, tmp_path / "data", workers=2)
+
+
+def test_a_unit_that_is_lost_again_and_again_ends_the_run():
+    waiting, tries = deque(), {(0, 1): MOST_TRIES - 1}
+    assert list(retried((0, 1), waiting, tries, "killed")) == [("retry", (0, 1))]
+    assert waiting == deque([(0, 1)])
+    with pytest.raises(MirageError, match="failed 3 times .killed."):
+        list(retried((0, 1), waiting, {(0, 1): MOST_TRIES}, "killed"))
+
+
+@pytest.fixture(scope="module")
+def started(checkpoint):
+    """A start with a box and its first frame."""
+    model = load_model(str(checkpoint), "cpu")
+    start = draw_start("boxes", 5, model.size)
+    seed = start.seed
+    return start, World(model).reset(seed.rgb, seed.camera, seed.depth_m).frames[0]
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_policies_keep_to_speeds_and_say_what_they_did(name, started):
+    start, first = started
+    path = POLICIES[name](np.random.default_rng(1), start, first, 40, 0.2)
+    poses = path.cameras.world_from_camera
+    assert np.allclose(poses[0], first.camera.world_from_camera) and len(path.actions) == len(poses)
+    speeds = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1) / 0.2
+    assert 0.01 < speeds.max() < 1.5 and path.task
+    if name == "expert":
+        assert path.success[-1] and not path.success[:-1].any() and path.rewards[-1] > 9
+        return
+    for k in range(len(poses) - 1):
+        up, ahead, right = floor_axes(poses[k])
+        camera_from_level = poses[k][:3, :3].T @ np.stack([ahead, -right, up], -1)
+        motion = np.concatenate([camera_from_level @ path.actions[k][half] for half in
+                                 (slice(3), slice(3, 6))])  # fmt: skip
+        assert np.allclose(poses[k] @ exp_motion(motion * 0.2), poses[k + 1], atol=1e-9)
