@@ -1,8 +1,8 @@
 """Build the ROS messages of this project into the virtual environment that runs this script.
 
-The environment holds ROS 2 from wheels and is a ROS prefix of its own (share/, lib/). Two packages
-are added to it: tf2_msgs, which has no wheel, and this project's messages. A package whose sources
-did not change since it was built is left alone.
+The environment holds ROS 2 from wheels and is a ROS prefix of its own (share/, lib/). Three
+packages are added to it: tf2_msgs and simulation_interfaces, which have no wheel, and this
+project's own interfaces. A package whose sources did not change since it was built is left alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+KINDS = ("msg", "srv", "action")
 PREFIX = Path(sys.prefix)
 SITE_PACKAGES = Path(sysconfig.get_paths()["purelib"])
 # Include folders of the machine that built the wheels, as they stand in exported CMake targets.
@@ -47,7 +48,8 @@ def digest(package: Path) -> str:
     """Changes when the package's messages, their build, or what they are built against change."""
     parts = [sys.version, numpy.__version__, str(PREFIX), Path(__file__).read_text()]
     build_files = [package / "CMakeLists.txt", package / "package.xml"]
-    for path in [*build_files, *sorted(package.glob("msg/*"))]:
+    interfaces = [path for kind in KINDS for path in sorted(package.glob(f"{kind}/*.{kind}"))]
+    for path in [*build_files, *interfaces]:
         parts += [path.name, path.read_text()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -88,6 +90,7 @@ def main() -> None:
     mend_include_paths(PREFIX)
     packages = {
         "tf2_msgs": (HERE / "tf2_msgs", []),
+        "simulation_interfaces": (HERE / "simulation_interfaces", []),
         "mirage_ros": (ROOT, ["-DMIRAGE_ROS_INTERFACES_ONLY=ON"]),
     }
     for name, (package, options) in packages.items():

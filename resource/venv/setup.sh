@@ -44,11 +44,16 @@ unset LD_LIBRARY_PATH _ROS_WHEELS_BOOTSTRAP_COMPLETE PYTHONPATH
 
 echo "Installing requirements into .venv: 2 GB and 2 to 5 minutes the first time; .venv/pip.log tells more"
 index=$(pytorch_index .venv/bin/python || true)
-# Byte code is left to the first import: most of these files never meet one.
+# Most of these files are never imported, so pip compiles none and warm_up compiles the rest.
 # shellcheck disable=SC2086
 .venv/bin/python -m pip install --quiet --no-compile --log .venv/pip.log --disable-pip-version-check $index \
-    -c constraints.txt -r requirements-ros.txt -e '.[scenes,train,dev]'
+    -c constraints.txt -r requirements-ros.txt -e '.[scenes,train,evaluate,record,ray,dev]'
 .venv/bin/python resource/venv/build.py
+
+# Write the byte code of what gets imported, once: where PYTHONDONTWRITEBYTECODE is set, every process
+# would compile torch and diffusers anew (10 s).
+warm_up() { env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "import $1" > /dev/null; }
+warm_up "mirage_ros.training.recipe, mirage_ros.ros.node, mujoco, pytest"
 
 # The tests render MuJoCo scenes without a display.
 renders() { MUJOCO_GL=$1 .venv/bin/python -c 'import mujoco; mujoco.GLContext(8, 8).make_current()' > /dev/null 2>&1; }
