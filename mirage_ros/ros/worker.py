@@ -1,42 +1,61 @@
-"""The one inference worker: commands in, results out, everything heavy in its thread."""
+"""What goes to the inference worker and what comes back: plain values, without torch or ROS."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import queue
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.memory import Points
-from mirage_ros.core.types import Chunk, Frame, WorldModel
-from mirage_ros.core.world import World, WorldConfig
-from mirage_ros.ros.plan import Planned
-from mirage_ros.seeds import Seed
+from mirage_ros.core.frames import Chunk, Frame, Points
+from mirage_ros.ros.planned import Planned
+from mirage_ros.seeds import Seed, load_seed
 
-QUEUE_SIZE = 8
+
+@dataclass(frozen=True)
+class View:
+    """One camera's pictures.
+
+    Attributes:
+        size: (height, width) of the pictures; None is the model's.
+        hfov_deg: their field of view; 0 is the seed's.
+        intrinsics: of `size`, instead of a field of view.
+    """
+
+    size: tuple[int, int] | None = None
+    hfov_deg: float = 0.0
+    intrinsics: Float[np.ndarray, "3 3"] | None = None
 
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """Attributes:
-    world: how the world is made.
-    size: (height, width) of the frames that come out; None is the model's.
-    hfov_deg: their field of view; 0 is the seed's.
-    period_ns: time between frames.
-    cloud_period_s: least wall time between two clouds.
+    """How the world is made.
+
+    Attributes:
+        world_seed, use_memory, max_memory_bytes: see WorldConfig.
+        period_ns: time between frames.
+        views: the cameras, one or more.
+        snapshots: folder for the worker's own snapshots; None keeps none.
     """
 
-    world: WorldConfig
-    size: tuple[int, int] | None = None
-    hfov_deg: float = 0.0
+    world_seed: int = 0
+    use_memory: bool = True
+    max_memory_bytes: int = 512 * 2**20
     period_ns: int = 100_000_000
+    views: tuple[View, ...] = (View(),)
+    snapshots: str | None = None
+
+
+@dataclass(frozen=True)
+class SeedName:
+    """A seed that the worker loads itself: see `load_seed`."""
+
+    name: str
+    hfov_deg: float | None = None
+
+    def load(self) -> Seed:
+        return load_seed(self.name, self.hfov_deg)
 
 
 @dataclass(frozen=True)
@@ -44,23 +63,34 @@ class Reset:
     """A new world.
 
     Attributes:
-        load: gives the seed, in the worker's thread.
+        seed: what it starts from.
         stamp_ns: its time. Without one, or with one after the plan's first frame, the seed
             dates from just before that frame.
         origin: where it comes from, for messages.
     """
 
-    load: Callable[[], Seed]
+    seed: Seed | SeedName
     stamp_ns: int | None = None
     origin: str = "seed"
 
 
 @dataclass(frozen=True)
 class Step:
-    """Render these frames, and send the cloud if the last one is older than a period."""
+    """Render these frames, and send the cloud if the last one is older than a period.
+
+    Attributes:
+        planned: the frames' stamps, and the poses of a single camera.
+        poses: world_from_camera of each camera of a rig, (f, 4, 4); empty for a single one.
+    """
 
     planned: Planned
     cloud_period_s: float = 1.0
+    poses: tuple[Float[np.ndarray, "f 4 4"], ...] = ()
+
+
+@dataclass(frozen=True)
+class Redate:
+    """The world's last frame is dated just before whatever frame comes next."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +98,73 @@ class Cloud:
     """Send the cloud as it is now."""
 
 
-Command = Reset | Step | Cloud
+@dataclass(frozen=True)
+class Save:
+    """Write the world to a folder."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """Take over a saved world.
+
+    Attributes:
+        stamp_ns: the time that its last frame is dated to; None leaves it.
+        redate: dates it just before the first frame that is asked for.
+    """
+
+    path: str
+    stamp_ns: int | None = None
+    redate: bool = False
+
+
+@dataclass(frozen=True)
+class Erase:
+    """Forget what lies in a box of the world."""
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Keep the world as it is now under a name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Restore:
+    """The memory back to a fork's; time goes on."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Observe:
+    """Write a real picture with its depth into the memory, in place of what was imagined."""
+
+    seed: Seed
+    stamp_ns: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the following chunks are to show, in words."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Forget the world."""
+
+
+Command = (
+    Reset | Step | Redate | Cloud | Save | Load | Erase | Fork | Restore | Observe | Prompt | Unload
+)
+CHANGING = (Reset, Step, Redate, Load, Erase, Fork, Restore, Observe, Prompt, Unload)
 
 
 @dataclass(frozen=True)
@@ -85,10 +181,13 @@ class Done:
     """A command that went well.
 
     Attributes:
-        chunk: what was rendered; of a reset the seed itself; None of a Cloud.
+        chunk: what the first camera saw; of a reset the seed itself; None where nothing was seen.
         seconds: wall time of all of it.
         points: the memory's cloud, where it is due.
         stamp_ns: planned time of the world's last frame.
+        others: the other cameras' frames, in the order of their views.
+        values: what else a command answers, such as {"erased": 12}.
+        snapshot: folder of a snapshot that holds the world after this command.
     """
 
     command: Command
@@ -96,6 +195,9 @@ class Done:
     seconds: float
     points: Points | None
     stamp_ns: int
+    others: tuple[tuple[Frame, ...], ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+    snapshot: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,143 +208,24 @@ class Failed:
     message: str
 
 
-Result = ModelReady | Done | Failed
+@dataclass(frozen=True)
+class Died:
+    """The worker's process is gone; another one is being started."""
+
+    message: str
 
 
-class Worker:
-    """Loads the model, then works off one command after the other.
+@dataclass(frozen=True)
+class Revived:
+    """Another process stands where the last one stood.
 
-    Args:
-        make_model: called in the worker's thread.
-        on_result: called in the worker's thread with each Result; must be quick.
+    Attributes:
+        seconds: since the last one was lost.
+        message: what of the world could not be brought back; empty if all of it is there.
     """
 
-    def __init__(
-        self,
-        make_model: Callable[[], WorldModel],
-        config: WorkerConfig,
-        on_result: Callable[[Result], None],
-    ) -> None:
-        self.config = config
-        self._make_model, self._on_result = make_model, on_result
-        self._commands: queue.Queue[Command | None] = queue.Queue(QUEUE_SIZE)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="mirage_worker", daemon=True)
-        self._world: World | None = None
-        self._fresh: Seed | None = None
-        self._dated = False
-        self._cloud_sent_s = -np.inf
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def submit(self, command: Command) -> None:
-        """Queues a command. Raises MirageError when the queue is full."""
-        try:
-            self._commands.put_nowait(command)
-        except queue.Full:
-            raise MirageError(
-                f"{QUEUE_SIZE} commands wait for the inference worker already; send fewer."
-            ) from None
-
-    def stop(self, timeout_s: float) -> bool:
-        """Ends after the command at hand. False if that takes longer than the timeout."""
-        self._stopping.set()
-        with contextlib.suppress(queue.Full):
-            self._commands.put_nowait(None)
-        if self._thread.is_alive():
-            self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        try:
-            model = self._make_model()
-            self._world = World(model, self.config.world)
-        except Exception as error:  # noqa: BLE001 - a thread must not die unheard
-            self._on_result(Failed(None, _message(error)))
-            return
-        self._on_result(ModelReady(model.name, tuple(model.size), model.chunk_frames))
-        while not self._stopping.is_set():
-            command = self._commands.get()
-            if command is None or self._stopping.is_set():
-                return
-            try:
-                result = self._carry_out(command)
-            except Exception as error:  # noqa: BLE001
-                result = Failed(command, _message(error))
-            self._on_result(result)
-
-    def _carry_out(self, command: Command) -> Done:
-        start_s = time.perf_counter()
-        chunk = None
-        if isinstance(command, Reset):
-            chunk = self._reset(command)
-        elif isinstance(command, Step):
-            chunk = self._step(command.planned)
-        seconds = time.perf_counter() - start_s
-        points = self._due_points(getattr(command, "cloud_period_s", 0.0))
-        return Done(command, chunk, seconds, points, self._world.stamp_ns)
-
-    def _due_points(self, period_s: float) -> Points | None:
-        now_s = time.monotonic()
-        if now_s - self._cloud_sent_s < period_s:
-            return None
-        self._cloud_sent_s = now_s
-        return self._world.memory.to_points()
-
-    def _reset(self, command: Reset) -> Chunk:
-        seed = command.load()
-        stamp_ns = command.stamp_ns or 0
-        chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, stamp_ns)
-        self._fresh = seed
-        self._dated = command.stamp_ns is not None
-        return chunk
-
-    def _step(self, planned: Planned) -> Chunk:
-        self._date_seed(planned.stamps_ns[0])
-        chunk = self._world.step(self._cameras(planned), np.array(planned.stamps_ns, np.int64))
-        if self.config.size is None:
-            return chunk
-        frames = tuple(resized_frame(frame, self.config.size) for frame in chunk.frames)
-        return replace(chunk, frames=frames)
-
-    def _date_seed(self, first_ns: int) -> None:
-        """A world begins before its first frame, whatever clock the seed's stamp is from."""
-        seed, self._fresh = self._fresh, None
-        if seed is None or (self._dated and self._world.stamp_ns < first_ns):
-            return
-        stamp_ns = first_ns - self.config.period_ns
-        self._world.reset(seed.rgb, seed.camera, seed.depth_m, stamp_ns)
-
-    def _cameras(self, planned: Planned) -> Camera:
-        view = self._world.camera
-        if self.config.hfov_deg:
-            size = self.config.size or view.size
-            return Camera.from_hfov(self.config.hfov_deg, size, planned.world_from_camera)
-        return Camera(view.intrinsics, planned.world_from_camera, view.size)
+    seconds: float
+    message: str = ""
 
 
-def resized_frame(frame: Frame, size: tuple[int, int]) -> Frame:
-    """The frame at another size (height, width): smooth colours, nearest depth and mask."""
-    if frame.rgb.shape[:2] == size:
-        return frame
-    import cv2
-
-    smaller = size[0] < frame.rgb.shape[0]
-    smooth = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    whole, nearest = size[::-1], cv2.INTER_NEAREST_EXACT
-    observed = cv2.resize(frame.observed.astype(np.uint8), whole, interpolation=nearest)
-    return Frame(
-        frame.stamp_ns,
-        frame.camera.resized(size),
-        cv2.resize(frame.rgb, whole, interpolation=smooth),
-        cv2.resize(frame.depth_m, whole, interpolation=nearest),
-        observed.astype(bool),
-    )
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, MirageError):
-        return str(error)
-    logging.getLogger(__name__).exception("unexpected")
-    return f"An unexpected {type(error).__name__} ({error}); please report it with the log."
+Result = ModelReady | Done | Failed | Died | Revived

@@ -1,0 +1,247 @@
+"""The torch side of the node: works off one command after the other on one world."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.frames import Chunk, Frame, Points
+from mirage_ros.core.rig import Rig, memory_of, redated
+from mirage_ros.core.types import WorldModel
+from mirage_ros.core.world import World, WorldConfig
+from mirage_ros.ros.snapshots import Snapshots
+from mirage_ros.ros.worker import (
+    CHANGING,
+    Cloud,
+    Command,
+    Done,
+    Erase,
+    Fork,
+    Load,
+    Observe,
+    Prompt,
+    Redate,
+    Reset,
+    Restore,
+    Save,
+    SeedName,
+    Step,
+    Unload,
+    View,
+    WorkerConfig,
+)
+from mirage_ros.seeds import Seed
+
+FRESH = (Reset, Load, Restore, Erase, Observe)
+
+
+class Engine:
+    """One world and what may be done to it. A command that raises leaves the world as it was."""
+
+    def __init__(self, model: WorldModel, config: WorkerConfig) -> None:
+        self.config = config
+        self.model = model
+        self._snapshots = Snapshots(config.snapshots)
+        self._fresh: Seed | None = None
+        self._dated, self._given_ns = True, None
+        self._cloud_sent_s = -np.inf
+        self._start()
+        self._actions = {
+            Reset: self._reset,
+            Step: self._step,
+            Redate: self._redate,
+            Cloud: self._cloud,
+            Save: self._save,
+            Load: self._load,
+            Erase: self._erase,
+            Fork: self._fork,
+            Restore: self._restore,
+            Observe: self._observe,
+            Prompt: self._prompt,
+            Unload: self._unload,
+        }
+
+    def carry_out(self, command: Command) -> Done:
+        """Does it and tells what came of it. Raises MirageError for what cannot be done."""
+        start_s = time.perf_counter()
+        done = self._actions[type(command)](command)
+        snapshot = None
+        if isinstance(command, CHANGING) and self._world.frames_seen and self._dated:
+            snapshot = self._snapshots.take(self._world, force=isinstance(command, FRESH))
+        points = self._due_points(command)
+        seconds = time.perf_counter() - start_s
+        stamp_ns = self._world.stamp_ns if self._world.frames_seen else 0
+        return replace(done, seconds=seconds, points=points, stamp_ns=stamp_ns, snapshot=snapshot)
+
+    def _start(self) -> None:
+        config = self.config
+        self._world = World(
+            self.model,
+            WorldConfig(
+                seed=config.world_seed,
+                use_memory=config.use_memory,
+                max_memory_bytes=config.max_memory_bytes,
+            ),
+        )
+        self._rig = Rig(self._world, len(config.views))
+
+    def _reset(self, command: Reset) -> Done:
+        seed = command.seed.load() if isinstance(command.seed, SeedName) else command.seed
+        chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns or 0)
+        self._fresh, self._dated = seed, False
+        self._given_ns = command.stamp_ns
+        return _done(command, chunk)
+
+    def _step(self, command: Step) -> Done:
+        planned = command.planned
+        self._date(planned.stamps_ns[0])
+        stamps = np.array(planned.stamps_ns, np.int64)
+        poses = command.poses or (planned.world_from_camera,)
+        views = self.config.views
+        cameras = [self._camera(view, pose) for view, pose in zip(views, poses, strict=True)]
+        chunks = [
+            _resized(chunk, view.size)
+            for chunk, view in zip(self._rig.step(cameras, stamps), views, strict=True)
+        ]
+        others = tuple(chunk.frames for chunk in chunks[1:])
+        return replace(_done(command, _summed(chunks)), others=others)
+
+    def _redate(self, command: Redate) -> Done:
+        self._world.memory  # noqa: B018 - raises without a world
+        self._dated, self._fresh, self._given_ns = False, None, None
+        return _done(command)
+
+    def _cloud(self, command: Cloud) -> Done:
+        self._world.memory  # noqa: B018 - raises without a world
+        return _done(command)
+
+    def _save(self, command: Save) -> Done:
+        folder = Path(command.path).absolute()
+        self._world.save(folder)
+        memory = self._world.memory
+        return _done(command, path=str(folder), tokens=memory.tokens, bytes=memory.nbytes)
+
+    def _load(self, command: Load) -> Done:
+        self._world.load(command.path)
+        self._fresh, self._dated, self._given_ns = None, True, None
+        if command.stamp_ns is not None:
+            redated(self._world, command.stamp_ns)
+        elif command.redate:
+            self._dated = False
+        memory, pose = self._world.memory, self._world.camera.world_from_camera
+        return _done(command, tokens=memory.tokens, bytes=memory.nbytes, world_from_camera=pose)
+
+    def _erase(self, command: Erase) -> Done:
+        erased = self._world.memory.erase(np.array(command.low), np.array(command.high))
+        return _done(command, erased=erased, tokens=self._world.memory.tokens)
+
+    def _fork(self, command: Fork) -> Done:
+        if not command.name.replace("-", "").replace("_", "").isalnum():
+            raise MirageError(
+                f"A fork was to be named {command.name!r}; give letters, digits, - and _ only."
+            )
+        names = self._snapshots.fork(self._world, command.name)
+        return _done(command, names=names)
+
+    def _restore(self, command: Restore) -> Done:
+        state = self._snapshots.forked(command.name, self._world)
+        memory_of(self._world, state)
+        return _done(command, tokens=self._world.memory.tokens)
+
+    def _observe(self, command: Observe) -> Done:
+        from mirage_ros.core.observing import observe
+
+        seed = command.seed
+        erased, stored = observe(self._world, seed.rgb, seed.camera, seed.depth_m, command.stamp_ns)
+        return _done(command, erased=erased, stored=stored, tokens=self._world.memory.tokens)
+
+    def _prompt(self, command: Prompt) -> Done:
+        if not hasattr(self.model, "set_prompt"):
+            raise MirageError(
+                f"The model {self.model.name} reads no text and got the prompt {command.text!r}; "
+                "run a large model for prompts."
+            )
+        self.model.set_prompt(command.text)
+        return _done(command)
+
+    def _unload(self, command: Unload) -> Done:
+        self._snapshots.clear()
+        self._fresh, self._dated = None, True
+        self._start()
+        return _done(command)
+
+    def _due_points(self, command: Command) -> Points | None:
+        if not self._world.frames_seen or isinstance(command, (Save, Fork, Redate)):
+            return None
+        period_s = getattr(command, "cloud_period_s", 0.0)
+        now_s = time.monotonic()
+        if now_s - self._cloud_sent_s < period_s:
+            return None
+        self._cloud_sent_s = now_s
+        return self._world.memory.to_points()
+
+    def _date(self, first_ns: int) -> None:
+        """A world begins before its first frame, whatever clock its stamp is from."""
+        if self._dated:
+            return
+        self._dated = True
+        seed, self._fresh = self._fresh, None
+        if self._given_ns is not None and self._given_ns < first_ns:
+            return
+        stamp_ns = first_ns - self.config.period_ns
+        if seed is not None:
+            self._world.reset(seed.rgb, seed.camera, seed.depth_m, stamp_ns)
+        else:
+            redated(self._world, stamp_ns)
+
+    def _camera(self, view: View, world_from_camera: np.ndarray) -> Camera:
+        seen = self._world.camera
+        if view.intrinsics is not None:
+            return Camera(view.intrinsics, world_from_camera, view.size)
+        if view.hfov_deg:
+            return Camera.from_hfov(view.hfov_deg, view.size or seen.size, world_from_camera)
+        return Camera(seen.intrinsics, world_from_camera, seen.size)
+
+
+def resized_frame(frame: Frame, size: tuple[int, int]) -> Frame:
+    """The frame at another size (height, width): smooth colours, nearest depth and mask."""
+    if frame.rgb.shape[:2] == size:
+        return frame
+    import cv2
+
+    smaller = size[0] < frame.rgb.shape[0]
+    smooth = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    whole, nearest = size[::-1], cv2.INTER_NEAREST_EXACT
+    observed = cv2.resize(frame.observed.astype(np.uint8), whole, interpolation=nearest)
+    return Frame(
+        frame.stamp_ns,
+        frame.camera.resized(size),
+        cv2.resize(frame.rgb, whole, interpolation=smooth),
+        cv2.resize(frame.depth_m, whole, interpolation=nearest),
+        observed.astype(bool),
+    )
+
+
+def _resized(chunk: Chunk, size: tuple[int, int] | None) -> Chunk:
+    if size is None:
+        return chunk
+    return replace(chunk, frames=tuple(resized_frame(frame, size) for frame in chunk.frames))
+
+
+def _summed(chunks: list[Chunk]) -> Chunk:
+    """The first camera's frames with the figures of all of them."""
+    if len(chunks) == 1:
+        return chunks[0]
+    last = chunks[-1]
+    seconds = {stage: sum(chunk.seconds[stage] for chunk in chunks) for stage in last.seconds}
+    share = float(np.mean([chunk.observed_fraction for chunk in chunks]))
+    return Chunk(chunks[0].frames, seconds, share, last.tokens, last.memory_bytes)
+
+
+def _done(command: Command, chunk: Chunk | None = None, **values) -> Done:
+    return Done(command, chunk, 0.0, None, 0, values=values)

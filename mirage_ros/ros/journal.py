@@ -1,0 +1,44 @@
+"""What the last snapshot of the worker's world does not hold yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mirage_ros.ros.worker import CHANGING, Command, Done, Load, Prompt, Reset, Unload
+
+# Repeating more than that would take longer than the world is worth waiting for.
+MOST_COMMANDS = 256
+
+
+class Journal:
+    """The last snapshot and the commands that changed the world since."""
+
+    def __init__(self) -> None:
+        self._snapshot: str | None = None
+        self._since: list[Command] = []
+        # What the model was last told, and what it had been told before `_since`.
+        self._prompt: Prompt | None = None
+        self._told: Prompt | None = None
+
+    def note(self, command: Command | None, result) -> None:
+        """Takes in how a command went."""
+        if not isinstance(result, Done) or not isinstance(command, CHANGING):
+            return
+        if isinstance(command, Prompt):
+            self._prompt = command
+        if result.snapshot is not None:
+            self._snapshot, self._since, self._told = result.snapshot, [], self._prompt
+            return
+        if isinstance(command, (Reset, Load, Unload)):
+            self._snapshot, self._since, self._told = None, [], self._prompt
+        if not isinstance(command, Unload):
+            self._since.append(command)
+        del self._since[:-MOST_COMMANDS]
+
+    def replay(self) -> Iterator[Command]:
+        """What brings a new worker to where the last one was."""
+        if self._told is not None:
+            yield self._told
+        if self._snapshot is not None:
+            yield Load(self._snapshot)
+        yield from list(self._since)

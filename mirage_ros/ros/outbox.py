@@ -1,0 +1,90 @@
+"""What is rendered and waits to be published: a little at a time, so that services are answered."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mirage_ros.core.frames import Points
+from mirage_ros.ros.cloud_conversions import status_to_ros
+from mirage_ros.ros.worker import Done
+
+if TYPE_CHECKING:
+    from mirage_ros.ros.mirage_node import MirageNode
+
+SLICE_S = 0.01
+
+
+class Outbox:
+    """Instants, statuses and clouds in the order in which they came to be.
+
+    Attributes:
+        listeners: called with the stamp of each instant that was published.
+    """
+
+    def __init__(self, node: MirageNode) -> None:
+        self._node = node
+        self._items: deque[tuple] = deque()
+        self.last_stamp_ns: int | None = None
+        self.plan_to_first_frame_s = 0.0
+        self.listeners: list[Callable[[int], None]] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, done: Done) -> None:
+        """Takes in what a step rendered."""
+        for frames in zip(done.chunk.frames, *done.others, strict=True):
+            self._items.append((self._instant, frames))
+        self._items.append((self._status, done))
+
+    def put_cloud(self, points: Points, stamp_ns: int) -> None:
+        self._items.append((self._node.output.cloud, points, stamp_ns))
+
+    def clear(self) -> None:
+        self._items.clear()
+
+    def flush(self) -> None:
+        """All of it, before something else begins."""
+        while self._items and self._node.active:
+            publish, *values = self._items.popleft()
+            publish(*values)
+
+    def publish(self) -> None:
+        """Some of it now, the rest when the executor comes by again."""
+        until_s = time.monotonic() + SLICE_S
+        while self._items and self._node.active:
+            publish, *values = self._items.popleft()
+            publish(*values)
+            if time.monotonic() > until_s:
+                break
+        if self._items and self._node.active:
+            self._node.wake()
+
+    def _instant(self, frames) -> None:
+        node = self._node
+        node.output.instant(frames)
+        stamp_ns = self.last_stamp_ns = frames[0].stamp_ns
+        if node.sim_clock is not None:
+            node.sim_clock.advance(stamp_ns)
+        waited_s = node.rollout.pacing.first_frame(time.monotonic())
+        if waited_s is not None:
+            self.plan_to_first_frame_s = waited_s
+        node.stepper.frame()
+        for listener in self.listeners:
+            listener(stamp_ns)
+
+    def _status(self, done: Done) -> None:
+        node = self._node
+        message = status_to_ros(
+            done.chunk,
+            node.figures.chunks,
+            node.plan.pending(),
+            node.rollout.model.name,
+            done.seconds,
+            node.config.world_frame,
+        )
+        message.plan_to_first_frame_s = self.plan_to_first_frame_s
+        node.output.status(message)

@@ -1,0 +1,81 @@
+"""What the worker keeps of its world for the worker that may have to follow it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import time
+from pathlib import Path
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.world import World
+from mirage_ros.core.world_state import WorldState
+
+# At most this share of the time goes into snapshots that nobody asked for.
+SHARE = 0.05
+KEPT = 2
+
+
+class Snapshots:
+    """A folder of saved worlds: the last ones, and the forks.
+
+    Args:
+        folder: None keeps forks in this process alone and takes no snapshots.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = None if folder is None else Path(folder)
+        self._names = (f"snapshot-{os.getpid()}-{n}" for n in itertools.count())
+        self._taken: list[Path] = []
+        self._next_s = 0.0
+        self._forks: dict[str, WorldState] = {}
+
+    def take(self, world: World, force: bool) -> str | None:
+        """Saves the world if it is time to, and returns the folder.
+
+        A disk that is full costs the snapshot, not the world.
+        """
+        now_s = time.monotonic()
+        if self._folder is None or (now_s < self._next_s and not force):
+            return None
+        path = self._folder / next(self._names)
+        try:
+            world.save(path)
+        except MirageError:
+            self._next_s = time.monotonic() + 10.0
+            return None
+        self._next_s = time.monotonic() + (time.monotonic() - now_s) / SHARE
+        self._taken.append(path)
+        while len(self._taken) > KEPT:
+            shutil.rmtree(self._taken.pop(0), ignore_errors=True)
+        return str(path)
+
+    def fork(self, world: World, name: str) -> list[str]:
+        """Keeps the world under a name; returns all names."""
+        if self._folder is not None:
+            world.save(self._folder / f"fork-{name}")
+        self._forks[name] = world.snapshot()
+        return self._known()
+
+    def forked(self, name: str, world: World) -> WorldState:
+        """The world kept under a name. MirageError, which knows the names, where there is none."""
+        if name not in self._known():
+            known = ", ".join(self._known()) or "none"
+            raise MirageError(f"There is no fork named '{name}' (known: {known}); fork first.")
+        if name not in self._forks:
+            other = World(world.model, world.config)
+            other.load(self._folder / f"fork-{name}")
+            self._forks[name] = other.snapshot()
+        return self._forks[name]
+
+    def clear(self) -> None:
+        """Forgets the forks, whose world is gone."""
+        self._forks = {}
+        if self._folder is not None:
+            for path in self._folder.glob("fork-*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _known(self) -> list[str]:
+        kept = [] if self._folder is None else self._folder.glob("fork-*")
+        return sorted({*self._forks, *(path.name.removeprefix("fork-") for path in kept)})

@@ -1,0 +1,257 @@
+"""The inference worker as the node's process sees it: a queue, and a process that may be lost.
+
+A worker that dies (killed, out of memory, silent for too long) is followed by another one. The new
+one takes over the last snapshot, repeats what was done since then without handing it out again, and
+goes on with the command at which the last one stopped: nothing is lost, nothing comes twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.journal import Journal
+from mirage_ros.ros.scratch import Scratch
+from mirage_ros.ros.shared_arrays import receive, send
+from mirage_ros.ros.signs import Beat, Dying
+from mirage_ros.ros.worker import Command, Died, Failed, Result, Revived, WorkerConfig
+
+QUEUE_SIZE = 8
+# A worker that has not given a sign of life for so long is taken for stuck.
+SILENCE_S = 60.0
+MOST_TRIES = 5
+MOST_FAILED_STARTS = 3
+
+
+class Worker:
+    """One inference worker and its successors.
+
+    Args:
+        make_model: picklable; called in the worker's process.
+        config: how the world is made; its `snapshots` is chosen here.
+        on_result: called in a thread of its own with each Result; must be quick.
+        preload: modules that every worker needs; they are imported once, and workers forked.
+    """
+
+    def __init__(
+        self,
+        make_model: Callable,
+        config: WorkerConfig,
+        on_result: Callable[[Result], None],
+        preload: Sequence[str] = (),
+        silence_s: float = SILENCE_S,
+    ) -> None:
+        self._scratch = Scratch()
+        self.config = replace(config, snapshots=str(self._scratch.path))
+        self._make_model, self._on_result = make_model, on_result
+        self._silence_s = silence_s
+        self._context = _forkserver(preload)
+        self._lock = threading.Lock()
+        self._waiting: deque[Command] = deque()
+        self._at_work: Command | None = None
+        self._connection = None
+        self._ready = False
+        self._process = None
+        self._journal = Journal()
+        self._tries: dict[int, int] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._supervise, name="mirage_worker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def pid(self) -> int | None:
+        """The process at work now, None between two of them."""
+        process = self._process
+        return None if process is None else process.pid
+
+    def submit(self, command: Command) -> None:
+        """Queues a command. Raises MirageError when the queue is full."""
+        with self._lock:
+            if len(self._waiting) >= QUEUE_SIZE:
+                raise MirageError(
+                    f"{QUEUE_SIZE} commands wait for the inference worker already; send fewer."
+                )
+            self._waiting.append(command)
+            self._send_next()
+
+    def cancel(self, command: Command) -> bool:
+        """Takes a command back. False if it is at work or done already."""
+        with self._lock:
+            for index, waiting in enumerate(self._waiting):
+                if waiting is command:
+                    del self._waiting[index]
+                    return True
+        return False
+
+    def stop(self, timeout_s: float = 5.0) -> bool:
+        """Ends the process, whatever it does: what it holds is of no use to anybody else."""
+        self._stopping.set()
+        self._kill()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        # Killed only now if it was just being started.
+        self._kill()
+        self._scratch.remove()
+        return not self._thread.is_alive()
+
+    def _kill(self) -> None:
+        process = self._process
+        if process is not None and process.pid:
+            with contextlib.suppress(OSError, ValueError):
+                process.kill()
+
+    def _supervise(self) -> None:
+        """One process after the other until `stop`, or until one cannot load its model."""
+        lost_s, failed_starts = None, 0
+        while not self._stopping.is_set():
+            reason, started = self._live(lost_s)
+            if self._stopping.is_set() or reason is None:
+                return
+            failed_starts = 0 if started else failed_starts + 1
+            if failed_starts >= MOST_FAILED_STARTS:
+                self._on_result(Failed(None, f"{reason} It was started {failed_starts} times."))
+                return
+            lost_s = time.monotonic()
+            self._on_result(Died(reason))
+            self._give_up_on_deadly()
+
+    def _live(self, lost_s: float | None) -> tuple[str | None, bool]:
+        """One process from start to end: why it ended (None: for good), and if it had started."""
+        self._connection, theirs = self._context.Pipe()
+        self._process = self._context.Process(
+            target=_enter, args=(theirs, self._make_model, self.config), daemon=True
+        )
+        started, reason = False, None
+        try:
+            self._process.start()
+        except Exception as error:  # noqa: BLE001 - a thread must not die unheard
+            self._on_result(Failed(None, f"No process for inference can be started ({error})."))
+            return None, False
+        try:
+            theirs.close()
+            if self._stopping.is_set():
+                self._kill()
+            ready = self._next()
+            if isinstance(ready, Failed):
+                self._on_result(ready)
+                return None, False
+            started = True
+            if lost_s is None:
+                self._on_result(ready)
+            else:
+                self._revive(lost_s)
+            self._serve()
+        except (EOFError, OSError, _Silent, _End) as error:
+            reason = str(error) if isinstance(error, (_Silent, _End)) else ""
+        finally:
+            with self._lock:
+                self._ready = False
+            self._kill()
+            self._process.join(5.0)
+            self._connection.close()
+        return reason or _ending(self._process.exitcode), started
+
+    def _serve(self) -> None:
+        """Hands out results until the process ends, which raises."""
+        with self._lock:
+            self._ready = True
+            if self._at_work is not None:
+                send(self._connection, self._at_work)
+            else:
+                self._send_next()
+        while True:
+            result = self._next()
+            with self._lock:
+                command, self._at_work = self._at_work, None
+                self._tries.pop(id(command), None)
+                self._journal.note(command, result)
+                self._send_next()
+            self._on_result(replace(result, command=command))
+
+    def _send_next(self) -> None:
+        """With the lock held: the next command to an idle process."""
+        if self._ready and self._at_work is None and self._waiting:
+            self._at_work = self._waiting.popleft()
+            # A process that is gone is noticed by the thread, which sends it again.
+            with contextlib.suppress(OSError):
+                send(self._connection, self._at_work)
+
+    def _next(self):
+        """The next result. Raises EOFError or OSError with the process gone, _Silent, _End."""
+        while True:
+            if not wait([self._connection], self._silence_s):
+                raise _Silent(f"The inference worker has been silent for {self._silence_s:.0f} s.")
+            value = receive(self._connection)
+            if isinstance(value, Dying):
+                raise _End(value.message)
+            if not isinstance(value, Beat):
+                return value
+
+    def _revive(self, lost_s: float) -> None:
+        """The world as it was: the last snapshot, and what was done since."""
+        message = ""
+        for command in self._journal.replay():
+            send(self._connection, command)
+            result = self._next()
+            if isinstance(result, Failed):
+                message = result.message
+        self._on_result(Revived(time.monotonic() - lost_s, message))
+
+    def _give_up_on_deadly(self) -> None:
+        """A command that took more than one process down is not tried again."""
+        with self._lock:
+            command = self._at_work
+            if command is None:
+                return
+            tries = self._tries[id(command)] = self._tries.get(id(command), 0) + 1
+            if tries < MOST_TRIES:
+                return
+            self._at_work = None
+            del self._tries[id(command)]
+        self._on_result(
+            Failed(command, f"It took the inference worker down {tries} times; it is left out.")
+        )
+
+
+class _Silent(Exception):
+    """No sign of life."""
+
+
+class _End(Exception):
+    """The worker said why it ends."""
+
+
+def _enter(connection, make_model, config: WorkerConfig) -> None:
+    """In the worker's process, where torch may be imported."""
+    from mirage_ros.ros.worker_process import run
+
+    run(connection, make_model, config)
+
+
+def _forkserver(preload: Sequence[str]):
+    # Without it, asking for CUDA while modules are imported would spoil it for the forks.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(
+        ["mirage_ros.ros.worker_process", "mirage_ros.ros.warm", *preload]
+    )
+    return context
+
+
+def _ending(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"The inference worker was ended by {name}{hint}."
+    return f"The inference worker ended with exit code {code}."

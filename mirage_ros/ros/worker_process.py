@@ -1,0 +1,112 @@
+"""The inference worker's process: a model, a world, commands in, results out."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.types import WorldModel
+from mirage_ros.ros.engine import Engine
+from mirage_ros.ros.shared_arrays import receive, send
+from mirage_ros.ros.signs import Beat, Dying
+from mirage_ros.ros.worker import Command, Failed, ModelReady, WorkerConfig
+
+BEAT_S = 0.5
+# The node's own process answers services and publishes; it goes first, by a little.
+NICENESS = 1
+TRIM_EVERY = 32
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_cpu")
+
+
+def run(connection: Connection, make_model: Callable[[], WorldModel], config: WorkerConfig) -> None:
+    """The whole life of the process; returns when the node is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+    outbox = _Outbox(connection)
+    try:
+        engine = _load(outbox, make_model, config)
+        for count in itertools.count(1) if engine is not None else ():
+            command = receive(connection)
+            outbox.put(_result(engine, command, outbox))
+            if count % TRIM_EVERY == 0:
+                _give_back()
+    except (EOFError, OSError):
+        pass
+    if config.snapshots is not None:
+        shutil.rmtree(config.snapshots, ignore_errors=True)
+
+
+def _give_back() -> None:
+    """Freed memory goes back to the system; glibc would keep what lies between live tensors."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class _Outbox:
+    """One writer at a time, and a sign of life twice a second."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._lock = connection, threading.Lock()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def put(self, value) -> None:
+        with self._lock:
+            send(self._connection, value)
+
+    def _beat(self) -> None:
+        pause = threading.Event()
+        with contextlib.suppress(OSError, ValueError):
+            while not pause.wait(BEAT_S):
+                self.put(Beat())
+
+
+def _load(outbox: _Outbox, make_model, config: WorkerConfig) -> Engine | None:
+    try:
+        model = make_model()
+        engine = Engine(model, config)
+    except Exception as error:  # noqa: BLE001 - a process must not die unheard
+        outbox.put(Failed(None, _message(error)))
+        return None
+    outbox.put(ModelReady(model.name, tuple(model.size), model.chunk_frames))
+    return engine
+
+
+def _result(engine: Engine, command: Command, outbox: _Outbox):
+    """What a command came to. The command itself stays behind: the node still has it."""
+    try:
+        return replace(engine.carry_out(command), command=None)
+    except Exception as error:  # noqa: BLE001
+        if _is_out_of_memory(error):
+            outbox.put(Dying(f"The inference worker ran out of memory ({_first_line(error)})."))
+            os._exit(1)
+        return Failed(None, _message(error))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, (RuntimeError, OSError)) and any(t in text for t in OUT_OF_MEMORY)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, MirageError):
+        return str(error)
+    logging.getLogger(__name__).exception("unexpected")
+    return f"An unexpected {type(error).__name__} ({error}); please report it with the log."

@@ -1,0 +1,202 @@
+"""Which world is loaded, where it came from, and how it gets back there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.frames import Points
+from mirage_ros.ros.conversions import SECOND_NS, stamp_from_ros
+from mirage_ros.ros.seed_input import seed_from_ros
+from mirage_ros.ros.worker import Done, Failed, Load, Redate, Reset, Unload
+from mirage_ros.ros.worlds import SEED, WorldEntry, find_world
+from mirage_ros.seeds import level_camera_pose
+
+if TYPE_CHECKING:
+    from mirage_ros.ros.mirage_node import MirageNode
+
+Then = Callable[[Done | Failed], None]
+LIVE = "seed/image"
+NO_POINTS = Points(
+    np.zeros((0, 3), np.float32),
+    np.zeros((0, 3), np.uint8),
+    np.zeros(0, np.float32),
+    np.zeros(0, np.int64),
+)
+
+
+class WorldKeeper:
+    """The world's origin, and what happens to time and plan when the world changes.
+
+    Attributes:
+        current: the loaded world, None without one.
+        loading: a world is on its way.
+        start_pose: world_from_camera where the world begins.
+    """
+
+    def __init__(self, node: MirageNode) -> None:
+        self._node = node
+        self.current: WorldEntry | None = None
+        self.loading = False
+        self.first_failed = False
+        self.start_pose = level_camera_pose()
+        self._origin: Reset | Load | None = None
+
+    @property
+    def start_ns(self) -> int | None:
+        """The time at which a world begins: fixed in lockstep, None in a stream."""
+        config = self._node.config
+        return round(config.start_time_s * SECOND_NS) if self._node.lockstep else None
+
+    def load_first(self) -> None:
+        """The world that the parameters name, if they name one."""
+        config = self._node.config
+        if not config.seed:
+            return
+        try:
+            entry = find_world(config.seed, config.seed_hfov_deg)
+        except MirageError:
+            # The worker says what is wrong with it, and which seeds there are.
+            entry = WorldEntry(config.seed, config.seed, SEED, config.seed_hfov_deg)
+        self._begin(entry.command(self.start_ns), entry, None)
+
+    def load(self, entry: WorldEntry, then: Then) -> None:
+        """Another world. The one that is there stays if that fails."""
+        self._begin(entry.command(self.start_ns), entry, then)
+
+    def reset(self, then: Then | None = None, keep_time: bool = False) -> None:
+        """The world as it was when it was loaded. Raises MirageError where none was."""
+        if self._origin is None:
+            raise MirageError("There is no seed to go back to; load a world first.")
+        self._node.seed_input.rearm()
+        self._node.rollout.replan()
+        self._begin(self._again(keep_time), self.current, then, keep_time)
+
+    def restart_time(self, then: Then | None = None) -> None:
+        """Time begins again; the world stays as it is."""
+        node = self._node
+        node.rollout.replan()
+        self._restart_plan()
+        node.buffer.clear()
+        self.redate(then)
+        self.start_clock()
+
+    def redate(self, then: Then | None = None) -> None:
+        """The next frame may have any stamp."""
+        try:
+            self._node.rollout.submit(Redate(), then)
+        except MirageError as error:
+            self._node.health.error("world", str(error))
+
+    def unload(self, then: Then) -> None:
+        """No world any more. Raises MirageError when too much waits already."""
+
+        def finished(result: Done | Failed) -> None:
+            if isinstance(result, Done):
+                self.current = self._origin = None
+                self._node.figures.new_world(0, 0)
+                self._node.outbox.put_cloud(NO_POINTS, self._node.outbox.last_stamp_ns or 0)
+                self._node.wake()
+            then(result)
+
+        self._node.rollout.replan()
+        self._node.rollout.submit(Unload(), finished)
+
+    def forget(self) -> None:
+        """The worker is gone, and the world with it."""
+        self.current = self._origin = None
+        self.loading = self.first_failed = False
+
+    def start_clock(self) -> None:
+        """Lockstep: the time before the first frame."""
+        if self._node.lockstep:
+            self._node.sim_clock.restart(self.start_ns)
+
+    def _restart_plan(self) -> None:
+        self._node.plan.forget()
+        if self._node.lockstep:
+            self._node.plan.start_at(self.start_ns)
+
+    def take_seed_messages(self) -> None:
+        """Turns a matched set of seed messages into a reset."""
+        node, now_s = self._node, time.monotonic()
+        lacking = node.seed_input.unmatched(now_s)
+        if lacking:
+            node.health.warn("seed", f"A seed lacks {lacking} of the same stamp; send it.")
+        world = node.config.world_frame
+        ready = node.seed_input.poll(
+            now_s, lambda frame, stamp_ns: node.buffer.matrix(world, frame, stamp_ns)
+        )
+        if ready is not None:
+            self._from_messages(*ready)
+
+    def _from_messages(self, messages: dict, pose: np.ndarray | None) -> None:
+        node, header = self._node, messages["image"].header
+        if pose is None:
+            pose = node.pose
+            node.get_logger().info(
+                f"TF has no '{header.frame_id}' at the seed's stamp: the new world starts where "
+                "the camera is."
+            )
+        try:
+            seed = seed_from_ros(messages, pose, node.config.seed_rectified)
+        except MirageError as error:
+            node.seed_input.rearm()
+            node.health.error("seed", f"No new world from {LIVE}: {error}")
+            return
+        stamp_ns = self.start_ns if node.lockstep else stamp_from_ros(header.stamp)
+        try:
+            self._begin(Reset(seed, stamp_ns, LIVE), WorldEntry("live", LIVE, SEED), None, True)
+        except MirageError as error:
+            node.health.error("seed", str(error))
+
+    def _again(self, keep_time: bool) -> Reset | Load:
+        """The origin once more, at the time it is or at the start."""
+        stamp_ns = self._node.plan.cursor_ns if keep_time else self.start_ns
+        if isinstance(self._origin, Load):
+            return Load(self._origin.path, stamp_ns, redate=stamp_ns is None)
+        return Reset(self._origin.seed, stamp_ns, self._origin.origin)
+
+    def _begin(
+        self, command: Reset | Load, entry: WorldEntry, then: Then | None, keep_plan: bool = False
+    ) -> None:
+        """Submits what makes a world; the plan starts over with it unless it is kept."""
+
+        def finished(result: Done | Failed) -> None:
+            self.loading = False
+            if isinstance(result, Done):
+                self._changed(result, entry, keep_plan)
+            else:
+                self.first_failed = self.current is None
+            if then is not None:
+                then(result)
+
+        self._node.rollout.submit(command, finished)
+        self.loading = True
+        if not keep_plan:
+            if self._origin is not None:
+                self._node.buffer.clear()
+            self._restart_plan()
+
+    def _changed(self, done: Done, entry: WorldEntry, keep_plan: bool) -> None:
+        """Another world is there."""
+        node, command = self._node, done.command
+        node.outbox.flush()
+        node.stepper.call_off("The world was reset.")
+        self.current, self._origin = entry, command
+        if done.chunk is not None:
+            self.start_pose = done.chunk.frames[-1].camera.world_from_camera
+            node.figures.new_world(done.chunk.tokens, done.chunk.memory_bytes)
+        else:
+            self.start_pose = done.values["world_from_camera"]
+            node.figures.new_world(done.values["tokens"], done.values["bytes"])
+        node.plan.begin_at(self.start_pose)
+        node.health.ok("seed")
+        if not keep_plan:
+            self.start_clock()
+        origin = getattr(command, "origin", None) or f"saved '{entry.name}'"
+        node.get_logger().info(f"New world from {origin}: {node.figures.tokens} tokens.")

@@ -1,0 +1,280 @@
+"""The inference worker's process: killed, stopped, out of memory, and what is left of the world."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import Greedy, PixelModel, Wooden
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.planned import Planned
+from mirage_ros.ros.scratch import Scratch
+from mirage_ros.ros.worker import (
+    Cloud,
+    Died,
+    Done,
+    Erase,
+    Failed,
+    Fork,
+    Load,
+    ModelReady,
+    Reset,
+    Restore,
+    Revived,
+    Save,
+    SeedName,
+    Step,
+    Unload,
+    WorkerConfig,
+)
+from mirage_ros.ros.worker_handle import QUEUE_SIZE, Worker
+from mirage_ros.seeds import Seed, level_camera_pose
+
+PERIOD = 100_000_000
+CHUNKS = 6
+PATIENCE_S = 120.0
+
+
+class Hired:
+    """A worker whose results are collected."""
+
+    def __init__(self, make_model=PixelModel, **options) -> None:
+        self.results, self.arrived = [], threading.Event()
+        self.worker = Worker(make_model, WorkerConfig(), self._take, **options)
+        self.worker.start()
+
+    def _take(self, result) -> None:
+        self.results.append(result)
+        self.arrived.set()
+
+    def wait(self, kind, count: int = 1) -> list:
+        """The results of a kind, once there are so many."""
+        deadline = time.monotonic() + PATIENCE_S
+        while len(found := [r for r in self.results if isinstance(r, kind)]) < count:
+            assert time.monotonic() < deadline, self.results
+            self.arrived.wait(0.02)
+            self.arrived.clear()
+        return found
+
+    def ask(self, command):
+        """What came of a command."""
+        self.worker.submit(command)
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            for result in list(self.results):
+                if getattr(result, "command", None) is command:
+                    return result
+            assert time.monotonic() < deadline, self.results
+            time.sleep(0.01)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
+        """Once a process is there."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (pid := self.worker.pid) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(pid, number)
+        return pid
+
+
+@pytest.fixture
+def hire():
+    hired = []
+
+    def make(*args, **options) -> Hired:
+        hired.append(Hired(*args, **options))
+        return hired[-1]
+
+    yield make
+    for one in hired:
+        folder = Path(one.worker.config.snapshots)
+        assert one.worker.stop() and not folder.exists()
+
+
+def seed(value: int = 0) -> Seed:
+    rgb = np.random.default_rng(value).integers(0, 256, (64, 80, 3), np.uint8)
+    return Seed("test", rgb, Camera.from_hfov(60.0, (64, 80), level_camera_pose()))
+
+
+def step(chunk: int, size: int = 4) -> Step:
+    """The chunk of a walk to the right."""
+    stamps = tuple(PERIOD * (1 + chunk * size + index) for index in range(size))
+    poses = np.stack([level_camera_pose() for _ in stamps])
+    poses[:, 1, 3] = [-0.05 * stamp / PERIOD for stamp in stamps]
+    return Step(Planned(stamps, poses), cloud_period_s=1e9)
+
+
+def walk(one: Hired, chunks: int = CHUNKS, meanwhile=lambda chunk: None) -> list[bytes]:
+    """Pictures and depth of a whole walk, as bytes."""
+    one.worker.submit(Reset(seed(), 0, "test"))
+    seen = []
+    for chunk in range(chunks):
+        command = step(chunk)
+        one.worker.submit(command)
+        meanwhile(chunk)
+        done = next(r for r in iter_until(one, command))
+        assert isinstance(done, Done), done
+        seen += [frame.rgb.tobytes() + frame.depth_m.tobytes() for frame in done.chunk.frames]
+    return seen
+
+
+def iter_until(one: Hired, command):
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        yield from (r for r in list(one.results) if getattr(r, "command", None) is command)
+        assert time.monotonic() < deadline, one.results
+        time.sleep(0.005)
+
+
+def test_frames_come_through_shared_memory_and_are_read_only(hire):
+    one = hire()
+    (ready,) = one.wait(ModelReady)
+    assert (ready.name, ready.size, ready.chunk_frames) == ("pixel-fake", (64, 80), 4)
+    done = one.ask(Reset(seed(), 0, "test"))
+    picture = done.chunk.frames[0].rgb
+    assert picture.shape == (64, 80, 3) and not picture.flags.writeable
+    with pytest.raises(ValueError):
+        picture[0] = 0
+    assert one.ask(Cloud()).points.xyz.shape[1] == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_killed_at_random_moments_it_renders_what_it_would_have_rendered(hire, number):
+    undisturbed = walk(hire())
+    one, rng = hire(), np.random.default_rng(int(number))
+    one.wait(ModelReady)
+
+    def strike(chunk: int) -> None:
+        time.sleep(float(rng.uniform(0, 0.02)))
+        one.kill(number)
+
+    assert walk(one, meanwhile=strike) == undisturbed
+    assert len(one.wait(Revived, 4)) >= 4
+    told = {result.message for result in one.wait(Died)}
+    assert told == {f"The inference worker was ended by {number.name}"
+                    f"{' (out of memory?)' if number == signal.SIGKILL else ''}."}  # fmt: skip
+    assert not [result for result in one.results if isinstance(result, Failed)]
+
+
+def test_a_worker_that_stands_still_is_replaced(hire):
+    one = hire(silence_s=5.0)
+    one.wait(ModelReady)
+    one.ask(Reset(seed(), 0, "test"))
+    one.kill(signal.SIGSTOP)
+    assert isinstance(one.ask(step(0)), Done)
+    assert "silent for" in one.wait(Died)[0].message
+
+
+def test_a_step_that_takes_all_memory_is_left_out_and_the_world_stays(hire):
+    one = hire(Greedy)
+    one.ask(Reset(seed(), 0, "test"))
+    tokens = one.ask(step(0)).chunk.tokens
+    failed = one.ask(step(1))
+    assert isinstance(failed, Failed) and "down 5 times; it is left out" in failed.message
+    assert all("ran out of memory" in died.message for died in one.wait(Died, 2))
+    after = one.ask(step(2))
+    assert isinstance(after, Done) and after.chunk.tokens >= tokens
+
+
+def test_a_model_that_never_loads_is_told_once(hire):
+    one = hire(Wooden)
+    (failed,) = one.wait(Failed)
+    assert failed.command is None and "started 3 times" in failed.message
+
+
+def test_a_world_is_saved_loaded_erased_forked_and_restored(hire, tmp_path):
+    one = hire()
+    one.ask(Reset(seed(), 0, "test"))
+    first = one.ask(step(0)).chunk
+    saved = one.ask(Save(str(tmp_path / "world"))).values
+    assert saved["tokens"] == first.tokens and (tmp_path / "world/world.json").is_file()
+    assert one.ask(Fork("before")).values["names"] == ["before"]
+    erased = one.ask(Erase((-100.0,) * 3, (100.0,) * 3)).values
+    assert erased == {"erased": first.tokens, "tokens": 0}
+    one.kill()
+    assert one.ask(Restore("before")).values["tokens"] == first.tokens
+    assert "known: before" in one.ask(Restore("after")).message
+    assert "letters" in one.ask(Fork("../before")).message
+    assert isinstance(one.ask(Unload()), Done)
+    assert "no seed yet" in one.ask(step(1)).message
+    assert one.ask(Load(str(tmp_path / "world"))).values["tokens"] == first.tokens
+    again = one.ask(step(1))
+    assert again.chunk.observed_fraction > 0.5
+
+
+def test_the_queue_is_bounded_and_what_waits_can_be_taken_back(hire):
+    one = hire()
+    one.wait(ModelReady)
+    one.kill(signal.SIGSTOP)
+    one.worker.submit(Reset(seed(), 0, "test"))
+    steps = [step(chunk) for chunk in range(QUEUE_SIZE)]
+    for command in steps:
+        one.worker.submit(command)
+    with pytest.raises(MirageError, match="send fewer"):
+        one.worker.submit(step(99))
+    assert one.worker.cancel(steps[-1]) and not one.worker.cancel(steps[-1])
+    os.kill(one.worker.pid, signal.SIGCONT)
+    one.wait(Done, QUEUE_SIZE)
+    assert not one.worker.cancel(steps[0])
+    assert steps[-1] not in [getattr(result, "command", None) for result in one.results]
+
+
+def test_a_seed_is_loaded_by_the_worker_and_a_missing_one_is_told(hire):
+    one = hire()
+    assert isinstance(one.ask(Reset(SeedName("room"), None, "room")), Done)
+    assert "no seed 'nowhere'" in one.ask(Reset(SeedName("nowhere"), None, "nowhere")).message
+
+
+def test_a_process_that_cannot_be_started_is_told(hire):
+    one = hire(lambda: PixelModel())
+    (failed,) = one.wait(Failed)
+    assert failed.command is None and "can be started" in failed.message
+
+
+def test_the_node_s_own_process_does_without_torch():
+    code = (
+        "import sys, mirage_ros.ros.mirage_node, mirage_ros.ros.services.state\n"
+        "print([name for name in ('torch', 'numba', 'diffusers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_a_node_that_is_killed_leaves_nothing_behind(tmp_path):
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "from test_worker import Hired, Reset, seed, step\n"
+        "one = Hired(); one.ask(Reset(seed(), 0, 'test')); one.ask(step(0))\n"
+        "print(one.worker.pid, one.worker.config.snapshots, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    pid, folder = started.stdout.readline().split()
+    assert any(Path(folder).iterdir())
+    started.kill()
+    started.wait()
+    deadline = time.monotonic() + PATIENCE_S
+    while Path(f"/proc/{pid}").exists() or Path(folder).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_a_dead_node_and_its_dead_worker_left_is_removed_by_the_next():
+    left = Scratch()
+    os.close(left._lock)
+    kept = Scratch()
+    assert not left.path.exists() and kept.path.exists()
+    other = Scratch()
+    assert kept.path.exists()
+    kept.remove()
+    other.remove()
+    assert not kept.path.exists() and not other.path.exists()
