@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fakes import PixelModel  # noqa: E402
+from fakes import pixel_model  # noqa: E402
 
 from mirage_ros.cli import build_parser  # noqa: E402
 from mirage_ros.commands import node_ros_arguments  # noqa: E402
@@ -13,4 +13,4 @@ from mirage_ros.ros.node import main  # noqa: E402
 
 if __name__ == "__main__":
     arguments = build_parser().parse_args(["node", *sys.argv[1:]])
-    sys.exit(main(node_ros_arguments(arguments), make_model=lambda config: PixelModel()))
+    sys.exit(main(node_ros_arguments(arguments), make_model=pixel_model))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 
 from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
 from mirage_ros.core.types import Perception, Readout
 
 
@@ -43,3 +46,41 @@ class PixelModel:
             depth = np.where(np.isfinite(anchor), anchor, depth).astype(np.float32)
         nothing = np.zeros(shape, bool)
         return Perception(depth, nothing, nothing)
+
+
+def pixel_model(config=None):
+    """What a node's worker can be given: a function that another process finds by its name."""
+    return PixelModel()
+
+
+class Stumbling(PixelModel):
+    """Fails at the first chunk."""
+
+    stumbles = 1
+
+    def decode(self, latents):
+        if len(latents) > 1 and self.stumbles:
+            self.stumbles -= 1
+            raise RuntimeError("out of luck")
+        return super().decode(latents)
+
+
+def no_model():
+    """A checkpoint that is not there."""
+    raise MirageError("No model at nowhere.")
+
+
+class Greedy(PixelModel):
+    """Asks for more memory than there is once it comes to the second chunk."""
+
+    def perceive(self, rgb, cameras: Camera, anchor_depth_m):
+        if len(rgb) > 1 and -0.3 < cameras.world_from_camera[0, 1, 3] < -0.22:
+            torch.empty(2**60)
+        return super().perceive(rgb, cameras, anchor_depth_m)
+
+
+class Wooden(PixelModel):
+    """Takes its process down before it is there."""
+
+    def __init__(self):
+        os._exit(3)

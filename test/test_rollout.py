@@ -7,21 +7,21 @@ import time
 
 import numpy as np
 import pytest
-from fakes import PixelModel
+from fakes import PixelModel, Stumbling, no_model
 from sensor_msgs.msg import Image
 from test_plan import PERIOD, START, feed, pose_at, stamps
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
-from mirage_ros.core.types import Frame
-from mirage_ros.core.world import WorldConfig
+from mirage_ros.core.frames import Frame
+from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.conversions import stamp_to_ros
-from mirage_ros.ros.parameters import NodeConfig
+from mirage_ros.ros.engine import resized_frame
 from mirage_ros.ros.plan import Plan, PlanConfig
 from mirage_ros.ros.rollout import IN_FLIGHT, Rollout
 from mirage_ros.ros.seed_input import SeedInput
 from mirage_ros.ros.tf_buffer import Buffer
-from mirage_ros.ros.worker import Done, Failed, ModelReady, Step, WorkerConfig, resized_frame
+from mirage_ros.ros.worker import Done, Failed, ModelReady, Reset, Step, WorkerConfig
 from mirage_ros.seeds import Seed, level_camera_pose
 
 
@@ -85,8 +85,7 @@ class Fed:
         self.buffer, self.config = Buffer(), config
         self.plan = Plan(PlanConfig("world", config.camera_frame), self.buffer)
         self.woken = threading.Event()
-        worker = WorkerConfig(WorldConfig())
-        self.rollout = Rollout(self.plan, make_model, worker, self.woken.set)
+        self.rollout = Rollout(self.plan, make_model, WorkerConfig(), self.woken.set)
         self.results = []
         self.most_in_flight = 0
 
@@ -94,7 +93,7 @@ class Fed:
         rgb = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
         camera = Camera.from_hfov(60.0, rgb.shape[:2], level_camera_pose())
         seed = seed or Seed("test", rgb, camera)
-        self.rollout.reset(lambda: seed, None, "test")
+        self.rollout.submit(Reset(seed, None, "test"))
 
     def run(self, until, pump: bool = True) -> None:
         deadline = time.monotonic() + 60
@@ -187,24 +186,12 @@ def test_frames_of_another_size_keep_their_view_and_invent_no_depth():
 
 
 def test_a_model_that_cannot_be_loaded_is_said_once(fed):
-    def broken():
-        raise MirageError("No model at nowhere.")
-
-    one = fed(broken)
+    one = fed(no_model)
     one.run(lambda fed: fed.results)
     assert one.results == [Failed(None, "No model at nowhere.")]
 
 
 def test_a_step_that_fails_is_told_and_the_next_one_runs(fed):
-    class Stumbling(PixelModel):
-        stumbles = 1
-
-        def decode(self, latents):
-            if len(latents) > 1 and self.stumbles:
-                self.stumbles -= 1
-                raise RuntimeError("out of luck")
-            return super().decode(latents)
-
     one = fed(Stumbling, NodeConfig(camera_frame="camera", plan_idle_s=0.1))
     one.seed()
     feed(one.buffer, stamps(8))

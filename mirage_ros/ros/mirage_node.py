@@ -2,113 +2,218 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nav_msgs.msg import Path
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
-from rclpy.node import Node
+from rclpy.clock import Clock, ClockChange, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from rclpy.task import Future
 from sensor_msgs.msg import CameraInfo, Image
-from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.core.types import WorldModel
-from mirage_ros.core.world import WorldConfig
 from mirage_ros.ros import parameters
-from mirage_ros.ros.cloud_conversions import status_to_ros
-from mirage_ros.ros.conversions import stamp_from_ros
+from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Figures, Health
-from mirage_ros.ros.parameters import NodeConfig
+from mirage_ros.ros.lifecycle import LifeCycle
+from mirage_ros.ros.observations import Observations
+from mirage_ros.ros.outbox import Outbox
 from mirage_ros.ros.plan import Plan, PlanConfig
 from mirage_ros.ros.publishers import TF_DEPTH, Publishers, streamed
+from mirage_ros.ros.prompting import PromptInput
 from mirage_ros.ros.report import Reporter
+from mirage_ros.ros.results import Results
+from mirage_ros.ros.rig_config import mounted, read_rig, single_camera
 from mirage_ros.ros.rollout import Rollout
-from mirage_ros.ros.seed_input import KINDS, SeedInput, seed_from_ros
+from mirage_ros.ros.seed_input import KINDS, SeedInput
+from mirage_ros.ros.shipped import PRELOAD, shipped_model
+from mirage_ros.ros.simulation.clock import SimClock
+from mirage_ros.ros.simulation.stepping import Stepper
 from mirage_ros.ros.tf_buffer import make_buffer
 from mirage_ros.ros.tf_intake import TfIntake
-from mirage_ros.ros.worker import Done, Failed, ModelReady, Reset, WorkerConfig
-from mirage_ros.seeds import Seed, level_camera_pose, load_seed
+from mirage_ros.ros.worker import WorkerConfig
+from mirage_ros.ros.world_keeper import WorldKeeper
+from mirage_ros.seeds import level_camera_pose
 
 PUMP_PERIOD_S = 0.05
-STOP_TIMEOUT_S = 1.0
-ModelFactory = Callable[[NodeConfig], WorldModel]
+CLOCK_CHECK_S = 1.0
+STOP_TIMEOUT_S = 5.0
+ModelFactory = Callable[[NodeConfig], object]
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-def shipped_model(config: NodeConfig) -> WorldModel:
-    """The model that the parameters name."""
-    from mirage_ros.models.pretrained import load_model
-
-    return load_model(config.model, device=config.device)
-
-
-class MirageNode(Node):
+class MirageNode(LifecycleNode):
     """A camera driver whose world is generated.
 
     Args:
-        make_model: gives the model, in the worker's thread.
+        make_model: gives the model; picklable, called in the worker's process.
+        preload: modules that `make_model` imports, to be imported once for all workers.
 
     Raises:
         MirageError: a parameter is wrong.
     """
 
-    def __init__(self, make_model: ModelFactory = shipped_model, **kwargs) -> None:
+    def __init__(
+        self,
+        make_model: ModelFactory = shipped_model,
+        preload: Sequence[str] | None = None,
+        **kwargs,
+    ) -> None:
         super().__init__("mirage_node", **kwargs)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.config = parameters.declare(self)
         for name in parameters.unknown_overrides(self):
             self.get_logger().warning(f"There is no parameter '{name}'; is it misspelt?")
         self.add_on_set_parameters_callback(self._on_parameters)
-        self._health = Health(self.get_logger().warning, self.get_logger().error)
-        self._figures = Figures()
-        self._buffer = make_buffer(self.config.plan_history_s)
-        self._plan = Plan(plan_config(self.config), self._buffer)
-        self._tf = TfIntake(self._buffer, self._plan, self._health, self.config)
-        self._seed_input = SeedInput()
-        self._seed: Callable[[], Seed] | None = None
-        self._pose = level_camera_pose()
-        self._replies: dict[int, Future] = {}
-        self._output = Publishers(self, self.config)
-        self._subscribe()
-        self._guard = self.create_guard_condition(self._on_results)
-        config = self.config
-        self.rollout = Rollout(
-            self._plan, lambda: make_model(config), worker_config(config), self._guard.trigger
+        self._make_model = make_model
+        shipped = make_model is shipped_model
+        self._preload = (PRELOAD if shipped else ()) if preload is None else preload
+        self.health = Health(self.get_logger().warning, self.get_logger().error)
+        self.figures = Figures()
+        self.buffer = make_buffer(self.config.plan_history_s)
+        self.plan = Plan(plan_config(self.config), self.buffer)
+        self.rollout: Rollout | None = None
+        self.active = False
+        self.pose = level_camera_pose()
+        self.rig = read_rig(self.config.rig) if self.config.rig else ()
+        self._single = single_camera(self.config)
+        self.output = Publishers(
+            self, self.config, [camera.output for camera in self.rig] or [self._single[1]]
         )
-        self._reporter = Reporter(self, self.rollout, self._health, self._figures)
-        self._first_world()
-        self.create_timer(PUMP_PERIOD_S, self._pump)
+        self.lockstep = self.config.time_mode == "lockstep"
+        self.sim_clock = SimClock(self) if self.lockstep else None
+        self.stepper = Stepper(self.config.start_paused)
+        self.world = WorldKeeper(self)
+        self.outbox = Outbox(self)
+        self.failures: list[Callable[[str], None]] = []
+        self._guard = self.create_guard_condition(self._on_wake)
+        self.results = Results(self)
+        self.reporter = Reporter(self)
+        own = {camera.frame_id for camera in self.output.cameras}
+        self._tf = TfIntake(self.buffer, self.plan, self.health, self.config, self._replan, own)
+        self.seed_input = SeedInput()
+        self.observations = Observations(self)
+        self._subscribe()
+        self._serve()
+        self._jumps = self.get_clock().create_jump_callback(
+            JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1)),
+            post_callback=self._on_jump,
+        )
+        self.create_wall_timer(PUMP_PERIOD_S, self._pump)
+        self.create_wall_timer(CLOCK_CHECK_S, self.check_clock)
+        self.life = LifeCycle(self)
 
     def close(self) -> bool:
-        """Ends the worker. False if inference did not come to an end in time."""
-        return self.rollout.stop(STOP_TIMEOUT_S)
+        """Ends recording and worker. False if that did not come to an end in time."""
+        self.recording.end()
+        rollout, self.rollout = self.rollout, None
+        return rollout is None or rollout.stop(STOP_TIMEOUT_S)
+
+    def wake(self) -> None:
+        """Looks for results and things to publish soon; callable from any thread."""
+        self._guard.trigger()
+
+    def create_wall_timer(self, period_s: float, callback: Callable[[], None]):
+        """A timer that goes on when simulated time stands still."""
+        return self.create_timer(period_s, callback, clock=self._steady)
 
     @property
     def failed(self) -> bool:
         """The model could not be loaded."""
-        return self._reporter.model_failed
+        return self.reporter.model_failed
+
+    def start_worker(self) -> None:
+        """A worker that loads the model, and the first world after it."""
+        self.reporter.model_failed = False
+        self.rollout = Rollout(
+            self.plan,
+            functools.partial(self._make_model, self.config),
+            worker_config(self.config, self.rig, self._single[0]),
+            self.wake,
+            self._preload,
+            self._mounts,
+            self.config.worker_silence_s,
+        )
+        self.stepper.attach(self.rollout.pacing)
+        self.rollout.pacing.stopped = True
+        self.world.load_first()
+
+    def on_configure(self, state) -> TransitionCallbackReturn:
+        """Succeeds with the model and the first world there; LifeCycle waits for both."""
+        self.life.wait_until_loaded()
+        return FAILURE if self.failed else SUCCESS
+
+    def on_activate(self, state) -> TransitionCallbackReturn:
+        if not self.check_clock():
+            return FAILURE
+        self.active = True
+        self.recording.begin()
+        self.rollout.pacing.stopped = False
+        self.wake()
+        return SUCCESS
+
+    def on_deactivate(self, state) -> TransitionCallbackReturn:
+        """Nothing new is rendered; the world stays, and what is rendered waits."""
+        self.active = False
+        self.rollout.pacing.stopped = True
+        self.recording.end()
+        return SUCCESS
+
+    def on_cleanup(self, state) -> TransitionCallbackReturn:
+        """Ends the worker's process, and so gives all of its memory back."""
+        self.active = False
+        self.stepper.call_off("The node was cleaned up.")
+        self.stepper.attach(None)
+        if self.rollout is not None:
+            self.results.abandon("The node was cleaned up.")
+        self.close()
+        self.outbox.clear()
+        self.plan.forget()
+        self.buffer.clear()
+        self.world.forget()
+        return SUCCESS
+
+    def on_shutdown(self, state) -> TransitionCallbackReturn:
+        return self.on_cleanup(state)
+
+    def on_error(self, state) -> TransitionCallbackReturn:
+        return self.on_cleanup(state)
+
+    def check_clock(self) -> bool:
+        """In lockstep: False and an error where somebody else publishes /clock, too."""
+        if self.sim_clock is None:
+            return True
+        try:
+            self.sim_clock.check()
+        except MirageError as error:
+            self.health.error("clock", str(error))
+            if self.active and self.stepper.playing:
+                self.stepper.pause()
+            return False
+        self.health.ok("clock")
+        return True
 
     def _subscribe(self) -> None:
         latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.create_subscription(TFMessage, "/tf", self._tf.moving, streamed(TF_DEPTH))
         self.create_subscription(TFMessage, "/tf_static", self._tf.static, latched)
         self.create_subscription(Path, "plan", self._on_path, streamed(10))
+        self._prompts = PromptInput(self)
         qos = streamed(5, self.config.seed_reliability)
         for kind, message_type in zip(KINDS, (Image, CameraInfo, Image), strict=True):
             self.create_subscription(message_type, f"seed/{kind}", self._on_seed(kind), qos)
-        # A group of its own: while it waits for the worker, the others go on.
-        group = MutuallyExclusiveCallbackGroup()
-        self.create_service(Trigger, "~/reset", self._on_reset, callback_group=group)
+            on_real = functools.partial(self.observations.add, kind)
+            self.create_subscription(message_type, f"observe/{kind}", on_real, qos)
 
-    def _first_world(self) -> None:
-        config = self.config
-        if not config.seed:
-            return
-        hfov_deg = config.seed_hfov_deg
-        self._seed = lambda: load_seed(config.seed, hfov_deg=hfov_deg)
-        self.rollout.reset(self._seed, None, f"seed '{config.seed}'")
+    def _serve(self) -> None:
+        """Every service and action of the node."""
+        from mirage_ros.ros.services import serve
+
+        self.services_ = serve(self)
 
     def _on_parameters(self, wanted: list[Parameter]):
         self.config, reason = parameters.changed(self.config, wanted)
@@ -116,144 +221,74 @@ class MirageNode(Node):
 
     def _on_path(self, message: Path) -> None:
         try:
-            count = self._plan.set_path(message)
+            if self.rollout is not None:
+                self.rollout.replan()
+            count = self.plan.set_path(message)
         except MirageError as error:
-            self._health.error("path", str(error))
+            self.health.error("path", str(error))
             return
-        self._health.ok("path")
+        self._plan_came()
+        self.health.ok("path")
         self.get_logger().info(f"Got a plan of {count} poses.")
 
     def _on_seed(self, kind: str):
         def callback(message: Image | CameraInfo) -> None:
             try:
-                self._seed_input.add(kind, message, time.monotonic())
+                self.seed_input.add(kind, message, time.monotonic())
             except MirageError as error:
-                self._health.error("seed", str(error))
+                self.health.error("seed", str(error))
 
         return callback
 
-    def _new_world(self) -> None:
-        """Turns a matched set of seed messages into a reset."""
-        now_s = time.monotonic()
-        lacking = self._seed_input.unmatched(now_s)
-        if lacking:
-            self._health.warn("seed", f"A seed lacks {lacking} of the same stamp; send it.")
-        world = self.config.world_frame
-        ready = self._seed_input.poll(
-            now_s, lambda frame, stamp_ns: self._buffer.matrix(world, frame, stamp_ns)
-        )
-        if ready is None:
+    def _replan(self) -> None:
+        """A pose that was handed out already has changed."""
+        if self.rollout is not None:
+            self.rollout.replan()
+            self._plan_came()
+
+    def _plan_came(self) -> None:
+        if self.rollout is not None:
+            self.rollout.pacing.plan_came(time.monotonic())
+
+    def _mounts(self, planned):
+        return mounted(self.rig, self.buffer, self.config.camera_frame, planned)
+
+    def _on_jump(self, jump) -> None:
+        """Time went back, as when a bag begins anew: so does the plan."""
+        if self.lockstep or jump.clock_change != ClockChange.ROS_TIME_NO_CHANGE:
             return
-        messages, pose = ready
-        header = messages["image"].header
-        if pose is None:
-            pose = self._pose
-            self.get_logger().info(
-                f"TF has no '{header.frame_id}' at the seed's stamp: the new world starts where "
-                "the camera is."
-            )
-        rectified = self.config.seed_rectified
-        self._reset(
-            lambda: seed_from_ros(messages, pose, rectified),
-            stamp_from_ros(header.stamp),
-            "seed/image",
-        )
+        self.plan.forget()
+        self.buffer.clear()
+        if self.rollout is not None:
+            self.world.redate()
+        self.get_logger().warning("Time jumped back; the plan starts over with the next poses.")
 
-    def _reset(self, load: Callable[[], Seed], stamp_ns: int | None, origin: str) -> Reset | None:
-        try:
-            return self.rollout.reset(load, stamp_ns, origin)
-        except MirageError as error:
-            self._health.error("seed", str(error))
-            return None
-
-    async def _on_reset(self, request, response):
-        """The world back to its seed, the plan forgotten; answers when it is done."""
-        self._seed_input.rearm()
-        command = self._seed and self._reset(self._seed, None, "~/reset")
-        if not command:
-            response.success, response.message = False, "There is no seed to go back to."
-            return response
-        self._plan.forget()
-        self._buffer.clear()
-        self._replies[id(command)] = Future()
-        response.message = await self._replies[id(command)]
-        response.success = not response.message
-        return response
+    def _on_wake(self) -> None:
+        self.results.work_off()
+        self.outbox.publish()
+        self._pump()
 
     def _pump(self) -> None:
-        self._new_world()
-        self.rollout.pump(self.config, time.monotonic(), self.get_clock().now().nanoseconds)
-        self._report_waiting()
-        if self._health.take_news():
-            self._reporter.publish()
-
-    def _report_waiting(self) -> None:
         rollout = self.rollout
+        if rollout is not None:
+            self.world.take_seed_messages()
+            self.observations.poll()
+            if self.active:
+                now_ns = self.get_clock().now().nanoseconds
+                rollout.pump(self.config, time.monotonic(), now_ns)
+            self._report_waiting(rollout)
+        if self.health.take_news():
+            self.reporter.publish()
+
+    def _report_waiting(self, rollout: Rollout) -> None:
         if not rollout.waiting:
-            self._health.ok("plan")
-        elif rollout.missing_frame and self._buffer.tracks:
-            self._health.error("plan", rollout.waiting)
+            self.health.ok("plan")
+        elif rollout.missing_frame and self.buffer.tracks:
+            self.health.error("plan", rollout.waiting)
         else:
-            self._health.warn("plan", rollout.waiting)
-
-    def _on_results(self) -> None:
-        while (result := self.rollout.take()) is not None:
-            if isinstance(result, ModelReady):
-                self._reporter.model_ready(result)
-            elif isinstance(result, Done):
-                self._on_done(result)
-            else:
-                self._on_failed(result)
-            self._pump()
-
-    def _on_done(self, done: Done) -> None:
-        if isinstance(done.command, Reset):
-            self._on_new_world(done)
-        elif done.chunk is not None:
-            self._figures.add(done.chunk, done.seconds)
-            self._health.ok("world")
-            for frame in done.chunk.frames:
-                self._output.frame(frame)
-            self._output.status(self._status(done))
-        if done.chunk is not None:
-            self._pose = done.chunk.frames[-1].camera.world_from_camera
-        if done.points is not None:
-            self._output.cloud(done.points, done.stamp_ns)
-
-    def _on_new_world(self, done: Done) -> None:
-        self._figures.new_world(done.chunk)
-        self._seed = done.command.load
-        self._health.ok("seed")
-        self.get_logger().info(f"New world from {done.command.origin}: {done.chunk.tokens} tokens.")
-        self._reply(done.command, "")
-
-    def _on_failed(self, failed: Failed) -> None:
-        if failed.command is None:
-            self._reporter.model_lost(failed.message)
-            return
-        if isinstance(failed.command, Reset):
-            self._seed_input.rearm()
-            self._health.error(
-                "seed", f"No new world from {failed.command.origin}: {failed.message}"
-            )
-            self._reply(failed.command, failed.message)
-        else:
-            self._health.error("world", failed.message)
-
-    def _reply(self, command: Reset, message: str) -> None:
-        future = self._replies.pop(id(command), None)
-        if future is not None:
-            future.set_result(message)
-
-    def _status(self, done: Done):
-        return status_to_ros(
-            done.chunk,
-            self._figures.chunks,
-            self._plan.pending(),
-            self.rollout.model.name,
-            done.seconds,
-            self.config.world_frame,
-        )
+            self.health.warn("plan", rollout.waiting)
+        if rollout.waiting and self.stepper.job is not None:
+            self.stepper.call_off(f"The step needs planned poses. {rollout.waiting}")
 
 
 def plan_config(config: NodeConfig) -> PlanConfig:
@@ -262,14 +297,11 @@ def plan_config(config: NodeConfig) -> PlanConfig:
     )
 
 
-def worker_config(config: NodeConfig) -> WorkerConfig:
+def worker_config(config: NodeConfig, rig, single) -> WorkerConfig:
     return WorkerConfig(
-        world=WorldConfig(
-            seed=config.world_seed,
-            use_memory=config.use_memory,
-            max_memory_bytes=config.max_memory_mb * 2**20,
-        ),
-        size=(config.image_height, config.image_width) if config.image_width else None,
-        hfov_deg=config.hfov_deg,
+        world_seed=config.world_seed,
+        use_memory=config.use_memory,
+        max_memory_bytes=config.max_memory_mb * 2**20,
         period_ns=plan_config(config).period_ns,
+        views=tuple(camera.view for camera in rig) or (single,),
     )

@@ -1,6 +1,7 @@
 """What `ros2 run mirage_ros mirage_node` and `mirage node` start.
 
-Importing the networks takes seconds, so it happens inside `main`, where Ctrl-C is heeded.
+Imports take a second, so they happen inside `main`, where Ctrl-C is heeded. The networks live in
+the worker's process and are imported there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None, make_model: ModelFactory | None = No
 
     Args:
         argv: `--params FILE`, then anything ROS knows behind `--ros-args`; sys.argv if not given.
-        make_model: gives the model, in the worker's thread; by default the parameters name it.
+        make_model: gives the model from the node's config; picklable (a function of a module), as
+            it is called in the worker's process. By default the parameters name the model.
 
     Returns:
         The exit code: 0 after an orderly end, 1 when the model could not be loaded, 2 for wrong
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None, make_model: ModelFactory | None = No
     try:
         arguments = ros_arguments(sys.argv[1:] if argv is None else list(argv))
         start_up = _StartUp()
-        from mirage_ros.ros.mirage_node import MirageNode, shipped_model
+        from mirage_ros.ros.mirage_node import MirageNode
+        from mirage_ros.ros.shipped import shipped_model
 
         start_up.check()
         _init(arguments)
@@ -97,10 +100,9 @@ def _init(arguments: list[str]) -> None:
 
 
 def _end(node: MirageNode | None, code: int) -> int:
-    """Joins the worker and shuts ROS down. A process that ran a node ends here.
+    """Ends the worker and shuts ROS down. A process that ran a node ends here.
 
-    Python would still take seconds to dismantle the networks, and a worker that is busy beyond
-    the timeout would hold the process up; nothing of theirs is worth waiting for.
+    Threads of DDS and of multiprocessing would only hold it up.
     """
     if node is None:
         rclpy.try_shutdown()

@@ -16,36 +16,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from mirage_ros.core.errors import MirageError
-
-
-@dataclass(frozen=True)
-class NodeConfig:
-    """The parameters' values; the table below says what each one means."""
-
-    model: str = "mini"
-    device: str = "auto"
-    seed: str = "room"
-    seed_hfov_deg: float = 60.0
-    seed_rectified: bool = False
-    seed_reliability: str = "reliable"
-    world_frame: str = "world"
-    camera_frame: str = "camera_color_optical_frame"
-    rendered_camera_frame: str = "mirage_camera_optical_frame"
-    frame_rate_hz: float = 10.0
-    image_width: int = 0
-    image_height: int = 0
-    hfov_deg: float = 0.0
-    on_missing_plan: str = "wait"
-    plan_idle_s: float = 1.0
-    plan_gap_s: float = 1.0
-    plan_history_s: float = 300.0
-    max_extrapolation_s: float = 1.0
-    world_seed: int = 0
-    use_memory: bool = True
-    max_memory_mb: int = 512
-    cloud_period_s: float = 1.0
-    image_reliability: str = "reliable"
-    image_depth: int = 16
+from mirage_ros.ros.config import NodeConfig
 
 
 @dataclass(frozen=True)
@@ -60,10 +31,40 @@ class Row:
     frame: bool = False
 
 
+__all__ = ["NodeConfig", "TABLE", "changed", "check", "declare", "result", "unknown_overrides"]
+
 RELIABILITIES = ("reliable", "best_effort")
+DURABILITIES = ("volatile", "transient_local")
 TABLE: dict[str, Row] = {
     "model": Row("Checkpoint: a shipped name (mini), a folder or a hub id."),
     "device": Row("Where the model runs.", choices=("auto", "cpu", "cuda")),
+    "prompt": Row("What the world is to look like, in words; for models that read text."),
+    "model_settings": Row(
+        "Settings of a large model as a YAML mapping, such as '{steps: 4, size: [480, 832]}'."
+    ),
+    "autostart": Row("Configure and activate at once; false leaves both to a life cycle manager."),
+    "time_mode": Row(
+        "stream: frames follow the plan's own clock; lockstep: the node owns /clock, and time "
+        "moves only when frames exist.",
+        choices=("stream", "lockstep"),
+    ),
+    "step_frames": Row(
+        "Lockstep: frames that are planned before any of them is rendered; 0 is the model's chunk.",
+        low=0,
+        high=1024,
+    ),
+    "start_time_s": Row(
+        "Lockstep: the time on /clock before the first frame.", low=0.001, high=2e9
+    ),
+    "start_paused": Row("Render nothing until the simulation is stepped or set to playing."),
+    "rig": Row("Several cameras: a YAML file or a shipped name (three); empty is one."),
+    "record": Row(
+        "What is recorded while the node is active, a file or a folder; its ending says the "
+        "format: .mcap, .mp4, .lerobot, .png, .exr, else a rosbag2 folder. Empty records nothing."
+    ),
+    "worlds_folder": Row(
+        "Folder whose seeds and saved worlds get_available_worlds lists besides the shipped ones."
+    ),
     "seed": Row(
         "What the world starts from: a shipped name, a seed folder or a picture file; "
         "empty waits for seed/image."
@@ -129,11 +130,26 @@ TABLE: dict[str, Row] = {
         "Reliability of the published pictures; reliable serves every subscriber.",
         choices=RELIABILITIES,
     ),
+    "image_durability": Row(
+        "transient_local keeps the newest image_depth frames for who subscribes later, such as a "
+        "policy that comes back while time waits for it; they are then made for nobody as well.",
+        choices=DURABILITIES,
+    ),
     "image_depth": Row(
         "Frames kept for slow subscribers; a chunk comes in one burst, so keep at "
         "least two chunks.",
         low=1,
         high=1000,
+    ),
+    "compressed_format": Row("What color/image_raw/compressed holds.", choices=("jpeg", "png")),
+    "jpeg_quality": Row("Quality of its JPEGs.", low=1, high=100),
+    "delta_bytes_per_s": Row(
+        "Mean rate that cache/deltas keeps to, bytes per second of wall time; 0 is no cap.",
+        low=0.0,
+        high=1e12,
+    ),
+    "worker_silence_s": Row(
+        "An inference worker without a sign of life for so long is replaced.", low=2.0, high=3600.0
     ),
 }
 

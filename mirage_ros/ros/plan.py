@@ -12,6 +12,7 @@ from transforms3d.axangles import axangle2mat, mat2axangle
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.conversions import SECOND_NS, path_from_ros
+from mirage_ros.ros.planned import Planned
 from mirage_ros.ros.tf_buffer import Buffer
 from mirage_ros.ros.tracks import TransformError
 
@@ -28,17 +29,6 @@ class PlanConfig:
     @property
     def period_ns(self) -> int:
         return round(SECOND_NS / self.frame_rate_hz)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """Frames to render: stamps (ns, rising) and world_from_camera of each."""
-
-    stamps_ns: tuple[int, ...]
-    world_from_camera: Float[np.ndarray, "f 4 4"]
-
-    def __len__(self) -> int:
-        return len(self.stamps_ns)
 
 
 @dataclass(frozen=True)
@@ -112,6 +102,8 @@ class Plan:
         self._path: PathSource | None = None
         self._anchor_ns: int | None = None
         self.cursor_ns: int | None = None
+        self._rest: np.ndarray | None = None
+        self._rest_since_ns = -1
 
     def set_path(self, message: Path) -> int:
         """Takes a Path instead of TF and returns its number of poses.
@@ -139,6 +131,20 @@ class Plan:
     def forget(self) -> None:
         """Starts over: the next plan may have any stamps."""
         self._path = self._anchor_ns = self.cursor_ns = None
+        self._rest_since_ns = -1
+
+    def start_at(self, stamp_ns: int) -> None:
+        """The time it is now: frames come one period apart from here on."""
+        self.cursor_ns = self._anchor_ns = stamp_ns
+
+    def begin_at(self, world_from_camera: Float[np.ndarray, "4 4"]) -> None:
+        """Where the camera stands before anything is planned."""
+        self._rest, self._rest_since_ns = world_from_camera, -1
+
+    def rest_at(self, world_from_camera: Float[np.ndarray, "4 4"]) -> None:
+        """Where the camera stands until poses later than now are planned; a Path is dropped."""
+        self._rest, self._path = world_from_camera, None
+        self._rest_since_ns = -1 if self.cursor_ns is None else self.cursor_ns
 
     @property
     def source(self) -> str:
@@ -163,9 +169,14 @@ class Plan:
     def peek(self, count: int, missing: Missing = Missing()) -> Planned | None:  # noqa: B008
         """Up to `count` next frames, None if there are none. Raises TransformError."""
         source = self._active()
-        span = source.span()
+        try:
+            span = source.span()
+        except TransformError:
+            if missing.policy != "hold" or not self._may_rest():
+                raise
+            span = None
         if span is None:
-            return None
+            return self._resting(count) if missing.policy == "hold" else None
         stamps, poses = [], []
         stamp = self._next_ns(*span)
         while len(stamps) < count:
@@ -188,6 +199,10 @@ class Plan:
     def commit(self, planned: Planned) -> None:
         """The frames are handed out: they do not come again."""
         self.cursor_ns = planned.stamps_ns[-1]
+
+    def rewind(self, cursor_ns: int | None) -> None:
+        """Frames after the cursor were not rendered after all: they come again."""
+        self.cursor_ns = cursor_ns
 
     def is_past(self, stamp_ns: int) -> bool:
         return self.cursor_ns is not None and stamp_ns <= self.cursor_ns
@@ -218,14 +233,26 @@ class Plan:
             stamp = self._anchor_ns = first_ns
         return stamp
 
+    def _may_rest(self) -> bool:
+        return self._rest is not None and self.cursor_ns is not None
+
+    def _resting(self, count: int) -> Planned | None:
+        """Frames of a camera that nothing moves, on the grid."""
+        if not self._may_rest():
+            return None
+        start = self._next_ns(self.cursor_ns, self.cursor_ns)
+        stamps = tuple(start + index * self.config.period_ns for index in range(count))
+        return Planned(stamps, np.stack([self._rest] * count))
+
     def _beyond(
         self, source: Source, span: tuple[int, int], stamp_ns: int, missing: Missing
     ) -> np.ndarray | None:
         beyond_ns = stamp_ns - span[1]
         if missing.policy == "wait" or beyond_ns > missing.elapsed_ns:
             return None
-        last = source.pose(span[1])
-        if missing.policy == "hold":
+        rests = self._rest is not None and span[1] <= self._rest_since_ns
+        last = self._rest if rests else source.pose(span[1])
+        if missing.policy == "hold" or rests:
             return last
         if beyond_ns > missing.limit_ns:
             return None

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-from mirage_ros.core.types import WorldModel
-from mirage_ros.ros.parameters import NodeConfig
-from mirage_ros.ros.plan import Missing, Plan, Planned
-from mirage_ros.ros.tracks import TransformError
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.pacing import Pacing, Source
+from mirage_ros.ros.plan import Plan, Planned
 from mirage_ros.ros.worker import (
     Cloud,
     Command,
+    Died,
     Done,
     Failed,
+    Load,
     ModelReady,
     Reset,
     Result,
+    Revived,
     Step,
-    Worker,
+    Unload,
     WorkerConfig,
 )
-from mirage_ros.seeds import Seed
+from mirage_ros.ros.worker_handle import Worker
 
 IN_FLIGHT = 2  # one at work, one waiting
-SECOND_NS = 1_000_000_000
-
-
-@dataclass
-class Growth:
-    """When the plan last grew: its end then, wall seconds, ROS nanoseconds."""
-
-    end_ns: int | None = None
-    at_s: float = 0.0
-    at_ros_ns: int = 0
+Then = Callable[[Done | Failed], None]
 
 
 class Rollout:
@@ -42,38 +35,66 @@ class Rollout:
     executor's thread.
 
     Args:
-        wake: called in the worker's thread when a result waits in `take`.
+        make_model: picklable; called in the worker's process.
+        wake: called in another thread when a result waits in `take`.
+        preload: modules to import once for all workers.
+        mounts: gives the poses of a rig's cameras for planned frames; may raise
+            MirageError, which says what it waits for.
     """
 
     def __init__(
         self,
         plan: Plan,
-        make_model: Callable[[], WorldModel],
+        make_model: Callable,
         config: WorkerConfig,
         wake: Callable[[], None],
+        preload: Sequence[str] = (),
+        mounts: Callable[[Planned], tuple] | None = None,
+        silence_s: float = 60.0,
     ) -> None:
         self.plan = plan
+        self.pacing = Pacing(plan)
         self.model: ModelReady | None = None
         self.has_world = False
         self.in_flight = 0
-        self.waiting = ""
-        self.missing_frame = False
+        self.lost = False
+        self._mounts = mounts or (lambda planned: ())
+        self._mount_missing = ""
         self._cloud_is_old = False
-        self._growth = Growth()
         self._results: deque[Result] = deque()
+        self._then: dict[int, tuple[Command, Then]] = {}
+        self._steps: list[tuple[Step, int | None, Source]] = []
         self._wake = wake
-        self._worker = Worker(make_model, config, self._receive)
+        self._worker = Worker(make_model, config, self._receive, preload, silence_s)
         self._worker.start()
 
+    @property
+    def waiting(self) -> str:
+        """Why nothing is rendered though it should be, '' where all is well."""
+        return self._mount_missing or self.pacing.waiting
+
+    @property
+    def missing_frame(self) -> bool:
+        return bool(self._mount_missing) or self.pacing.missing_frame
+
+    @property
+    def worker_pid(self) -> int | None:
+        return self._worker.pid
+
     def stop(self, timeout_s: float) -> bool:
-        """Ends the worker. False if it is still busy after the timeout."""
+        """Ends the worker. False if its thread is still busy after the timeout."""
         return self._worker.stop(timeout_s)
 
-    def reset(self, load: Callable[[], Seed], stamp_ns: int | None, origin: str) -> Reset:
-        """Queues a new world. Raises MirageError when too much waits already."""
-        command = Reset(load, stamp_ns, origin)
-        self._submit(command)
-        return command
+    def submit(self, command: Command, then: Then | None = None) -> None:
+        """Queues a command. Raises MirageError when too much waits already.
+
+        Args:
+            then: called in the executor's thread with how it went.
+        """
+        self._worker.submit(command)
+        self.in_flight += 1
+        if then is not None:
+            self._then[id(command)] = (command, then)
 
     def take(self) -> Result | None:
         """The next result, None without one."""
@@ -82,84 +103,64 @@ class Rollout:
         result = self._results.popleft()
         if isinstance(result, ModelReady):
             self.model = result
-            return result
-        if result.command is not None:
+        elif isinstance(result, (Died, Revived)):
+            self.lost = isinstance(result, Died)
+        elif result.command is not None:
             self.in_flight -= 1
+            self._steps = [entry for entry in self._steps if entry[0] is not result.command]
         if isinstance(result, Done):
-            self.has_world = True
+            if isinstance(result.command, (Reset, Load)):
+                self.has_world = True
+            elif isinstance(result.command, Unload):
+                self.has_world = False
             self._cloud_is_old = result.points is None
         return result
+
+    def answer(self, result: Done | Failed) -> None:
+        """Tells whoever submitted the command; without a model, everybody who still waits."""
+        if result.command is None:
+            waiting, self._then = list(self._then.values()), {}
+            for command, then in waiting:
+                then(Failed(command, result.message))
+            return
+        entry = self._then.pop(id(result.command), None)
+        if entry is not None:
+            entry[1](result)
 
     def pump(self, config: NodeConfig, now_s: float, ros_ns: int) -> None:
         """Queues the next chunk if it is planned and the worker has room for it."""
         if self.model is None or not self.has_world or self.in_flight >= IN_FLIGHT:
             return
-        planned = self._next_chunk(config, now_s, ros_ns)
-        if planned is not None:
-            self.waiting, self.missing_frame = "", False
-            self.plan.commit(planned)
-            self._submit(Step(planned, config.cloud_period_s))
-        elif self._cloud_is_old and not self.in_flight:
+        idle_worker = not self.in_flight
+        found = self.pacing.next(config, self.model.chunk_frames, idle_worker, now_s, ros_ns)
+        if found is not None:
+            self._step(*found, config.cloud_period_s)
+        elif self._cloud_is_old and idle_worker:
             self._cloud_is_old = False
-            self._submit(Cloud())
+            self.submit(Cloud())
 
-    def _next_chunk(self, config: NodeConfig, now_s: float, ros_ns: int) -> Planned | None:
+    def replan(self) -> None:
+        """Takes back chunks that are not at work yet: the plan has changed."""
+        for step, cursor_ns, source in reversed(list(self._steps)):
+            if not self._worker.cancel(step):
+                return
+            self._steps.pop()
+            self._then.pop(id(step), None)
+            self.in_flight -= 1
+            source.take_back(step.planned, cursor_ns)
+
+    def _step(self, planned: Planned, source: Source, cloud_period_s: float) -> None:
         try:
-            self._watch(self.plan.end_ns(), now_s, ros_ns)
-            idle = now_s - self._growth.at_s >= config.plan_idle_s
-            planned = self._peek(config, idle, ros_ns)
-        except TransformError as error:
-            self._watch(None, now_s, ros_ns)
-            idle = now_s - self._growth.at_s >= config.plan_idle_s
-            self.waiting = f"Waiting for a plan: {error}" if idle else ""
-            self.missing_frame = idle
-            return None
-        if planned is None and idle and not self.in_flight:
-            self.missing_frame = False
-            self.waiting = self._starved()
-        return planned
-
-    def _peek(self, config: NodeConfig, idle: bool, ros_ns: int) -> Planned | None:
-        """A full chunk; one that is not full only when nothing more is coming."""
-        full = self.model.chunk_frames
-        planned = self.plan.peek(full)
-        if planned is not None and len(planned) == full:
-            return planned
-        if planned is not None and self._before_gap(planned):
-            return planned
-        if not idle or self.in_flight:
-            return None
-        if config.on_missing_plan == "wait":
-            return planned
-        limit_ns = round(config.max_extrapolation_s * SECOND_NS)
-        elapsed_ns = max(0, ros_ns - self._growth.at_ros_ns)
-        longer = self.plan.peek(full, Missing(config.on_missing_plan, elapsed_ns, limit_ns))
-        finite = config.on_missing_plan == "extrapolate"
-        spent = finite and elapsed_ns > limit_ns + self.plan.config.period_ns
-        return longer if longer is not None and (len(longer) == full or spent) else None
-
-    def _before_gap(self, planned: Planned) -> bool:
-        """The plan goes on, but only after a gap: nothing will fill this chunk."""
-        return planned.stamps_ns[-1] + self.plan.config.period_ns <= self.plan.end_ns()
-
-    def _starved(self) -> str:
-        if self._growth.end_ns is None:
-            return (
-                f"Waiting for a plan: no moving transform from '{self.plan.config.world_frame}' to "
-                f"'{self.plan.config.camera_frame}' is on /tf and no Path on plan; publish one."
-            )
-        return (
-            f"Waiting for a plan: all of it is rendered, up to {self.plan.cursor_ns} ns; publish "
-            "poses with later stamps."
-        )
-
-    def _watch(self, end_ns: int | None, now_s: float, ros_ns: int) -> None:
-        if end_ns != self._growth.end_ns or not self._growth.at_s:
-            self._growth = Growth(end_ns, now_s, ros_ns)
-
-    def _submit(self, command: Command) -> None:
-        self._worker.submit(command)
-        self.in_flight += 1
+            poses = self._mounts(planned)
+        except MirageError as error:
+            self._mount_missing = f"Waiting for the rig: {error}"
+            return
+        self._mount_missing = ""
+        cursor_ns = self.plan.cursor_ns
+        step = Step(planned, cloud_period_s, poses)
+        self.submit(step)
+        source.commit(planned)
+        self._steps.append((step, cursor_ns, source))
 
     def _receive(self, result: Result) -> None:
         self._results.append(result)

@@ -1,0 +1,216 @@
+"""A kinematic base in lockstep: stamped velocity commands in; odometry and planned TF out.
+
+The base plans a chunk of frame times ahead, as many as the simulator makes in one step, and waits
+for /clock to get there. Then it takes the command that was decided on that chunk's last picture:
+the TwistStamped whose stamp is that picture's. So who drives it may be as slow as it likes, die and
+come back: time waits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped, TwistStamped
+from jaxtyping import Float
+from nav_msgs.msg import Odometry
+from nav_msgs.msg import Path as PathMessage
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosgraph_msgs.msg import Clock
+from tf2_msgs.msg import TFMessage
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.loop.base import BasePose, Command, base_under
+from mirage_ros.ros.conversions import (
+    SECOND_NS,
+    pose_to_ros,
+    stamp_from_ros,
+    stamp_to_ros,
+    transform_to_ros,
+)
+
+LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+KEPT_ODOMETRY = QoSProfile(depth=64, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+REPEAT_S = 1.0
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """What the base is called and how it moves.
+
+    Attributes:
+        seed, hfov_deg: the view that the simulator starts from, see `load_seed`: the base stands
+            under its camera and carries it from then on.
+        frame_rate_hz, step_frames: the simulator's.
+        max_speed_mps, max_turn_rps: faster commands are cut down to these.
+    """
+
+    seed: str = "room"
+    hfov_deg: float | None = None
+    frame_rate_hz: float = 5.0
+    step_frames: int = 4
+    max_speed_mps: float = 1.0
+    max_turn_rps: float = 1.5
+    world_frame: str = "world"
+    odom_frame: str = "odom"
+    base_frame: str = "base_link"
+    camera_frame: str = "camera_color_optical_frame"
+    namespace: str = ""
+
+
+class Motion:
+    """The base's planned way, without ROS.
+
+    Args:
+        start: where it stands when time begins, and again whenever time begins anew.
+    """
+
+    def __init__(self, start: BasePose, config: BaseConfig) -> None:
+        if not config.frame_rate_hz > 0 or config.step_frames < 1:
+            raise MirageError(
+                f"The base got {config.frame_rate_hz} frames/s and {config.step_frames} frames a "
+                "step; give the simulator's frame_rate_hz and its chunk."
+            )
+        self._start, self._config = start, config
+        self.period_ns = round(SECOND_NS / config.frame_rate_hz)
+        self.planned: dict[int, BasePose] = {}
+        self.command = Command()
+        self.horizon_ns = 0
+        self.now_ns = 0
+        self._told_ns = -1
+
+    @property
+    def waiting(self) -> bool:
+        """All that was planned has happened: the next command is due."""
+        return bool(self.planned) and self.now_ns >= self.horizon_ns
+
+    def tick(self, now_ns: int) -> bool:
+        """Heeds the clock; True when time begins, for the first time or anew."""
+        begins = not self.planned or now_ns < self.now_ns
+        self.now_ns = now_ns
+        if begins:
+            self.planned, self.horizon_ns = {now_ns: self._start}, now_ns
+            self._told_ns = -1
+            self.follow(Command())
+        return begins
+
+    def passed(self) -> list[tuple[int, BasePose]]:
+        """Planned poses whose time has come, each told once, in order."""
+        due = [
+            item for item in sorted(self.planned.items()) if self._told_ns < item[0] <= self.now_ns
+        ]
+        self._told_ns = due[-1][0] if due else self._told_ns
+        return due
+
+    def follow(self, command: Command) -> None:
+        """Plans the next step from the horizon on."""
+        self.command = Command(
+            _limited(command.speed_mps, self._config.max_speed_mps),
+            _limited(command.turn_rps, self._config.max_turn_rps),
+        )
+        start, begin_ns = self.planned[self.horizon_ns], self.horizon_ns
+        steps = start.along(self.command, self.period_ns / SECOND_NS, self._config.step_frames)
+        self.planned = {begin_ns: start}
+        for index, pose in enumerate(steps, 1):
+            self.planned[begin_ns + index * self.period_ns] = pose
+        self.horizon_ns = max(self.planned)
+
+
+class BaseNode(Node):
+    """Publishes TF ahead of time and odometry as time comes; subscribes to cmd_vel and /clock.
+
+    Raises:
+        MirageError: the seed's camera does not stand upright.
+    """
+
+    def __init__(self, world_from_camera: Float[np.ndarray, "4 4"], config: BaseConfig) -> None:
+        super().__init__("mirage_base", namespace=config.namespace)
+        self.config = config
+        start, self._mount = base_under(world_from_camera)
+        self.motion = Motion(start, config)
+        self._commands: dict[int, Command] = {}
+        self._tf = self.create_publisher(TFMessage, "/tf", QoSProfile(depth=100))
+        self._static = self.create_publisher(TFMessage, "/tf_static", LATCHED)
+        self._odom = self.create_publisher(Odometry, "odom", KEPT_ODOMETRY)
+        self._path = self.create_publisher(PathMessage, "planned_path", LATCHED)
+        self.create_subscription(TwistStamped, "cmd_vel", self._on_command, 50)
+        self.create_subscription(Clock, "/clock", self._on_clock, LATCHED)
+        self._publish_mount()
+        # The simulator may start, or come back, after a plan went out; saying it again is cheap.
+        self.create_timer(REPEAT_S, self._publish_plan)
+
+    def _on_clock(self, message: Clock) -> None:
+        now_ns = stamp_from_ros(message.clock)
+        if self.motion.tick(now_ns):
+            self._commands.clear()
+            self._publish_plan()
+            self.get_logger().info(f"Time begins at {now_ns / SECOND_NS:.3f} s.")
+        for stamp_ns, pose in self.motion.passed():
+            self._odom.publish(self._odometry(pose, stamp_ns))
+        self._advance()
+
+    def _on_command(self, message: TwistStamped) -> None:
+        command = Command(message.twist.linear.x, message.twist.angular.z)
+        if not np.isfinite([command.speed_mps, command.turn_rps]).all():
+            self.get_logger().warning("cmd_vel holds NaN or infinity; the base stands still.")
+            command = Command()
+        self._commands[stamp_from_ros(message.header.stamp)] = command
+        self._advance()
+
+    def _advance(self) -> None:
+        """Plans on with the command that belongs to the horizon, once both are there."""
+        if self.motion.waiting and self.motion.horizon_ns in self._commands:
+            self.motion.follow(self._commands[self.motion.horizon_ns])
+            self._commands.clear()
+            self._publish_plan()
+
+    def _publish_plan(self) -> None:
+        if not self.motion.planned:
+            return
+        frames = (self.config.odom_frame, self.config.base_frame)
+        planned = sorted(self.motion.planned.items())
+        self._tf.publish(
+            TFMessage(
+                transforms=[
+                    transform_to_ros(pose.world_from_base, *frames, stamp_ns)
+                    for stamp_ns, pose in planned
+                ]
+            )
+        )
+        self._path.publish(self._path_of(planned))
+
+    def _path_of(self, planned) -> PathMessage:
+        """What RViz draws: the base's way of the next step."""
+        message = PathMessage()
+        message.header.frame_id = self.config.odom_frame
+        message.header.stamp = stamp_to_ros(planned[0][0])
+        for stamp_ns, pose in planned:
+            stamped = PoseStamped(header=message.header, pose=pose_to_ros(pose.world_from_base))
+            stamped.header.stamp = stamp_to_ros(stamp_ns)
+            message.poses.append(stamped)
+        return message
+
+    def _publish_mount(self) -> None:
+        config = self.config
+        self._static.publish(
+            TFMessage(
+                transforms=[
+                    transform_to_ros(np.eye(4), config.world_frame, config.odom_frame, 0),
+                    transform_to_ros(self._mount, config.base_frame, config.camera_frame, 0),
+                ]
+            )
+        )
+
+    def _odometry(self, pose: BasePose, stamp_ns: int) -> Odometry:
+        message = Odometry(child_frame_id=self.config.base_frame)
+        message.header.frame_id = self.config.odom_frame
+        message.header.stamp = stamp_to_ros(stamp_ns)
+        message.pose.pose = pose_to_ros(pose.world_from_base)
+        message.twist.twist.linear.x = self.motion.command.speed_mps
+        message.twist.twist.angular.z = self.motion.command.turn_rps
+        return message
+
+
+def _limited(value: float, limit: float) -> float:
+    return float(np.clip(value, -limit, limit))

@@ -1,0 +1,50 @@
+"""The node's parameters as one frozen value; no ROS, so that the worker's process can have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """The parameters' values; the table in parameters.py says what each one means."""
+
+    model: str = "mini"
+    device: str = "auto"
+    prompt: str = ""
+    model_settings: str = ""
+    autostart: bool = True
+    time_mode: str = "stream"
+    step_frames: int = 0
+    start_time_s: float = 1.0
+    start_paused: bool = False
+    rig: str = ""
+    worlds_folder: str = ""
+    record: str = ""
+    seed: str = "room"
+    seed_hfov_deg: float = 60.0
+    seed_rectified: bool = False
+    seed_reliability: str = "reliable"
+    world_frame: str = "world"
+    camera_frame: str = "camera_color_optical_frame"
+    rendered_camera_frame: str = "mirage_camera_optical_frame"
+    frame_rate_hz: float = 10.0
+    image_width: int = 0
+    image_height: int = 0
+    hfov_deg: float = 0.0
+    on_missing_plan: str = "wait"
+    plan_idle_s: float = 1.0
+    plan_gap_s: float = 1.0
+    plan_history_s: float = 300.0
+    max_extrapolation_s: float = 1.0
+    world_seed: int = 0
+    use_memory: bool = True
+    max_memory_mb: int = 512
+    cloud_period_s: float = 1.0
+    image_reliability: str = "reliable"
+    image_durability: str = "volatile"
+    image_depth: int = 16
+    compressed_format: str = "jpeg"
+    jpeg_quality: int = 90
+    delta_bytes_per_s: float = 1e6
+    worker_silence_s: float = 60.0

@@ -1,0 +1,208 @@
+"""When the next frames are due: whose plan they follow, and how many at once.
+
+*Stream* follows the plan: full chunks as they are planned, a part of one when nothing more comes.
+*Lockstep* takes the same number of frames every time, so that the same plan gives the same frames
+however its poses arrive. *Paused* takes what a step asks for and no more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.plan import Missing, Plan, Planned
+from mirage_ros.ros.tracks import TransformError
+
+SECOND_NS = 1_000_000_000
+FOREVER_NS = 2**62
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What hands out frames for good, and takes those back that were not rendered."""
+
+    def commit(self, planned: Planned) -> None: ...
+
+    def take_back(self, planned: Planned, cursor_ns: int | None) -> None: ...
+
+
+@dataclass
+class Growth:
+    """When the plan last grew: its end then, wall seconds, ROS nanoseconds."""
+
+    end_ns: int | None = None
+    at_s: float = 0.0
+    at_ros_ns: int = 0
+
+
+class Errand:
+    """A given list of poses, rendered before anything else (see GenerateRollout)."""
+
+    def __init__(
+        self, stamps_ns: np.ndarray, world_from_camera: Float[np.ndarray, "n 4 4"], plan: Plan
+    ) -> None:
+        self.stamps_ns, self._poses, self._plan = stamps_ns, world_from_camera, plan
+        self.next = 0
+
+    def peek(self, count: int) -> Planned | None:
+        part = slice(self.next, self.next + count)
+        stamps = tuple(int(stamp) for stamp in self.stamps_ns[part])
+        return Planned(stamps, self._poses[part]) if stamps else None
+
+    def commit(self, planned: Planned) -> None:
+        self.next += len(planned)
+        self._plan.commit(planned)
+
+    def take_back(self, planned: Planned, cursor_ns: int | None) -> None:
+        self.next -= len(planned)
+        self._plan.rewind(cursor_ns)
+
+
+class Pacing:
+    """Decides on the next chunk.
+
+    Attributes:
+        budget: frames that may still be handed out; None is any number.
+        errand: poses that go first, None without.
+        waiting: why nothing is handed out though it should be.
+        plan_waited_s: wall time since a plan came to an idle node, until `first_frame` asks.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.budget: int | None = None
+        self.errand: Errand | None = None
+        self.waiting = ""
+        self.missing_frame = False
+        self.stopped = False
+        self._growth = Growth()
+        self._came_s: float | None = None
+
+    def next(
+        self, config: NodeConfig, chunk: int, idle_worker: bool, now_s: float, ros_ns: int
+    ) -> tuple[Planned, Source] | None:
+        """The next frames and where they come from, None where there is nothing to do (yet)."""
+        if self.errand is not None:
+            self.waiting, self.missing_frame = "", False
+            planned = self.errand.peek(chunk)
+            return None if planned is None else (planned, self.errand)
+        if self.stopped or self.budget == 0:
+            self.waiting, self.missing_frame = "", False
+            return None
+        try:
+            self._watch(self._end_ns(config), now_s, ros_ns)
+            idle = now_s - self._growth.at_s >= config.plan_idle_s
+            planned = self._peek(config, chunk, idle, idle_worker, ros_ns)
+        except TransformError as error:
+            self._watch(None, now_s, ros_ns)
+            idle = now_s - self._growth.at_s >= config.plan_idle_s
+            self.waiting = f"Waiting for a plan: {error}" if idle else ""
+            self.missing_frame = idle
+            return None
+        if planned is not None:
+            self.waiting, self.missing_frame = "", False
+            return planned, self
+        if idle and idle_worker:
+            self.missing_frame = False
+            self.waiting = self._starved()
+        return None
+
+    def commit(self, planned: Planned) -> None:
+        self.plan.commit(planned)
+        if self.budget is not None:
+            self.budget -= len(planned)
+
+    def take_back(self, planned: Planned, cursor_ns: int | None) -> None:
+        self.plan.rewind(cursor_ns)
+        if self.budget is not None:
+            self.budget += len(planned)
+
+    def plan_came(self, now_s: float) -> None:
+        """A plan, or a change of it, arrived."""
+        if self._came_s is None:
+            self._came_s = now_s
+
+    def first_frame(self, now_s: float) -> float | None:
+        """Seconds from the plan's arrival to now, once for every plan."""
+        came_s, self._came_s = self._came_s, None
+        return None if came_s is None else now_s - came_s
+
+    def _end_ns(self, config: NodeConfig) -> int | None:
+        try:
+            return self.plan.end_ns()
+        except TransformError:
+            if self.budget is None or config.on_missing_plan != "hold":
+                raise
+            return None
+
+    def _peek(
+        self, config: NodeConfig, chunk: int, idle: bool, idle_worker: bool, ros_ns: int
+    ) -> Planned | None:
+        if self.budget is not None:
+            return self._stepped(config, min(chunk, self.budget))
+        if config.time_mode == "lockstep":
+            return self._locked(config, min(chunk, config.step_frames or chunk), idle, ros_ns)
+        return self._streamed(config, chunk, idle, idle_worker, ros_ns)
+
+    def _stepped(self, config: NodeConfig, count: int) -> Planned | None:
+        """Exactly as many as were asked for; where the plan ends the camera stands still."""
+        policy = "hold" if config.on_missing_plan == "hold" else "wait"
+        planned = self.plan.peek(count, Missing(policy, FOREVER_NS, FOREVER_NS))
+        return planned if planned is not None and len(planned) == count else None
+
+    def _locked(self, config: NodeConfig, count: int, idle: bool, ros_ns: int) -> Planned | None:
+        planned = self.plan.peek(count)
+        if planned is None or len(planned) == count or self._before_gap(planned):
+            return planned
+        return None
+
+    def _streamed(
+        self, config: NodeConfig, full: int, idle: bool, idle_worker: bool, ros_ns: int
+    ) -> Planned | None:
+        """A full chunk; one that is not full only when nothing more is coming."""
+        planned = self.plan.peek(full)
+        if planned is not None and (len(planned) == full or self._before_gap(planned)):
+            return planned
+        if not idle or not idle_worker:
+            return None
+        if config.on_missing_plan == "wait":
+            return planned
+        limit_ns = round(config.max_extrapolation_s * SECOND_NS)
+        elapsed_ns = max(0, ros_ns - self._growth.at_ros_ns)
+        longer = self.plan.peek(full, Missing(config.on_missing_plan, elapsed_ns, limit_ns))
+        finite = config.on_missing_plan == "extrapolate"
+        spent = finite and elapsed_ns > limit_ns + self.plan.config.period_ns
+        return longer if longer is not None and (len(longer) == full or spent) else None
+
+    def _before_gap(self, planned: Planned) -> bool:
+        """The plan goes on, but only after a gap: nothing will fill this chunk."""
+        return planned.stamps_ns[-1] + self.plan.config.period_ns <= self.plan.end_ns()
+
+    def _starved(self) -> str:
+        if self._growth.end_ns is None:
+            return (
+                f"Waiting for a plan: no moving transform from '{self.plan.config.world_frame}' to "
+                f"'{self.plan.config.camera_frame}' is on /tf and no Path on plan; publish one."
+            )
+        return (
+            f"Waiting for a plan: all of it is rendered, up to {self.plan.cursor_ns} ns; publish "
+            "poses with later stamps."
+        )
+
+    def _watch(self, end_ns: int | None, now_s: float, ros_ns: int) -> None:
+        if end_ns != self._growth.end_ns or not self._growth.at_s:
+            if end_ns is not None and (self.waiting or self._growth.end_ns is None):
+                self.plan_came(now_s)
+            self._growth = Growth(end_ns, now_s, ros_ns)
+
+
+def stretched(count: int, start_ns: int, period_ns: int) -> np.ndarray:
+    """Evenly spaced stamps after a start."""
+    if count < 0:
+        raise MirageError(f"{count} frames were asked for; give 0 or more.")
+    return start_ns + period_ns * np.arange(1, count + 1, dtype=np.int64)

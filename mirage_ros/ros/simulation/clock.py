@@ -1,0 +1,52 @@
+"""Lockstep: the node owns /clock, alone."""
+
+from __future__ import annotations
+
+from rclpy.node import Node
+from rosgraph_msgs.msg import Clock
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.conversions import stamp_to_ros
+from mirage_ros.ros.publishers import LATCHED
+
+TOPIC = "/clock"
+
+
+def clock_publishers(node: Node) -> list[str]:
+    """Full names of the nodes that publish /clock, one for each publisher."""
+    infos = node.get_publishers_info_by_topic(TOPIC)
+    return [f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos]
+
+
+class SimClock:
+    """Publishes the time. It only goes forward, save by `restart`.
+
+    The message is latched, so a process that comes late, or comes back, learns the time.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._publisher = node.create_publisher(Clock, TOPIC, LATCHED)
+        self.now_ns: int | None = None
+
+    def advance(self, stamp_ns: int) -> None:
+        """Time is now that of a frame that exists; an earlier one is left out."""
+        if self.now_ns is None or stamp_ns > self.now_ns:
+            self.restart(stamp_ns)
+
+    def restart(self, stamp_ns: int) -> None:
+        """Time begins (again) here."""
+        self.now_ns = stamp_ns
+        self._publisher.publish(Clock(clock=stamp_to_ros(stamp_ns)))
+
+    def check(self) -> None:
+        """Raises MirageError where somebody else publishes /clock, too."""
+        names = clock_publishers(self._node)
+        own = self._node.get_fully_qualified_name()
+        if own in names:
+            names.remove(own)
+        if names:
+            raise MirageError(
+                f"/clock is also published by {', '.join(sorted(set(names)))}; in lockstep the "
+                "node owns it: stop the other clock, or set time_mode to stream."
+            )

@@ -1,0 +1,258 @@
+"""The managed life cycle, the worker killed while it streams, and answers while it works."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from make_seed import write_seed
+from ros_client import PICTURES, NodeProcess
+from rosgraph_msgs.msg import Clock
+from simulation_interfaces import srv
+from simulation_interfaces.msg import Result
+from test_node import PERIOD, START, expect_the_plan, sideways, stamps
+from test_node_life import set_parameter
+from test_simulator import SimClient
+
+from mirage_ros.ros.conversions import pose_from_ros, stamp_from_ros, stamp_to_ros
+from mirage_ros.srv import EraseRegion, ForkWorld, RestoreWorld, SaveWorld
+
+KILLS = int(os.environ.get("MIRAGE_KILLS", "3"))
+CALLS = int(os.environ.get("MIRAGE_CALLS", "200"))
+RESUME_S = 10.0
+NODE = ("-m", "mirage_ros.ros.node")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_seed(tmp_path_factory.mktemp("seed"))
+
+
+@pytest.fixture(scope="module")
+def managed(tmp_path_factory, folder):
+    """A node that waits to be configured."""
+    arguments = ("--ros-args", "-p", f"seed:={folder}", "-p", "autostart:=false", "-p",
+                 "plan_idle_s:=0.3")  # fmt: skip
+    process = NodeProcess(tmp_path_factory.mktemp("log"), *arguments)
+    client = SimClient(process)
+    client.connect()
+    yield client
+    client.close()
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def streaming(tmp_path_factory):
+    """The node as it ships, with the mini model, at work."""
+    arguments = ("--ros-args", "-p", "seed:=room", "-p", "plan_idle_s:=0.3")
+    process = NodeProcess(tmp_path_factory.mktemp("log"), *arguments, program=NODE)
+    client = SimClient(process)
+    client.connect()
+    process.wait_for("New world")
+    yield client
+    client.close()
+    process.close()
+
+
+def change(client: SimClient, transition: int) -> bool:
+    wanted = Transition(id=transition)
+    return client.ask(ChangeState, "change_state", transition=wanted).success
+
+
+def state(client: SimClient) -> int:
+    return client.ask(GetState, "get_state").current_state.id
+
+
+def worker_pid(client: SimClient) -> int:
+    """As of now: what waited in the queue is older."""
+    now_ns, told = time.time_ns(), client.got["/diagnostics"]
+    client.spin(lambda: told and stamp_from_ros(told[-1].header.stamp) >= now_ns)
+    value = client.diagnostic("worker")["pid"]
+    return int(value) if value != "None" else 0
+
+
+def test_configure_loads_activate_streams_deactivate_keeps_cleanup_frees(managed, folder):
+    poses = sideways(folder, 8)
+    assert state(managed) == State.PRIMARY_STATE_UNCONFIGURED
+    refused = managed.ask(srv.StepSimulation, "step_simulation", steps=1).result
+    assert refused.result == Result.RESULT_INCORRECT_STATE and "configure" in refused.error_message
+    assert not change(managed, Transition.TRANSITION_ACTIVATE)
+    assert worker_pid(managed) == 0
+    assert change(managed, Transition.TRANSITION_CONFIGURE)
+    assert state(managed) == State.PRIMARY_STATE_INACTIVE and "New world" in managed.process.text()
+    pid = worker_pid(managed)
+    managed.send_tf(stamps(4), poses[:4])
+    managed.spin_for(1.0)
+    assert not managed.got["color/image_raw"], "frames before the node is active"
+    assert change(managed, Transition.TRANSITION_ACTIVATE)
+    expect_the_plan(managed, stamps(4))
+    assert change(managed, Transition.TRANSITION_DEACTIVATE)
+    managed.clear()
+    later = stamps(4, START + 4 * PERIOD)
+    managed.send_tf(later, poses[:4][::-1])
+    managed.spin_for(1.0)
+    assert not managed.got["color/image_raw"] and worker_pid(managed) == pid
+    assert change(managed, Transition.TRANSITION_ACTIVATE)
+    expect_the_plan(managed, later)
+    managed.spin(lambda: managed.got["status"])
+    assert managed.got["status"][-1].observed_fraction > 0.9
+    assert change(managed, Transition.TRANSITION_DEACTIVATE)
+    assert change(managed, Transition.TRANSITION_CLEANUP)
+    assert worker_pid(managed) == 0 and not Path(f"/proc/{pid}").exists()
+    assert change(managed, Transition.TRANSITION_CONFIGURE)
+    assert change(managed, Transition.TRANSITION_ACTIVATE)
+    managed.clear()
+    managed.send_tf(stamps(4, START + 9 * PERIOD), poses[:4])
+    expect_the_plan(managed, stamps(4, START + 9 * PERIOD))
+
+
+def test_a_changed_plan_replaces_chunks_that_are_not_at_work_yet(managed, folder):
+    managed.clear()
+    first = START + 50 * PERIOD
+    planned, poses = stamps(40, first), sideways(folder, 40, 0.005)
+    aside = [pose.copy() for pose in poses]
+    for pose in aside:
+        pose[2, 3] += 0.3
+    managed.send_tf(planned, poses)
+    managed.spin(lambda: managed.rendered_poses())
+    managed.send_tf(planned[4:], aside[4:])
+    managed.wait_for_frames(40)
+    assert managed.stamps("color/image_raw") == planned
+    managed.spin(lambda: len(managed.rendered_poses()) == 40)
+    heights = np.array([t.transform.translation.z for t in managed.rendered_poses()])
+    moved = heights > poses[0][2, 3] + 0.2
+    assert not moved[0] and moved[-1] and moved.sum() >= 20
+    managed.spin(lambda: float(managed.diagnostic("plan")["plan_to_first_frame_s"]) > 0)
+
+
+def test_worlds_that_cannot_be_saved_or_are_another_model_s_are_refused(managed, tmp_path):
+    answer = managed.ask(SaveWorld, "save_world", path=str(tmp_path / "kept"))
+    assert answer.success and answer.tokens > 0 and answer.path == str(tmp_path / "kept")
+    assert not managed.ask(SaveWorld, "save_world", path="").success
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy/thesis.txt").write_text("mine")
+    refused = managed.ask(SaveWorld, "save_world", path=str(tmp_path / "busy"))
+    assert not refused.success and "no saved world" in refused.message
+    refused = managed.ask(SaveWorld, "save_world", path="/dev/full/world")
+    assert not refused.success and "cannot be written" in refused.message
+    world = tmp_path / "kept/world.json"
+    world.write_text(world.read_text().replace("pixel-fake", "other-model"))
+    refused = managed.load(str(tmp_path / "kept")).result
+    assert refused.result == srv.LoadWorld.Response.RESOURCE_PARSE_ERROR
+    assert "other-model" in refused.error_message and "pixel-fake" in refused.error_message
+
+
+def test_a_full_disk_costs_the_copy_and_not_the_world(managed, tmp_path):
+    """The worker may write files of 4 KiB and no more: writing fails as on a full disk."""
+    kept = managed.ask(SaveWorld, "save_world", path=str(tmp_path / "kept"))
+    before = sorted(path.read_bytes() for path in (tmp_path / "kept").iterdir())
+    pid = worker_pid(managed)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, 4096))
+    refused = managed.ask(SaveWorld, "save_world", path=str(tmp_path / "kept"))
+    assert not refused.success and "cannot be written" in refused.message
+    assert sorted(path.read_bytes() for path in (tmp_path / "kept").iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"], "half a world was left behind"
+    os.kill(pid, signal.SIGKILL)
+    again = managed.ask(SaveWorld, "save_world", path=str(tmp_path / "kept"))
+    assert again.success and again.tokens == kept.tokens
+
+
+def test_regions_are_erased_and_worlds_forked_and_restored(managed):
+    fork = managed.ask(ForkWorld, "fork", name="before")
+    assert fork.success and list(fork.names) == ["before"]
+    request = EraseRegion.Request()
+    request.min.x = request.min.y = request.min.z = -50.0
+    request.max.x = request.max.y = request.max.z = 50.0
+    erased = managed.ask(EraseRegion, "erase_region", min=request.min, max=request.max)
+    assert erased.success and erased.erased > 0 and erased.tokens == 0
+    refused = managed.ask(EraseRegion, "erase_region", min=request.max, max=request.min)
+    assert not refused.success and "min <= max" in refused.message
+    request.min.x = float("nan")
+    refused = managed.ask(EraseRegion, "erase_region", min=request.min, max=request.max)
+    assert not refused.success and "finite" in refused.message
+    restored = managed.ask(RestoreWorld, "restore", name="before")
+    assert restored.success and restored.tokens == erased.erased
+    refused = managed.ask(RestoreWorld, "restore", name="after")
+    assert not refused.success and "known: before" in refused.message
+
+
+def test_when_time_jumps_back_the_plan_starts_over(managed, folder):
+    clock = managed.node.create_publisher(Clock, "/clock", 10)
+    managed.spin(lambda: set_parameter(managed, "use_sim_time", True)[0])
+    managed.spin(clock.get_subscription_count)
+
+    def tell(stamp_ns: int) -> None:
+        clock.publish(Clock(clock=stamp_to_ros(stamp_ns)))
+        managed.spin_for(0.3)
+
+    try:
+        for now_ns in (START + 10**13, START - 10**13):
+            tell(now_ns)
+            managed.clear()
+            planned = stamps(8, now_ns + PERIOD)
+            managed.send_tf(planned, sideways(folder, 8))
+            expect_the_plan(managed, planned)
+        assert managed.process.text().count("Time jumped back") == 1
+    finally:
+        set_parameter(managed, "use_sim_time", False)
+        managed.node.destroy_publisher(clock)
+
+
+def answer_times(client: SimClient, calls: int) -> np.ndarray:
+    """Seconds until the answer, one call after the other."""
+    service = client.node.create_client(GetState, "mirage_node/get_state")
+    client.spin(service.service_is_ready)
+    seconds = []
+    for _ in range(calls):
+        began = time.perf_counter()
+        future = service.call_async(GetState.Request())
+        while not future.done():
+            client.executor.spin_once(timeout_sec=1.0)
+        seconds.append(time.perf_counter() - began)
+    return np.array(seconds)
+
+
+def test_services_are_answered_at_once_while_a_chunk_is_generated(streaming):
+    client, frames = streaming, 4000
+    began = START + 10**13
+    pose = client.ask(srv.GetEntityState, "get_entity_state", entity="camera").state.pose
+    client.send_tf(stamps(frames, began), [pose_from_ros(pose)] * frames)
+    client.wait_for_frames(1)
+    seconds = answer_times(client, CALLS)
+    middle, p99 = np.quantile(seconds, [0.5, 0.99]) * 1e3
+    most = seconds.max() * 1e3
+    print(f"{CALLS} calls: median {middle:.1f} ms, p99 {p99:.1f} ms, most {most:.1f} ms")
+    client.clear()
+    client.wait_for_frames(1)
+    assert np.quantile(seconds, 0.99) < 0.1
+
+
+def test_a_worker_killed_at_random_moments_is_followed_and_no_stamp_is_missing_or_twice(streaming):
+    client, rng = streaming, np.random.default_rng(KILLS)
+    client.clear()
+    client.wait_for_frames(8)
+    waited = []
+    for _ in range(KILLS):
+        pid = worker_pid(client)
+        client.spin_for(float(rng.uniform(0, 1.0)))
+        os.kill(pid, signal.SIGKILL)
+        killed, back = time.monotonic(), client.process.text().count("is back after")
+        client.spin(lambda back=back: client.process.text().count("is back after") > back)
+        count = len(client.got["color/image_raw"])
+        client.spin(lambda count=count: len(client.got["color/image_raw"]) > count, patience_s=60)
+        waited.append(time.monotonic() - killed)
+    print(f"{KILLS} kills, frames again after {np.median(waited):.1f} s (median), "
+          f"{max(waited):.1f} s at most")  # fmt: skip
+    for name in PICTURES:
+        found = np.array(client.stamps(name))
+        assert (np.diff(found) == PERIOD).all(), (name, np.unique(np.diff(found)))
+    assert client.process.text().count("ended by SIGKILL") >= 1
+    assert "without all of the world" not in client.process.text()
+    assert max(waited) < RESUME_S
