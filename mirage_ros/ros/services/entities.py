@@ -1,0 +1,159 @@
+"""The cameras as entities: where they are, and where they shall be."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+from simulation_interfaces.msg import Bounds, NamedPose
+from simulation_interfaces.srv import GetEntities, GetEntityState, GetNamedPoses, SetEntityState
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.conversions import pose_from_ros, pose_to_ros, stamp_to_ros
+from mirage_ros.ros.deferred import create_service
+from mirage_ros.ros.services.answers import (
+    FAILED,
+    INCORRECT_STATE,
+    NOT_FOUND,
+    OK,
+    UNSUPPORTED,
+    answered,
+    lacking,
+    tags_match,
+)
+from mirage_ros.ros.tracks import TransformError
+
+if TYPE_CHECKING:
+    from mirage_ros.ros.mirage_node import MirageNode
+
+START = "start"
+
+
+class Entities:
+    """get_entities, get_entity_state, set_entity_state, get_named_poses."""
+
+    def __init__(self, node: MirageNode) -> None:
+        self._node = node
+        create_service(node, GetEntities, "~/get_entities", self._list)
+        create_service(node, GetEntityState, "~/get_entity_state", self._get)
+        create_service(node, SetEntityState, "~/set_entity_state", self._set)
+        create_service(node, GetNamedPoses, "~/get_named_poses", self._poses)
+
+    @property
+    def _names(self) -> list[str]:
+        return [camera.name for camera in self._node.output.cameras]
+
+    def _list(self, request, response):
+        filters = request.filters
+        unsupported = [
+            name
+            for name, given in (
+                ("categories", bool(filters.categories)),
+                ("tags", bool(filters.tags.tags)),
+                ("bounds", filters.bounds.type != Bounds.TYPE_EMPTY),
+            )
+            if given
+        ]
+        if unsupported:
+            reason = f"A filter by {' and '.join(unsupported)} is not supported; filter by name."
+            return answered(response, UNSUPPORTED, reason)
+        try:
+            pattern = re.compile(filters.filter)
+        except re.error as error:
+            reason = f"The filter '{filters.filter}' is no regular expression ({error})."
+            return answered(response, FAILED, reason)
+        response.entities = [name for name in self._names if pattern.search(name)]
+        return answered(response)
+
+    def _get(self, request, response):
+        code, reason = self._refusal(request.entity)
+        if reason:
+            return answered(response, code, reason)
+        node, state = self._node, response.state
+        state.header.frame_id = node.config.world_frame
+        state.header.stamp = stamp_to_ros(self._now_ns())
+        state.pose = pose_to_ros(self._pose(request.entity))
+        return answered(response)
+
+    def _set(self, request, response):
+        code, reason = self._refusal(request.entity)
+        if reason:
+            return answered(response, code, reason)
+        node = self._node
+        if request.set_twist or request.set_acceleration:
+            reason = "Twist and acceleration are not supported; plan poses on TF or as a Path."
+            return answered(response, UNSUPPORTED, reason)
+        if not request.set_pose:
+            return answered(response)
+        if request.entity != self._names[0]:
+            reason = f"'{request.entity}' is mounted on the rig; set '{self._names[0]}'."
+            return answered(response, FAILED, reason)
+        if node.plan.pending():
+            reason = "The camera follows the plan on TF; it has poses that are not rendered yet."
+            return answered(response, FAILED, reason)
+        return self._move(request.state, response)
+
+    def _move(self, state, response):
+        node, world = self._node, self._node.config.world_frame
+        frame = state.header.frame_id or world
+        try:
+            pose = pose_from_ros(state.pose)
+        except MirageError as error:
+            return answered(response, SetEntityState.Response.INVALID_POSE, str(error))
+        try:
+            if frame != world:
+                pose = node.buffer.matrix(world, frame, self._now_ns()) @ pose
+        except TransformError as error:
+            return answered(response, NOT_FOUND, str(error))
+        node.rollout.replan()
+        planned = pose @ np.linalg.inv(self._mount(0))
+        node.plan.rest_at(planned)
+        node.pose = pose
+        return answered(response)
+
+    def _poses(self, request, response):
+        reason = lacking(self._node)
+        if reason:
+            return answered(response, INCORRECT_STATE, reason)
+        if tags_match(request.tags, [START]):
+            pose = pose_to_ros(self._node.world.start_pose)
+            text = "Where the world's seed was taken from."
+            response.poses = [NamedPose(name=START, description=text, tags=[START], pose=pose)]
+        return answered(response)
+
+    def _refusal(self, entity: str) -> tuple[int, str]:
+        reason = lacking(self._node)
+        if reason:
+            return INCORRECT_STATE, reason
+        if entity not in self._names:
+            reason = f"There is no entity '{entity}'; there are {', '.join(self._names)}."
+            return NOT_FOUND, reason
+        return OK, ""
+
+    def _now_ns(self) -> int:
+        """Time of what was published last."""
+        node = self._node
+        if node.sim_clock is not None and node.sim_clock.now_ns is not None:
+            return node.sim_clock.now_ns
+        return node.outbox.last_stamp_ns or 0
+
+    def _pose(self, entity: str) -> np.ndarray:
+        index = self._names.index(entity)
+        if index == 0:
+            return self._node.pose
+        first_from_world = np.linalg.inv(self._mount(0))
+        return self._node.pose @ first_from_world @ self._mount(index)
+
+    def _mount(self, index: int) -> np.ndarray:
+        """planned_from_camera; where only TF knows it, as of now."""
+        node = self._node
+        if not node.rig:
+            return np.eye(4)
+        camera = node.rig[index]
+        if camera.planned_from_camera is not None:
+            return camera.planned_from_camera
+        try:
+            return node.buffer.matrix(node.config.camera_frame, camera.frame, self._now_ns())
+        except TransformError:
+            return np.eye(4)

@@ -1,0 +1,140 @@
+"""The action GenerateRollout: poses in, frames out, before anything else that is planned."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mirage_ros.action import GenerateRollout
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.conversions import poses_from_flat
+from mirage_ros.ros.deferred import Goal, LongAction
+from mirage_ros.ros.pacing import Errand, stretched
+from mirage_ros.ros.services.answers import ready
+from mirage_ros.ros.services.recording import RecordService
+
+if TYPE_CHECKING:
+    from mirage_ros.ros.mirage_node import MirageNode
+
+
+@dataclass
+class Running:
+    """A goal under way."""
+
+    goal: Goal
+    errand: Errand
+    recording: str
+    since_s: float
+    done: int = 0
+
+
+class RolloutAction:
+    """One rollout at a time; a second goal is refused while one runs."""
+
+    def __init__(self, node: MirageNode, record: RecordService) -> None:
+        self._node, self._record = node, record
+        self._running: Running | None = None
+        self._action = LongAction(
+            node, GenerateRollout, "~/generate_rollout", self._begin, self._cancel
+        )
+        node.outbox.listeners.append(self._instant)
+        node.failures.append(self._failed)
+
+    def _begin(self, goal: Goal) -> None:
+        node, request = self._node, goal.request
+        try:
+            self._check()
+            poses = poses_from_flat(np.frombuffer(request.poses, np.float64))
+            stamps = self._stamps(np.frombuffer(request.stamps_ns, np.int64), len(poses))
+            node.rollout.replan()
+            self._check_start(stamps)
+            recording = self._record.start(request.recording) if request.recording else ""
+        except MirageError as error:
+            goal.finish(GenerateRollout.Result(message=str(error)), success=False)
+            return
+        errand = Errand(stamps, poses, node.plan)
+        self._running = Running(goal, errand, recording, time.monotonic())
+        node.rollout.pacing.errand = errand
+        node.wake()
+
+    def _check(self) -> None:
+        ready(self._node)
+        if not self._node.active:
+            raise MirageError("The node is not active; activate it before a rollout.")
+        if self._running is not None:
+            raise MirageError("Another rollout runs; wait for it or cancel it.")
+
+    def _stamps(self, given: np.ndarray, count: int) -> np.ndarray:
+        if len(given) not in (0, count):
+            raise MirageError(
+                f"The rollout has {count} poses and {len(given)} stamps; give one stamp for each "
+                "pose, or none."
+            )
+        if len(given):
+            if (np.diff(given) <= 0).any() or given[0] <= 0:
+                raise MirageError("The rollout's stamps must be above 0 and increase.")
+            return given
+        plan = self._node.plan
+        now_ns = plan.cursor_ns
+        if now_ns is None:
+            now_ns = self._node.get_clock().now().nanoseconds
+        return stretched(count, now_ns, plan.config.period_ns)
+
+    def _check_start(self, stamps: np.ndarray) -> None:
+        cursor_ns = self._node.plan.cursor_ns
+        if cursor_ns is not None and stamps[0] <= cursor_ns:
+            raise MirageError(
+                f"The rollout starts at {stamps[0]} ns but frames are rendered up to {cursor_ns} "
+                "ns; give later stamps, or none."
+            )
+
+    def _instant(self, stamp_ns: int) -> None:
+        """Called with the stamp of each published instant."""
+        running = self._running
+        if running is None or stamp_ns < running.errand.stamps_ns[0]:
+            return
+        running.done += 1
+        total = len(running.errand.stamps_ns)
+        seconds = max(time.monotonic() - running.since_s, 1e-6)
+        running.goal.feedback(
+            frames_done=running.done, frames_total=total, frames_per_s=running.done / seconds
+        )
+        if running.done >= total or running.goal.canceled and not self._under_way(running):
+            self._finish("" if running.done >= total else "The rollout was canceled.")
+
+    def _under_way(self, running: Running) -> bool:
+        """Frames were handed out that are not published yet."""
+        return running.errand.next > running.done
+
+    def _cancel(self, goal: Goal) -> None:
+        running = self._running
+        if running is None or running.goal is not goal:
+            return
+        self._node.rollout.replan()
+        self._node.rollout.pacing.errand = None
+        if not self._under_way(running):
+            self._finish("The rollout was canceled.")
+
+    def _failed(self, reason: str) -> None:
+        if self._running is not None:
+            self._finish(reason)
+
+    def _finish(self, reason: str) -> None:
+        running, self._running = self._running, None
+        if self._node.rollout is not None:
+            self._node.rollout.pacing.errand = None
+        if running.recording:
+            self._record.stop()
+        result = GenerateRollout.Result(
+            success=not reason,
+            message=reason,
+            frames=running.done,
+            recording=running.recording,
+        )
+        if running.done:
+            result.first_stamp_ns = int(running.errand.stamps_ns[0])
+            result.last_stamp_ns = int(running.errand.stamps_ns[running.done - 1])
+        running.goal.finish(result, success=not reason)
