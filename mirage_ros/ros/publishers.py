@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from geometry_msgs.msg import TransformStamped
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.core.memory import Points
-from mirage_ros.core.types import Frame
+from mirage_ros.core.frames import Frame, Points
 from mirage_ros.msg import RolloutStatus
 from mirage_ros.ros.cloud_conversions import cloud_to_ros
+from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.conversions import camera_info_to_ros, transform_to_ros
 from mirage_ros.ros.image_conversions import depth_to_ros, mask_to_ros, picture_to_ros
-from mirage_ros.ros.parameters import NodeConfig
+from mirage_ros.ros.lazy import LazyPublisher
+from mirage_ros.ros.taps import TAPS
 
 TF_DEPTH = 1000  # a plan may come as one burst of single transforms
 LATCHED = QoSProfile(
@@ -26,41 +30,81 @@ RELIABILITY = {
 }
 
 
-def streamed(depth: int, reliability: str = "reliable") -> QoSProfile:
-    """Volatile, the last `depth` messages kept."""
+DURABILITY = {
+    "volatile": DurabilityPolicy.VOLATILE,
+    "transient_local": DurabilityPolicy.TRANSIENT_LOCAL,
+}
+
+
+def streamed(depth: int, reliability: str = "reliable", durability: str = "volatile") -> QoSProfile:
+    """The last `depth` messages kept; by default for nobody who comes later."""
     return QoSProfile(
         depth=depth,
         history=HistoryPolicy.KEEP_LAST,
         reliability=RELIABILITY[reliability],
-        durability=DurabilityPolicy.VOLATILE,
+        durability=DURABILITY[durability],
     )
 
 
-class Publishers:
-    """One method per event; all messages of a frame carry the frame's planned stamp."""
+@dataclass(frozen=True)
+class CameraOutput:
+    """Where one camera's pictures go.
 
-    def __init__(self, node: Node, config: NodeConfig) -> None:
-        self._config = config
-        images = streamed(config.image_depth, config.image_reliability)
-        self._color = node.create_publisher(Image, "color/image_raw", images)
-        self._color_info = node.create_publisher(CameraInfo, "color/camera_info", images)
-        self._depth = node.create_publisher(Image, "depth/image_rect", images)
-        self._depth_info = node.create_publisher(CameraInfo, "depth/camera_info", images)
-        self._observed = node.create_publisher(Image, "observed/image", images)
+    Attributes:
+        name: of the camera, as an entity.
+        prefix: put before its topics: "" or "left/".
+        frame_id: of the pictures; their pose is published on TF.
+    """
+
+    name: str
+    prefix: str
+    frame_id: str
+
+
+class CameraPublishers:
+    """One camera's pictures; all messages of a frame carry the frame's planned stamp."""
+
+    def __init__(self, node: Node, config: NodeConfig, camera: CameraOutput) -> None:
+        self.camera = camera
+        images = streamed(config.image_depth, config.image_reliability, config.image_durability)
+
+        def lazy(kind: type, topic: str) -> LazyPublisher:
+            return LazyPublisher(node, kind, camera.prefix + topic, images)
+
+        self._color = lazy(Image, "color/image_raw")
+        self._color_info = lazy(CameraInfo, "color/camera_info")
+        self._depth = lazy(Image, "depth/image_rect")
+        self._depth_info = lazy(CameraInfo, "depth/camera_info")
+        self._observed = lazy(Image, "observed/image")
+
+    def frame(self, frame: Frame) -> None:
+        stamp = (frame.stamp_ns, self.camera.frame_id)
+        self._color_info.publish(camera_info_to_ros, frame.camera, *stamp)
+        self._depth_info.publish(camera_info_to_ros, frame.camera, *stamp)
+        self._color.publish(picture_to_ros, frame.rgb, *stamp)
+        self._depth.publish(depth_to_ros, frame.depth_m, *stamp)
+        self._observed.publish(mask_to_ros, frame.observed, *stamp)
+
+
+class Publishers:
+    """One method per event. Frames of one instant, one of each camera, go out together."""
+
+    def __init__(self, node: Node, config: NodeConfig, cameras: Sequence[CameraOutput]) -> None:
+        self._config, self.cameras = config, tuple(cameras)
+        self._pictures = [CameraPublishers(node, config, camera) for camera in cameras]
         self._cloud = node.create_publisher(PointCloud2, "cache/points", LATCHED)
         self._status = node.create_publisher(RolloutStatus, "status", streamed(config.image_depth))
         self._tf = node.create_publisher(TFMessage, "/tf", streamed(100))
+        self._taps = [[tap(node, config, camera) for tap in TAPS] for camera in cameras]
 
-    def frame(self, frame: Frame) -> None:
-        """TF first, so that who receives the picture can place it at once."""
-        stamp_ns, name = frame.stamp_ns, self._config.rendered_camera_frame
-        self._tf.publish(TFMessage(transforms=[self._pose(frame)]))
-        info = camera_info_to_ros(frame.camera, stamp_ns, name)
-        self._color_info.publish(info)
-        self._depth_info.publish(info)
-        self._color.publish(picture_to_ros(frame.rgb, stamp_ns, name))
-        self._depth.publish(depth_to_ros(frame.depth_m, stamp_ns, name))
-        self._observed.publish(mask_to_ros(frame.observed, stamp_ns, name))
+    def instant(self, frames: Sequence[Frame]) -> None:
+        """TF first, so that who receives a picture can place it at once."""
+        poses = [self._pose(*pair) for pair in zip(frames, self.cameras, strict=True)]
+        self._tf.publish(TFMessage(transforms=poses))
+        for frame, pictures, taps in zip(frames, self._pictures, self._taps, strict=True):
+            pictures.frame(frame)
+            for tap in taps:
+                tap.frame(frame)
 
     def cloud(self, points: Points, stamp_ns: int) -> None:
         message = cloud_to_ros(
@@ -72,14 +116,16 @@ class Publishers:
             self._config.world_frame,
         )
         self._cloud.publish(message)
+        for tap in self._taps[0]:
+            tap.cloud(points, stamp_ns)
 
     def status(self, message: RolloutStatus) -> None:
         self._status.publish(message)
 
-    def _pose(self, frame: Frame) -> TransformStamped:
+    def _pose(self, frame: Frame, camera: CameraOutput) -> TransformStamped:
         return transform_to_ros(
             frame.camera.world_from_camera,
             self._config.world_frame,
-            self._config.rendered_camera_frame,
+            camera.frame_id,
             frame.stamp_ns,
         )

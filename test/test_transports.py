@@ -1,0 +1,328 @@
+"""Compressed pictures, frustum markers and cloud deltas: their formats, and over DDS that nobody
+works for nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import rclpy
+from lazy_talker import PERIOD_NS, make_frame, make_points
+from make_seed import write_seed
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from ros_client import LOCAL, Client, NodeProcess, new_domain
+from sensor_msgs.msg import CompressedImage, PointCloud2
+from visualization_msgs.msg import Marker, MarkerArray
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.cache_deltas import Deltas, token_keys
+from mirage_ros.ros.cloud_conversions import POINT, cloud_from_ros
+from mirage_ros.ros.conversions import pose_from_ros, stamp_from_ros
+from mirage_ros.ros.frustum import EDGES, frustum_corners, frustum_to_ros, trail_to_ros
+from mirage_ros.ros.image_conversions import depth_from_ros, picture_from_ros
+from mirage_ros.ros.transport_conversions import (
+    compressed_depth_to_ros,
+    compressed_picture_to_ros,
+    depth_from_compressed,
+    picture_from_compressed,
+)
+from mirage_ros.seeds import load_seed
+
+TALKER = str(Path(__file__).parent / "lazy_talker.py")
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_a_picture_returns_from_its_compression(kind):
+    rgb = make_frame(0).rgb
+    message = compressed_picture_to_ros(rgb, 7, "camera", kind, 95)
+    assert message.format == f"rgb8; {kind} compressed bgr8"
+    assert stamp_from_ros(message.header.stamp) == 7 and message.header.frame_id == "camera"
+    back = picture_from_compressed(message)
+    worst = np.abs(back.astype(int) - rgb).max()
+    assert worst == 0 if kind == "png" else worst <= 12
+    assert len(message.data) < rgb.nbytes
+
+
+def test_an_unknown_compression_is_refused():
+    with pytest.raises(MirageError, match="'webp'"):
+        compressed_picture_to_ros(make_frame(0).rgb, 0, "camera", "webp")
+    with pytest.raises(MirageError, match="'8UC1'"):
+        compressed_depth_to_ros(make_frame(0).depth_m, 0, "camera", "8UC1")
+
+
+def test_inverse_depth_is_as_exact_as_its_steps():
+    depth = np.geomspace(0.17, 99, 4000).reshape(50, 80).astype(np.float32)
+    back = depth_from_compressed(compressed_depth_to_ros(depth, 0, "camera"))
+    # Half a step of inverse depth, 1 / (2 A), and float32.
+    assert (np.abs(back - depth) <= depth**2 / (2 * 100 * 101) * 1.03 + 1e-5).all()
+
+
+def test_millimetres_are_exact_to_half_a_millimetre():
+    depth = np.linspace(0.001, 65.0, 4000).reshape(50, 80).astype(np.float32)
+    message = compressed_depth_to_ros(depth, 0, "camera", "16UC1")
+    assert message.format == "16UC1; compressedDepth png"
+    np.testing.assert_allclose(depth_from_compressed(message), depth, atol=5.1e-4)
+
+
+@pytest.mark.parametrize("encoding", ["32FC1", "16UC1"])
+def test_what_cannot_be_sent_comes_out_invalid(encoding):
+    depth = np.array([[np.nan, np.inf, -1.0, 0.0], [101.0, 2.0, 3.0, 0.05]], np.float32)
+    back = depth_from_compressed(compressed_depth_to_ros(depth, 0, "camera", encoding))
+    near = encoding == "16UC1"  # 0.05 m overflows 16 bits of inverse depth only
+    assert np.isnan(back).tolist() == [[True] * 4, [True, False, False, not near]]
+
+
+def test_the_bytes_are_those_of_the_ros_plugin():
+    """Decoded by the plugin's own rule, written out here from its documentation."""
+    depth = make_frame(0).depth_m
+    data = bytes(compressed_depth_to_ros(depth, 0, "camera", max_depth_m=10.0).data)
+    kind, slope, offset = struct.unpack("<iff", data[:12])
+    assert kind == 0 and slope == 100 * 101 and offset == 1 - slope / 10
+    assert data[12:20] == b"\x89PNG\r\n\x1a\n"
+    levels = cv2.imdecode(np.frombuffer(data[12:], np.uint8), cv2.IMREAD_UNCHANGED)
+    assert levels.dtype == np.uint16 and levels.ndim == 2
+    valid = np.isfinite(depth)
+    assert (levels[~valid] == 0).all()
+    np.testing.assert_allclose(slope / (levels[valid] - offset), depth[valid], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("format_text", "cut"),
+    [
+        ("32FC1; compressedDepth rvl", 0),
+        ("32FC1", 0),
+        ("32FC1; compressedDepth png", 12),
+        ("32FC1; compressedDepth png", 60),
+    ],
+)
+def test_depth_that_cannot_be_read_is_refused(format_text, cut):
+    message = compressed_depth_to_ros(make_frame(0).depth_m, 0, "camera")
+    message.format = format_text
+    if cut:
+        message.data = message.data[:cut]
+    with pytest.raises(MirageError):
+        depth_from_compressed(message)
+
+
+def test_a_picture_that_cannot_be_read_is_refused():
+    with pytest.raises(MirageError, match="cannot be decoded"):
+        picture_from_compressed(CompressedImage(format="jpeg", data=[1, 2, 3]))
+
+
+def test_the_frustum_meets_the_picture_s_corners():
+    pose = np.eye(4)
+    pose[:3, 3] = 1, 2, 3
+    camera = Camera.from_hfov(80.0, (30, 40), pose)
+    marker = frustum_to_ros(camera, 9, "world")
+    np.testing.assert_allclose(pose_from_ros(marker.pose), pose, atol=1e-12)
+    assert marker.type == Marker.LINE_LIST and len(marker.points) == 2 * len(EDGES)
+    corners = frustum_corners(camera, 0.4)
+    pixels, depth = camera.project(corners[1:] + pose[:3, 3])
+    np.testing.assert_allclose(
+        pixels, [[-0.5, -0.5], [39.5, -0.5], [39.5, 29.5], [-0.5, 29.5]], atol=1e-9
+    )
+    np.testing.assert_allclose(depth, 0.4)
+
+
+def test_the_trail_goes_through_the_positions():
+    positions = [np.array([index, 2.0 * index, 1.0]) for index in range(3)]
+    marker = trail_to_ros(positions, 9, "world")
+    assert marker.type == Marker.LINE_STRIP
+    assert [(p.x, p.y, p.z) for p in marker.points] == [tuple(p) for p in positions]
+
+
+def test_deltas_add_up_to_the_memory():
+    deltas, had = Deltas(0.0), np.zeros(0, np.uint64)
+    for count in (10, 10, 300, 301):
+        points = make_points(count)
+        new = deltas.take(points)
+        had = np.concatenate([had, token_keys(points)[new]])
+        assert sorted(had) == sorted(token_keys(points))
+    assert len(np.unique(had)) == 301
+
+
+def test_a_replaced_token_is_sent_again_and_a_dropped_one_is_forgotten():
+    deltas, points = Deltas(0.0), make_points(20)
+    assert deltas.take(points).all()
+    births = points.birth_ns.copy()
+    births[5] += 10**12
+    assert np.flatnonzero(deltas.take(points._replace(birth_ns=births))).tolist() == [5]
+    fewer = type(points)(*(values[:4] for values in points))
+    assert not deltas.take(fewer).any()
+    assert np.flatnonzero(deltas.take(points)).tolist() == list(range(4, 20))
+
+
+def test_a_follower_of_a_lost_world_is_stale():
+    deltas, points = Deltas(0.0), make_points(20)
+    assert not deltas.stale(points)
+    deltas.take(points)
+    fewer = type(points)(*(values[:12] for values in points))
+    assert not deltas.stale(points) and not deltas.stale(fewer)
+    deltas.take(fewer)
+    assert deltas.stale(points._replace(birth_ns=points.birth_ns + 1))
+    assert deltas.stale(type(points)(*(values[:8] for values in points)))
+
+
+def test_the_cap_holds_and_the_oldest_go_first():
+    now_s = [0.0]
+    deltas = Deltas(10.0 * POINT.itemsize, lambda: now_s[0])
+    points, sent = make_points(100), []
+    shuffled = type(points)(*(values[::-1].copy() for values in points))
+    for _ in range(100):
+        new = deltas.take(shuffled)
+        sent += sorted(shuffled.birth_ns[new].tolist())
+        assert len(sent) <= 10 * (now_s[0] + 1) + 1e-6
+        assert deltas.backlog == 100 - len(sent)
+        now_s[0] += 0.1
+    assert sent == sorted(sent) and len(sent) == 100
+
+
+class Talker:
+    """The talker's process and a listener of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.domain = new_domain()
+        environment = {**os.environ, **LOCAL, "ROS_DOMAIN_ID": str(self.domain)}
+        self.process = subprocess.Popen(
+            [sys.executable, TALKER, *arguments], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.made: queue.SimpleQueue[dict] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+        os.environ.update(LOCAL)
+        self.context = Context()
+        rclpy.init(context=self.context, domain_id=self.domain)
+        self.node = rclpy.create_node("listener", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.last = self.made.get(timeout=60)
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.made.put(json.loads(line))
+
+    def listen(self, kind: type, topic: str) -> list:
+        got: list = []
+        self.node.create_subscription(kind, topic, got.append, 100)
+        return got
+
+    def spin(self, until, patience_s: float = 30.0) -> None:
+        end = time.monotonic() + patience_s
+        while not until():
+            assert time.monotonic() < end and self.process.poll() is None, self.last
+            self.executor.spin_once(timeout_sec=0.05)
+            while not self.made.empty():
+                self.last = self.made.get()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+
+@pytest.fixture(scope="module")
+def talker():
+    """100 tokens of 24 bytes every 50 ms are 48 kB/s, twice the cap."""
+    talker = Talker("24000", "100")
+    yield talker
+    talker.close()
+
+
+def test_nothing_is_made_for_nobody_and_pictures_come_on_demand(talker):
+    start = talker.last["frames"]
+    talker.spin(lambda: talker.last["frames"] >= start + 10)
+    assert {talker.last[name] for name in ("compressed", "compressedDepth", "markers", "deltas")} \
+        == {0}  # fmt: skip
+    colour = talker.listen(CompressedImage, "color/image_raw/compressed")
+    talker.spin(lambda: len(colour) >= 5)
+    assert talker.last["compressedDepth"] == 0 == talker.last["markers"]
+    depth = talker.listen(CompressedImage, "depth/image_rect/compressedDepth")
+    talker.spin(lambda: len(depth) >= 5)
+    frame = make_frame(0)
+    assert np.abs(picture_from_compressed(colour[-1]).astype(int) - frame.rgb).max() <= 20
+    valid = np.isfinite(frame.depth_m)
+    back = depth_from_compressed(depth[-1])
+    assert (np.isfinite(back) == valid).all()
+    np.testing.assert_allclose(back[valid], frame.depth_m[valid], atol=2e-3)
+    assert stamp_from_ros(depth[-1].header.stamp) % PERIOD_NS == 0
+
+
+def test_markers_follow_the_camera(talker):
+    got = talker.listen(MarkerArray, "markers")
+    talker.spin(lambda: len(got) >= 3)
+    frustum, trail = got[-1].markers
+    index = stamp_from_ros(frustum.header.stamp) // PERIOD_NS - 1
+    assert frustum.pose.position.x == pytest.approx(0.05 * index)
+    assert len(trail.points) == index + 1, "the trail remembers what nobody watched"
+    assert frustum.header.frame_id == "world"
+
+
+def test_deltas_reach_a_late_follower_within_the_cap(talker):
+    assert talker.last["deltas"] == 0
+    got = talker.listen(PointCloud2, "cache/deltas")
+    talker.spin(lambda: got)
+    start_s = time.monotonic()
+    talker.spin(lambda: time.monotonic() > start_s + 3)
+    seconds = time.monotonic() - start_s
+    assert got[0].width == 0, "a follower is told to forget first"
+    sent = sum(len(message.data) for message in got)
+    assert 24000 * seconds * 0.5 < sent < 24000 * (seconds + 1.5)
+    assert talker.last["backlog"] > 0
+    clouds = [cloud_from_ros(message) for message in got[1:]]
+    xyz = np.concatenate([cloud["xyz"] for cloud in clouds])
+    np.testing.assert_array_equal(xyz, make_points(len(xyz)).xyz)
+
+
+def test_the_node_offers_them_with_the_stamps_of_its_frames(tmp_path):
+    seed = write_seed(tmp_path / "box")
+    process = NodeProcess(tmp_path, "--seed", str(seed))
+    client = Client(process)
+    got = {}
+    for topic, kind in (
+        ("color/image_raw/compressed", CompressedImage),
+        ("depth/image_rect/compressedDepth", CompressedImage),
+        ("markers", MarkerArray),
+        ("cache/deltas", PointCloud2),
+    ):
+        got[topic] = []
+        client.node.create_subscription(kind, topic, got[topic].append, 100)
+    try:
+        client.connect()
+        start = load_seed(str(seed)).camera.world_from_camera
+        stamps = [10**9 + index * 10**8 for index in range(1, 9)]
+        client.send_tf(stamps, [start] * 8)
+        client.wait_for_frames(8)
+        client.spin(lambda: all(len(got[topic]) >= 8 for topic in list(got)[:3]))
+        client.spin(lambda: any(message.width for message in got["cache/deltas"]))
+        compressed, depth, markers, deltas = got.values()
+        for messages in (compressed, depth):
+            assert [stamp_from_ros(item.header.stamp) for item in messages] == stamps
+        assert [stamp_from_ros(item.markers[0].header.stamp) for item in markers] == stamps
+        raw = picture_from_ros(client.got["color/image_raw"][-1])
+        assert np.abs(picture_from_compressed(compressed[-1]).astype(int) - raw).mean() < 6
+        exact = depth_from_ros(client.got["depth/image_rect"][-1])
+        sent = depth_from_compressed(depth[-1])
+        both = np.isfinite(exact) & np.isfinite(sent)
+        assert both.mean() > 0.9
+        np.testing.assert_allclose(sent[both], exact[both], atol=5e-3)
+        np.testing.assert_allclose(pose_from_ros(markers[-1].markers[0].pose), start, atol=1e-6)
+        followed = np.concatenate([cloud_from_ros(item)["xyz"] for item in deltas if item.width])
+        cloud = cloud_from_ros(client.got["cache/points"][-1])["xyz"]
+        assert {tuple(point) for point in followed} == {tuple(point) for point in cloud}
+    finally:
+        client.close()
+        process.close()
