@@ -1,0 +1,123 @@
+"""A rig of cameras from a YAML file, and where they stand when the first one is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+from jaxtyping import Float
+from transforms3d.quaternions import quat2mat
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.resources import share_path
+from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.planned import Planned
+from mirage_ros.ros.publishers import CameraOutput
+from mirage_ros.ros.tf_buffer import Buffer
+from mirage_ros.ros.worker import View
+
+KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", "xyz", "wxyz"}
+NEEDED = "name, frame, width, height, hfov_deg or fx fy cx cy, and xyz wxyz unless TF knows frame"
+
+
+@dataclass(frozen=True)
+class RigCamera:
+    """One camera of a rig.
+
+    Attributes:
+        name: of its topics (`<name>/color/image_raw`) and its entity.
+        frame: TF frame that it is mounted at, optical axes.
+        view: its pictures.
+        planned_from_camera: its mount on the planned frame; None asks TF, as with a URDF.
+    """
+
+    name: str
+    frame: str
+    view: View
+    planned_from_camera: Float[np.ndarray, "4 4"] | None = None
+
+    @property
+    def output(self) -> CameraOutput:
+        return CameraOutput(self.name, f"{self.name}/", f"mirage_{self.name}_optical_frame")
+
+
+def single_camera(config: NodeConfig) -> tuple[View, CameraOutput]:
+    """The one camera of a node without a rig."""
+    size = (config.image_height, config.image_width) if config.image_width else None
+    output = CameraOutput("camera", "", config.rendered_camera_frame)
+    return View(size, config.hfov_deg), output
+
+
+def read_rig(path: str) -> tuple[RigCamera, ...]:
+    """The cameras of a rig file or a shipped rig's name, in order.
+
+    Raises:
+        MirageError: says what is wrong.
+    """
+    if path.isidentifier() and not Path(path).exists():
+        path = str(share_path("config", "rigs", f"{path}.yaml"))
+    try:
+        entries = yaml.safe_load(Path(path).read_text())["cameras"]
+        cameras = tuple(_camera(path, entry) for entry in entries)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise MirageError(
+            f"The rig {path} cannot be read ({error!r}); it needs a list 'cameras' of {NEEDED}."
+        ) from error
+    names = [camera.name for camera in cameras]
+    if not cameras or len(set(names)) != len(names):
+        raise MirageError(f"The rig {path} names the cameras {names}; give each its own name.")
+    return cameras
+
+
+def mounted(
+    cameras: Sequence[RigCamera], buffer: Buffer, planned_frame: str, planned: Planned
+) -> tuple[Float[np.ndarray, "f 4 4"], ...]:
+    """world_from_camera of each camera at each planned time.
+
+    Raises:
+        MirageError: TF does not know where a camera is mounted.
+    """
+    poses = []
+    for camera in cameras:
+        if camera.planned_from_camera is not None:
+            mount = np.broadcast_to(camera.planned_from_camera, (len(planned), 4, 4))
+        elif camera.frame == planned_frame:
+            mount = np.broadcast_to(np.eye(4), (len(planned), 4, 4))
+        else:
+            mount = np.stack(
+                [buffer.matrix(planned_frame, camera.frame, t) for t in planned.stamps_ns]
+            )
+        poses.append(planned.world_from_camera @ mount)
+    return tuple(poses)
+
+
+def _camera(path: str, entry: dict) -> RigCamera:
+    name, size = str(entry["name"]), (int(entry["height"]), int(entry["width"]))
+    unknown = entry.keys() - KEYS
+    if unknown or not name.isidentifier() or min(size) < 8:
+        what = f"unknown {sorted(unknown)}" if unknown else f"the size {size[1]} x {size[0]}"
+        raise MirageError(
+            f"The rig {path} has a camera '{name}' with {what}; it needs {NEEDED}, a name of "
+            "letters, digits and _, and at least 8 pixels a side."
+        )
+    intrinsics = None
+    if "fx" in entry:
+        fx, fy, cx, cy = (float(entry[key]) for key in ("fx", "fy", "cx", "cy"))
+        intrinsics = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+    view = View(size, float(entry.get("hfov_deg", 0.0)), intrinsics)
+    return RigCamera(name, str(entry.get("frame", name)), view, _mount(entry))
+
+
+def _mount(entry: dict) -> np.ndarray | None:
+    if "xyz" not in entry and "wxyz" not in entry:
+        return None
+    quaternion = np.array(entry.get("wxyz", [1, 0, 0, 0]), np.float64)
+    if quaternion.shape != (4,) or abs(np.linalg.norm(quaternion) - 1) > 1e-2:
+        raise ValueError(f"wxyz {quaternion.tolist()} is no unit quaternion")
+    mount = np.eye(4)
+    mount[:3, :3] = quat2mat(quaternion / np.linalg.norm(quaternion))
+    mount[:3, 3] = np.array(entry.get("xyz", [0, 0, 0]), np.float64)
+    return mount
