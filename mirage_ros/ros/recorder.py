@@ -1,6 +1,7 @@
-"""Records the node's topics into MCAP, knowing nothing but the table of topics.
+"""Records a running node's topics, knowing nothing but the table of topics.
 
-Messages are kept as the bytes that arrived; only their header stamp is looked at.
+Into MCAP, messages are kept as the bytes that arrived; only their header stamp is looked at.
+The other formats get whole frames, put together from the messages of one stamp.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import rclpy
 from rclpy.executors import ExternalShutdownException
@@ -17,7 +19,11 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.frames import Frame
+from mirage_ros.recording.formats import open_recorder
 from mirage_ros.recording.mcap_writer import McapRecorder
+from mirage_ros.recording.recorder import Recorder, RecordingConfig
+from mirage_ros.ros.assembly import FrameAssembler
 from mirage_ros.ros.conversions import SECOND_NS
 from mirage_ros.ros.message_text import message_class, message_definition, offered_qos
 
@@ -38,6 +44,8 @@ TOPICS = {
 LATCHED = ("cache/points", "/tf_static")
 QUEUE_DEPTH = 500
 SETTLE_S = 1.5
+FLUSH_S = 1.0
+EPISODE_FRAMES = 600
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,10 @@ class RecorderConfig:
     """What to record.
 
     Attributes:
-        path: the .mcap file.
+        path: what to write; see `mirage_ros.recording.formats` for what each format makes of it.
+        format: one of FORMATS.
+        rate_hz: frames per second of the plan, None to take it from the first two stamps.
+        video_codec: of the formats that have a choice.
         namespace: of the node.
         frames: end after that many frames arrived on all picture topics; None goes on.
         idle_s: end when no picture came for so long after the first one; None goes on.
@@ -55,6 +66,87 @@ class RecorderConfig:
     namespace: str = ""
     frames: int | None = None
     idle_s: float | None = None
+    format: str = "mcap"
+    rate_hz: float | None = None
+    video_codec: str = "h264"
+
+
+class Sink(Protocol):
+    """Takes what arrives."""
+
+    def take(self, node: Node, name: str, type_name: str, data: bytes, info: dict) -> None:
+        """One serialised message of the topic called `name` in the table."""
+        ...
+
+    def __enter__(self) -> Sink: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+class BytesSink:
+    """MCAP: the bytes as they came."""
+
+    def __init__(self, config: RecorderConfig) -> None:
+        self._recorder = McapRecorder(config.path, flush_s=FLUSH_S)
+
+    def take(self, node: Node, name: str, type_name: str, data: bytes, info: dict) -> None:
+        """Declares the topic with its first message."""
+        topic = node.resolve_topic_name(name)
+        if topic not in self._recorder.counts:
+            qos_yaml, type_hash = offered_qos(node, topic)
+            definition = message_definition(type_name)
+            self._recorder.channel(topic, type_name, definition, qos_yaml, type_hash)
+        now_ns = time.time_ns()
+        self._recorder.write(topic, data, now_ns, info.get("source_timestamp") or now_ns)
+
+    def __enter__(self) -> BytesSink:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._recorder.close()
+
+
+class FrameSink:
+    """Every other format: whole frames. It opens with the second one, which tells the rate."""
+
+    def __init__(self, config: RecorderConfig) -> None:
+        self._config, self._assembler = config, FrameAssembler()
+        self._recorder: Recorder | None = None
+        self._first: Frame | None = None
+
+    def take(self, node: Node, name: str, type_name: str, data: bytes, info: dict) -> None:
+        """Adds the frame that the message completes."""
+        for frame in self._assembler.add(name, type_name, data):
+            if self._recorder is None and self._first is None:
+                self._first = frame
+                continue
+            if self._recorder is None:
+                self._open(self._config.rate_hz or _rate_hz(self._first, frame))
+            self._recorder.add(frame)
+
+    def _open(self, rate_hz: float) -> None:
+        config = RecordingConfig(
+            rate_hz=rate_hz,
+            video_codec=self._config.video_codec,
+            episode_frames=EPISODE_FRAMES if self._config.format == "lerobot" else None,
+        )
+        self._recorder = open_recorder(self._config.path, self._config.format, config, single=True)
+        self._recorder.add(self._first)
+
+    def __enter__(self) -> FrameSink:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._recorder is None and self._first is not None:
+            self._open(self._config.rate_hz or 1.0)
+        if self._recorder is not None:
+            self._recorder.__exit__(*exception)
+
+
+def _rate_hz(first: Frame, second: Frame) -> float:
+    """By two stamps, whole where a millisecond's rounding leaves a choice."""
+    rate_hz = SECOND_NS / (second.stamp_ns - first.stamp_ns)
+    return float(round(rate_hz)) if abs(rate_hz - round(rate_hz)) < 1e-3 * rate_hz else rate_hz
 
 
 @dataclass
@@ -75,10 +167,10 @@ class Tally:
         return len(set.union(*(set(stamps) for stamps in self.stamps_ns.values()))) - self.complete
 
 
-class Recorder(Node):
-    """Raw subscriptions to the table of topics, written to an open McapRecorder."""
+class TopicRecorder(Node):
+    """Raw subscriptions to the table of topics, handed to a sink."""
 
-    def __init__(self, config: RecorderConfig, sink: McapRecorder, tally: Tally) -> None:
+    def __init__(self, config: RecorderConfig, sink: Sink, tally: Tally) -> None:
         super().__init__("mirage_recorder", namespace=config.namespace)
         self.config, self.sink, self.tally = config, sink, tally
         self._listeners = {
@@ -106,20 +198,14 @@ class Recorder(Node):
         qos = QoSProfile(
             depth=QUEUE_DEPTH, reliability=ReliabilityPolicy.RELIABLE, durability=durability
         )
-        topic = self.resolve_topic_name(name)
 
         def on_bytes(data: bytes, info: dict) -> None:
-            self._write(name, topic, type_name, data, info)
+            self._write(name, type_name, data, info)
 
         return self.create_subscription(message_class(type_name), name, on_bytes, qos, raw=True)
 
-    def _write(self, name: str, topic: str, type_name: str, data: bytes, info: dict) -> None:
-        if topic not in self.sink.counts:
-            qos_yaml, type_hash = offered_qos(self, topic)
-            definition = message_definition(type_name)
-            self.sink.channel(topic, type_name, definition, qos_yaml, type_hash)
-        now_ns = time.time_ns()
-        self.sink.write(topic, data, now_ns, info.get("source_timestamp") or now_ns)
+    def _write(self, name: str, type_name: str, data: bytes, info: dict) -> None:
+        self.sink.take(self, name, type_name, data, info)
         if name in PICTURES:
             self.tally.stamps_ns[name].append(header_stamp_ns(data))
             self.tally.last_picture_s = time.monotonic()
@@ -133,7 +219,7 @@ def header_stamp_ns(data: bytes) -> int:
 
 
 def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> Tally:
-    """Record until finished, interrupted or terminated; the file is whole in any case.
+    """Record until finished, interrupted or terminated; what is written is whole in any case.
 
     Args:
         tell: called with ("listening", 0), with ("ready", 0) once the node is found and with
@@ -148,8 +234,8 @@ def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> Ta
     tally = Tally()
     rclpy.init()
     try:
-        with McapRecorder(config.path) as sink:
-            recorder = Recorder(config, sink, tally)
+        with (BytesSink if config.format == "mcap" else FrameSink)(config) as sink:
+            recorder = TopicRecorder(config, sink, tally)
             tell("listening", 0)
             _spin(recorder, tell)
     except (KeyboardInterrupt, ExternalShutdownException):
@@ -164,7 +250,7 @@ def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> Ta
     return tally
 
 
-def _spin(recorder: Recorder, tell: Callable[[str, int], None]) -> None:
+def _spin(recorder: TopicRecorder, tell: Callable[[str, int], None]) -> None:
     ready, told = False, 0
     while not recorder.finished():
         rclpy.spin_once(recorder, timeout_sec=0.1)
