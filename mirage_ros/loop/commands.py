@@ -1,0 +1,143 @@
+"""`mirage loop`, `mirage base` and `mirage wander`. Heavy imports wait until one runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mirage_ros.core.errors import MirageError
+
+WORLDS = ("room:2000000", "room:2000001", "room:2000002", "room:2000003", "room:2000007")
+
+
+def add_loop_commands(parsers, command) -> None:
+    """Registers the three; `command` makes a parser (see cli.py)."""
+    _add_loop(parsers, command)
+    _add_base(parsers, command)
+    _add_wander(parsers, command)
+
+
+def _add_loop(parsers, command) -> None:
+    parser = command(
+        parsers,
+        "loop",
+        loop,
+        "let a policy drive through generated worlds by their pictures, beside the ground truth",
+        "examples:\n  mirage loop\n  mirage loop --worlds room:2000007 --length 8\n"
+        "  mirage loop --worlds hall street.jpg\n\n"
+        "runs the node in lockstep, a kinematic base and the policy as processes; a world is\n"
+        "a seed, or KIND:NUMBER for a MuJoCo scene, which the policy then also drives through\n"
+        "itself. Writes report.json and each drive's path, picture from above and video; exit\n"
+        "code 0 only when every drive was long enough and never inside what memory held.",
+    )
+    parser.add_argument("--worlds", nargs="+", default=list(WORLDS), metavar="WORLD",
+                        help=f"(default: {' '.join(WORLDS)})")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("out/loop"), help="(default: out/loop)")
+    parser.add_argument("--length", type=float, default=20.0, metavar="M",
+                        help="length of each drive (default: 20)")  # fmt: skip
+    parser.add_argument("--decisions", type=int, default=250,
+                        help="end a drive after so many (default: 250)")  # fmt: skip
+    parser.add_argument("--rate", type=float, default=5.0, help="frames/s (default: 5)")
+    parser.add_argument("--model", default="mini", help="checkpoint (default: mini)")
+    parser.add_argument("--step-frames", type=int, default=4,
+                        help="frames of the model's chunk (default: 4)")  # fmt: skip
+    parser.add_argument("--world-seed", type=int, default=0, help="seed of the noise (default: 0)")
+    parser.add_argument("--no-truth", action="store_true", help="skip the MuJoCo drives")
+    parser.add_argument("--no-video", action="store_true", help="write no videos")
+
+
+def _add_base(parsers, command) -> None:
+    parser = command(
+        parsers,
+        "base",
+        base,
+        "run a kinematic base in lockstep: stamped cmd_vel in; odom and planned TF out",
+        "example, beside `mirage node --params config/lockstep.yaml`:\n  mirage base --seed room",
+    )
+    parser.add_argument("--seed", default="room", help="the node's seed (default: room)")
+    parser.add_argument("--hfov", type=float, metavar="DEG", help="as given to the node")
+    parser.add_argument("--rate", type=float, default=5.0, help="the node's frame_rate_hz")
+    parser.add_argument("--step-frames", type=int, default=4, help="the model's chunk (default: 4)")
+    _add_names(parser)
+
+
+def _add_wander(parsers, command) -> None:
+    parser = command(
+        parsers,
+        "wander",
+        wander,
+        "run the wandering policy: depth pictures and odometry in, stamped cmd_vel out",
+        "example, beside a node in lockstep and a base:\n  mirage wander --speed 0.4",
+    )
+    parser.add_argument("--speed", type=float, default=0.6, metavar="MPS", help="(default: 0.6)")
+    parser.add_argument("--turn", type=float, default=0.7, metavar="RPS", help="(default: 0.7)")
+    parser.add_argument("--radius", type=float, default=0.2, metavar="M",
+                        help="of the body (default: 0.2)")  # fmt: skip
+    _add_names(parser)
+
+
+def _add_names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--base-frame", default="base_link", help="(default: base_link)")
+    parser.add_argument("--camera-frame", default="camera_color_optical_frame",
+                        help="(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--namespace", default="", help="ROS namespace of the node")
+    parser.add_argument("--ros-args", nargs=argparse.REMAINDER, default=[],
+                        help="anything after it goes to rcl")  # fmt: skip
+
+
+def loop(arguments: argparse.Namespace) -> int:
+    from mirage_ros.loop.drive import DriveConfig
+    from mirage_ros.loop.report import describe
+    from mirage_ros.loop.run import LoopConfig, run_loop
+
+    if not arguments.rate > 0 or not arguments.length > 0:
+        raise MirageError(
+            f"The loop got {arguments.rate} frames/s and {arguments.length} m; give more than 0."
+        )
+    report = run_loop(
+        LoopConfig(
+            worlds=arguments.worlds,
+            out=arguments.out,
+            drive=DriveConfig(arguments.length, arguments.decisions, 1 / arguments.rate),
+            model=arguments.model,
+            world_seed=arguments.world_seed,
+            step_frames=arguments.step_frames,
+            truth=not arguments.no_truth,
+            video=not arguments.no_video,
+        )
+    )
+    print(describe(report))
+    return 0 if report["summary"]["passed"] else 1
+
+
+def base(arguments: argparse.Namespace) -> int:
+    from mirage_ros.ros.base_node import BaseConfig
+    from mirage_ros.ros.loop_nodes import run_base
+
+    config = BaseConfig(
+        seed=arguments.seed,
+        hfov_deg=arguments.hfov,
+        frame_rate_hz=arguments.rate,
+        step_frames=arguments.step_frames,
+        base_frame=arguments.base_frame,
+        camera_frame=arguments.camera_frame,
+        namespace=arguments.namespace,
+    )
+    run_base(config, arguments.ros_args)
+    return 0
+
+
+def wander(arguments: argparse.Namespace) -> int:
+    from mirage_ros.loop.footprint import Footprint
+    from mirage_ros.loop.wander import WanderConfig
+    from mirage_ros.ros.loop_nodes import run_wander
+    from mirage_ros.ros.wander_node import WanderNodeConfig
+
+    how = WanderConfig(
+        Footprint(arguments.radius), speed_mps=arguments.speed, turn_rps=arguments.turn
+    )
+    config = WanderNodeConfig(
+        how, arguments.base_frame, arguments.camera_frame, arguments.namespace
+    )
+    run_wander(config, arguments.ros_args)
+    return 0
