@@ -16,7 +16,8 @@ from mirage_ros import cli, commands
 from mirage_ros.core.errors import MirageError
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["demo", "node", "plan", "record", "readback", "train", "data preview", "info"]
+COMMANDS = ["demo", "node", "plan", "record", "readback", "train", "data preview", "doctor",
+            "loop", "base", "wander", "info"]  # fmt: skip
 
 
 def mirage(*arguments: str, **kwargs) -> subprocess.CompletedProcess:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from sensor_msgs.msg import PointCloud2, PointField
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.core.types import Chunk
+from mirage_ros.core.frames import Chunk
 from mirage_ros.msg import RolloutStatus
 from mirage_ros.ros.conversions import SECOND_NS, stamp_to_ros
 

@@ -194,3 +194,30 @@ def camera_from_ros(
         [[matrix[0, 0], 0, matrix[0, 2]], [0, matrix[1, 1], matrix[1, 2]], [0, 0, 1.0]]
     )
     return Camera(intrinsics, pose, (message.height, message.width))
+
+
+def poses_from_flat(values: Float[np.ndarray, "m"]) -> Float[np.ndarray, "n 4 4"]:
+    """world_from_camera of x y z qx qy qz qw in turn. Raises MirageError for what is no pose."""
+    if not len(values) or len(values) % 7:
+        raise MirageError(
+            f"The rollout's poses hold {len(values)} numbers; give 7 for each pose: "
+            "x y z qx qy qz qw."
+        )
+    rows = values.reshape(-1, 7)
+    lengths = np.linalg.norm(rows[:, 3:], axis=1)
+    bad = ~np.isfinite(rows).all(1) | (np.abs(lengths - 1) > UNIT_TOLERANCE)
+    if bad.any():
+        index = int(bad.argmax())
+        raise MirageError(
+            f"Pose {index} of the rollout is {rows[index].tolist()}; give finite positions and "
+            "unit quaternions x y z w."
+        )
+    x, y, z, w = (rows[:, 3:] / lengths[:, None]).T
+    poses = np.zeros((len(rows), 4, 4))
+    right = [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)]
+    down = [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)]
+    ahead = [2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)]
+    for column, values in enumerate((right, down, ahead)):
+        poses[:, :3, column] = np.stack(values, 1)
+    poses[:, :3, 3], poses[:, 3, 3] = rows[:, :3], 1
+    return poses

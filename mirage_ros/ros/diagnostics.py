@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from mirage_ros.core.types import Chunk
+from mirage_ros.core.frames import Chunk
 
 # A problem that is over stays visible this long, so that a 1 Hz listener cannot miss it.
 SHOWN_S = 5.0
@@ -29,7 +29,7 @@ class Problem:
 
 
 class Health:
-    """The problems at hand, by topic: model, seed, plan, tf, world.
+    """The problems at hand, by topic: model, worker, seed, plan, tf, world, clock.
 
     Args:
         warn, error: where a line goes when a problem is new.
@@ -90,6 +90,7 @@ class Figures:
     chunks: int = 0
     tokens: int = 0
     memory_bytes: int = 0
+    restarts: int = 0
     stage_s: dict[str, float] = field(default_factory=dict)
     _recent: deque = field(default_factory=lambda: deque(maxlen=8))
 
@@ -100,9 +101,9 @@ class Figures:
         self.stage_s = {**chunk.seconds, "total": seconds}
         self._recent.append((len(chunk.frames), seconds))
 
-    def new_world(self, chunk: Chunk) -> None:
+    def new_world(self, tokens: int, memory_bytes: int) -> None:
         self.chunks = 0
-        self.tokens, self.memory_bytes = chunk.tokens, chunk.memory_bytes
+        self.tokens, self.memory_bytes = tokens, memory_bytes
 
     @property
     def frames_per_s(self) -> float:

@@ -3,13 +3,17 @@ and as soon as something is wrong."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rclpy.node import Node
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.diagnostics import Figures, Health, status
+from mirage_ros.ros.diagnostics import status
 from mirage_ros.ros.rollout import IN_FLIGHT, Rollout
 from mirage_ros.ros.worker import ModelReady
+
+if TYPE_CHECKING:
+    from mirage_ros.ros.mirage_node import MirageNode
 
 PERIOD_S = 1.0
 FULL_SHARE = 0.95
@@ -19,12 +23,16 @@ OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.E
 class Reporter:
     """Publishes what Health and Figures hold; the node's config gives the limits."""
 
-    def __init__(self, node: Node, rollout: Rollout, health: Health, figures: Figures) -> None:
-        self._node, self._rollout = node, rollout
-        self._health, self._figures = health, figures
+    def __init__(self, node: MirageNode) -> None:
+        self._node = node
+        self._health, self._figures = node.health, node.figures
         self.model_failed = False
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        node.create_timer(PERIOD_S, self.publish)
+        node.create_wall_timer(PERIOD_S, self.publish)
+
+    @property
+    def _rollout(self) -> Rollout | None:
+        return self._node.rollout
 
     def model_ready(self, model: ModelReady) -> None:
         height, width = model.size
@@ -34,6 +42,7 @@ class Reporter:
 
     def model_lost(self, reason: str) -> None:
         """Without a model the node stays, and says why it does nothing."""
+        self._node.wake()
         self.model_failed = True
         self._health.error("model", reason)
 
@@ -45,6 +54,7 @@ class Reporter:
             status(f"{name}: {part}", *content())
             for part, content in (
                 ("model", self._model),
+                ("worker", self._worker),
                 ("world", self._world),
                 ("plan", self._plan),
                 ("inference", self._inference),
@@ -56,21 +66,28 @@ class Reporter:
     def _model(self):
         if self.model_failed:
             return self._health.state("model")[:2]
+        if self._rollout is None:
+            return OK, "not configured"
         model = self._rollout.model
         if model is None:
             return WARN, "loading"
         size = f"{model.size[1]} x {model.size[0]}"
         return OK, "ready", {"name": model.name, "size": size, "chunk_frames": model.chunk_frames}
 
+    def _worker(self):
+        level, text = self._worst("worker")
+        pid = self._rollout.worker_pid if self._rollout is not None else None
+        return level, text or "at work", {"pid": pid, "restarts": self._figures.restarts}
+
     def _world(self):
         values = {"errors": self._health.errors, "last_error": self._health.last_error}
-        level, text = self._worst("world", "seed")
-        if level == OK and not self._rollout.has_world:
+        level, text = self._worst("world", "seed", "observe")
+        if level == OK and (self._rollout is None or not self._rollout.has_world):
             return WARN, "no world yet: give a seed", values
         return level, text or "ready", values
 
     def _plan(self):
-        plan = self._rollout.plan
+        plan, rollout = self._node.plan, self._rollout
         try:
             end_ns = plan.end_ns()
         except MirageError:
@@ -80,9 +97,10 @@ class Reporter:
             "rendered_until_ns": plan.cursor_ns,
             "planned_until_ns": end_ns,
             "frames_pending": plan.pending(),
-            "starved": bool(self._rollout.waiting),
+            "starved": rollout is not None and bool(rollout.waiting),
+            "plan_to_first_frame_s": float(self._node.outbox.plan_to_first_frame_s),
         }
-        level, text = self._worst("path", "tf", "plan")
+        level, text = self._worst("path", "tf", "plan", "clock")
         return level, text or "planned", values
 
     def _inference(self):
@@ -92,7 +110,7 @@ class Reporter:
             "frames": figures.frames,
             "chunks": figures.chunks,
             "frames_per_s": figures.frames_per_s,
-            "queue": self._rollout.in_flight,
+            "queue": self._rollout.in_flight if self._rollout is not None else 0,
             "queue_size": IN_FLIGHT,
             **stages,
         }

@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.conversions import stamp_from_ros
 from mirage_ros.ros.diagnostics import Health
-from mirage_ros.ros.parameters import NodeConfig
+from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.plan import Plan
 from mirage_ros.ros.tf_buffer import Buffer
 
 
 class TfIntake:
-    """The two callbacks. A bad transform is left out and told; the others of a message count."""
+    """The two callbacks. A bad transform is left out and told; the others of a message count.
 
-    def __init__(self, buffer: Buffer, plan: Plan, health: Health, config: NodeConfig) -> None:
+    Args:
+        replan: called when a pose changes that was handed out already.
+        own_frames: that the node itself publishes.
+    """
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        plan: Plan,
+        health: Health,
+        config: NodeConfig,
+        replan: Callable[[], None],
+        own_frames: Collection[str],
+    ) -> None:
         self._buffer, self._plan, self._health = buffer, plan, health
+        self._replan = replan
         self._planned = config.camera_frame
-        self._own = config.rendered_camera_frame
+        self._own = own_frames
 
     def moving(self, message: TFMessage) -> None:
         """Callback of /tf. What the node itself publishes there is no news."""
         for transform in message.transforms:
             child = transform.child_frame_id
-            if child == self._own:
+            if child in self._own:
                 continue
             track = self._buffer.tracks.get(child)
             latest_ns = track.stamps[-1] if track and track.stamps else 0
@@ -45,6 +61,8 @@ class TfIntake:
                 self._health.error("tf", str(error))
 
     def _check_order(self, stamp_ns: int, latest_ns: int) -> None:
+        if stamp_ns <= latest_ns and self._plan.is_past(stamp_ns):
+            self._replan()
         if stamp_ns < latest_ns and self._plan.is_past(stamp_ns):
             self._health.warn(
                 "tf",

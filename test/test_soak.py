@@ -1,0 +1,81 @@
+"""Streaming for as long as MIRAGE_SOAK_S says: nothing missing, nothing wrong, nothing growing."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import pytest
+from ros_client import PICTURES, NodeProcess
+from simulation_interfaces import srv
+from test_lifecycle import NODE, worker_pid
+from test_node import PERIOD, START
+from test_rig import turned
+from test_simulator import SimClient
+
+from mirage_ros.ros.conversions import pose_from_ros
+
+SOAK_S = float(os.environ.get("MIRAGE_SOAK_S", "15"))
+AHEAD = 24
+LOOP = 96
+# A short run ends before caches and pools have filled.
+GROWTH = 0.02 if SOAK_S >= 600 else 0.2
+
+
+@pytest.fixture(scope="module")
+def streaming(tmp_path_factory):
+    arguments = ("--ros-args", "-p", "seed:=room", "-p", "plan_idle_s:=1.0")
+    process = NodeProcess(tmp_path_factory.mktemp("log"), *arguments, program=NODE)
+    client = SimClient(process)
+    client.connect()
+    process.wait_for("New world")
+    yield client
+    client.close()
+    process.close()
+
+
+def resident_bytes(pid: int) -> int:
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def around(start: np.ndarray, index: int) -> np.ndarray:
+    """A way that comes back to where it began."""
+    phase = 2 * np.pi * index / LOOP
+    return turned(start, 0.4 * np.sin(phase), 0.3 * np.sin(2 * phase))
+
+
+def test_it_streams_for_long_without_a_gap_an_error_or_growth(streaming):
+    client, sent, sizes, stamps = streaming, 0, [], {name: [] for name in PICTURES}
+    answer = client.ask(srv.GetEntityState, "get_entity_state", entity="camera")
+    start = pose_from_ros(answer.state.pose)
+    pids = (client.process.process.pid, worker_pid(client))
+    errors: set[str] = set()
+    client.clear()
+    began = time.monotonic()
+    while time.monotonic() - began < SOAK_S or len(stamps["color/image_raw"]) < 2 * AHEAD:
+        done = len(stamps["color/image_raw"])
+        if sent - done < AHEAD:
+            ahead = range(sent, sent + AHEAD)
+            times = [START + PERIOD * index for index in ahead]
+            client.send_tf(times, [around(start, index) for index in ahead])
+            sent += AHEAD
+        client.spin_for(0.2)
+        for name in PICTURES:
+            stamps[name] += client.stamps(name)
+        for message in client.got["/diagnostics"]:
+            errors |= {s.message for s in message.status if s.level == b"\2"}
+        client.clear()
+        sizes.append((time.monotonic() - began, *map(resident_bytes, pids)))
+    for name in PICTURES:
+        found = np.array(stamps[name])
+        assert found[0] == START and (np.diff(found) == PERIOD).all(), name
+    assert not errors and "ERROR" not in client.process.text()
+    sizes = np.array(sizes)
+    settled = sizes[sizes[:, 0] > 0.2 * sizes[-1, 0]]
+    growth = settled[-1, 1:] / settled[0, 1:] - 1
+    frames = len(stamps["color/image_raw"])
+    print(f"{sizes[-1, 0]:.0f} s, {frames} frames, resident memory of node and worker "
+          f"{settled[-1, 1:] / 2**20} MiB, grown by {growth * 100} %")  # fmt: skip
+    assert (growth < GROWTH).all()
