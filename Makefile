@@ -24,7 +24,7 @@ clean:
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
-$(READY): constraints.txt requirements.txt requirements-ros.txt setup.py package.xml CMakeLists.txt $(wildcard msg/*) \
+$(READY): constraints.txt requirements.txt requirements-ros.txt setup.py package.xml CMakeLists.txt $(wildcard msg/* srv/* action/*) \
           $(shell find resource/venv -type f)
 	@PYTHON="$(PYTHON)" bash resource/venv/setup.sh
 	@printf '%s' "$(CURDIR)" > $@

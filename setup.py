@@ -40,9 +40,13 @@ setup(
     data_files=[*shared("config"), *shared("launch")],
     install_requires=requirements("requirements.txt"),
     extras_require={
+        "ray": ["ray>=2.40"],
+        "record": ["av>=16", "openexr>=3.3", "pyarrow>=18"],
         "scenes": ["mujoco>=3.3"],
-        "train": ["accelerate>=1.0", "tqdm>=4.66"],
-        "dev": ["beartype>=0.19", "mcap-ros2-support>=0.5", "pytest>=8", "rosbags>=0.10"],
+        "evaluate": ["matplotlib>=3.8", "mujoco>=3.3", "torchmetrics>=1.4"],
+        "train": ["accelerate>=1.0", "tensorboardX>=2.6", "tqdm>=4.66"],
+        "dev": ["beartype>=0.19", "mcap-ros2-support>=0.5", "psutil>=5.9", "pytest>=8",
+                "trimesh>=4"],
     },
     entry_points={"console_scripts": ["mirage = mirage_ros.cli:main"]},
 )

@@ -10,6 +10,12 @@ from pathlib import Path
 import mirage_ros
 from mirage_ros import commands
 from mirage_ros.core.errors import MirageError
+from mirage_ros.evaluation.commands import add_bench_memory, add_evaluate
+from mirage_ros.evaluation.generate_command import add_bench_generate, add_convert
+from mirage_ros.evaluation.record_command import add_bench_record
+from mirage_ros.generate.command import add_generate
+from mirage_ros.loop.commands import add_loop_commands
+from mirage_ros.recording.export_command import add_export
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -19,6 +25,8 @@ EPILOG = """examples:
   mirage node --params config/mirage.yaml       the node alone, for your own planner on TF
   mirage plan --seed room --frames 72           a planner for a running node
   mirage record out/walk.mcap --idle 10         record a running node for Foxglove and rosbag2
+  mirage loop                                   a policy that drives by generated pictures alone
+  mirage doctor                                 what is wrong with this machine and its ROS graph
 
 `mirage COMMAND --help` tells more about each command.
 """
@@ -47,9 +55,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mirage {mirage_ros.__version__}")
     parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_node, _add_plan, _add_record, _add_readback, _add_train, _add_data,
+    for add in (_add_demo, _add_node, _add_plan, _add_record, _add_recover, _add_readback,
+                _add_train, _add_data, _add_bench, _add_evaluate, _add_doctor,
                 _add_info):  # fmt: skip
         add(parsers)
+    add_export(parsers, _command)
+    add_generate(parsers, _command)
+    add_convert(parsers, _command)
+    add_loop_commands(parsers, _command)
     return parser
 
 
@@ -169,15 +182,44 @@ def _add_record(parsers) -> None:
         parsers,
         "record",
         commands.record,
-        "record a running node's topics into one MCAP file",
-        "examples:\n  mirage record out/walk.mcap                until Ctrl-C\n"
-        "  mirage record out/walk.mcap --frames 72    until 72 whole frames came",
+        "record a running node's topics: MCAP, LeRobot, video or pictures",
+        "examples:\n  mirage record out/walk.mcap                 until Ctrl-C; one file\n"
+        "  mirage record out/walk                      a rosbag2 folder with metadata.yaml\n"
+        "  mirage record out/walk.mcap --frames 72     until 72 whole frames came\n"
+        "  mirage record out/walk.mp4                  a video to look at\n"
+        "  mirage record out/walk --format lerobot     a LeRobot dataset v3.0\n"
+        "  mirage record out/walk --format png         a posed RGB-D folder (exr: exact depth)\n\n"
+        "a recording that was cut off is mended by `mirage recover PATH`.",
     )
-    parser.add_argument("path", type=Path, help="the .mcap file to write")
+    parser.add_argument("path", type=Path, help="the file or folder to write")
+    parser.add_argument(
+        "--format",
+        choices=("mcap", "lerobot", "video", "png", "exr"),
+        help="(default: by the ending of the path: .mcap, .mp4, .lerobot, .png, .exr, else mcap)",
+    )
     parser.add_argument("--frames", type=int, help="end after so many frames")
     parser.add_argument("--idle", type=float, metavar="S", help="end after so long without frames")
+    parser.add_argument(
+        "--rate", type=float, metavar="HZ", help="frames/s of the plan (default: by its stamps)"
+    )
+    parser.add_argument(
+        "--codec", choices=("h264", "av1"), default="h264", help="of LeRobot's colour video"
+    )
     parser.add_argument("--namespace", default="", help="ROS namespace of the node")
     parser.add_argument("--json", action="store_true", help="tell progress as lines of JSON")
+
+
+def _add_recover(parsers) -> None:
+    parser = _command(
+        parsers,
+        "recover",
+        commands.recover,
+        "mend a recording whose writer was killed or whose disk was full",
+        "examples:\n  mirage recover out/walk.mcap    writes the index that is missing\n"
+        "  mirage recover out/dataset      drops half episodes, finishes a LeRobot dataset\n\n"
+        "give the path that was recorded to; everything that had reached the disk is kept.",
+    )
+    parser.add_argument("path", type=Path, help="the file or folder that was recorded to")
 
 
 def _add_readback(parsers) -> None:
@@ -219,6 +261,46 @@ def _add_data(parsers) -> None:
     )
     preview.add_argument("--seeds", default="0-5", metavar="A-B", help="(default: 0-5)")
     preview.add_argument("--out", type=Path, default=Path("out/scenes.png"), metavar="PNG")
+
+
+def _add_bench(parsers) -> None:
+    parser = parsers.add_parser("bench", help="measure speed and memory on this machine")
+    actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_bench_memory(actions, _command)
+    add_bench_generate(actions, _command)
+    add_bench_record(actions, _command)
+
+
+def _add_evaluate(parsers) -> None:
+    add_evaluate(parsers, _command)
+
+
+def _add_doctor(parsers) -> None:
+    parser = _command(
+        parsers,
+        "doctor",
+        commands.doctor,
+        "look for what is wrong with this machine and its ROS graph, and say what to do",
+        "examples:\n  mirage doctor\n  mirage doctor --frames base_link --listen 10\n\n"
+        "checks node names, QoS of every connection, clocks, transforms, reported errors, DDS's\n"
+        "shared memory and the GPU's; exit code 1 with a fault.",
+    )
+    parser.add_argument(
+        "--listen", type=float, default=5.0, metavar="S", help="seconds to listen (default: 5)"
+    )
+    parser.add_argument("--world-frame", default="world", help="(default: world)")
+    parser.add_argument(
+        "--frames", nargs="+", default=[], metavar="FRAME", help="frames that must be on TF"
+    )
+    parser.add_argument(
+        "--need-shm", type=float, default=64.0, metavar="MIB",
+        help="least free shared memory (default: 64)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--need-gpu", type=float, default=1024.0, metavar="MIB",
+        help="least free memory of a GPU, where there is one (default: 1024)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def _add_info(parsers) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
 
@@ -85,6 +86,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def record(arguments: argparse.Namespace) -> int:
+    from mirage_ros.recording.formats import guess_format
     from mirage_ros.ros.recorder import RecorderConfig, run_recorder
 
     def tell(event: str, count: int) -> None:
@@ -96,10 +98,27 @@ def record(arguments: argparse.Namespace) -> int:
             print("Connected to the node; recording.", flush=True)
 
     tally = run_recorder(
-        RecorderConfig(arguments.path, arguments.namespace, arguments.frames, arguments.idle), tell
+        RecorderConfig(
+            arguments.path,
+            arguments.namespace,
+            arguments.frames,
+            arguments.idle,
+            arguments.format or guess_format(arguments.path),
+            arguments.rate,
+            arguments.codec,
+        ),
+        tell,
     )
     if not arguments.json:
         print(f"{tally.complete} whole frames and {tally.incomplete} others in {arguments.path}")
+    return 0
+
+
+def recover(arguments: argparse.Namespace) -> int:
+    from mirage_ros.recording.recovery import recover
+
+    for sentence in recover(arguments.path):
+        print(sentence)
     return 0
 
 
@@ -119,9 +138,28 @@ def train(arguments: argparse.Namespace) -> int:
     if not arguments.config.is_file():
         raise MirageError(f"There is no training config {arguments.config}; give a YAML file.")
     from mirage_ros.training.recipe import read_recipe, train
+    from mirage_ros.training.wan_recipe import is_wan_recipe, read_wan_recipe, train_wan
 
-    train(read_recipe(arguments.config))
+    if is_wan_recipe(arguments.config):
+        train_wan(read_wan_recipe(arguments.config))
+        return 0
+    recipe = read_recipe(arguments.config)
+    if train(recipe) and recipe.evaluate_seeds:
+        _evaluate(recipe)
     return 0
+
+
+def _evaluate(recipe) -> None:
+    """Judges what a recipe made, into its run folder."""
+    from mirage_ros.evaluation.commands import run_evaluation
+    from mirage_ros.evaluation.evaluate import EvaluationConfig
+
+    out = Path(recipe.run) / "evaluation"
+    config = EvaluationConfig(
+        model=recipe.output, seeds=recipe.evaluate_seeds, frames=recipe.evaluate_frames,
+        store=out / "rollouts",
+    )  # fmt: skip
+    run_evaluation(config, out, out / "report.json")
 
 
 def preview(arguments: argparse.Namespace) -> int:
@@ -146,6 +184,26 @@ def _seed_range(text: str) -> range:
     if not seeds:
         raise MirageError(f"The seeds {text} are an empty range; give the smaller number first.")
     return seeds
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from mirage_ros.doctor.findings import describe, exit_code
+    from mirage_ros.ros.examine import DoctorConfig, examine
+
+    findings = examine(
+        DoctorConfig(
+            arguments.listen,
+            arguments.world_frame,
+            arguments.frames,
+            arguments.need_shm,
+            arguments.need_gpu,
+        )
+    )
+    if arguments.json:
+        print(json.dumps([finding.as_dict() for finding in findings], indent=2))
+    else:
+        print(describe(findings))
+    return exit_code(findings)
 
 
 def info(arguments: argparse.Namespace) -> int:

@@ -81,13 +81,14 @@ class Children:
         return self._running[name].poll() is None
 
     def peak_memory_bytes(self, name: str) -> int | None:
-        """Largest resident size so far of a running process, None where Linux does not tell."""
-        try:
-            status = Path(f"/proc/{self._running[name].pid}/status").read_text()
-        except OSError:
-            return None
-        lines = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-        return int(lines[0].split()[1]) * 1024 if lines else None
+        """Largest resident size so far of a running process and of the largest one below it.
+
+        What several processes below it share, as forks do, is counted once. None where Linux does
+        not tell.
+        """
+        own = _peak_bytes(self._running[name].pid)
+        below = [_peak_bytes(pid) or 0 for pid in _descendants(self._running[name].pid)]
+        return None if own is None else own + max(below, default=0)
 
     def stop(self, name: str) -> int:
         """Interrupt, then terminate, then kill; returns the exit code."""
@@ -165,3 +166,22 @@ def free_domain() -> int:
     raise MirageError(
         f"All ROS domains from 1 to {DOMAINS} are in use on this machine; end other ROS programs."
     )
+
+
+def _peak_bytes(pid: int) -> int | None:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    lines = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(lines[0].split()[1]) * 1024 if lines else None
+
+
+def _descendants(pid: int) -> list[int]:
+    """Processes below a process."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(word) for task in tasks for word in (task / "children").read_text().split()]
+    except OSError:
+        return []
+    return children + [below for child in children for below in _descendants(child)]
