@@ -194,6 +194,39 @@ def test_what_is_not_finished_is_not_there(tmp_path, format):
     assert not [p for p in path.rglob("*") if ".tmp" in p.name]
 
 
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_dataset_takes_no_episode_of_another_format(tmp_path, format):
+    with open_recorder(tmp_path, format, config()) as recorder:
+        record(recorder, 2)
+    before = files_of(tmp_path)
+    for other in set(FORMATS) - {format}:
+        with pytest.raises(MirageError, match=f"holds {format} .*or that format"):
+            open_dataset(tmp_path, other, config())
+    assert files_of(tmp_path) == before
+    dataset = open_dataset(tmp_path, format, config())
+    assert dataset.episodes == 1
+    dataset.close()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_no_dataset_is_left_alone(tmp_path, format):
+    mine = tmp_path / "project"
+    (mine / "data").mkdir(parents=True)
+    (mine / "data" / ".keep").write_text("mine")
+    with open_recorder(tmp_path / "walk", "mcap", config(), single=True) as recorder:
+        recorder.add(frame(0), values(0))
+    (tmp_path / "file").write_text("mine")
+    before = files_of(tmp_path)
+    for name, told in (("project", "another kind"), ("walk", "single"), ("file", "is a file")):
+        with pytest.raises(MirageError, match=told):
+            open_dataset(tmp_path / name, format, config())
+    assert files_of(tmp_path) == before
+
+
 @pytest.mark.parametrize("format", ["mcap", "video", "png"])
 def test_a_recording_that_is_cut_off_by_an_error_is_kept(tmp_path, format):
     path = tmp_path / {"mcap": "walk.mcap", "video": "walk.mp4", "png": "walk"}[format]

@@ -255,6 +255,12 @@ def test_what_does_not_fit_is_refused(tmp_path):
             episode.add(frame(1), values(1) | {"action": np.zeros(3)})
     dataset.adopt(0)
     dataset.close()
+    leftover = tmp_path / "b" / "data" / ".keep"
+    leftover.write_text("of somebody else")
+    with pytest.raises(MirageError, match="differ in next.done"):
+        open_dataset(tmp_path / "b", "lerobot", config(features={"action": FEATURES["action"]}))
+    assert leftover.exists()
+    open_dataset(tmp_path / "b", "lerobot", config()).close()  # the refusal let go of the lock
 
 
 def test_depth_codes_keep_invalid_and_beyond_apart():

@@ -58,6 +58,7 @@ def open_dataset(path: str | Path, format: str, config: RecordingConfig) -> Data
         MirageError: an unknown format, something else at the path, a package that is missing.
     """
     check_format(format)
+    check_folder(Path(path), format)
     if format == "lerobot":
         return _import("mirage_ros.recording.lerobot_dataset").LerobotDataset(Path(path), config)
     kind = FOLDERS[format]
@@ -117,6 +118,37 @@ def check_format(format: str) -> None:
     """Raises MirageError for a name that is not in FORMATS."""
     if format not in FORMATS:
         raise MirageError(f"There is no format {format!r}; give one of {', '.join(FORMATS)}.")
+
+
+def check_folder(path: Path, format: str) -> None:
+    """Raises MirageError where a dataset of `format` would mix with what is there already."""
+    if path.exists() and not path.is_dir():
+        raise MirageError(f"{path} is a file and a dataset is a folder; give another path.")
+    held = held_format(path)
+    if held is not None and held != format:
+        way_out = ", or that format" if held in FORMATS else ""
+        raise MirageError(
+            f"{path} holds {held} and a dataset of format {format} was to go there; give another "
+            f"folder{way_out}."
+        )
+
+
+def held_format(path: Path) -> str | None:
+    """The format of the dataset in a folder, or words for what else is there; None for neither."""
+    if (path / "meta" / "info.json").is_file() or (path / ".parts").is_dir():
+        return "lerobot"
+    if any(path.glob("*.mcap")) or (path / "color").is_dir():
+        return "a single recording"
+    if any((path / name).exists() for name in ("data", "meta", "videos")):
+        return "data of another kind"
+    for episode in path.glob("episode-*"):
+        if episode.suffix == ".mp4":
+            return "video"
+        if any(episode.glob("*.mcap")):
+            return "mcap"
+        if (episode / "depth").is_dir():
+            return "exr" if any((episode / "depth").glob("*.exr")) else "png"
+    return None
 
 
 def _import(module: str):

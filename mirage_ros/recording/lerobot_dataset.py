@@ -45,17 +45,11 @@ class LerobotDataset:
         with disk_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(root)
-            self._info = files.read_info(root)
-            self._tasks = files.read_tasks(root)
-            self._drop_leftovers()
-            self.episodes = self._info["total_episodes"] if self._info else 0
-            self._frames = self._info["total_frames"] if self._info else 0
-            self._in_file = self._read_lengths()
-            self._levels: dict[str, np.ndarray] = {}
-            self._counted = self._told = 0
-            if self._info:
-                self._check_same(self._info["features"])
-                self._count_again(recount)
+            try:
+                self._open(recount)
+            except BaseException:
+                self._lock.release()
+                raise
 
     def finished(self) -> set[int]:
         """Indices of adopted episodes and of those that wait."""
@@ -90,6 +84,21 @@ class LerobotDataset:
                     folder.rmdir()
         finally:
             self._lock.release()
+
+    def _open(self, recount: bool) -> None:
+        """Reads what is there. Nothing is touched before it is known to be ours."""
+        self._info = files.read_info(self.root)
+        if self._info:
+            self._check_same(self._info["features"])
+        self._tasks = files.read_tasks(self.root)
+        self._drop_leftovers()
+        self.episodes = self._info["total_episodes"] if self._info else 0
+        self._frames = self._info["total_frames"] if self._info else 0
+        self._in_file = self._read_lengths()
+        self._levels: dict[str, np.ndarray] = {}
+        self._counted = self._told = 0
+        if self._info:
+            self._count_again(recount)
 
     def _append(self, part: Part) -> None:
         number, frames = schema.numbered(self.episodes), part.frames
