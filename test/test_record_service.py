@@ -16,15 +16,15 @@ from mcap.reader import make_reader
 from mcap_ros2.decoder import DecoderFactory
 from mirage_ros.srv import Record
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from ros_client import PICTURES, Client, NodeProcess
+from ros_client import PICTURES, STREAMED, Client, NodeProcess
 from rosbags.rosbag2 import Reader
-from sensor_msgs.msg import CameraInfo, Image
 
 from mirage_ros.evaluation.posed_rgbd import PosedRgbd
 from mirage_ros.recording.recovery import recover
 from mirage_ros.ros.image_conversions import depth_from_ros, picture_from_ros
 from mirage_ros.seeds import load_seed
 
+LISTENED = {name: STREAMED[name] for name in (*PICTURES, "status", "/tf")}
 FRAMES = 20
 START_NS, PERIOD_NS = 4_000_000_000 * 10**9 // 2 + 987_654_321, 100_000_000
 
@@ -61,13 +61,12 @@ def connected(process):
     client.connect()
     process.wait_for("New world")
     client.record = client.node.create_client(Record, "mirage_node/record")
-    client.bytes = {name: [] for name in PICTURES}
+    client.bytes = {name: [] for name in LISTENED}
     qos = QoSProfile(
         depth=500, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE
     )
     for name, taken in client.bytes.items():
-        kind = CameraInfo if name.endswith("info") else Image
-        client.node.create_subscription(kind, name, taken.append, qos, raw=True)
+        client.node.create_subscription(LISTENED[name], name, taken.append, qos, raw=True)
     client.spin_for(0.3)
     yield client
     client.close()
@@ -96,7 +95,7 @@ def roll_out(client: Client, seed_folder, first: int = 0, count: int = FRAMES) -
     poses = sideways(seed_folder, first + count)[first:]
     client.send_tf(stamps(first + count)[first:], poses)
     client.wait_for_frames(before + count)
-    client.spin(lambda: all(len(taken) >= before + count for taken in client.bytes.values()))
+    client.spin(lambda: all(len(client.bytes[name]) >= before + count for name in PICTURES))
 
 
 def expect_equal(kept: list[bytes], received: list[bytes]) -> None:
@@ -124,14 +123,17 @@ def test_service_keeps_every_message_to_the_byte(client, seed_folder, tmp_path, 
     assert answer.success, answer.message
     file = path if path.suffix else path / "walk_0.mcap"
     kept = read_mcap(file)
-    for topic in PICTURES:
-        expect_equal(kept[f"/{topic}"], client.bytes[topic])
+    client.spin(lambda: len(client.bytes["status"]) >= len(kept["/status"]))
+    for topic in LISTENED:
+        expect_equal(kept[f"/{topic.lstrip('/')}"], client.bytes[topic])
     with Reader(path) as bag:
         counts = {c.topic: c.msgcount for c in bag.connections}
         assert all(counts[f"/{topic}"] == FRAMES for topic in PICTURES)
         assert counts["/tf"] >= FRAMES and counts["/status"] >= FRAMES // 4
-        found = [data for c, _, data in bag.messages() if c.topic == "/color/image_raw"]
-        assert found == kept["/color/image_raw"]
+        found = {}
+        for connection, _, data in bag.messages():
+            found.setdefault(connection.topic, []).append(data)
+        assert found == kept
         image = next(c for c in bag.connections if c.topic == "/color/image_raw")
         (qos,) = image.ext.offered_qos_profiles
         assert qos.reliability.name == "RELIABLE"
