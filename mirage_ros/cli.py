@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mirage",
         description="A robot simulator whose world is generated: one picture and a TF plan in; "
         "RGB, depth and a cloud out.",
@@ -64,6 +64,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert(parsers, _command)
     add_loop_commands(parsers, _command)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as all other errors; argparse would print the usage first."""
+
+    def error(self, message: str) -> None:
+        self.exit(EXIT_ERROR, f"mirage: {message}; `{self.prog} --help` tells what it takes.\n")
 
 
 def _command(parsers, name: str, run, summary: str, epilog: str = "") -> argparse.ArgumentParser:

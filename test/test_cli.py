@@ -68,10 +68,20 @@ def test_a_mistake_gets_one_line_and_exit_code_2(arguments, words, capsys):
     assert error.startswith("mirage: ") and words in error and error.count("\n") == 1
 
 
-def test_an_unknown_command_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fly"], "invalid choice: 'fly'"),
+        (["record", "a", "--format", "tape"], "`mirage record --help`"),
+        (["generate", "--out", "a"], "--episodes"),
+    ],
+)
+def test_what_the_parser_refuses_is_one_line_as_well(arguments, words, capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main(["fly"])
-    assert end.value.code == 2 and "invalid choice" in capsys.readouterr().err
+        cli.main(arguments)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and words in error
+    assert error.startswith("mirage: ") and error.count("\n") == 1
 
 
 def test_ctrl_c_gives_130(monkeypatch):
