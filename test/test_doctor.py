@@ -184,3 +184,10 @@ def test_the_command_prints_a_table_and_exits_1_on_a_fault(domain, capsys):
         assert '"state": "FAULT"' in capsys.readouterr().out
     assert main(["doctor", "--listen", "0.5"]) == 0
     assert "No other node" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("listen_s", ["0", "-1", "nan", "inf"])
+def test_a_doctor_without_time_to_listen_is_refused(domain, capsys, listen_s):
+    assert main(["doctor", "--listen", listen_s]) != 0
+    told = capsys.readouterr()
+    assert f"{float(listen_s)} s to listen" in told.err and "ok" not in told.out

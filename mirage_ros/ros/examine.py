@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import rclpy
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -38,7 +39,17 @@ class DoctorConfig:
 
 
 def examine(config: DoctorConfig) -> list[Finding]:
-    """All findings, in a fixed order of checks. MirageError when ROS does not start."""
+    """All findings, in a fixed order of checks.
+
+    Raises:
+        MirageError: no time to listen, or ROS does not start.
+    """
+    # Nobody is heard in no time, and a graph that nobody heard looks sound.
+    if not 0 < config.listen_s < np.inf:
+        raise MirageError(
+            f"The doctor got {config.listen_s} s to listen; give more than 0, 2 or more to hear "
+            "what is published once a second."
+        )
     graph = _watch(config.listen_s)
     return [
         *checks.check_nodes(graph, os.environ.get("ROS_DOMAIN_ID", "0")),
