@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 import time
 from collections.abc import Sequence
@@ -43,7 +44,9 @@ def run_bench(model: WorldModel, seed: Seed, config: RecordBenchConfig) -> dict:
 
     Returns:
         `plain` and `recorded` hold all rounds' mean seconds per chunk, `ratio` the median over
-        the rounds of recorded to plain, `end_s` the median wait for the episode's end.
+        the rounds of recorded to plain, `end_s` the median wait for the episode's end. The
+        `cpu_` ones are CPU seconds of whole rollouts, the episode's end and ffmpeg included: what
+        recording takes from a machine that has nothing to spare, whoever else runs on it.
     """
     world = World(model)
     cameras = _walk(world, seed, config)
@@ -66,13 +69,14 @@ def describe(report: dict) -> str:
     lines = [
         f"{report['model']}, {report['size'][0]}x{report['size'][1]}, {report['frames']} frames, "
         f"{report['rounds']} rounds",
-        "format          plain ms/chunk  recorded ms/chunk  cost    episode's end ms",
+        "format          plain ms/chunk  recorded ms/chunk  cost    episode's end ms  "
+        "CPU, end incl.",
     ]
     for name, entry in report["formats"].items():
         plain, recorded = (1e3 * float(np.median(entry[key])) for key in ("plain", "recorded"))
         lines.append(
             f"{name:14s} {plain:14.1f} {recorded:18.1f}  {100 * (entry['ratio'] - 1):+5.1f} % "
-            f"{1e3 * entry['end_s']:15.0f}"
+            f"{1e3 * entry['end_s']:15.0f} {100 * (entry['cpu_ratio'] - 1):+14.1f} %"
         )
     return "\n".join(lines)
 
@@ -86,19 +90,44 @@ def _walk(world: World, seed: Seed, config: RecordBenchConfig) -> Camera:
 
 
 def _compare(world, seed, cameras, config: RecordBenchConfig, format: str, codec: str) -> dict:
-    plain, recorded, ends = [], [], []
+    times: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         settings = RecordingConfig(config.rate_hz, video_codec=codec)
         with open_recorder(Path(folder) / "data", format, settings) as recorder:
             for _ in range(config.rounds):
-                plain.append(_roll(world, seed, cameras, config, None))
-                recorder.start_episode("bench")
-                recorded.append(_roll(world, seed, cameras, config, recorder))
-                start_s = time.perf_counter()
-                recorder.end_episode()
-                ends.append(time.perf_counter() - start_s)
-    ratio = float(np.median(np.array(recorded) / np.array(plain)))
-    return {"plain": plain, "recorded": recorded, "ratio": ratio, "end_s": float(np.median(ends))}
+                for name, seconds in _round(world, seed, cameras, config, recorder).items():
+                    times.setdefault(name, []).append(seconds)
+    return {
+        "end_s": float(np.median(times.pop("end"))),
+        **times,
+        "ratio": _ratio(times["recorded"], times["plain"]),
+        "cpu_ratio": _ratio(times["cpu_recorded"], times["cpu_plain"]),
+    }
+
+
+def _round(world, seed, cameras, config: RecordBenchConfig, recorder: Recorder) -> dict:
+    """One rollout of each kind."""
+    cpu_s = [_cpu_s()]
+    plain = _roll(world, seed, cameras, config, None)
+    cpu_s.append(_cpu_s())
+    recorder.start_episode("bench")
+    recorded = _roll(world, seed, cameras, config, recorder)
+    start_s = time.perf_counter()
+    recorder.end_episode()
+    end = time.perf_counter() - start_s
+    cpu_plain, cpu_recorded = np.diff([*cpu_s, _cpu_s()]).tolist()
+    return {"plain": plain, "recorded": recorded, "end": end,
+            "cpu_plain": cpu_plain, "cpu_recorded": cpu_recorded}  # fmt: skip
+
+
+def _cpu_s() -> float:
+    """CPU seconds of all threads so far, and of processes that have ended."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(sum(resource.getrusage(kind)[:2]) for kind in kinds)
+
+
+def _ratio(recorded: list[float], plain: list[float]) -> float:
+    return float(np.median(np.array(recorded) / np.array(plain)))
 
 
 def _roll(world, seed, cameras, config: RecordBenchConfig, recorder: Recorder | None) -> float:

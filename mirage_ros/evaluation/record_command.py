@@ -18,7 +18,8 @@ def add_bench_record(actions, command) -> None:
         "time the cycle with and without recording, format by format",
         "examples:\n  mirage bench record\n  mirage bench record --formats lerobot --rounds 8\n\n"
         "plain and recorded rollouts of one walk take turns; recording runs in a thread beside\n"
-        "the next chunk. What a format needs after the last chunk is its episode's end.",
+        "the next chunk. What a format needs after the last chunk is its episode's end. The CPU\n"
+        "column counts both, and ffmpeg: it hardly depends on what else the machine does.",
     )
     parser.add_argument("--formats", nargs="+", metavar="FORMAT",
                         help="mcap, lerobot, video, png, exr (default: all)")  # fmt: skip
