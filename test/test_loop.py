@@ -216,7 +216,7 @@ def test_pictures_video_and_path_are_written(tmp_path):
     trace, truth = straight(4.0), straight(3.0, 0.2)
     trace.points = np.random.default_rng(0).uniform(-2, 4, (200, 3)).astype(np.float32)
     trace.colours = np.full((200, 3), 200, np.uint8)
-    figures.write_above(tmp_path / "above.png", trace, truth)
+    figures.write_above(tmp_path / "above.png", trace, truth, Footprint())
     figures.write_video(tmp_path / "drive.mp4", trace, truth, 5.0)
     figures.write_path(tmp_path / "path.json", trace)
     path = json.loads((tmp_path / "path.json").read_text())

@@ -135,6 +135,24 @@ def test_cloud_from_above_puts_ahead_up_and_left_left():
     assert red[:, 0].mean() < green[:, 0].mean() and red[:, 1].mean() < green[:, 1].mean()
 
 
+def test_the_way_from_above_is_as_wide_as_the_body_and_red_where_it_touched():
+    poses = np.stack([level_camera_pose()] * 5)
+    poses[:, 0, 3] = np.arange(5.0)
+    ways = Camera.from_hfov(60.0, (12, 16), poses)
+    nothing = np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8)
+    touching = np.array([False, False, True, False, False])
+    bare = draw_cloud_from_above(*nothing, ways, (400, 200)).astype(int)
+    wide = draw_cloud_from_above(*nothing, ways, (400, 200), body_m=1.0).astype(int)
+    hit = draw_cloud_from_above(*nothing, ways, (400, 200), body_m=1.0, touching=touching)
+    # 4 m and a margin of 6 % on either side are 400 px high.
+    metre_px = 400 / (4 * 1.12)
+    covered = np.flatnonzero(np.abs(wide[200] - bare[200]).sum(-1) > 20)
+    assert covered[-1] - covered[0] == pytest.approx(metre_px, abs=3)
+    red = np.argwhere(np.abs(hit.astype(int) - wide).sum(-1) > 60)
+    assert red.mean(0) == pytest.approx((200, 100), abs=2)
+    assert np.ptp(red, axis=0) == pytest.approx((metre_px, metre_px), abs=5)
+
+
 def test_sheet_holds_every_picture(tmp_path):
     colours = [(index * 9 + 30, 50, 200) for index in range(12)]
     tiles = [

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from mirage_ros.core.camera import Camera
 from mirage_ros.loop.footprint import Footprint
 from mirage_ros.loop.trace import Trace, compare, trace_figures
 from mirage_ros.recording.panels import (
@@ -22,6 +23,8 @@ from mirage_ros.recording.video import VideoWriter
 
 ABOVE_PX = (640, 640)
 CELL_PX = 8
+TRUTH_CELLS = 96
+DIMMED = 0.45
 VIDEO_FACTOR = 2.0
 
 
@@ -70,26 +73,38 @@ def describe(report: dict) -> str:
     return "\n".join([*lines, f"{verdict}; pictures and videos in {report['out']}"])
 
 
-def write_above(path: Path, trace: Trace, truth: Trace | None) -> None:
-    """Memory from above with the way driven in it and, thinner, that in the ground truth; beside
-    it the ground truth with the same two."""
+def write_above(path: Path, trace: Trace, truth: Trace | None, footprint: Footprint) -> None:
+    """Memory from above with the ground that the body covered in it and, thinner, the way in the
+    ground truth; beside it the ground truth with the same two.
+
+    What the body cannot touch, floor above all, is dimmed.
+    """
     other = None if truth is None else truth.cameras()
     cells = trace.snaps[0].rgb.shape[1] // CELL_PX
-    pictures = [
-        draw_cloud_from_above(
-            trace.points, trace.colours, trace.cameras(), ABOVE_PX, cells, beside=other
-        )
-    ]
-    captions = ["generated world: what it remembers, and the way driven in it (amber)"]
+    pictures = [_from_above(trace, other, footprint, cells)]
+    captions = ["generated: what memory holds, the way (amber); red: body inside"]
     if truth is not None:
-        pictures.append(
-            draw_cloud_from_above(
-                truth.points, truth.colours, truth.cameras(), ABOVE_PX, 96, beside=trace.cameras()
-            )
-        )
-        captions.append("MuJoCo scene, and the way driven in it (amber)")
+        pictures.append(_from_above(truth, trace.cameras(), footprint, TRUTH_CELLS))
+        captions.append("MuJoCo scene, its own way (amber), the generated one (teal)")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_picture(path, compose_row(pictures, captions))
+
+
+def _from_above(
+    trace: Trace, beside: Camera | None, footprint: Footprint, cells: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    solid = footprint.at_its_height(trace.points)[:, None]
+    colours = np.where(solid, trace.colours, (trace.colours * DIMMED).astype(np.uint8))
+    return draw_cloud_from_above(
+        trace.points,
+        colours,
+        trace.cameras(),
+        ABOVE_PX,
+        cells,
+        beside=beside,
+        body_m=2 * footprint.radius_m,
+        touching=np.array(trace.clear_m) < 0,
+    )
 
 
 def write_video(path: Path, trace: Trace, truth: Trace | None, rate_hz: float) -> None:

@@ -67,7 +67,7 @@ def run_loop(config: LoopConfig) -> dict:
         footprint = config.drive.wander.footprint
         runs[name] = figures.run_figures(trace, truth, footprint)
         figures.write_path(folder / "path.json", trace)
-        figures.write_above(folder / "above.png", trace, truth)
+        figures.write_above(folder / "above.png", trace, truth, footprint)
         if config.video:
             figures.write_video(folder / "drive.mp4", trace, truth, 1 / config.drive.period_s)
         figures.write_json(config.out / "report.json", _report(config, runs))

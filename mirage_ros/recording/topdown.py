@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
 from mirage_ros.core.camera import Camera, floor_axes
@@ -14,6 +14,8 @@ from mirage_ros.recording.panels import BACKGROUND, FAINT_INK, IMAGINED_TINT, IN
 SUPERSAMPLING = 2
 TRIM_PERCENT = 1.0
 MARGIN = 0.06
+VEIL = 70
+FAULT_TINT = (255, 70, 70)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ def draw_cloud_from_above(
     cells_across: int = 24,
     headroom_m: float = 0.35,
     beside: Camera | None = None,
+    body_m: float = 0.0,
+    touching: Bool[np.ndarray, "m"] | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The cloud from above, forward of the first camera up, with the path drawn on it.
 
@@ -52,6 +56,8 @@ def draw_cloud_from_above(
         cells_across: latent cells in a picture's width; a point paints a square as large as a
             cell seen from the path.
         beside: another path to draw, thinner and in the colour of memory.
+        body_m: width of what drove along the path; 0 draws the line alone.
+        touching: marks, for each camera, whether the body was in something there.
     """
     large = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
     up, forward, right = floor_axes(cameras[0].world_from_camera)
@@ -65,9 +71,13 @@ def draw_cloud_from_above(
     edge_px = _footprints_m(xyz[order], cameras, cells_across) * floor.pixels_per_m
     _splat(canvas, floor.pixels(xyz[order]), rgb[order], edge_px)
     picture = Image.fromarray(canvas)
+    if body_m:
+        _draw_swept(picture, floor, cameras, body_m)
     if beside is not None:
         _draw_line(picture, floor, beside, MEMORY_TINT, 3)
     _draw_path(picture, floor, cameras)
+    if touching is not None and touching.any():
+        _draw_contacts(picture, floor, cameras.position_world[touching], body_m)
     picture = picture.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     _draw_scale_bar(picture, floor.pixels_per_m / SUPERSAMPLING)
     return np.asarray(picture)
@@ -113,6 +123,26 @@ def _draw_path(picture: Image.Image, floor: _Floor, cameras: Camera) -> None:
     _draw_line(picture, floor, cameras, IMAGINED_TINT, 5)
     u, v = track[0]
     draw.ellipse((u - 9, v - 9, u + 9, v + 9), fill=INK, outline=(0, 0, 0), width=2)
+
+
+def _draw_swept(picture: Image.Image, floor: _Floor, cameras: Camera, body_m: float) -> None:
+    """The ground that the body covered, as one even veil."""
+    mask, radius = Image.new("L", picture.size), body_m / 2 * floor.pixels_per_m
+    draw = ImageDraw.Draw(mask)
+    points = [tuple(point) for point in floor.pixels(cameras.position_world)]
+    draw.line(points, fill=VEIL, width=round(2 * radius))
+    for u, v in points:
+        draw.ellipse((u - radius, v - radius, u + radius, v + radius), fill=VEIL)
+    picture.paste(Image.new("RGB", picture.size, IMAGINED_TINT), mask=mask)
+
+
+def _draw_contacts(
+    picture: Image.Image, floor: _Floor, places: np.ndarray, body_m: float
+) -> None:
+    """The body's outline wherever it was in something."""
+    draw, radius = ImageDraw.Draw(picture), max(body_m / 2 * floor.pixels_per_m, 9)
+    for u, v in floor.pixels(places):
+        draw.ellipse((u - radius, v - radius, u + radius, v + radius), outline=FAULT_TINT, width=5)
 
 
 def _draw_line(picture: Image.Image, floor: _Floor, cameras: Camera, colour, width: int) -> None:
