@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+from contextlib import closing
 from pathlib import Path
+
+from tqdm import tqdm
 
 from mirage_ros.core.errors import MirageError
 
@@ -85,30 +88,50 @@ def plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
+class _RecordProgress:
+    """What `mirage record` tells while it runs: a bar for people, lines of JSON for programs."""
+
+    words = {
+        "listening": "Waiting for the node's topics; Ctrl-C ends the recording.",
+        "ready": "Connected to the node; recording.",
+    }
+
+    def __init__(self, frames: int | None, as_json: bool) -> None:
+        self.frames, self.as_json, self.bar = frames, as_json, None
+
+    def tell(self, event: str, count: int) -> None:
+        if self.as_json:
+            print(json.dumps({"event": event, "count": count}), flush=True)
+        elif event == "frames":
+            self.bar.update(count - self.bar.n)
+        elif self.bar is None:
+            print(self.words[event], flush=True)
+            # Only now: before it listens, a recording ends with one line where it cannot begin.
+            self.bar = tqdm(total=self.frames, unit="frame", desc="record")
+        else:
+            with self.bar.external_write_mode():
+                print(self.words[event], flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
 def record(arguments: argparse.Namespace) -> int:
     from mirage_ros.recording.formats import guess_format
     from mirage_ros.ros.recorder import RecorderConfig, run_recorder
 
-    def tell(event: str, count: int) -> None:
-        if arguments.json:
-            print(json.dumps({"event": event, "count": count}), flush=True)
-        elif event == "listening":
-            print("Waiting for the node's topics; Ctrl-C ends the recording.", flush=True)
-        elif event == "ready":
-            print("Connected to the node; recording.", flush=True)
-
-    tally = run_recorder(
-        RecorderConfig(
-            arguments.path,
-            arguments.namespace,
-            arguments.frames,
-            arguments.idle,
-            arguments.format or guess_format(arguments.path),
-            arguments.rate,
-            arguments.codec,
-        ),
-        tell,
+    config = RecorderConfig(
+        arguments.path,
+        arguments.namespace,
+        arguments.frames,
+        arguments.idle,
+        arguments.format or guess_format(arguments.path),
+        arguments.rate,
+        arguments.codec,
     )
+    with closing(_RecordProgress(arguments.frames, arguments.json)) as progress:
+        tally = run_recorder(config, progress.tell)
     if not arguments.json:
         print(f"{tally.complete} whole frames and {tally.incomplete} others in {arguments.path}")
     return 0
