@@ -27,6 +27,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="the dataset")
     parser.add_argument("--backend", default="pyav", choices=["pyav", "torchcodec"])
     arguments = parser.parse_args()
+    if arguments.backend == "torchcodec":
+        need_torchcodec()
     dataset = open_dataset(arguments.folder, arguments.backend)
     columns, report = read_all(dataset, arguments.backend)
     for check in (check_rows, check_statistics):
@@ -36,6 +38,17 @@ def main() -> int:
     report["ok"] = not report["complaints"]
     print(json.dumps(report))
     return 0 if report["ok"] else 1
+
+
+def need_torchcodec() -> None:
+    """It brings no FFmpeg of its own. Ends with one line where there is none."""
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        sys.exit(
+            f"torchcodec cannot be used ({str(error).partition(".")[0]}); install FFmpeg's shared "
+            "libraries, such as Debian's package ffmpeg, or give --backend pyav."
+        )
 
 
 def open_dataset(folder: Path, backend: str) -> LeRobotDataset:

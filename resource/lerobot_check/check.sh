@@ -2,6 +2,7 @@
 # Open a dataset with the real lerobot package: resource/lerobot_check/check.sh DATASET [--backend torchcodec]
 # lerobot 0.6 needs Python 3.12 and its own torch, so it gets an environment of its own, once (8 GB
 # on x86-64, where PyPI's torch brings CUDA). PYTHON names the interpreter, LEROBOT_VENV the folder.
+# The torchcodec backend needs FFmpeg's shared libraries on the machine, the default pyav does not.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 venv=${LEROBOT_VENV:-$here/../../.lerobot-venv}
