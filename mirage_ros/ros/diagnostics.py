@@ -29,7 +29,8 @@ class Problem:
 
 
 class Health:
-    """The problems at hand, by topic: model, worker, seed, plan, tf, world, clock.
+    """The problems at hand, by topic: model, worker, seed, plan, tf, world, clock,
+    pictures.
 
     Args:
         warn, error: where a line goes when a problem is new.

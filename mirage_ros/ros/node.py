@@ -18,6 +18,7 @@ import rclpy
 from rclpy.executors import ExternalShutdownException
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.middleware import repair_soon
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode, ModelFactory
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None, make_model: ModelFactory | None = No
     try:
         arguments = ros_arguments(sys.argv[1:] if argv is None else list(argv))
         start_up = _StartUp()
+        repair_soon()
         from mirage_ros.ros.mirage_node import MirageNode
         from mirage_ros.ros.shipped import shipped_model
 

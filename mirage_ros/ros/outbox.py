@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode
 
 SLICE_S = 0.01
+RETRY_S = 0.005
+# So long a subscriber may keep the others waiting; then it is taken for stuck or gone.
+PATIENCE_S = 1.0
 
 
 class Outbox:
     """Instants, statuses and clouds in the order in which they came to be.
+
+    A chunk comes as a burst; what a subscriber has not received yet is not pushed out by it.
 
     Attributes:
         listeners: called with the stamp of each instant that was published.
@@ -30,6 +35,8 @@ class Outbox:
         self.last_stamp_ns: int | None = None
         self.plan_to_first_frame_s = 0.0
         self.listeners: list[Callable[[int], None]] = []
+        self._retry = node.create_wall_timer(RETRY_S, self._try_again)
+        self._retry.cancel()
 
     def __len__(self) -> int:
         return len(self._items)
@@ -56,12 +63,37 @@ class Outbox:
         """Some of it now, the rest when the executor comes by again."""
         until_s = time.monotonic() + SLICE_S
         while self._items and self._node.active:
+            if self._must_wait():
+                self._retry.reset()
+                return
             publish, *values = self._items.popleft()
             publish(*values)
             if time.monotonic() > until_s:
                 break
         if self._items and self._node.active:
             self._node.wake()
+
+    def _try_again(self) -> None:
+        self._retry.cancel()
+        self.publish()
+
+    def _must_wait(self) -> bool:
+        """A subscriber lacks messages that the next one would push out, and may still get them."""
+        full = self._node.output.full_for(time.monotonic())
+        stuck = [topic for topic, seconds in full.items() if seconds >= PATIENCE_S]
+        if len(stuck) < len(full):
+            return True
+        if stuck:
+            health = self._node.health
+            health.warn(
+                "pictures",
+                f"A subscriber of {', '.join(stuck)} still lacks what was published "
+                f"{PATIENCE_S:g} s ago and may miss some of it; give it more time, or raise "
+                "image_depth.",
+            )
+            # Said of this frame; the next one asks again.
+            health.ok("pictures")
+        return False
 
     def _instant(self, frames) -> None:
         node = self._node

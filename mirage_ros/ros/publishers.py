@@ -62,7 +62,11 @@ class CameraOutput:
 
 
 class CameraPublishers:
-    """One camera's pictures; all messages of a frame carry the frame's planned stamp."""
+    """One camera's pictures; all messages of a frame carry the frame's planned stamp.
+
+    Attributes:
+        all: its publishers.
+    """
 
     def __init__(self, node: Node, config: NodeConfig, camera: CameraOutput) -> None:
         self.camera = camera
@@ -76,6 +80,7 @@ class CameraPublishers:
         self._depth = lazy(Image, "depth/image_rect")
         self._depth_info = lazy(CameraInfo, "depth/camera_info")
         self._observed = lazy(Image, "observed/image")
+        self.all = (self._color, self._color_info, self._depth, self._depth_info, self._observed)
 
     def frame(self, frame: Frame) -> None:
         stamp = (frame.stamp_ns, self.camera.frame_id)
@@ -96,6 +101,12 @@ class Publishers:
         self._status = node.create_publisher(RolloutStatus, "status", streamed(config.image_depth))
         self._tf = node.create_publisher(TFMessage, "/tf", streamed(100))
         self._taps = [[tap(node, config, camera) for tap in TAPS] for camera in cameras]
+
+    def full_for(self, now_s: float) -> dict[str, float]:
+        """Topics on which one more message may cost a subscriber the oldest, and since when (s)."""
+        every = (*self._pictures, *(tap for taps in self._taps for tap in taps))
+        found = {p.topic: p.full_for(now_s) for source in every for p in source.all}
+        return {topic: seconds for topic, seconds in found.items() if seconds is not None}
 
     def instant(self, frames: Sequence[Frame]) -> None:
         """TF first, so that who receives a picture can place it at once."""

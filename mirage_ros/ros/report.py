@@ -114,7 +114,8 @@ class Reporter:
             "queue_size": IN_FLIGHT,
             **stages,
         }
-        return OK, f"{figures.frames_per_s:.3g} frames/s", values
+        level, text = self._worst("pictures")
+        return level, text or f"{figures.frames_per_s:.3g} frames/s", values
 
     def _memory(self):
         limit = self._node.config.max_memory_mb * 2**20

@@ -29,6 +29,7 @@ class CompressedTap:
         qos = QoSProfile(depth=config.image_depth, reliability=policy)
         how = TransportConfig(config.compressed_format, config.jpeg_quality)
         self._publishers = CompressedPublishers(node, qos, how, camera.prefix)
+        self.all = (self._publishers.color, self._publishers.depth)
         self._frame_id = camera.frame_id
 
     def frame(self, frame: Frame) -> None:
@@ -39,7 +40,9 @@ class CompressedTap:
 
 
 class MarkerTap:
-    """Each frame's frustum."""
+    """Each frame's frustum: the newest is all that counts."""
+
+    all = ()
 
     def __init__(self, node: Node, config: NodeConfig, camera: CameraOutput) -> None:
         qos = QoSProfile(depth=MARKERS_DEPTH)
@@ -57,6 +60,8 @@ class MarkerTap:
 class DeltaTap:
     """Each cloud's new points. A rig has one memory, so the publisher is made by the first
     camera's first cloud."""
+
+    all = ()
 
     def __init__(self, node: Node, config: NodeConfig, camera: CameraOutput) -> None:
         self._make = lambda: DeltaPublisher(
