@@ -1,9 +1,12 @@
 """A policy that plans a few poses ahead of the simulator's time: python lockstep_policy.py SEED N.
 
 What it knows it asks the simulator: killed and started again, it goes on from the time that it is.
+It says its plan again while time stands still: that somebody subscribes to TF does not mean that
+everybody does, and what goes out before two sides know each other is lost.
 """
 
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -19,6 +22,7 @@ from tf2_msgs.msg import TFMessage  # noqa: E402
 from mirage_ros.ros.conversions import stamp_from_ros, transform_to_ros  # noqa: E402
 
 AHEAD = 4
+REPEAT_S = 1.0
 
 
 def main() -> None:
@@ -32,12 +36,14 @@ def main() -> None:
     node.create_subscription(
         Clock, "/clock", lambda m: now.append(stamp_from_ros(m.clock)), latched
     )
-    sent = -1
+    sent, told_s = -1, 0.0
     while not now or now[-1] < START + frames * PERIOD:
         rclpy.spin_once(node, timeout_sec=0.1)
         if not now or not tf.get_subscription_count():
             continue
         done = (now[-1] - START) // PERIOD
+        if time.monotonic() - told_s > REPEAT_S:
+            sent = done
         ahead = range(max(done, sent), min(done + AHEAD, frames))
         message = TFMessage()
         for index in ahead:
@@ -45,7 +51,7 @@ def main() -> None:
             message.transforms.append(transform_to_ros(poses[index], "world", CAMERA, stamp_ns))
         if message.transforms:
             tf.publish(message)
-            sent = max(sent, ahead[-1] + 1)
+            sent, told_s = max(sent, ahead[-1] + 1), time.monotonic()
     rclpy.shutdown()
 
 

@@ -7,17 +7,21 @@ import pytest
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
 from rclpy.time import Time
+from tf2_msgs.msg import TFMessage
 from transforms3d.euler import euler2mat
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.conversions import (
     pose_to_ros,
     stamp_to_ros,
     transform_from_ros,
     transform_to_ros,
 )
+from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.plan import Missing, Plan, PlanConfig
 from mirage_ros.ros.tf_buffer import Buffer
+from mirage_ros.ros.tf_intake import TfIntake
 from mirage_ros.ros.tracks import ConnectivityException, ExtrapolationException, LookupException
 
 SECOND = 1_000_000_000
@@ -157,6 +161,26 @@ def test_poses_of_the_past_are_not_rendered_again():
     feed(buffer, stamps(5))
     assert drain(plan) == []
     assert plan.is_past(START) and not plan.is_past(START + 5 * PERIOD)
+
+
+def test_a_plan_told_again_changes_nothing_and_a_changed_one_is_heard():
+    buffer, logged, replanned = Buffer(), [], []
+    plan, config = make_plan(buffer), NodeConfig(camera_frame="camera")
+    health = Health(logged.append, logged.append)
+    intake = TfIntake(buffer, plan, health, config, lambda: replanned.append(1), set())
+
+    def told(x: float) -> TFMessage:
+        times = stamps(5)
+        return TFMessage(
+            transforms=[transform_to_ros(pose_at(x * s), "world", "camera", s) for s in times]
+        )
+
+    intake.moving(told(1e-9))
+    drain(plan)
+    intake.moving(told(1e-9))
+    assert not replanned and not logged
+    intake.moving(told(2e-9))
+    assert len(replanned) == 5 and "jump back" in logged[0]
 
 
 def test_what_the_history_dropped_is_skipped():

@@ -51,6 +51,13 @@ class Buffer:
         track.insert(stamp_ns, position, quaternion)
         track.forget_before(track.stamps[-1] - self.history_ns)
 
+    def knows(self, transform: TransformStamped) -> bool:
+        """It is there already, just so. Raises MirageError for what `set_transform` refuses."""
+        track = self.tracks.get(transform.child_frame_id)
+        if track is None or track.static or track.parent != transform.header.frame_id:
+            return False
+        return track.holds(stamp_from_ros(transform.header.stamp), *parts_from_ros(transform))
+
     def insert(self, parent: str, child: str, stamp_ns: int, parent_from_child: np.ndarray) -> None:
         """Adds a moving frame's map without a message."""
         quaternion = mat2quat(parent_from_child[:3, :3])

@@ -45,6 +45,9 @@ class TfIntake:
             track = self._buffer.tracks.get(child)
             latest_ns = track.stamps[-1] if track and track.stamps else 0
             try:
+                # A plan that is told again, for whom it may not have reached, changes nothing.
+                if self._buffer.knows(transform):
+                    continue
                 self._buffer.set_transform(transform)
             except MirageError as error:
                 self._health.error("tf", str(error))

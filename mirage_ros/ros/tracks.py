@@ -51,6 +51,16 @@ class Track:
         ):
             values[index : index + same] = [value]
 
+    def holds(self, stamp_ns: int, position: np.ndarray, quaternion: np.ndarray) -> bool:
+        """This very pose is known at this very time."""
+        index = bisect_left(self.stamps, stamp_ns)
+        return (
+            index < len(self.stamps)
+            and self.stamps[index] == stamp_ns
+            and np.array_equal(self.positions[index], position)
+            and np.array_equal(self.quaternions[index], quaternion)
+        )
+
     def forget_before(self, stamp_ns: int) -> None:
         index = bisect_left(self.stamps, stamp_ns)
         del self.stamps[:index], self.positions[:index], self.quaternions[:index]
