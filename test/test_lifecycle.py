@@ -27,6 +27,7 @@ from mirage_ros.srv import EraseRegion, ForkWorld, RestoreWorld, SaveWorld
 KILLS = int(os.environ.get("MIRAGE_KILLS", "3"))
 CALLS = int(os.environ.get("MIRAGE_CALLS", "200"))
 RESUME_S = 10.0
+ENDLESS = 4000
 NODE = ("-m", "mirage_ros.ros.node")
 
 
@@ -50,12 +51,15 @@ def managed(tmp_path_factory, folder):
 
 @pytest.fixture(scope="module")
 def streaming(tmp_path_factory):
-    """The node as it ships, with the mini model, at work."""
+    """The node as it ships, with the mini model, at work on a plan that does not end."""
     arguments = ("--ros-args", "-p", "seed:=room", "-p", "plan_idle_s:=0.3")
     process = NodeProcess(tmp_path_factory.mktemp("log"), *arguments, program=NODE)
     client = SimClient(process)
     client.connect()
     process.wait_for("New world")
+    pose = client.ask(srv.GetEntityState, "get_entity_state", entity="camera").state.pose
+    client.send_tf(stamps(ENDLESS, START + 10**13), [pose_from_ros(pose)] * ENDLESS)
+    client.wait_for_frames(1)
     yield client
     client.close()
     process.close()
@@ -167,6 +171,8 @@ def test_a_full_disk_costs_the_copy_and_not_the_world(managed, tmp_path):
 def test_regions_are_erased_and_worlds_forked_and_restored(managed):
     fork = managed.ask(ForkWorld, "fork", name="before")
     assert fork.success and list(fork.names) == ["before"]
+    refused = managed.ask(ForkWorld, "fork", name="../before")
+    assert not refused.success and "'../before'" in refused.message
     request = EraseRegion.Request()
     request.min.x = request.min.y = request.min.z = -50.0
     request.max.x = request.max.y = request.max.z = 50.0
@@ -220,11 +226,7 @@ def answer_times(client: SimClient, calls: int) -> np.ndarray:
 
 
 def test_services_are_answered_at_once_while_a_chunk_is_generated(streaming):
-    client, frames = streaming, 4000
-    began = START + 10**13
-    pose = client.ask(srv.GetEntityState, "get_entity_state", entity="camera").state.pose
-    client.send_tf(stamps(frames, began), [pose_from_ros(pose)] * frames)
-    client.wait_for_frames(1)
+    client = streaming
     seconds = answer_times(client, CALLS)
     middle, p99 = np.quantile(seconds, [0.5, 0.99]) * 1e3
     most = seconds.max() * 1e3

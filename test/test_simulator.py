@@ -362,6 +362,11 @@ def test_worlds_that_cannot_be_loaded_are_refused_and_the_world_stays(sim, folde
 def test_the_camera_is_the_entity_and_stands_where_it_is_put(sim, folder):
     entities = sim.ask(srv.GetEntities, "get_entities")
     assert entities.result.result == OK and list(entities.entities) == ["camera"]
+    for expression, found in (("c.*ra", ["camera"]), ("robot", [])):
+        filters = srv.GetEntities.Request().filters
+        filters.filter = expression
+        entities = sim.ask(srv.GetEntities, "get_entities", filters=filters)
+        assert entities.result.result == OK and list(entities.entities) == found
     start = sideways(folder, 1)[0]
     poses = sim.ask(srv.GetNamedPoses, "get_named_poses")
     assert poses.result.result == OK and [pose.name for pose in poses.poses] == ["start"]
