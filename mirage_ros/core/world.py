@@ -31,6 +31,7 @@ from mirage_ros.core.checks import (
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
+from mirage_ros.core.overlap import overlapped
 from mirage_ros.core.perceiving import in_range, perceive_seed
 from mirage_ros.core.pictures import cell_colours, cell_share, fit_seed, upsample
 from mirage_ros.core.types import Chunk, Frame, Perception, Readout, SpatialMemory, WorldModel
@@ -42,7 +43,7 @@ from mirage_ros.core.video import (
     rows,
 )
 from mirage_ros.core.world_files import load_world, save_world
-from mirage_ros.core.world_state import WorldState
+from mirage_ros.core.world_state import Draft, WorldState
 
 STAGES = ("read", "generate", "decode", "perceive", "write")
 
@@ -60,6 +61,8 @@ class WorldConfig:
             footprint over the cell's width exceeds this (0.35: tokens 1.4 times too coarse).
         max_dynamic_share: cells with a larger share of moving pixels are not remembered.
         kept_latents: latents of past frames kept for reference, besides the seed's.
+        overlap_decode: a rollout generates each chunk while the one before it is decoded,
+            perceived and written; what memory shows it lags by that chunk (overlap.py).
     """
 
     seed: int = 0
@@ -69,6 +72,7 @@ class WorldConfig:
     rewrite_log_scale: float = 0.35
     max_dynamic_share: float = 0.25
     kept_latents: int = 512
+    overlap_decode: bool = False
 
 
 class World:
@@ -145,39 +149,20 @@ class World:
 
         Frames seen before come back, the rest is imagined. Bad plans raise MirageError.
         """
-        state, model, seconds = self._seeded(), self.model, dict.fromkeys(STAGES, 0.0)
-        stamps = check_plan(cameras, stamps_ns, state.stamp_ns, model.chunk_frames)
-        cameras, count = cameras.resized(model.size), len(stamps)
-        cells = self._latent(cameras)
-
-        with _timed(seconds, "read"):
-            shown = state.memory.read(cells, stamps)
-            anchors = self._anchors(count)
-            readout = rows(shown, anchors)
-            preceding, references = self._context(state, readout)
-        with _timed(seconds, "generate"):
-            noise = _noise_seed(self.config.seed, state.frames_seen)
-            latents = model.generate(readout, cells[anchors], preceding, references, noise)
-            latents = check_latents(latents, model, len(anchors))
-        with _timed(seconds, "decode"):
-            rgb, decoder = decode_next(model, latents, state.decoder, count)
-            check_pictures(rgb, model, count)
-        with _timed(seconds, "perceive"):
-            anchor = shown.depth_m if shown.visible.any() else None
-            perception = self._perceive(rgb, cameras, anchor)
-        with _timed(seconds, "write"):
-            first_id = state.latents_seen
-            self._write(state.memory, latents, cameras, perception, rgb, stamps, first_id)
-
-        self._state = self._advanced(state, latents, cameras, stamps, decoder)
-        return self._chunk(rgb, cameras, perception, shown.visible, stamps, seconds)
+        draft = self._read(self._seeded(), cameras, stamps_ns)
+        latents = self._generate(draft)
+        return self._finish(draft, latents)
 
     def rollout(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Iterator[Chunk]:
         """Steps through a plan of any length, yielding chunk after chunk."""
         stamps = check_plan(cameras, stamps_ns, self._seeded().stamp_ns, None)
-        for start in range(0, len(stamps), self.model.chunk_frames):
-            part = slice(start, start + self.model.chunk_frames)
-            yield self.step(cameras[part], stamps[part])
+        starts = range(0, len(stamps), self.model.chunk_frames)
+        parts = [slice(start, start + self.model.chunk_frames) for start in starts]
+        plans = [(cameras[part], stamps[part]) for part in parts]
+        if self.config.overlap_decode:
+            yield from overlapped(self, plans)
+        else:
+            yield from (self.step(*plan) for plan in plans)
 
     def snapshot(self) -> WorldState:
         """The world as it is now; cheap, memory is shared until one side changes."""
@@ -206,6 +191,41 @@ class World:
 
     def _memory_config(self) -> MemoryConfig:
         return MemoryConfig(self.model.channels, self.config.max_memory_bytes)
+
+    def _read(self, state: WorldState, cameras: Camera, stamps_ns) -> Draft:
+        """What memory shows to the planned cameras, and the latents that go before them."""
+        model, seconds = self.model, dict.fromkeys(STAGES, 0.0)
+        stamps = check_plan(cameras, stamps_ns, state.stamp_ns, model.chunk_frames)
+        cameras = cameras.resized(model.size)
+        cells, anchors = self._latent(cameras), self._anchors(len(stamps))
+        with _timed(seconds, "read"):
+            shown = state.memory.read(cells, stamps)
+            readout = rows(shown, anchors)
+            context = self._context(state, readout)
+        noise = _noise_seed(self.config.seed, state.frames_seen)
+        return Draft(cameras, stamps, shown, readout, cells[anchors], *context, noise, seconds)
+
+    def _generate(self, draft: Draft) -> torch.Tensor:
+        """The draft's latents. Knows no world and changes none."""
+        told = (draft.readout, draft.cells, draft.preceding, draft.references, draft.noise)
+        with _timed(draft.seconds, "generate"):
+            return check_latents(self.model.generate(*told), self.model, len(draft.cells))
+
+    def _finish(self, draft: Draft, latents: torch.Tensor) -> Chunk:
+        """Decodes, perceives and writes: the chunk's pictures, and the world after it."""
+        state, model, seconds = self._seeded(), self.model, draft.seconds
+        cameras, stamps, shown = draft.cameras, draft.stamps_ns, draft.shown
+        with _timed(seconds, "decode"):
+            rgb, decoder = decode_next(model, latents, state.decoder, len(stamps))
+            check_pictures(rgb, model, len(stamps))
+        with _timed(seconds, "perceive"):
+            anchor = shown.depth_m if np.isfinite(shown.depth_m).any() else None
+            perception = self._perceive(rgb, cameras, anchor)
+        with _timed(seconds, "write"):
+            first_id = state.latents_seen
+            self._write(state.memory, latents, cameras, perception, rgb, stamps, first_id)
+        self._state = self._advanced(state, latents, cameras, stamps, decoder)
+        return self._chunk(rgb, cameras, perception, shown.visible, stamps, seconds)
 
     def _latent(self, cameras: Camera) -> Camera:
         height, width = self.model.size

@@ -1,14 +1,15 @@
-"""What a world remembers between steps."""
+"""What a world remembers between steps, and a chunk on its way through one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mirage_ros.core.camera import Camera
-from mirage_ros.core.types import SpatialMemory
+from mirage_ros.core.types import Readout, SpatialMemory
 from mirage_ros.core.video import DecoderState
 
 
@@ -38,3 +39,27 @@ class WorldState:
     def forked(self) -> WorldState:
         """A state of its own; memory is shared until one of both changes."""
         return replace(self, memory=self.memory.fork(), latents=dict(self.latents))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A chunk that has been read and not generated yet: all that a model is given for it.
+
+    Attributes:
+        cameras: of picture size, one per frame.
+        shown: what memory shows to each frame.
+        readout, cells: the same and its cameras, for the frame that each latent is read through.
+        preceding, references: context latents.
+        noise: seed of the chunk's noise.
+        seconds: by stage, filled in as the chunk goes on.
+    """
+
+    cameras: Camera
+    stamps_ns: Int[np.ndarray, "f"]
+    shown: Readout
+    readout: Readout
+    cells: Camera
+    preceding: Float[torch.Tensor, "p c lh lw"]
+    references: Float[torch.Tensor, "r c lh lw"]
+    noise: int
+    seconds: dict[str, float]

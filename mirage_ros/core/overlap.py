@@ -1,0 +1,88 @@
+"""Rollouts that generate a chunk while the one before it is decoded, perceived and written.
+
+    read 1, generate 1 | read 2, generate 2           | read 3, generate 3           |
+                       | decode 1, perceive 1, write 1 | decode 2, perceive 2, write 2 |
+
+The price: chunk 2 is read before chunk 1 is written, so what memory shows lags by one chunk.
+What chunk 1 has imagined reaches chunk 2 through the latents that precede it alone. Where that
+is not enough chunk 2 imagines anew; memory keeps what was written first. Depth is aligned to
+all that has been written, without lag.
+
+The generating thread is given copies and touches no world, so the frames are those of the
+same order of work on one thread, bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.core.frames import Chunk
+from mirage_ros.core.world_state import Draft
+
+if TYPE_CHECKING:
+    from mirage_ros.core.world import World
+
+Plan = tuple[Camera, np.ndarray]
+
+
+def overlapped(world: World, plans: Sequence[Plan]) -> Iterator[Chunk]:
+    """The chunks of `plans`, each at most a chunk long.
+
+    Between two chunks the world may be looked at and saved but not changed, else the next one
+    raises MirageError. A rollout that fails or is left early leaves the world after the last
+    chunk that it gave.
+    """
+    with ThreadPoolExecutor(1, initializer=_take_own_stream) as thread:
+        yield from lagged(world, plans, thread)
+
+
+def lagged(world: World, plans: Sequence[Plan], thread: Executor) -> Iterator[Chunk]:
+    """The order of work itself; `thread` generates."""
+    draft = world._read(world._seeded(), *plans[0])
+    latents = thread.submit(world._generate, draft).result()
+    for index in range(len(plans)):
+        if index + 1 < len(plans):
+            after = _read_ahead(world, draft, latents, plans[index + 1])
+            coming = thread.submit(world._generate, after)
+        chunk = world._finish(draft, latents)
+        left = world._seeded()
+        yield chunk
+        if world._seeded() is not left:
+            raise MirageError(
+                "The world was changed between two chunks of a rollout with overlap_decode, whose "
+                "next chunk was begun already; end the rollout first, or set it to false."
+            )
+        if index + 1 < len(plans):
+            draft, latents = _anchored_anew(world, after), coming.result()
+
+
+def _read_ahead(world: World, draft: Draft, latents: torch.Tensor, plan: Plan) -> Draft:
+    """The next chunk's draft, with this one's latents before it and not yet its memory."""
+    state = world._seeded()
+    ahead = world._advanced(state, latents, draft.cameras, draft.stamps_ns, state.decoder)
+    return world._read(ahead, *plan)
+
+
+def _anchored_anew(world: World, draft: Draft) -> Draft:
+    """The draft with what memory shows by now, which its depth is aligned to.
+
+    What came from memory is still what the network was shown.
+    """
+    cells = world._latent(draft.cameras)
+    fresh = world._seeded().memory.read(cells, draft.stamps_ns)
+    return replace(draft, shown=replace(draft.shown, depth_m=fresh.depth_m))
+
+
+def _take_own_stream() -> None:
+    """On CUDA a thread's kernels queue behind all others of its stream, so it takes its own."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.set_stream(torch.cuda.Stream())
