@@ -7,18 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fakes import PixelModel
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.types import Perception
 from mirage_ros.models.depth_alignment import align_depth, disagreeing, fit_line
 from mirage_ros.models.depth_estimators import (
     ESTIMATORS,
     DepthEstimator,
     load_depth_estimator,
 )
-from mirage_ros.models.perceivers import load_perceiver
-from mirage_ros.models.resizing import InputRule
+from mirage_ros.models.perceivers import MiniPerceiver, load_perceiver
+from mirage_ros.models.resizing import InputRule, block_means
 from mirage_ros.models.segmenters import load_segmenter
 
 SIZE = (96, 160)
@@ -202,6 +204,36 @@ def test_what_is_at_a_pixel_comes_back_at_that_pixel(adapters, name, size):
         rows, columns = np.mgrid[: size[0], : size[1]]
         place = (answer * rows).sum() / answer.sum(), (answer * columns).sum() / answer.sum()
         assert np.hypot(place[0] - row, place[1] - column) <= 0.5
+
+
+class Brightness(PixelModel):
+    """A mini perceiver, of stride 8, that takes brightness for depth and red for moving."""
+
+    def perceive(self, rgb, cameras, anchor_depth_m):
+        assert rgb.shape[1:3] == cameras.size
+        self.seen, self.anchors = cameras.size, anchor_depth_m
+        nothing = np.zeros(rgb.shape[:3], bool)
+        return Perception(rgb.mean(-1).astype(np.float32), rgb[..., 0] > 250, nothing)
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_the_shipped_perceiver_sees_its_own_cells_and_answers_at_picture_size(stride):
+    mini, rgb = Brightness(), np.zeros((1, *SIZE, 3), np.uint8)
+    rgb[0, 32:64, 64:128] = 255
+    anchor = np.ones((1, SIZE[0] // stride, SIZE[1] // stride), np.float32)
+    told = MiniPerceiver(mini, stride)(rgb, cameras(1), anchor)
+    assert mini.seen == (SIZE[0] * 8 // stride, SIZE[1] * 8 // stride)
+    assert mini.anchors is anchor
+    assert np.array_equal(told.depth_m[0] > 100, rgb[0, ..., 0] > 100)
+    assert np.array_equal(told.dynamic[0], rgb[0, ..., 0] > 100) and not told.sky.any()
+
+
+@pytest.mark.parametrize("times", [1, 2, 4])
+def test_blocks_become_their_means(times):
+    means = block_means(pictures(), times)
+    split = pictures().reshape(2, SIZE[0] // times, times, SIZE[1] // times, times, 3)
+    assert means.dtype == np.uint8
+    assert np.abs(means - split.mean((2, 4))).max() <= 0.5
 
 
 @pytest.fixture(scope="module")

@@ -60,8 +60,10 @@ def anchor_frames(frames: int, per_latent: int) -> Int[np.ndarray, "n"]:
 
 
 def any_in_group(mask: Bool[np.ndarray, "f h w"], per_latent: int) -> Bool[np.ndarray, "n h w"]:
-    """True where any frame of a latent's group is."""
-    return np.logical_or.reduceat(mask, np.arange(0, len(mask), per_latent))
+    """True where any frame of a latent's group is; the last group may be short."""
+    whole = len(mask) // per_latent * per_latent
+    groups = mask[:whole].reshape(-1, per_latent, *mask.shape[1:]).any(1)
+    return np.concatenate([groups, mask[whole:].any(0, keepdims=True)[: len(mask) - whole]])
 
 
 def rows(readout: Readout, index: Int[np.ndarray, "n"]) -> Readout:
