@@ -22,7 +22,7 @@ from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.pictures import cell_colours
 from mirage_ros.core.video import anchor_frames
-from mirage_ros.core.world import World
+from mirage_ros.core.world import World, WorldConfig
 from mirage_ros.evaluation.bench_walk import REWRITE_LOG_SCALE, Walk, render_walk
 from mirage_ros.evaluation.point_cloud import BARE_POINT_BYTES, CloudConfig
 from mirage_ros.evaluation.rgb_cache import RgbMemory, fill_holes
@@ -40,11 +40,13 @@ class BenchConfig:
     chunks: of the walk.
     steps: denoising steps; one run of the cycle for each.
     seed: of the rendered room.
+    overlap: run each cycle a second time with overlap_decode.
     """
 
     chunks: int = 5
     steps: tuple[int, ...] = (20, 4)
     seed: int = 2_000_017
+    overlap: bool = False
 
 
 def run_bench(model: WanModel, config: BenchConfig) -> dict:
@@ -59,32 +61,35 @@ def run_bench(model: WanModel, config: BenchConfig) -> dict:
     }
     for steps in config.steps:
         model.config = replace(model.config, steps=steps)
-        report["cycle"][str(steps)] = run_cycle(model, walk, config.chunks)
+        for overlap in (False, True)[: 1 + config.overlap]:
+            name = f"{steps} steps" + (", overlapped" if overlap else "")
+            report["cycle"][name] = run_cycle(model, walk, config.chunks, overlap)
     return report
 
 
-def run_cycle(model: WanModel, walk: Walk, chunks: int) -> dict:
+def run_cycle(model: WanModel, walk: Walk, chunks: int, overlap: bool = False) -> dict:
     """The cycle over the walk: seconds by stage and chunk, frames/s, bytes."""
     meter = Meter(model)
-    world = World(meter)
+    world = World(meter, WorldConfig(overlap_decode=overlap))
     stamps = np.arange(len(walk), dtype=np.int64) * 100_000_000
     world.reset(walk.rgb[0], walk.cameras[0], walk.depth_m[0], 0)
-    rows = []
-    for part in _chunks(model, chunks):
-        start_s = time.perf_counter()
-        chunk = world.step(walk.cameras[part], stamps[part])
+    planned = slice(1, 1 + chunks * model.chunk_frames)
+    rows, start_s = [], time.perf_counter()
+    for chunk in world.rollout(walk.cameras[planned], stamps[planned]):
         seconds = time.perf_counter() - start_s
         rows.append({"seconds": seconds, "stages": chunk.seconds, "tokens": chunk.tokens,
                      "memory_bytes": chunk.memory_bytes})  # fmt: skip
-    # The first chunk compiles and warms up what later ones find ready.
-    steady = rows[1:] or rows
+        start_s = time.perf_counter()
+    # The first chunk compiles and warms up what later ones find ready; beside the last one of an
+    # overlapped run nothing is generated.
+    steady = rows[1 : len(rows) - overlap] or rows
     stages = {name: median(row["stages"][name] for row in steady) for name in rows[0]["stages"]}
     return {
         "chunks": rows,
         "seconds_by_stage": stages,
         "frames_per_s": model.chunk_frames / median(row["seconds"] for row in steady),
         "peak_bytes_by_stage": meter.peaks,
-        "peak_bytes": max(meter.peaks.values()),
+        "peak_bytes": max(meter.whole, *meter.peaks.values()),
     }
 
 
@@ -118,10 +123,15 @@ def compare_conditioning(model: WanModel, walk: Walk, chunks: int) -> dict:
 
 
 class Meter:
-    """A model that notes how much memory each of its stages took at most."""
+    """A model that notes how much memory each of its stages took at most.
+
+    Where stages overlap a stage's peak begins anew with the other one; `whole` misses nothing.
+    """
 
     def __init__(self, model: WanModel):
-        self.model, self.peaks = model, {}
+        self.model, self.peaks, self.whole = model, {}, 0
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
 
     def __getattr__(self, name: str):
         return getattr(self.model, name)
@@ -146,10 +156,11 @@ class Meter:
     def _stage(self, name: str) -> Iterator[None]:
         cuda = self.model.device.type == "cuda"
         if cuda:
+            self.whole = max(self.whole, torch.cuda.max_memory_allocated())
             torch.cuda.reset_peak_memory_stats()
         yield
         if cuda:
-            torch.cuda.synchronize()
+            torch.cuda.current_stream().synchronize()
             peak = torch.cuda.max_memory_allocated()
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -243,9 +254,10 @@ def describe(report: dict) -> str:
             f"{name:<16}{1e3 * seconds:>12.1f}{slower:>8.1f}{told['held'][name]:>12}"
             f"{told['bytes'][name] / MIB:>10.2f}{larger:>8.1f}"
         )
-    for steps, cycle in report["cycle"].items():
+    for name, cycle in report["cycle"].items():
         stages = ", ".join(f"{n} {1e3 * s:.0f}" for n, s in cycle["seconds_by_stage"].items())
         peaks = ", ".join(f"{n} {b / MIB:.0f}" for n, b in cycle["peak_bytes_by_stage"].items())
-        lines += ["", f"{steps} steps: {cycle['frames_per_s']:.2f} frames/s",
+        lines += ["", f"{name}: {cycle['frames_per_s']:.2f} frames/s, peak "
+                  f"{cycle['peak_bytes'] / MIB:.0f} MiB",
                   f"  ms a chunk:  {stages}", f"  peak MiB:    {peaks}"]  # fmt: skip
     return "\n".join(lines)

@@ -33,6 +33,8 @@ def add_bench_generate(actions, command) -> None:
     parser.add_argument("--size", metavar="HxW", help="(default: 704x1280, tiny 128x224)")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 4], help="(default: 20 4)")
     parser.add_argument("--chunks", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--overlap", action="store_true",
+                        help="time each cycle with overlap_decode as well")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--seed", type=int, default=2_000_017, help="of the room")
     parser.add_argument("--plan", action="store_true", help="print the memory plan and end")
@@ -51,7 +53,9 @@ def bench_generate(arguments: argparse.Namespace) -> int:
         return _plan(arguments, settings)
     from mirage_ros.evaluation.bench_generate import BenchConfig, describe, run_bench
 
-    config = BenchConfig(arguments.chunks, tuple(arguments.steps), arguments.seed)
+    config = BenchConfig(
+        arguments.chunks, tuple(arguments.steps), arguments.seed, arguments.overlap
+    )
     if config.chunks < 1 or min(config.steps) < 1:
         raise MirageError("A bench needs at least 1 chunk and 1 step; give more.")
     report = run_bench(_model(arguments, settings), config)

@@ -70,7 +70,15 @@ def random_wan(
 
 @torch.no_grad()
 def _made(network: nn.Module, device: str, dtype: torch.dtype, seed: int) -> nn.Module:
-    """A network of the meta device with normal weights; norms and rotary tables as they should."""
+    """A network of the meta device with normal weights; norms and rotary tables as they should.
+
+    Its parts have the types that `from_pretrained` would give them, from the start: made in
+    float32 first, the full size would need twice the memory that it is refused for.
+    """
+    kept = set(getattr(network, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in network.named_parameters():
+        if kept.isdisjoint(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
     generator = torch.Generator(device).manual_seed(seed)
     made = network.to_empty(device=device)
     for name, parameter in made.named_parameters():
@@ -81,8 +89,6 @@ def _made(network: nn.Module, device: str, dtype: torch.dtype, seed: int) -> nn.
     for part in made.modules():
         if type(part).__name__ == "WanRotaryPosEmbed":
             _refill(part, device)
-    for parameter in made.parameters():
-        parameter.data = parameter.data.to(dtype)
     return made.eval()
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import os
+import shutil
+
 import torch
 from diffusers import AutoencoderKLWan
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.models.denoiser import MemoryDenoiser
 from mirage_ros.models.wan_config import WanConfig
+
+_log = logging.getLogger(__name__)
 
 
 def speed_up(
@@ -19,7 +26,7 @@ def speed_up(
     """
     if config.attention != "native":
         set_attention(denoiser, config.attention)
-    if config.compile == "on" or (config.compile == "auto" and device == "cuda"):
+    if config.compile == "on" or (config.compile == "auto" and device == "cuda" and _can_compile()):
         compile_blocks(denoiser)
     if device == "cuda":
         channels_last(vae)
@@ -42,6 +49,19 @@ def compile_blocks(denoiser: MemoryDenoiser, backend: str = "inductor") -> None:
     """Compiles the transformer block once and uses it for all: blocks differ in weights only."""
     for block in (*denoiser.transformer.blocks, *denoiser.branch.blocks):
         block.compile(dynamic=None, backend=backend)
+
+
+def _can_compile() -> bool:
+    """Whether what torch's compiler needs on CUDA is there; a warning says what is not."""
+    missing = [] if importlib.util.find_spec("triton") else ["the package triton"]
+    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
+    if not any(map(shutil.which, compilers)):
+        missing.append("a C compiler")
+    if missing:
+        _log.warning(
+            "The blocks are not compiled, which is slower: %s is missing.", " and ".join(missing)
+        )
+    return not missing
 
 
 def channels_last(vae: AutoencoderKLWan) -> None:
