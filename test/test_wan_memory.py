@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from wan_tiny import denoiser_inputs
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.models.perceivers import perceiver_bytes
 from mirage_ros.models.pretrained import load_model
 from mirage_ros.models.wan_codec import WanCodec
 from mirage_ros.models.wan_config import WanConfig
@@ -48,7 +50,7 @@ def test_the_published_architecture_has_its_published_size():
 def test_the_plan_counts_what_is_there_and_refuses_with_what_would_fit():
     plan = plan_memory(PARTS, WanConfig(), torch.bfloat16, MEASURED)
     assert plan.weights["transformer"] == 2 * MEASURED.counts["transformer"]
-    assert set(plan.stages) == {"prompt", "generate", "decode"}
+    assert set(plan.stages) == {"prompt", "generate", "decode", "perceive"}
     assert plan.peak >= sum(plan.weights.values())
     for word in ("704x1280", "32 frames", "transformer", "decode", "peak"):
         assert word in plan.describe()
@@ -61,6 +63,19 @@ def test_the_plan_counts_what_is_there_and_refuses_with_what_would_fit():
     assert plan_memory(PARTS, smaller, torch.bfloat16, MEASURED).peak <= 24 * GIB
     with pytest.raises(MirageError, match="no size fits"):
         check_fits(plan, PARTS, torch.bfloat16, 12 * GIB)
+
+
+def test_the_plan_counts_who_perceives(tmp_path):
+    for name, size in (("depth", 3000), ("masks", 500)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(size))
+    named = f"depth-pro:{tmp_path / 'depth'}", f"sam3:{tmp_path / 'masks'}"
+    assert perceiver_bytes(*named) == 3500
+    assert perceiver_bytes("mini", "") == perceiver_bytes("depth-pro:/nowhere", "") == 0
+    with_them = replace(PARTS, perceiver=3500)
+    plans = [plan_memory(p, WanConfig(), torch.bfloat16, MEASURED) for p in (PARTS, with_them)]
+    more = {name: plans[1].stages[name] - size for name, size in plans[0].stages.items()}
+    assert more == {"prompt": 0, "generate": 3500, "decode": 3500, "perceive": 3500}
 
 
 def test_a_decoder_cache_is_measured_as_it_will_be():

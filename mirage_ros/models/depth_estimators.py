@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mirage_ros.core.camera import Camera
@@ -168,7 +169,7 @@ def load_depth_estimator(name: str, device: str = "cpu") -> DepthEstimator:
 def _load(kind: type, source: str, device: str):
     try:
         network = kind.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise MirageError(
             f"The depth model {source} cannot be loaded ({reason}); give a folder or hub id of "

@@ -31,6 +31,19 @@ def find_folder(name: str | Path) -> Path:
         ) from error
 
 
+def stored_bytes(source: str) -> int:
+    """Bytes of a network's safetensors; 0 where its folder or hub id is not on this machine yet."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(source, local_files_only=True))
+        except (OSError, ValueError):
+            return 0
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
 def read_json(path: Path) -> dict:
     """A JSON object from a file; MirageError when it is missing or damaged."""
     try:
@@ -54,7 +67,8 @@ def load_part(folder: Path, kind: type, dtype: torch.dtype = torch.float32) -> t
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        # Paths are named once, so that the file's name is not cut off with the message's end.
+        reason = str(error).strip().splitlines()[0].replace(f"{folder}/", "")[:200]
         raise MirageError(
             f"The checkpoint part {folder} is missing or damaged ({reason}); fetch it again."
         ) from error

@@ -16,8 +16,10 @@ from jaxtyping import Float, UInt8
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.pictures import upsample
 from mirage_ros.core.types import Perception, WorldModel
+from mirage_ros.models import depth_estimators, segmenters
 from mirage_ros.models.depth_alignment import align_depth, disagreeing
 from mirage_ros.models.depth_estimators import DepthEstimator, load_depth_estimator
+from mirage_ros.models.parts import stored_bytes
 from mirage_ros.models.resizing import block_means
 from mirage_ros.models.segmenters import Segmenter, load_segmenter
 
@@ -108,3 +110,13 @@ def load_perceiver(
         return AdaptedPerceiver(load_depth_estimator(depth, device), segmenter, stride)
     perceiver = MiniPerceiver(load_mini(device), stride)
     return perceiver if segmenter is None else MaskedPerceiver(perceiver, segmenter)
+
+
+def perceiver_bytes(depth: str, masks: str) -> int:
+    """What a config's depth model and segmenter take, as far as they are on this machine."""
+    total = 0
+    for name, known in ((depth, depth_estimators.SOURCES), (masks, segmenters.SOURCES)):
+        kind, _, source = name.partition(":")
+        if source or kind in known:
+            total += stored_bytes(source or known[kind])
+    return total

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mirage_ros.core.errors import MirageError
@@ -126,7 +127,7 @@ def _load(kind: type, source: str, device: str):
     try:
         network = kind.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise MirageError(
             f"The segmenter {source} cannot be loaded ({reason}); give a folder or hub id of one "

@@ -57,11 +57,32 @@ class WanConfig:
 
 
 def is_wan_folder(folder: Path) -> bool:
-    """Whether the folder is run by wan_loading.py, going by its model_index.json or mirage.json."""
+    """Whether wan_loading.py runs the folder, or says why not: diffusers' pipelines, and ours."""
     if (folder / SETTINGS_FILE).is_file():
         return True
     index = folder / "model_index.json"
-    return index.is_file() and read_json(index).get("_class_name") in PIPELINES
+    return index.is_file() and str(read_json(index).get("_class_name")).endswith("Pipeline")
+
+
+def check_index(path: Path) -> None:
+    """Raises MirageError unless the model_index.json is one of Wan2.2-TI2V-5B."""
+    if not path.is_file():
+        raise MirageError(
+            f"{path} is missing, so {path.parent} is not in the layout of Wan2.2-TI2V-5B for "
+            "diffusers; give such a folder."
+        )
+    index = read_json(path)
+    if index.get("_class_name") not in PIPELINES:
+        raise MirageError(
+            f"{path} describes a {index.get('_class_name')}; give the folder of Wan2.2-TI2V-5B, a "
+            f"{' or '.join(PIPELINES)}."
+        )
+    second = (index.get("transformer_2") or [None])[-1]
+    if second is not None or not index.get("expand_timesteps"):
+        raise MirageError(
+            f"{path} describes another Wan: two transformers, or no timestep per token "
+            "(expand_timesteps); give the folder of Wan2.2-TI2V-5B."
+        )
 
 
 def read_config(folder: Path, settings: Mapping[str, Any]) -> WanConfig:

@@ -24,9 +24,9 @@ from mirage_ros.core.types import WorldModel
 from mirage_ros.models.denoiser import SideBranch
 from mirage_ros.models.lora import merge_lora
 from mirage_ros.models.parts import find_folder, load_part, read_json
-from mirage_ros.models.perceivers import load_perceiver
+from mirage_ros.models.perceivers import load_perceiver, perceiver_bytes
 from mirage_ros.models.wan import WanModel
-from mirage_ros.models.wan_config import PIPELINES, SETTINGS_FILE, WanConfig, read_config
+from mirage_ros.models.wan_config import SETTINGS_FILE, WanConfig, check_index, read_config
 from mirage_ros.models.wan_memory import Parts, available_bytes, check_fits, plan_memory
 from mirage_ros.models.wan_speed import speed_up
 from mirage_ros.models.wan_text import encode_prompts
@@ -127,13 +127,10 @@ def published_folder(folder: Path) -> Path:
     """Where the published parts lie: `base` of mirage.json, or the folder itself."""
     path = folder / SETTINGS_FILE
     base = read_json(path).get("base") if path.is_file() else None
+    if not isinstance(base, str | None):
+        raise MirageError(f"base of {path} is {base!r}; give a folder or hub id as text.")
     found = folder if base is None else find_folder(_beside(folder, base))
-    index = found / "model_index.json"
-    if not index.is_file() or read_json(index).get("_class_name") not in PIPELINES:
-        raise MirageError(
-            f"{found} is not in the layout of Wan2.2-TI2V-5B for diffusers (model_index.json of a "
-            f"{' or '.join(PIPELINES)}); give such a folder."
-        )
+    check_index(found / "model_index.json")
     return found
 
 
@@ -145,6 +142,7 @@ def check_memory(
         read_json(base / "transformer" / "config.json"),
         read_json(base / "vae" / "config.json"),
         text_parameters(base / "text_encoder"),
+        perceiver=perceiver_bytes(config.depth, config.masks),
     )
     plan = plan_memory(parts, config, dtype)
     if not quiet:

@@ -24,6 +24,8 @@ SMALLER_SIZES = ((704, 1280), (480, 832), (352, 640), (256, 448), (128, 224))
 SMALLER_CHUNKS = (8, 4, 2, 1)
 #: Room for the CUDA context and what the allocator cannot use.
 OVERHEAD = 1 * GIB
+#: Bytes per pixel of a chunk while it is perceived.
+PERCEIVING = 70
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,14 @@ class Parts:
     Attributes:
         text_parameters: of the text encoder.
         every: the branch copies every so many blocks.
+        perceiver: bytes of the depth model and the segmenter.
     """
 
     transformer: dict
     vae: dict
     text_parameters: int = 0
     every: int = 2
+    perceiver: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ def plan_memory(
     width, measured = dtype.itemsize, measured or measure(parts)
     weights = {name: count * width for name, count in measured.counts.items()}
     text = weights.pop("text_encoder")
+    weights["perceiver"] = parts.perceiver
     resident = sum(weights.values()) + OVERHEAD
     pixels = config.size[0] * config.size[1]
     cache, decoding = (round(n * pixels * width) for n in (measured.cache, measured.decoding))
@@ -110,6 +115,7 @@ def plan_memory(
         "prompt": text + OVERHEAD,
         "generate": resident + cache + _denoising(parts.transformer, config, width),
         "decode": resident + 2 * cache + decoding,
+        "perceive": resident + 2 * cache + 4 * config.chunk_latents * pixels * PERCEIVING,
     }
     return MemoryPlan({"text_encoder": text, **weights}, stages, config, cache)
 

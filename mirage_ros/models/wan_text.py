@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mirage_ros.core.errors import MirageError
@@ -35,10 +36,11 @@ def encode_prompts(
         encoder = UMT5EncoderModel.from_pretrained(
             folder / "text_encoder", dtype=dtype, local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise MirageError(
-            f"The text encoder of {folder} is missing or damaged ({reason}); fetch it again."
+            f"text_encoder/ or tokenizer/ of {folder} is missing or damaged ({reason}); fetch them "
+            "again."
         ) from error
     words = tokenizer(
         [" ".join(html.unescape(prompt).split()) for prompt in prompts],
