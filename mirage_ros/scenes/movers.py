@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mirage_ros.scenes.bodies import SHAPES, Outfits, ball
 from mirage_ros.scenes.builder import Builder
 
 TRIES = 200
@@ -62,47 +63,13 @@ class Mover:
         return np.array([np.cos(self.yaw(time_s) / 2), 0, 0, np.sin(self.yaw(time_s) / 2)])
 
 
-def _ball(b: Builder, w, rng) -> float:
-    radius = rng.uniform(0.1, 0.3)
-    b.ball(w.accent(), (0, 0, radius), radius)
-    return radius
-
-
-def _box(b: Builder, w, rng) -> float:
-    size = rng.uniform(0.2, 0.55, 3)
-    b.box(w.crate(), (0, 0, size[2] / 2), size)
-    return float(np.linalg.norm(size)) / 2
-
-
-def _robot(b: Builder, w, rng) -> float:
-    """A wheeled base with a mast and a screen."""
-    paint, dark = w.accent(), w.dark()
-    b.box(paint, (0, 0, 0.2), (0.5, 0.4, 0.22))
-    for x in (-0.15, 0.15):
-        b.box(dark, (x, 0, 0.07), (0.14, 0.44, 0.14))
-    b.cylinder(dark, (-0.1, 0, 0.31), 0.04, 0.5)
-    b.box(w.crate(), (-0.1, 0, 0.85), (0.1, 0.3, 0.22))
-    return 0.5
-
-
-def _person(b: Builder, w, rng) -> float:
-    """A walking column in clothes: legs, trunk, head."""
-    b.cylinder(w.dark(), (0, 0, 0), 0.13, 0.8)
-    b.cylinder(w.fabric(), (0, 0, 0.8), 0.2, 0.6, top_radius=0.15)
-    b.ball(w.accent(), (0, 0, 1.55), 0.13, squash=1.2)
-    return 0.85
-
-
-SHAPES = (_ball, _ball, _box, _robot, _person)
-
-
 def make_movers(spec, wardrobe, rng, solids, layout, group: int) -> tuple[Mover, ...]:
     """Adds 2 to 5 mocap bodies on free paths to the spec; may return fewer where it is tight."""
     movers = []
     for number in range(int(rng.integers(2, 6))):
         builder = Builder()
         shape = SHAPES[rng.integers(len(SHAPES))]
-        radius = shape(builder, wardrobe, rng)
+        radius = shape(builder, Outfits(wardrobe, rng, f"mover{number}"), rng)
         mover = _free_path(rng, solids, layout, radius, shape)
         if mover is None:
             continue
@@ -123,7 +90,7 @@ def _free_path(rng, solids, layout, radius, shape) -> Mover | None:
         ratio = 0.0 if rng.random() < 0.5 else rng.uniform(0.4, 1.0)
         axis_b = ratio * np.array([-axis_a[1], axis_a[0], 0])
         speed = rng.uniform(0.3, 1.2) * rng.choice([-1, 1])
-        bounces = shape is _ball and rng.random() < 0.5
+        bounces = shape is ball and rng.random() < 0.5
         mover = Mover(
             centre=np.append(rng.uniform(low[:2], high[:2]), 0.0),
             axis_a=axis_a,
@@ -133,7 +100,7 @@ def _free_path(rng, solids, layout, radius, shape) -> Mover | None:
             bounce_m=rng.uniform(0.3, 0.8) if bounces else 0.0,
             bounce_hz=rng.uniform(0.7, 1.5) if bounces else 0.0,
             radius_m=radius,
-            spin=shape is _ball and ratio == 0.0,
+            spin=shape is ball and ratio == 0.0,
         )
         path = mover.position(times * 2 * np.pi / abs(mover.omega))
         path[:, 2] = 0.3
