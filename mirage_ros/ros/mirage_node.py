@@ -94,7 +94,10 @@ class MirageNode(LifecycleNode):
         self.results = Results(self)
         self.reporter = Reporter(self)
         own = {camera.frame_id for camera in self.output.cameras}
-        self._tf = TfIntake(self.buffer, self.plan, self.health, self.config, self._replan, own)
+        self._tf = TfIntake(
+            self.buffer, self.plan, self.health, self.config, self._replan, own,
+            lambda: self.outbox.last_stamp_ns,
+        )  # fmt: skip
         self.seed_input = SeedInput()
         self.observations = Observations(self)
         self._subscribe()

@@ -20,6 +20,7 @@ class TfIntake:
     Args:
         replan: called when a pose changes that was handed out already.
         own_frames: that the node itself publishes.
+        published_ns: gives the stamp of the last frame that went out.
     """
 
     def __init__(
@@ -30,9 +31,10 @@ class TfIntake:
         config: NodeConfig,
         replan: Callable[[], None],
         own_frames: Collection[str],
+        published_ns: Callable[[], int | None],
     ) -> None:
         self._buffer, self._plan, self._health = buffer, plan, health
-        self._replan = replan
+        self._replan, self._published_ns = replan, published_ns
         self._planned = config.camera_frame
         self._own = own_frames
 
@@ -45,15 +47,13 @@ class TfIntake:
             track = self._buffer.tracks.get(child)
             latest_ns = track.stamps[-1] if track and track.stamps else 0
             try:
-                # A plan that is told again, for whom it may not have reached, changes nothing.
-                if self._buffer.knows(transform):
-                    continue
+                known = self._buffer.knows(transform)
                 self._buffer.set_transform(transform)
             except MirageError as error:
                 self._health.error("tf", str(error))
                 continue
             if child == self._planned:
-                self._check_order(stamp_from_ros(transform.header.stamp), latest_ns)
+                self._check_order(stamp_from_ros(transform.header.stamp), latest_ns, known)
 
     def static(self, message: TFMessage) -> None:
         """Callback of /tf_static."""
@@ -63,10 +63,14 @@ class TfIntake:
             except MirageError as error:
                 self._health.error("tf", str(error))
 
-    def _check_order(self, stamp_ns: int, latest_ns: int) -> None:
-        if stamp_ns <= latest_ns and self._plan.is_past(stamp_ns):
+    def _check_order(self, stamp_ns: int, latest_ns: int, known: bool) -> None:
+        """A plan may be told again while its frames are on their way: nothing changes by that."""
+        past = self._plan.is_past(stamp_ns)
+        if known and past and stamp_ns > (self._published_ns() or 0):
+            return
+        if stamp_ns <= latest_ns and past and not known:
             self._replan()
-        if stamp_ns < latest_ns and self._plan.is_past(stamp_ns):
+        if stamp_ns < latest_ns and past:
             self._health.warn(
                 "tf",
                 f"The planned poses of '{self._planned}' jump back in time to where frames are "
