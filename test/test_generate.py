@@ -28,7 +28,7 @@ from mirage_ros.env.starts import draw_start
 from mirage_ros.generate.batching import Meeting
 from mirage_ros.generate.job import Job
 from mirage_ros.generate.policies import POLICIES
-from mirage_ros.generate.pool import MOST_TRIES, retried
+from mirage_ros.generate.pool import MOST_TRIES, retried, run_here
 from mirage_ros.generate.run import generate
 from mirage_ros.models.pretrained import SHIPPED, load_model
 
@@ -57,6 +57,9 @@ def plain(job, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("plain") / "data"
     report = generate(job, 4, out)
     assert (report.episodes, report.generated, report.frames) == (4, 4, 24)
+    # The model's loading is no part of the steady rate.
+    assert report.started == 1 and 0 < report.startup_s < report.seconds
+    assert report.steady_frames == 24 and report.steady_frames_per_s > report.frames_per_s
     return out
 
 
@@ -96,7 +99,7 @@ def begun(out: Path) -> list[Path]:
 
 def test_two_workers_write_the_same_bytes_as_one(job, plain, tmp_path):
     report = generate(job, 4, tmp_path / "data", workers=2)
-    assert report.generated == 4 and report.retries == 0
+    assert report.generated == 4 and report.retries == 0 and report.started == 2
     assert contents(tmp_path / "data") == contents(plain)
     assert [detail["index"] for detail in report.details] == [0, 1, 2, 3]
 
@@ -131,6 +134,11 @@ def test_a_killed_driver_takes_its_workers_along_and_is_resumed(job, plain, tmp_
     assert "4 episodes" in capsys.readouterr().out
 
 
+def test_frames_are_told_as_they_are_drawn(job, tmp_path):
+    kinds = [kind for kind, _ in run_here(job, tmp_path, set, [(0,)])]
+    assert kinds[0] == "ready" and kinds[-1] == "episode" and kinds[1:-1].count("frames") >= 2
+
+
 def test_a_dataset_grows_to_what_it_would_have_been(job, plain, tmp_path):
     assert generate(job, 2, tmp_path / "data").episodes == 2
     assert generate(job, 4, tmp_path / "data").generated == 2
@@ -144,7 +152,8 @@ def test_a_ray_cluster_loses_nothing_with_an_actor(job, plain, tmp_path, monkeyp
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     out, reports = tmp_path / "data", []
     try:
-        run = threading.Thread(target=lambda: reports.append(generate(job, 4, out, 2, "local")))
+        # There is room for two of the three: nothing waits for the third.
+        run = threading.Thread(target=lambda: reports.append(generate(job, 4, out, 3, "local")))
         run.start()
         wait_for(lambda: begun(out))
         ray.kill(ray.get_actor("mirage_generate_0"))
@@ -152,6 +161,7 @@ def test_a_ray_cluster_loses_nothing_with_an_actor(job, plain, tmp_path, monkeyp
     finally:
         ray.shutdown()
     assert reports and reports[0].episodes == 4 and reports[0].retries <= 1
+    assert reports[0].started >= 2
     assert contents(out) == contents(plain)
 
 
@@ -226,6 +236,8 @@ def test_another_job_does_not_go_into_the_same_folder(job, plain):
     [
         ({"policies": ("fly",)}, "fly"),
         ({"policies": ("expert",), "starts": "room"}, "needs a box"),
+        ({"starts": ("scenes", "room")}, "give scenes alone"),
+        ({"model": "nowhere"}, "no model nowhere"),
         ({"starts": "nowhere"}, "nowhere"),
         ({"format": "tape"}, "tape"),
     ],
@@ -233,7 +245,7 @@ def test_another_job_does_not_go_into_the_same_folder(job, plain):
 def test_what_cannot_be_is_said_in_one_line(job, options, told, tmp_path):
     with pytest.raises(MirageError, match=told) as error:
         generate(Job(**{**vars(job), **options}), 1, tmp_path / "data")
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and not (tmp_path / "data").exists()
 
 
 def test_a_wrong_start_is_not_held_against_the_next_try(job, tmp_path):
@@ -243,9 +255,26 @@ def test_a_wrong_start_is_not_held_against_the_next_try(job, tmp_path):
 
 
 def test_a_worker_tells_its_error_to_the_driver(job, tmp_path):
-    wrong = Job(**{**vars(job), "policies": ("expert",)})
-    with pytest.raises(MirageError, match="needs a box"):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "other.json").write_text("{}")
+    wrong = Job(**{**vars(job), "model": str(broken)})
+    with pytest.raises(MirageError, match="model_index.json is missing"):
         generate(wrong, 2, tmp_path / "data", workers=2)
+
+
+def test_another_format_does_not_go_into_the_same_folder(job, plain):
+    before = contents(plain)
+    with pytest.raises(MirageError, match="holds lerobot"):
+        generate(Job(**{**vars(job), "format": "mcap"}), 4, plain)
+    assert contents(plain) == before
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_work(job, tmp_path, capsys):
+    out = tmp_path / "data"
+    assert main([*command(job, out, 1)[3:], "--json", "/proc/nowhere/report.json"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error and error.count("\n") == 1 and not out.exists()
 
 
 def test_a_unit_that_is_lost_again_and_again_ends_the_run():

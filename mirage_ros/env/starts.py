@@ -57,6 +57,20 @@ def draw_start(
     return Start(load_seed(names[number % len(names)], hfov_deg))
 
 
+def check_starts(source: str | Sequence[str]) -> None:
+    """Raises MirageError where `draw_start` would, for any number, before anything is drawn."""
+    if source in PROCEDURAL:
+        _need_mujoco()
+        return
+    names = () if source == "shipped" else (source,) if isinstance(source, str) else source
+    for name in names:
+        if name in ("shipped", *PROCEDURAL):
+            raise MirageError(
+                f"The starts are {list(names)}; give {name} alone, or names and paths of seeds."
+            )
+        load_seed(name)
+
+
 @lru_cache(maxsize=4)
 def _box_start(number: int, size: tuple[int, int]) -> Start:
     _need_mujoco()

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 POLICIES = ("wander", "orbit", "tour", "expert")
+SOURCES = ("shipped", "scenes", "boxes")
 EPILOG = """examples:
   mirage generate --episodes 20 --out out/data
   mirage generate --episodes 200 --policy wander orbit --starts scenes --workers 4 --out out/data
@@ -35,7 +36,7 @@ def add_generate(parsers, command) -> None:
     add("--format", default="lerobot", metavar="FORMAT",
         help="lerobot, mcap, video, png or exr (default: lerobot)")
     add("--json", type=Path, metavar="PATH", help="write a report with frames/s")
-    add("--policy", nargs="+", default=["wander"], choices=POLICIES, metavar="NAME",
+    add("--policy", nargs="+", default=["wander"], metavar="NAME",
         help=f"each episode draws one of {', '.join(POLICIES)} (default: wander)")
     add("--starts", nargs="+", default=["shipped"], metavar="SEED",
         help="shipped (default), scenes or boxes (procedural, need MuJoCo), or seeds' names and "
@@ -63,13 +64,16 @@ def run(arguments: argparse.Namespace) -> int:
     from mirage_ros.generate.job import Job
     from mirage_ros.generate.run import generate
 
+    if arguments.json is not None:
+        # What cannot be written is told before hours of work, not after.
+        write_file(arguments.json, b'{"complete": false}\n')
     starts = arguments.starts
     job = Job(
         seed=arguments.seed,
         frames=arguments.frames,
         rate_hz=arguments.rate,
         policies=tuple(arguments.policy),
-        starts=starts[0] if starts[0] in ("shipped", "scenes", "boxes") else tuple(starts),
+        starts=starts[0] if len(starts) == 1 and starts[0] in SOURCES else tuple(starts),
         model=arguments.model,
         format=arguments.format,
         video_codec=arguments.codec,
@@ -78,12 +82,16 @@ def run(arguments: argparse.Namespace) -> int:
         use_memory=not arguments.no_memory,
     )
     report = generate(job, arguments.episodes, arguments.out, arguments.workers, arguments.ray)
-    told = report.as_dict()
+    told = {"complete": True} | report.as_dict()
     if arguments.json is not None:
         write_file(arguments.json, (json.dumps(told, indent=2) + "\n").encode())
+    if not report.generated:
+        print(f"All {report.episodes} episodes were in {report.out} already.")
+        return 0
     print(
         f"{report.episodes} episodes in {report.out}; {report.generated} of them and "
-        f"{report.frames} frames in this run, {told['frames_per_s']:.2f} frames/s, "
+        f"{report.frames} frames in this run, {report.frames_per_s:.2f} frames/s "
+        f"({report.steady_frames_per_s:.2f} after the first {report.startup_s:.0f} s), "
         f"{report.retries} retries"
     )
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
@@ -10,11 +10,12 @@ from pathlib import Path as FilePath
 import numpy as np
 from transforms3d.quaternions import mat2quat
 
-from mirage_ros.core.types import WorldModel
+from mirage_ros.core.types import Frame, WorldModel
 from mirage_ros.core.world import World, WorldConfig
 from mirage_ros.env.starts import draw_start
 from mirage_ros.generate.job import Job
 from mirage_ros.generate.policies import POLICIES, Path
+from mirage_ros.generate.pool import Event
 from mirage_ros.recording.formats import begin_episode
 
 SECOND_NS = 1_000_000_000
@@ -41,18 +42,15 @@ class EpisodeReport:
 
 
 def run_episode(
-    model: WorldModel,
-    job: Job,
-    index: int,
-    out: FilePath,
-    tell: Callable[[int], None] = lambda frames: None,
-    write: bool = True,
-) -> EpisodeReport:
+    model: WorldModel, job: Job, index: int, out: FilePath, write: bool = True
+) -> Iterator[Event]:
     """Generates episode `index` of a job and writes it beside the others, all or nothing.
 
     Args:
-        tell: called with the number of frames that were just drawn.
         write: False draws the episode and forgets it.
+
+    Yields:
+        ("frames", n) as they are drawn, ("episode", EpisodeReport) when all is on the disk.
     """
     rng = np.random.default_rng([job.seed, index])
     policy = str(rng.choice(list(job.policies)))
@@ -67,24 +65,29 @@ def run_episode(
     if write:
         begun = begin_episode(out, job.format, job.recording, index, path.task, info)
     with begun as episode:
-        for frame in _frames(world, first, path, job.rate_hz, tell):
-            if episode is not None:
-                episode.add(frame, _values(path, len(seen)))
-            seen.append(float(frame.observed.mean()))
-    done = bool(path.success.any())
-    return EpisodeReport(index, len(seen), policy, start.seed.name, float(np.mean(seen)), done)
+        for frames in _chunks(world, first, path, job.rate_hz):
+            for frame in frames:
+                if episode is not None:
+                    episode.add(frame, _values(path, len(seen)))
+                seen.append(float(frame.observed.mean()))
+            yield "frames", len(frames)
+    done, remembered = bool(path.success.any()), float(np.mean(seen))
+    yield (
+        "episode",
+        EpisodeReport(index, len(seen), policy, start.seed.name, remembered, done),
+    )
 
 
-def _frames(world: World, first, path: Path, rate_hz: float, tell):
-    tell(1)
-    yield first
+def _chunks(
+    world: World, first: Frame, path: Path, rate_hz: float
+) -> Iterator[Sequence[Frame]]:
+    yield [first]
     count = len(path.cameras)
     if count < 2:
         return
     stamps = np.rint(np.arange(1, count) * SECOND_NS / rate_hz).astype(np.int64)
     for chunk in world.rollout(path.cameras[1:], stamps):
-        tell(len(chunk.frames))
-        yield from chunk.frames
+        yield chunk.frames
 
 
 def _values(path: Path, k: int) -> dict[str, np.ndarray]:

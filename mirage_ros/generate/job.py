@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.models.parts import find_folder
 from mirage_ros.models.pretrained import SHIPPED
 from mirage_ros.recording.recorder import Feature, RecordingConfig
 
@@ -73,11 +73,18 @@ class Job:
 
 
 def weights_digest(model: str) -> str:
-    """SHA-256 over a checkpoint folder's files; "" for a model that is no local folder."""
-    folder = SHIPPED.get(model, Path(model))
+    """SHA-256 over a checkpoint folder's files. Raises MirageError where there are none."""
+    folder = SHIPPED.get(model) or find_folder(model)
     digest = hashlib.sha256()
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json")]
+    if not files:
+        raise MirageError(
+            f"There is no model {model}; give a checkpoint folder, a hub id or one of the shipped "
+            f"names {sorted(SHIPPED)}."
+        )
     for path in files:
         digest.update(str(path.relative_to(folder)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest() if files else ""
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()

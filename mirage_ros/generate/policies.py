@@ -56,8 +56,6 @@ def expert(rng, start: Start, first: Frame, frames: int, period_s: float) -> Pat
     in DART, Laskey et al. 2017). It ends on arrival.
     """
     room = start.room
-    if room is None:
-        raise MirageError(f"The expert needs a box and {start.seed.name} has none; use boxes.")
     camera, cameras, actions, rewards, arrived = first.camera, [first.camera], [], [], []
     push, spread = np.zeros(2), rng.uniform(0.1, 0.5)
     while True:
@@ -137,11 +135,14 @@ def tour(rng, start: Start, first: Frame, frames: int, period_s: float) -> Path:
 POLICIES: dict[str, Policy] = {"wander": wander, "orbit": orbit, "tour": tour, "expert": expert}
 
 
-def check_policies(names) -> None:
-    """Raises MirageError for a name that is not in POLICIES, and for none."""
+def check_policies(names, starts) -> None:
+    """Raises MirageError for a name that is not in POLICIES, for none, for starts without a box
+    where one is needed."""
     wrong = [name for name in names if name not in POLICIES]
     if wrong or not names:
         raise MirageError(f"The policies are {list(names)}; give some of {', '.join(POLICIES)}.")
+    if "expert" in names and starts != "boxes":
+        raise MirageError(f"The expert needs a box and the starts are {starts!r}; give boxes.")
 
 
 def _as_flown(camera: Camera, poses, period_s: float, task: str) -> Path:

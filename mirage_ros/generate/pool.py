@@ -1,9 +1,13 @@
 """Who runs the episodes: this process, or several that may die without losing one.
 
-A pool turns units (tuples of episode indices that are drawn together) into events: ("frames", n)
-as they are drawn, ("episode", report) for each one on the disk, and ("retry", unit) when a worker
-was lost and its unit goes to another. Which episodes are on the disk already it asks for when it
-gives a unit away: they are drawn with the others of their unit, but not written again.
+A pool turns units (tuples of episode indices that are drawn together) into events:
+
+- ("ready", None) when a worker has its model, ("waiting", None) while none could start yet;
+- ("frames", n) as they are drawn, ("episode", report) for each one on the disk;
+- ("retry", unit) when a worker was lost and its unit goes to another.
+
+Which episodes are on the disk already it asks for when it gives a unit away: they are drawn with
+the others of their unit, but not written again.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ def run_here(job: Job, out: Path, finished: Finished, units: Sequence[Unit]) -> 
     from mirage_ros.generate.worker import UnitRunner
 
     runner = UnitRunner(job, out)
+    yield "ready", None
     for unit in units:
         yield from runner.run(unit, finished())
 
@@ -134,6 +139,7 @@ def _serve(job: Job, out: Path, line: connection.Connection, parent: int) -> Non
 
     try:
         runner = UnitRunner(job, out)
+        line.send(("ready", None))
         while True:
             _serve_one(runner, *line.recv(), line)
     except MirageError as error:
@@ -146,7 +152,7 @@ def _serve_one(runner, unit: Unit, skip: set[int], line: connection.Connection) 
     try:
         for event in runner.run(unit, skip):
             line.send(event)
-    except (MirageError, OSError):
+    except (MirageError, BrokenPipeError, ConnectionResetError):
         raise
     except Exception:
         line.send(("fault", traceback.format_exc().strip().splitlines()[-1]))

@@ -24,15 +24,21 @@ except ImportError as error:
     ) from error
 
 LOCAL = "local"
+PATIENCE_S = 20.0
+MOST_LOST = 9
 
 
 class _Actor:
     """Lives in a process of its own somewhere in the cluster."""
 
     def __init__(self, job: Job, out: Path) -> None:
+        self._job, self._out = job, out
+
+    def load(self) -> None:
+        """Not part of the making: what goes wrong there, Ray tells as a lost actor."""
         from mirage_ros.generate.worker import UnitRunner
 
-        self._runner = UnitRunner(job, out)
+        self._runner = UnitRunner(self._job, self._out)
 
     def run(self, unit: Unit, skip: set[int]) -> list[Event]:
         return list(self._runner.run(unit, skip))
@@ -57,11 +63,17 @@ class RayPool:
         if workers is None:
             cores = ray.cluster_resources().get("CPU", 1)
             workers = int(self._gpus or max(1, cores // job.threads))
-        self._started = 0
-        self._idle = [self._start() for _ in range(workers)]
+        self._started = self._lost = 0
+        # Actors whose models are being loaded, or that wait for room: they get no unit yet.
+        self._coming, self._idle = {}, []
+        for _ in range(workers):
+            self._start()
 
     def run(self, units: Sequence[Unit]) -> Iterator[Event]:
-        """Events of all units, each unit's when it is finished."""
+        """Events of all units, each unit's when it is finished.
+
+        An actor that finds no room in the cluster gets no unit: the others do without it.
+        """
         waiting, tries, running = deque(units), dict.fromkeys(units, 0), {}
         try:
             while waiting or running:
@@ -69,9 +81,14 @@ class RayPool:
                     actor, unit = self._idle.pop(), waiting.popleft()
                     tries[unit] += 1
                     running[actor.run.remote(unit, self._finished() & set(unit))] = (actor, unit)
-                (reference, *_), _ = ray.wait(list(running), num_returns=1)
-                actor, unit = running.pop(reference)
-                yield from self._hear(reference, actor, unit, waiting, tries)
+                heard, _ = ray.wait([*running, *self._coming], num_returns=1, timeout=PATIENCE_S)
+                if heard and heard[0] in running:
+                    actor, unit = running.pop(heard[0])
+                    yield from self._hear(heard[0], actor, unit, waiting, tries)
+                elif heard:
+                    yield from self._welcome(heard[0])
+                elif not running:
+                    yield "waiting", None
         finally:
             self.close()
 
@@ -86,7 +103,7 @@ class RayPool:
             self._idle.append(actor)
             yield from events
         except RayActorError:
-            self._idle.append(self._start())
+            self._start()
             yield from retried(unit, waiting, tries, "the actor was lost")
         except RayTaskError as error:
             if isinstance(error.cause, MirageError):
@@ -94,11 +111,31 @@ class RayPool:
             self._idle.append(actor)
             yield from retried(unit, waiting, tries, str(error.cause))
 
-    def _start(self):
+    def _welcome(self, reference) -> Iterator[Event]:
+        """An actor has its model, or could not load it."""
+        actor = self._coming.pop(reference)
+        try:
+            ray.get(reference)
+        except RayActorError as error:
+            self._lost += 1
+            if self._lost > MOST_LOST:
+                raise MirageError(
+                    f"{self._lost} actors were lost before they had loaded the model "
+                    f"({str(error).strip().splitlines()[0]}); look at Ray's logs."
+                ) from error
+            self._start()
+        except RayTaskError as error:
+            raise MirageError(str(error.cause)) from error
+        else:
+            self._idle.append(actor)
+            yield "ready", None
+
+    def _start(self) -> None:
         needs = {"num_cpus": self._job.threads, "num_gpus": 1 if self._gpus else 0}
         name = f"mirage_generate_{self._started}"
         self._started += 1
-        return ray.remote(_Actor).options(name=name, **needs).remote(self._job, self._out)
+        actor = ray.remote(_Actor).options(name=name, **needs).remote(self._job, self._out)
+        self._coming[actor.load.remote()] = actor
 
 
 def _connect(address: str) -> None:

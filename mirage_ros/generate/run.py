@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.files import write_file
-from mirage_ros.generate.episode import EpisodeReport
+from mirage_ros.env.starts import check_starts
 from mirage_ros.generate.job import Job
 from mirage_ros.generate.policies import check_policies
 from mirage_ros.generate.pool import Event, ProcessPool, Unit, run_here
@@ -30,6 +30,9 @@ class Report:
         out: the dataset's folder.
         episodes: in the dataset now; `generated` of them in this run, the rest found finished.
         frames, seconds: of this run, from the first worker's start to the last episode adopted.
+        started: workers, those that replaced lost ones included.
+        startup_s: of the seconds, until every worker had its model.
+        steady_frames: drawn after that.
         retries: units that were run again because their worker was lost.
         details: of the episodes of this run, by index.
     """
@@ -39,13 +42,26 @@ class Report:
     generated: int = 0
     frames: int = 0
     seconds: float = 0.0
+    started: int = 0
+    startup_s: float = 0.0
+    steady_frames: int = 0
     workers: str = "1"
     retries: int = 0
     details: list[dict] = field(default_factory=list)
 
+    @property
+    def frames_per_s(self) -> float:
+        return self.frames / self.seconds if self.seconds else 0.0
+
+    @property
+    def steady_frames_per_s(self) -> float:
+        """Without the start, which short runs consist of."""
+        steady_s = self.seconds - self.startup_s
+        return self.steady_frames / steady_s if self.steady_frames and steady_s > 0 else 0.0
+
     def as_dict(self) -> dict:
-        rate = self.frames / self.seconds if self.seconds else 0.0
-        return vars(self) | {"frames_per_s": round(rate, 3), "seconds": round(self.seconds, 3)}
+        rounded = ("seconds", "startup_s", "frames_per_s", "steady_frames_per_s")
+        return vars(self) | {name: round(getattr(self, name), 3) for name in rounded}
 
 
 def generate(
@@ -61,36 +77,52 @@ def generate(
             episode failed again and again. What is finished is kept.
     """
     out = Path(out)
-    if episodes < 1 or (workers is not None and workers < 1):
-        raise MirageError(
-            f"{episodes} episodes and {workers} workers were asked for; give at least 1 of each."
-        )
-    check_policies(job.policies)
+    _check_options(job, episodes, workers)
+    manifest = job.manifest()
     dataset = open_dataset(out, job.format, job.recording)
     try:
-        check_manifest(job, out, begun=bool(dataset.finished()))
-        units = _units(job, episodes, dataset.finished())
-        who = f"ray {ray}" if ray else str(workers or 1)
-        report = Report(str(out), dataset.episodes, workers=who)
-        start_s = time.monotonic()
-        _adopt(dataset, episodes, dataset.finished())
-        if units:
-            for kind, what in _events(job, out, dataset.finished, units, workers, ray):
-                _note(report, kind, what, dataset, episodes)
-        report.seconds, report.episodes = time.monotonic() - start_s, dataset.episodes
+        check_manifest(manifest, out, begun=bool(dataset.finished()))
+        report = _fill(dataset, job, episodes, out, workers, ray)
     finally:
         dataset.close()
     report.details.sort(key=lambda detail: detail["index"])
     return report
 
 
-def check_manifest(job: Job, out: Path, begun: bool) -> None:
+def _check_options(job: Job, episodes: int, workers: int | None) -> None:
+    """What a worker would find out, before anything is written."""
+    for count, what in ((episodes, "episodes"), (workers, "workers")):
+        if count is not None and count < 1:
+            raise MirageError(f"{count} {what} were asked for; give at least 1.")
+    check_policies(job.policies, job.starts)
+    check_starts(job.starts)
+
+
+def _fill(dataset, job: Job, episodes: int, out: Path, workers: int | None, ray) -> Report:
+    """Generates what is missing and adopts it in order."""
+    units = _units(job, episodes, dataset.finished())
+    crew = _crew(units, workers, ray)
+    who = f"ray {ray}" if ray else str(crew)
+    report, start_s = Report(str(out), dataset.episodes, workers=who), time.monotonic()
+    _adopt(dataset, episodes)
+    if units:
+        events = _events(job, out, dataset.finished, units, crew, ray)
+        for kind, what in _shown(events, units):
+            _note(report, kind, what, crew, time.monotonic() - start_s)
+            if kind == "episode":
+                _adopt(dataset, episodes)
+    report.seconds, report.episodes = time.monotonic() - start_s, dataset.episodes
+    return report
+
+
+def check_manifest(wanted: dict, out: Path, begun: bool) -> None:
     """Writes what the dataset is made from, or raises MirageError where it is another.
 
     Args:
+        wanted: `Job.manifest()`.
         begun: episodes are there already.
     """
-    path, wanted = out / MANIFEST, job.manifest()
+    path = out / MANIFEST
     if not begun or not path.exists():
         write_file(path, (json.dumps(wanted, indent=2) + "\n").encode())
         return
@@ -100,9 +132,12 @@ def check_manifest(job: Job, out: Path, begun: bool) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise MirageError(f"{path} is damaged ({error!r}); choose another folder.") from error
     if different:
-        told = ", ".join(f"{name} {found[name]!r}, not {wanted[name]!r}" for name in different)
+        told = {name: f"{name} {found[name]!r}, not {wanted[name]!r}" for name in different}
+        if "weights" in told:
+            told["weights"] = "other weights"
         raise MirageError(
-            f"{out} was begun with {told}; give the same options or another folder."
+            f"{out} was begun with {', '.join(told.values())}; give the same options or another "
+            "folder."
         )
 
 
@@ -113,37 +148,56 @@ def _units(job: Job, episodes: int, finished: set[int]) -> list[Unit]:
     return [unit for unit in units if any(i not in finished for i in unit if i < episodes)]
 
 
-def _events(job: Job, out: Path, finished, units, workers, ray) -> Iterator[Event]:
+def _crew(units: list[Unit], workers: int | None, ray: str | None) -> int | None:
+    """How many work at once; None is as many as the cluster has room for."""
+    if ray is None:
+        return max(1, min(workers or 1, len(units)))
+    return workers
+
+
+def _events(job: Job, out: Path, finished, units, crew, ray) -> Iterator[Event]:
     if ray is not None:
         from mirage_ros.generate.ray_pool import RayPool
 
-        events = RayPool(job, out, finished, workers, ray).run(units)
-    elif workers in (None, 1):
-        events = run_here(job, out, finished, units)
-    else:
-        events = ProcessPool(job, out, finished, min(workers, len(units))).run(units)
-    count = sum(len(unit) for unit in units)
+        return RayPool(job, out, finished, crew, ray).run(units)
+    if crew == 1:
+        return run_here(job, out, finished, units)
+    return ProcessPool(job, out, finished, crew).run(units)
+
+
+def _shown(events: Iterator[Event], units: list[Unit]) -> Iterator[Event]:
+    """The same events, with a progress bar."""
+    tally, count = Counter(), sum(len(unit) for unit in units)
     with tqdm(total=count, unit="episode", desc="generate", smoothing=0.1) as bar:
-        tally = Counter()
+        bar.set_postfix_str("loading the model")
         for kind, what in events:
             tally[kind] += what if kind == "frames" else 1
             bar.update(kind == "episode")
-            bar.set_postfix_str(f"{tally['frames']} frames, {tally['retry']} retries", False)
+            told = f"{tally['frames']} frames, {tally['retry']} retries"
+            bar.set_postfix_str("no actor has started yet" if kind == "waiting" else told)
             yield kind, what
 
 
-def _note(report: Report, kind: str, what, dataset, episodes: int) -> None:
-    if kind == "frames":
-        report.frames += what
+def _note(report: Report, kind: str, what, crew: int | None, now_s: float) -> None:
+    """Args:
+    now_s: since the start.
+    """
+    if kind == "ready":
+        report.started += 1
+        if crew is None or report.started <= crew:
+            report.startup_s, report.steady_frames = now_s, 0
+    elif kind == "frames":
+        report.steady_frames += what
     elif kind == "retry":
         report.retries += 1
-    elif isinstance(what, EpisodeReport):
+    elif kind == "episode":
         report.generated += 1
+        report.frames += what.frames
         report.details.append(what.as_dict())
-        _adopt(dataset, episodes, dataset.finished())
 
 
-def _adopt(dataset, episodes: int, finished: set[int]) -> None:
+def _adopt(dataset, episodes: int) -> None:
     """Takes in what is next in order, as far as it is there."""
+    finished = dataset.finished()
     while dataset.episodes < episodes and dataset.episodes in finished:
         dataset.adopt(dataset.episodes)

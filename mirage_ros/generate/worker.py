@@ -31,9 +31,7 @@ class UnitRunner:
         if len(unit) > 1:
             yield from self._run_together(unit, skip)
         elif unit[0] not in skip:
-            report = run_episode(self.model, self.job, unit[0], self.out)
-            yield "frames", report.frames
-            yield "episode", report
+            yield from run_episode(self.model, self.job, unit[0], self.out)
 
     def _run_together(self, unit: Unit, skip: set[int]) -> Iterator[Event]:
         """One thread an episode; their networks' calls meet and become one.
@@ -59,10 +57,10 @@ class UnitRunner:
     def _thread(self, meeting: Meeting, model, index: int, write: bool, events) -> None:
         fix_threads(self.job.threads)  # a new thread has forgotten it
         try:
-            report = run_episode(
-                model, self.job, index, self.out, lambda n: events.put(("frames", n)), write
-            )
-            ended: Event = ("episode", report)
+            for event in run_episode(model, self.job, index, self.out, write):
+                if event[0] == "frames":
+                    events.put(event)
+            ended: Event = event
         except BaseException as error:
             ended = ("fault", error)
         meeting.leave()
