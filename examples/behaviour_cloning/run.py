@@ -14,6 +14,7 @@ from evaluate import FIRST_TEST_ROOM, arrivals, interval
 from policy import SIZE, DrivePolicy, clone
 from safetensors.torch import save_file
 
+from mirage_ros.core.errors import MirageError
 from mirage_ros.generate.job import Job
 from mirage_ros.generate.run import generate
 
@@ -23,17 +24,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/cloning"))
     parser.add_argument("--dataset", type=Path, help="one that is there; it is not made then")
     parser.add_argument("--episodes", type=int, default=60, help="(default: 60)")
-    parser.add_argument("--steps", type=int, default=400, help="of training (default: 400)")
+    parser.add_argument("--steps", type=int, default=300, help="of training (default: 300)")
     parser.add_argument("--rooms", type=int, default=100, help="test rooms (default: 100)")
     parser.add_argument("--workers", type=int, default=2, help="(default: 2)")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
 
+    begun_s = time.monotonic()
     dataset = arguments.dataset or arguments.out / "dataset"
     if arguments.dataset is None:
         job = Job(arguments.seed, 20, 2.0, ("expert",), "boxes")
-        generate(job, arguments.episodes, dataset, arguments.workers)
+        try:
+            generate(job, arguments.episodes, dataset, arguments.workers)
+        except MirageError as error:
+            raise SystemExit(f"{error}") from error
     examples = load(dataset, SIZE)
     rooms = range(FIRST_TEST_ROOM, FIRST_TEST_ROOM + arguments.rooms)
     known = {f"boxes:{room}" for room in rooms} & set(examples.starts)
@@ -56,6 +61,7 @@ def main() -> None:
     report = {
         "frames": len(examples.pictures),
         "episodes": len(examples.starts),
+        "generating_s": round(start_s - begun_s, 1),
         "training_s": round(training_s, 1),
         "rooms": arguments.rooms,
         "arrived": {},
@@ -64,6 +70,7 @@ def main() -> None:
         low, high = interval(arrived)
         report["arrived"][name] = {"rate": float(np.mean(arrived)), "low": low, "high": high}
         print(f"{name}: {sum(arrived)} of {len(arrived)} ({low:.0%} to {high:.0%})")
+    report["seconds"] = round(time.monotonic() - begun_s, 1)
     (arguments.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
