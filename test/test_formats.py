@@ -431,6 +431,6 @@ def test_the_cost_of_recording_is_told(tmp_path):
     for entry in report["formats"].values():
         assert len(entry["plain"]) == len(entry["recorded"]) == 2
         assert min(entry["plain"] + entry["recorded"]) > 0 and entry["end_s"] > 0
-        assert entry["ratio"] > 0 and entry["cpu_ratio"] > 0
-        assert min(entry["cpu_plain"] + entry["cpu_recorded"]) > 0
+        assert entry["ratio"] > 0 and entry["cpu_share"] > 0
+        assert min(entry["cpu_plain"] + entry["cpu_recording"]) > 0
     assert "lerobot av1" in describe(report)
