@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -49,6 +50,22 @@ LOCKSTEP = ("-p", "time_mode:=lockstep", "-p", "start_paused:=true", "-p", "on_m
             "-p", "plan_idle_s:=0.3")  # fmt: skip
 
 
+class Feedback(Sequence):
+    """What was told of one goal, of all that is told."""
+
+    def __init__(self, told: list, goal_id) -> None:
+        self._told, self._goal_id = told, goal_id
+
+    def _own(self) -> list:
+        return [feedback for goal_id, feedback in self._told if goal_id == self._goal_id]
+
+    def __len__(self) -> int:
+        return len(self._own())
+
+    def __getitem__(self, index):
+        return self._own()[index]
+
+
 class SimClient(Client):
     """A client of the simulator's services, too; it also hears the clock."""
 
@@ -82,15 +99,20 @@ class SimClient(Client):
         return self.ask(srv.LoadWorld, "load_world", world_resource=resource)
 
     def send_goal(self, kind: type, name: str, goal):
-        """The goal's handle, and the list that its feedback goes to."""
+        """The goal's handle, and the list that its feedback goes to.
+
+        An ActionClient drops feedback that it takes after the result, though it was sent before.
+        """
+        feedback, told = [], lambda message: feedback.append((message.goal_id, message.feedback))
+        topic = f"mirage_node/{name}/_action/feedback"
+        self.node.create_subscription(kind.Impl.FeedbackMessage, topic, told, 200)
         client = ActionClient(self.node, kind, f"mirage_node/{name}")
         self.spin(client.server_is_ready)
-        feedback: list = []
-        future = client.send_goal_async(goal, lambda message: feedback.append(message.feedback))
+        future = client.send_goal_async(goal)
         self.spin(future.done)
         handle = future.result()
         assert handle.accepted
-        return handle, feedback
+        return handle, Feedback(feedback, handle.goal_id)
 
     def result_of(self, handle):
         future = handle.get_result_async()
