@@ -194,6 +194,20 @@ def test_what_is_not_finished_is_not_there(tmp_path, format):
     assert not [p for p in path.rglob("*") if ".tmp" in p.name]
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_episode_that_is_begun_anew_replaces_the_half_one(tmp_path, format):
+    # As a worker leaves it that is killed: nobody lets go of the files.
+    begin_episode(tmp_path, format, config(), 0).add(frame(0), values(0))
+    (half,) = tmp_path.rglob(f"*.{os.getpid()}.tmp*")
+    half.rename(half.with_name(half.name.replace(str(os.getpid()), "1")))
+    with begin_episode(tmp_path, format, config(), 0) as episode:
+        episode.add(frame(0), values(0))
+    assert not list(tmp_path.rglob("*.tmp*"))
+    dataset = open_dataset(tmp_path, format, config())
+    assert dataset.finished() == {0}
+    dataset.close()
+
+
 def files_of(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -177,6 +177,12 @@ class Episode(ABC):
         """Closes files without completing them."""
 
 
+def remove_halves(target: Path) -> None:
+    """Removes what processes that are gone left of the dataset's episode `target`."""
+    for partial in target.parent.glob(f".{target.stem}.*.tmp{target.suffix}"):
+        remove(partial)
+
+
 def check_values(
     features: Mapping[str, Feature], values: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.recording.episodes import remove_halves
 from mirage_ros.recording.folder_dataset import FolderDataset, SingleDataset, episode_path
 from mirage_ros.recording.queued import QueuedRecorder
 from mirage_ros.recording.recorder import (
@@ -97,15 +98,19 @@ def begin_episode(
 ) -> EpisodeWriter:
     """A writer of one episode of the dataset at `path`, in any process.
 
-    Whoever holds the dataset open adopts it afterwards.
+    Whoever holds the dataset open adopts it afterwards. A half one of the same index is removed:
+    whoever wrote it is taken for dead.
     """
     check_format(format)
     if format == "lerobot":
         schema = _import("mirage_ros.recording.lerobot_schema")
         make = _import("mirage_ros.recording.lerobot_episode").LerobotEpisode
-        return make(schema.part_path(Path(path), index), config, task, info)
-    kind = FOLDERS[format]
-    return kind.make(episode_path(Path(path), index, kind.ending), config, task, info)
+        target = schema.part_path(Path(path), index)
+    else:
+        make = FOLDERS[format].make
+        target = episode_path(Path(path), index, FOLDERS[format].ending)
+    remove_halves(target)
+    return make(target, config, task, info)
 
 
 def guess_format(path: str | Path) -> str:
