@@ -81,7 +81,7 @@ class DenoiserLoss:
         sigma = self._sigma(generator).view(-1, 1, 1, 1, 1).to(clean.device)
         noise = torch.randn(clean.shape, generator=generator).to(clean.device)
         noisy = (1 - sigma) * clean + sigma * noise
-        predicted = _predict(network, noisy, sigma, context, condition)
+        predicted = predict(network, noisy, sigma, context, condition)
         error = self.weights.to(clean.device) * (predicted - clean).square()
         loss = (error / sigma.clamp(min=config.min_sigma).square()).mean()
         geometry = condition[:, -5:, context.shape[2] :]
@@ -92,7 +92,7 @@ class DenoiserLoss:
         clean, context, condition = self._draw(network, generator)
         noise = torch.randn(clean.shape, generator=generator).to(clean.device)
         sampled = sample(
-            lambda x, sigma: _predict(network, x, sigma.to(x), context, condition),
+            lambda x, sigma: predict(network, x, sigma.to(x), context, condition),
             noise,
             SamplerConfig(steps=2, shift=self.config.shift),
         )
@@ -124,7 +124,7 @@ class DenoiserLoss:
         return report
 
 
-def _predict(network, noisy: Tensor, sigma: Tensor, context: Tensor, condition: Tensor) -> Tensor:
+def predict(network, noisy: Tensor, sigma: Tensor, context: Tensor, condition: Tensor) -> Tensor:
     """The clean targets as the network sees them; `sigma` is a scalar or one per sample."""
     frames = context.shape[2]
     timestep = (sigma * TIMESTEPS).reshape(-1, 1).expand(len(noisy), noisy.shape[2])

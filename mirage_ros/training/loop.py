@@ -64,6 +64,17 @@ class Loss(Protocol):
     def picture(self, network: nn.Module, generator: torch.Generator) -> np.ndarray: ...
 
 
+def _groups(network: nn.Module) -> list[dict]:
+    """What is trained; a network may scale the learning rate of parameters by their prefix."""
+    scales = getattr(network, "learning_rates", {})
+    groups: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            scale = next((s for prefix, s in scales.items() if name.startswith(prefix)), 1.0)
+            groups.setdefault(scale, []).append(parameter)
+    return [{"params": each, "scale": scale} for scale, each in groups.items()]
+
+
 class Loop:
     """Runs a loss until `steps`, from the last checkpoint in `folder`."""
 
@@ -71,9 +82,8 @@ class Loop:
         self.folder, self.config = folder, config
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.network = network.to(self.accelerator.device)
-        parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameters,
+            _groups(network),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             betas=(0.9, 0.95),
@@ -127,7 +137,7 @@ class Loop:
 
     def _update(self, loss: Loss) -> dict[str, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self._learning_rate() * group["scale"]
         values = loss(self.network, self._generator())
         self.optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()

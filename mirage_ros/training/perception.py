@@ -24,6 +24,8 @@ class PerceptionLossConfig:
     scale_spread: standard deviation of the log scale by which a whole frame and its readout are
         stretched, so that the readout's scale is believed before the picture's.
     anchor_noise: standard deviation of the readout's log depth error per cell.
+    moving_share: frames from clips with moving bodies.
+    paste_share: frames into which the bodies of another frame are pasted, by depth.
     """
 
     batch: int = 8
@@ -33,6 +35,8 @@ class PerceptionLossConfig:
     gradient_weight: float = 1.0
     moving_weight: float = 0.3
     sky_weight: float = 0.2
+    moving_share: float = 0.3
+    paste_share: float = 0.4
     stride: int = 8
 
 
@@ -45,6 +49,9 @@ class PerceptionLoss:
             torch.from_numpy(cell_depth(clip.depth_m.astype(np.float32), config.stride))
             for clip in clips
         ]
+        moving = [(i, np.flatnonzero(c.moving.any((1, 2)))) for i, c in enumerate(clips)]
+        #: (clip, frame) of every frame that shows a moving body.
+        self.bodies = [(i, int(frame)) for i, frames in moving for frame in frames]
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
@@ -58,7 +65,7 @@ class PerceptionLoss:
         value = value + config.gradient_weight * sum(flat)
         sky_loss = F.binary_cross_entropy_with_logits(sky_logit, sky.float())
         moving_loss = F.binary_cross_entropy_with_logits(
-            moving_logit, moving.float(), pos_weight=torch.tensor(4.0, device=moving.device)
+            moving_logit, moving.float(), pos_weight=torch.tensor(8.0, device=moving.device)
         )
         loss = value + config.sky_weight * sky_loss + config.moving_weight * moving_loss
         seen = torch.isfinite(anchor).flatten(1).any(1)
@@ -87,24 +94,52 @@ class PerceptionLoss:
         return tuple(parts)
 
     def _draw(self, generator: torch.Generator) -> tuple[Tensor, ...]:
-        which = int(torch.randint(len(self.clips), (), generator=generator))
-        clip, cells = self.clips[which], self.cells[which]
-        frame = int(torch.randint(len(clip.rgb), (), generator=generator))
+        config = self.config
+        which, frame = self._pick(config.moving_share, generator)
+        clip, cells = self.clips[which], self.cells[which][frame].clone()
+        moving = torch.from_numpy(clip.moving[frame])
+        # Memory never holds a body, so the readout has a hole there, or what was seen behind it.
+        touched = F.max_pool2d(moving[None].float(), config.stride)[0] > 0
+        cells[touched] = float("nan")
         picture = picture_from_rgb(torch.from_numpy(clip.rgb[frame]))
+        depth = torch.from_numpy(clip.depth_m[frame].astype(np.float32))
+        sky = torch.from_numpy(clip.sky[frame])
+        if self.bodies and _chance(generator) < config.paste_share:
+            picture, depth, moving, sky = self._paste(picture, depth, moving, sky, generator)
         gain = 1 + 0.15 * torch.randn(3, 1, 1, generator=generator)
         picture = (((picture + 1) * gain) - 1).clamp(-1, 1)
-        depth = torch.from_numpy(clip.depth_m[frame].astype(np.float32))
-        anchor = self._anchor(cells[frame].clone(), generator)
+        anchor = self._anchor(cells, generator)
         if torch.isfinite(anchor).any():
-            stretch = (torch.randn((), generator=generator) * self.config.scale_spread).exp()
+            stretch = (torch.randn((), generator=generator) * config.scale_spread).exp()
             depth, anchor = depth * stretch, anchor + stretch.log()
         rays = torch.from_numpy(clip.cameras[frame].rays()[..., :2]).float().permute(2, 0, 1)
-        masks = [torch.from_numpy(m[frame]) for m in (clip.moving, clip.sky)]
-        row = [picture, rays, anchor[None], depth, *masks]
-        if torch.rand((), generator=generator) < 0.5:
+        row = [picture, rays, anchor[None], depth, moving, sky]
+        if _chance(generator) < 0.5:
             row = [part.flip(-1) for part in row]
             row[1] = row[1] * torch.tensor([-1.0, 1.0]).view(2, 1, 1)
         return tuple(row)
+
+    def _pick(self, moving_share: float, generator: torch.Generator) -> tuple[int, int]:
+        """Clip and frame; with moving bodies in a share of the draws."""
+        if self.bodies and _chance(generator) < moving_share:
+            return self.bodies[int(torch.randint(len(self.bodies), (), generator=generator))]
+        which = int(torch.randint(len(self.clips), (), generator=generator))
+        return which, int(torch.randint(len(self.clips[which].rgb), (), generator=generator))
+
+    def _paste(self, picture, depth, moving, sky, generator: torch.Generator) -> list[Tensor]:
+        """The bodies of another frame, moved sideways, where they are nearer than what is there."""
+        which, frame = self._pick(1.0, generator)
+        clip, width = self.clips[which], picture.shape[-1]
+        shift = int(torch.randint(-width // 2, width // 2, (), generator=generator))
+        parts = (clip.rgb[frame], clip.depth_m[frame].astype(np.float32), clip.moving[frame])
+        if _chance(generator) < 0.5:
+            parts = [part[:, ::-1] for part in parts]
+        rgb, body_depth, body = (torch.from_numpy(np.roll(part, shift, 1)) for part in parts)
+        body = body.clone()
+        body[:, slice(0, shift) if shift >= 0 else slice(shift, None)] = False
+        body &= body_depth < depth
+        picture = torch.where(body, picture_from_rgb(rgb), picture)
+        return [picture, torch.where(body, body_depth, depth), moving | body, sky & ~body]
 
     def _anchor(self, cells: Tensor, generator: torch.Generator) -> Tensor:
         """Log depth per cell with noise and holes; NaN where the readout would be empty."""
@@ -122,3 +157,7 @@ class PerceptionLoss:
         seen = holes <= torch.quantile(holes, covered)
         log_depth = torch.where(seen, log_depth, float("nan"))
         return torch.where(torch.isfinite(log_depth), log_depth, float("nan"))
+
+
+def _chance(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))

@@ -11,6 +11,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from diffusers import WanTransformer3DModel
+from tqdm import tqdm
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.models.alignment import Aligner
@@ -20,6 +21,7 @@ from mirage_ros.models.mini import MiniConfig, MiniModel
 from mirage_ros.models.perception import MiniPerception
 from mirage_ros.models.pretrained import load_model, save_model
 from mirage_ros.models.sampler import SamplerConfig
+from mirage_ros.training.adversary import SharpenLossConfig
 from mirage_ros.training.chunks import ChunksConfig
 from mirage_ros.training.codec import CodecLoss, CodecLossConfig, MovedCodec
 from mirage_ros.training.denoiser import DenoiserLossConfig
@@ -27,13 +29,12 @@ from mirage_ros.training.loop import Loop, LoopConfig
 from mirage_ros.training.perception import PerceptionLoss, PerceptionLossConfig
 from mirage_ros.training.regimes import REGIMES
 from mirage_ros.training.shards import ShardConfig, StoredClip, load_shards, make_shards
+from mirage_ros.training.widening import widened
 
 #: One class, two sizes: this is the small one (the large one is Wan 2.2 TI2V 5B).
 MINI_TRANSFORMER = {
     "num_attention_heads": 3,
     "attention_head_dim": 64,
-    "in_channels": 16,
-    "out_channels": 16,
     "text_dim": 32,
     "freq_dim": 128,
     "ffn_dim": 768,
@@ -51,7 +52,8 @@ class Recipe:
     regime: "single" trains backbone and branch together; "paper" the backbone without memory, then
         the branch alone, then the branch and LoRA adapters of rank `lora_rank`, which are merged.
     start_from: a checkpoint's name or folder whose weights are taken on; empty for new ones.
-    textures: procedural pictures beside the clips for the codec.
+    latent_channels: of the codec; narrower weights to start from are widened.
+    textures, collages: procedural pictures beside the clips for the codec.
     clips: what is rendered; `validation_seeds` are rendered alike and never trained on.
     evaluate_seeds: worlds in which the result is judged at the end, over `evaluate_frames`.
     """
@@ -62,7 +64,9 @@ class Recipe:
     start_from: str = ""
     regime: str = "single"
     lora_rank: int = 32
+    latent_channels: int = 32
     textures: int = 1000
+    collages: int = 0
     threads: int = 2
     clips: ShardConfig = field(default_factory=ShardConfig)
     validation_seeds: tuple[int, int] = (1_000_000, 1_000_008)
@@ -79,6 +83,8 @@ class Recipe:
     denoiser: LoopConfig = field(default_factory=LoopConfig)
     lora: LoopConfig = field(default_factory=LoopConfig)
     denoiser_loss: DenoiserLossConfig = field(default_factory=DenoiserLossConfig)
+    sharpen: LoopConfig = field(default_factory=lambda: LoopConfig(steps=0))
+    sharpen_loss: SharpenLossConfig = field(default_factory=SharpenLossConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
 
@@ -122,19 +128,22 @@ def _clips(recipe: Recipe, seeds: tuple[int, int]) -> list[StoredClip]:
 
 
 def start(recipe: Recipe) -> tuple[MiniCodec, MemoryDenoiser, MiniPerception]:
-    """The networks of `start_from`, or new ones."""
+    """The networks of `start_from`, widened if their latents are narrower, or new ones."""
+    torch.manual_seed(recipe.denoiser.seed)
     if recipe.start_from:
         model = load_model(recipe.start_from)
-        parts = (model.codec, model.denoiser, model.perception)
+        codec, denoiser = widened(model.codec, model.denoiser, recipe.latent_channels)
+        parts = (codec, denoiser, model.perception)
         return tuple(part.train().requires_grad_(True) for part in parts)
-    torch.manual_seed(recipe.denoiser.seed)
-    transformer = WanTransformer3DModel(**MINI_TRANSFORMER)
+    channels = {"in_channels": recipe.latent_channels, "out_channels": recipe.latent_channels}
+    transformer = WanTransformer3DModel(**MINI_TRANSFORMER, **channels)
     torch.nn.init.zeros_(transformer.proj_out.weight)
     torch.nn.init.zeros_(transformer.proj_out.bias)
     branch = SideBranch.from_transformer(transformer, shortcut=True)
     layout = {"memory_format": torch.channels_last}
     denoiser = MemoryDenoiser(transformer, branch)
-    return MiniCodec().to(**layout), denoiser, MiniPerception().to(**layout)
+    codec = MiniCodec(latent_channels=recipe.latent_channels)
+    return codec.to(**layout), denoiser, MiniPerception().to(**layout)
 
 
 def train_codec(recipe, codec: MiniCodec, align: Aligner, clips, held_out) -> None:
@@ -156,10 +165,12 @@ def train_perception(recipe, network: MiniPerception, clips, held_out) -> None:
 
 
 def _textures(recipe: Recipe) -> np.ndarray:
+    from mirage_ros.scenes.collage import collage
     from mirage_ros.scenes.textures import make_texture
 
     rng = np.random.default_rng(recipe.codec.seed)
-    return np.stack([make_texture(rng) for _ in range(recipe.textures)])
+    pictures = [make_texture(rng) for _ in range(recipe.textures)]
+    return np.stack(pictures + [collage(rng) for _ in tqdm(range(recipe.collages), "collages")])
 
 
 def _fill(kind: type, values: dict, where: str):

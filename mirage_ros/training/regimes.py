@@ -15,6 +15,7 @@ from torch import nn
 from mirage_ros.models.codec import MiniCodec
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.lora import add_lora
+from mirage_ros.training.adversary import Contest, SharpenLoss
 from mirage_ros.training.checkpoints import checkpoint_path
 from mirage_ros.training.chunks import Chunks, encode_clips, pixel_weights
 from mirage_ros.training.denoiser import AlignerLoss, DenoiserLoss
@@ -37,6 +38,12 @@ class _Data:
         config = self.recipe.denoiser_loss
         return [DenoiserLoss(c, self.codec, self.weights, config) for c in self._chunks()]
 
+    def sharpen(self) -> list[SharpenLoss]:
+        recipe = self.recipe
+        settings = {"sampler": recipe.sampler, "sharpen": recipe.sharpen_loss}
+        config = recipe.denoiser_loss
+        return [SharpenLoss(c, self.codec, self.weights, config, **settings) for c in self._chunks()]
+
     def _chunks(self) -> list[Chunks]:
         return [Chunks(part, self.recipe.chunks) for part in self.encoded]
 
@@ -46,7 +53,8 @@ def train_single(recipe, codec, network: MemoryDenoiser, clips, held_out) -> Mem
     run, data = Path(recipe.run), _Data(recipe, codec, clips, held_out)
     if not checkpoint_path(run / "denoiser").exists():
         _stage(network.branch.align, run / "aligner", recipe.aligner, data.aligner())
-    return _stage(network, run / "denoiser", recipe.denoiser, data.denoiser())
+    network = _stage(network, run / "denoiser", recipe.denoiser, data.denoiser())
+    return _sharpened(recipe, network, data)
 
 
 def train_paper(recipe, codec, network: MemoryDenoiser, clips, held_out) -> MemoryDenoiser:
@@ -64,7 +72,17 @@ def train_paper(recipe, codec, network: MemoryDenoiser, clips, held_out) -> Memo
     _stage(network, run / "denoiser", recipe.denoiser, data.denoiser())
     adapted = add_lora(network.transformer, recipe.lora_rank)
     _stage(network, run / "lora", recipe.lora, data.denoiser())
-    return MemoryDenoiser(adapted.merge_and_unload(safe_merge=True), branch).eval()
+    network = MemoryDenoiser(adapted.merge_and_unload(safe_merge=True), branch)
+    return _sharpened(recipe, network, data)
+
+
+def _sharpened(recipe, network: MemoryDenoiser, data: _Data) -> MemoryDenoiser:
+    """Trained for the sampler's few steps against a discriminator, where the recipe asks for it."""
+    if not recipe.sharpen.steps:
+        return network.eval()
+    network.requires_grad_(True)
+    contest = Contest(network, network.transformer.config.in_channels)
+    return _stage(contest, Path(recipe.run) / "sharpen", recipe.sharpen, data.sharpen()).denoiser
 
 
 class WithoutMemory(nn.Module):
