@@ -101,7 +101,7 @@ def test_the_policy_turns_to_the_open_side():
         assert np.sign(robot.decide().turn_rps) == side
 
 
-def test_the_policy_remembers_what_left_its_view_and_forgets_what_it_sees_through():
+def test_the_policy_remembers_what_left_its_view_and_doubts_a_single_picture():
     robot = policy()
     robot.look(wall(0.5), LENS, BasePose())
     away = BasePose(yaw_rad=math.pi)
@@ -109,8 +109,56 @@ def test_the_policy_remembers_what_left_its_view_and_forgets_what_it_sees_throug
     assert robot.decide().speed_mps > 0, "the open side"
     robot.look(np.full(SIZE, np.nan, np.float32), LENS, BasePose())
     assert robot.decide().speed_mps == 0, "the wall is still known"
-    robot.look(wall(3.0), LENS, BasePose())
-    assert robot.decide().speed_mps > 0, "the wall was seen through"
+    robot.look(wall(np.inf), LENS, BasePose())
+    assert robot.decide().speed_mps == 0, "one picture does not take it away"
+    for _ in range(robot.config.map.misses):
+        robot.look(wall(np.inf), LENS, BasePose())
+    assert robot.decide().speed_mps > 0, "many pictures saw past it"
+
+
+def among_posts(*places: tuple[float, float]) -> Wanderer:
+    """A policy that knows thin posts at the body's height."""
+    robot, unknown = policy(), np.full(SIZE, np.nan, np.float32)
+    view = Camera(LENS.intrinsics, level_camera_pose(0.9), SIZE)
+    robot.map.look(np.array([(x, y, 0.6) for x, y in places]), unknown, view)
+    return robot
+
+
+def clearance(robot: Wanderer, command: Command) -> np.ndarray:
+    """To the map's points, along what a command does until the next decision."""
+    ways = BasePose().along(command, robot.config.commit_s / 8, 8)
+    centres = np.array([(pose.x_m, pose.y_m) for pose in ways])
+    return clearances_m(robot.config.footprint, robot.map.points, centres)
+
+
+@pytest.mark.parametrize("gap_m", [2.0, 0.85, 0.7])
+def test_the_policy_slows_down_where_it_is_narrow(gap_m):
+    robot = among_posts(*((x / 10, side * gap_m / 2) for x in range(40) for side in (-1, 1)))
+    command = robot.decide()
+    share = command.speed_mps / robot.config.speed_mps
+    assert share == {2.0: 1.0, 0.85: 0.5, 0.7: 0.0}[gap_m]
+    margins = {gait.share: gait.margin_m for gait in robot.config.gaits}
+    assert clearance(robot, command).min() >= (margins[share] if share else 0.1)
+
+
+def test_the_body_leaves_what_it_is_too_near_to():
+    robot = among_posts((-0.22, 0.0))
+    command = robot.decide()
+    assert command.speed_mps > 0 and clearance(robot, command).min() > 0.02
+    ahead = among_posts((0.22, 0.0), (0.2, 0.15), (0.2, -0.15))
+    assert ahead.decide().speed_mps == 0
+
+
+def test_after_a_whole_turn_any_way_will_do():
+    robot = among_posts(*((x / 20, side * 0.33) for x in range(40) for side in (-1, 1)))
+    command = Command()
+    for index in range(30):
+        robot.look(np.full(SIZE, np.nan, np.float32), LENS, BasePose(yaw_rad=0.3 * index))
+        command = robot.decide(command)
+        if command.speed_mps:
+            break
+    assert command.speed_mps == robot.config.gaits[-1].share * robot.config.speed_mps
+    assert index * 0.3 >= 2 * math.pi
 
 
 def make_seed() -> Seed:
