@@ -90,7 +90,7 @@ def test_a_picture_from_behind_says_nothing_against_a_surface():
 
 
 def test_an_edge_beside_a_voxel_keeps_it():
-    """The near wall covers the left half; looked past by two pixels only, nothing speaks against."""
+    """The near wall covers the left half; its rim is looked past by two pixels only."""
     obstacles = ObstacleMap()
     near = np.full(SIZE, 1.0, np.float32)
     near[:, 40:] = np.nan

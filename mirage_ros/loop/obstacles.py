@@ -111,8 +111,8 @@ class ObstacleMap:
         self.misses[np.flatnonzero(inside)[past]] += 1
 
     def _keep(self, rows: Bool[np.ndarray, "n"]) -> None:
-        self.points, self._keys, self._sides = self.points[rows], self._keys[rows], self._sides[rows]
-        self.hits, self.misses = self.hits[rows], self.misses[rows]
+        self.points, self._keys = self.points[rows], self._keys[rows]
+        self.hits, self.misses, self._sides = self.hits[rows], self.misses[rows], self._sides[rows]
 
 
 def _keys_of(points: Float[np.ndarray, "n 3"], cell_m: float) -> Int[np.ndarray, "n"]:
