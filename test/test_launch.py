@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import signal
 import subprocess
@@ -117,12 +118,14 @@ def launched(path: Path, *arguments: str):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     output: list[str] = []
 
     def end() -> str:
         if not output:
-            process.send_signal(signal.SIGINT)
+            # A terminal's Ctrl-C goes to the nodes as well; launch counts on that.
+            os.killpg(process.pid, signal.SIGINT)
             output.append(process.communicate(timeout=60)[0])
         return output[0]
 
@@ -154,7 +157,7 @@ def test_launch_starts_the_node_and_ends_it(ros_domain: int):
     mount = mounts[0].transforms[0]
     assert mount.header.frame_id == "camera_link"
     assert mount.child_frame_id == "camera_color_optical_frame"
-    assert "has died" not in output and "Traceback" not in output, output
+    assert not re.search("has died|Traceback|failed to terminate", output), output
 
 
 @has_launch
@@ -168,7 +171,7 @@ def test_the_closed_loop_drives(ros_domain: int):
     assert len(odometry) >= 8, output
     speeds = [message.twist.twist.linear.x for message in odometry]
     assert max(speeds) > 0, "it drives"
-    assert "has died" not in output and "Traceback" not in output, output
+    assert not re.search("has died|Traceback|failed to terminate", output), output
 
 
 def _watch_drive(wait_s: float):
