@@ -154,3 +154,20 @@ def test_collages_are_the_same_for_a_seed_and_full_of_edges():
     assert one.shape == (64, 80, 3) and one.dtype == np.uint8 and np.array_equal(one, other)
     steps = np.abs(np.diff(one.astype(int), axis=1)).max(-1)
     assert (steps > 20).mean() > 0.03 and (steps <= 20).mean() > 0.5
+
+
+def test_decoys_stand_still_on_free_floor_and_the_same_for_a_seed():
+    pytest.importorskip("mujoco")
+    from mirage_ros.scenes import make_clip
+
+    size = (32, 40)
+    plain, one, other = (
+        make_clip(603, 3, size, period_s=0.8, with_decoys=with_decoys)
+        for with_decoys in (False, True, True)
+    )
+    assert np.array_equal(one.rgb, other.rgb)
+    colour = one.rgb.astype(int)
+    bright = colour.max(-1) - colour.min(-1) > 150
+    assert bright.mean() > 0.005 and not (bright & one.moving).any()
+    colour = plain.rgb.astype(int)
+    assert (colour.max(-1) - colour.min(-1) > 150).mean() < bright.mean() / 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mirage_ros.scenes.decoys import decoys
 from mirage_ros.scenes.paths import best_view, camera_path
 from mirage_ros.scenes.render import Clip, Renderer
 from mirage_ros.scenes.worlds import make_scene
@@ -22,6 +23,7 @@ def make_clip(
     motion: str | None = None,
     hfov_deg: float | None = None,
     period_s: float = 0.1,
+    with_decoys: bool = False,
 ) -> Clip:
     """One scene, one camera path, one render; the same for the same arguments.
 
@@ -30,8 +32,10 @@ def make_clip(
             seeds 2000000 and up.
         size: (height, width).
         kind, motion, hfov_deg: None draws them by the seed.
+        with_decoys: adds bright things that stand still (decoys.py).
     """
-    scene = make_scene(seed, kind)
+    add = decoys(np.random.default_rng([seed, 14])) if with_decoys else None
+    scene = make_scene(seed, kind, add=add)
     cameras = camera_path(
         scene, seed, frames, motion=motion, hfov_deg=hfov_deg, size=size, period_s=period_s
     )

@@ -55,6 +55,8 @@ class Recipe:
     latent_channels: of the codec; narrower weights to start from are widened.
     textures, collages: procedural pictures beside the clips for the codec.
     clips: what is rendered; `validation_seeds` are rendered alike and never trained on.
+    decoy_seeds: clips with bright things that stand still, for the perceiver alone; not among
+        those of `clips`.
     evaluate_seeds: worlds in which the result is judged at the end, over `evaluate_frames`.
     """
 
@@ -69,6 +71,7 @@ class Recipe:
     collages: int = 0
     threads: int = 2
     clips: ShardConfig = field(default_factory=ShardConfig)
+    decoy_seeds: tuple[int, int] = (0, 0)
     validation_seeds: tuple[int, int] = (1_000_000, 1_000_008)
     evaluate_seeds: tuple[int, ...] = ()
     evaluate_frames: int = 33
@@ -110,7 +113,7 @@ def train(recipe: Recipe) -> bool:
     held_out = _clips(recipe, recipe.validation_seeds)
     codec, denoiser, perception = start(recipe)
     train_codec(recipe, codec, denoiser.branch.align, clips, held_out)
-    train_perception(recipe, perception, clips, held_out)
+    train_perception(recipe, perception, clips + _decoys(recipe), held_out)
     denoiser = REGIMES[recipe.regime](recipe, codec, denoiser, clips, held_out)
     config = MiniConfig(recipe.clips.size, recipe.chunks.chunk_frames, recipe.sampler)
     parts = (codec, denoiser.transformer, denoiser.branch, perception)
@@ -125,6 +128,13 @@ def _clips(recipe: Recipe, seeds: tuple[int, int]) -> list[StoredClip]:
     with Accelerator().main_process_first():
         make_shards(Path(recipe.data), dataclasses.replace(recipe.clips, seeds=seeds))
     return load_shards(Path(recipe.data), seeds)
+
+
+def _decoys(recipe: Recipe) -> list[StoredClip]:
+    if recipe.decoy_seeds[0] >= recipe.decoy_seeds[1]:
+        return []
+    config = dataclasses.replace(recipe.clips, with_decoys=True)
+    return _clips(dataclasses.replace(recipe, clips=config), recipe.decoy_seeds)
 
 
 def start(recipe: Recipe) -> tuple[MiniCodec, MemoryDenoiser, MiniPerception]:

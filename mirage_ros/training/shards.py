@@ -23,6 +23,7 @@ class ShardConfig:
     size: (height, width).
     period_s: between frames; longer than a camera's, so that a short clip goes somewhere.
     workers: rendering processes.
+    with_decoys: bright things that stand still are added (scenes/decoys.py).
     """
 
     seeds: tuple[int, int] = (0, 700)
@@ -30,6 +31,7 @@ class ShardConfig:
     size: tuple[int, int] = (128, 160)
     period_s: float = 0.2
     workers: int = 2
+    with_decoys: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def _path(folder: Path, seed: int) -> Path:
 def _make(seed: int, folder: Path, config: ShardConfig) -> None:
     from mirage_ros.scenes import make_clip  # MuJoCo picks its renderer at import, per process
 
-    clip = make_clip(seed, config.frames, config.size, period_s=config.period_s)
+    period_s, with_decoys = config.period_s, config.with_decoys
+    clip = make_clip(seed, config.frames, config.size, period_s=period_s, with_decoys=with_decoys)
     tensors = {
         "rgb": clip.rgb,
         "depth_m": clip.depth_m.astype(np.float16),
