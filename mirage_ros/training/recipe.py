@@ -55,8 +55,8 @@ class Recipe:
     latent_channels: of the codec; narrower weights to start from are widened.
     textures, collages: procedural pictures beside the clips for the codec.
     clips: what is rendered; `validation_seeds` are rendered alike and never trained on.
-    decoy_seeds: clips with bright things that stand still, for the perceiver alone; not among
-        those of `clips`.
+    decoy_seeds: clips with bright things that stand still, drawn three times as often as others,
+        for the perceiver alone; not among those of `clips`.
     evaluate_seeds: worlds in which the result is judged at the end, over `evaluate_frames`.
     """
 
@@ -113,7 +113,7 @@ def train(recipe: Recipe) -> bool:
     held_out = _clips(recipe, recipe.validation_seeds)
     codec, denoiser, perception = start(recipe)
     train_codec(recipe, codec, denoiser.branch.align, clips, held_out)
-    train_perception(recipe, perception, clips + _decoys(recipe), held_out)
+    train_perception(recipe, perception, clips + 3 * _decoys(recipe), held_out)
     denoiser = REGIMES[recipe.regime](recipe, codec, denoiser, clips, held_out)
     config = MiniConfig(recipe.clips.size, recipe.chunks.chunk_frames, recipe.sampler)
     parts = (codec, denoiser.transformer, denoiser.branch, perception)
