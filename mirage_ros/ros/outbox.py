@@ -18,6 +18,8 @@ SLICE_S = 0.01
 RETRY_S = 0.005
 # So long a subscriber may keep the others waiting; then it is taken for stuck or gone.
 PATIENCE_S = 1.0
+# While one is stuck nobody can tell whether the others keep up, so they are given this long a frame.
+PACE_S = 0.1
 
 
 class Outbox:
@@ -33,6 +35,7 @@ class Outbox:
         self._node = node
         self._items: deque[tuple] = deque()
         self.last_stamp_ns: int | None = None
+        self._last_instant_s = 0.0
         self.plan_to_first_frame_s = 0.0
         self.listeners: list[Callable[[int], None]] = []
         self._retry = node.create_wall_timer(RETRY_S, self._try_again)
@@ -84,6 +87,8 @@ class Outbox:
         if len(stuck) < len(full):
             return True
         if stuck:
+            if time.monotonic() < self._last_instant_s + PACE_S:
+                return True
             health = self._node.health
             health.warn(
                 "pictures",
@@ -98,6 +103,7 @@ class Outbox:
     def _instant(self, frames) -> None:
         node = self._node
         node.output.instant(frames)
+        self._last_instant_s = time.monotonic()
         stamp_ns = self.last_stamp_ns = frames[0].stamp_ns
         if node.sim_clock is not None:
             node.sim_clock.advance(stamp_ns)
