@@ -187,6 +187,23 @@ def test_moving_bodies_are_no_evidence(truth):
     assert check["lost"] == 0 and check["codec_psnr"] > 50
 
 
+def test_where_bodies_stood_is_judged_when_they_have_left(truth):
+    moving = np.zeros_like(truth.moving)
+    moving[0, 4:20, 4:20] = True
+    assert np.array_equal(replace(truth, moving=moving).vacated[-1], moving[0])
+    moving[-1, 4:12, 4:20] = True
+    left = replace(truth, moving=moving)
+    assert np.array_equal(left.vacated[-1], moving[0] & ~moving[-1])
+    ghost = perfect(left).rgb.copy()
+    ghost[:, 4:20, 4:20] = 255 - ghost[:, 4:20, 4:20]
+    whole = np.ones_like(truth.grounded)
+    shown, haunted = (
+        score(left, replace(perfect(left), rgb=rgb), whole, MODEL).frames["psnr_vacated"][-1]
+        for rgb in (truth.rgb, ghost)
+    )
+    assert shown == 60 and haunted < 25
+
+
 def test_readouts_are_blinded_in_one_thing(truth):
     world = World(MODEL)
     world.reset(truth.rgb[0], truth.cameras[0], truth.depth_m[0])

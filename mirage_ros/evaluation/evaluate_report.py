@@ -21,6 +21,7 @@ COLUMNS = (
     ("whole", "whole_new", "{:.2f}"),
     ("return", "psnr_return", "{:.2f}"),
     ("as shown", "psnr_shown", "{:.2f}"),
+    ("vacated", "psnr_vacated", "{:.2f}"),
     ("depth err", "depth_error", "{:.1%}"),
     ("drift", "scale_drift", "{:.1%}"),
     ("observed", "observed", "{:.0%}"),
@@ -31,9 +32,10 @@ COLUMNS = (
 LEGEND = """new views: PSNR in dB of views never taken before, where the seed's surfaces are in view
 and the first variant's memory shows them (SSIM and ZNCC there too); bare: the readout itself,
 decoded; whole: the whole picture; return: views taken again, like new views; as shown: the same
-against what was shown first; depth err: median relative error; drift: of depth's scale, last tenth
-of the walk; gradients: energy of imagined regions over that of the truth there; Frechet: distance
-of imagined to true patches over that of two halves of the true ones, in the codec's latents."""
+against what was shown first; vacated: PSNR where the seed's moving bodies stood and none is any
+more; depth err: median relative error; drift: of depth's scale, last tenth of the walk; gradients:
+energy of imagined regions over that of the truth there; Frechet: distance of imagined to true
+patches over that of two halves of the true ones, in the codec's latents."""
 TILE = 1.0
 
 

@@ -62,16 +62,18 @@ def score(
         seen: where the main variant's memory saw something; all variants are judged there.
     """
     where = truth.grounded & seen
+    vacated = truth.vacated
     still = ~(truth.moving | truth.moving[np.maximum(truth.first_shown, 0)])
     count = len(truth)
     columns = {name: np.full(count, np.nan) for name in (
         "psnr_seen", "ssim_seen", "zncc_seen", "psnr_bare", "psnr_whole", "lpips", "psnr_shown",
-        "ssim_shown", "depth_error", "depth_scale")}  # fmt: skip
+        "ssim_shown", "psnr_vacated", "depth_error", "depth_scale")}  # fmt: skip
     for i in range(1, count):
         made, true = rolled.rgb[i], truth.rgb[i]
         columns["psnr_seen"][i] = psnr_where(made, true, where[i])
         columns["ssim_seen"][i] = ssim_where(made, true, where[i])
         columns["psnr_whole"][i] = psnr_where(made, true, ~truth.moving[i])
+        columns["psnr_vacated"][i] = psnr_where(made, true, vacated[i])
         columns["lpips"][i] = lpips_of(made, true)
         if where[i].mean() >= SMALLEST_SHARE:
             columns["zncc_seen"][i] = zncc(made, true, where[i])
@@ -93,8 +95,9 @@ def summarise(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> dict[str
 
     psnr_new, ssim_new, zncc_new, bare_new: views never taken before, where the seed's surfaces
     are seen and memory shows them; psnr_return: views taken again, the same against truth;
-    psnr_shown: views taken again against what was shown first; depth_error: median relative
-    error; scale_drift: how far depth's scale has moved by the last tenth of the frames.
+    psnr_shown: views taken again against what was shown first; psnr_vacated: where the seed's
+    moving bodies stood and none is any more; depth_error: median relative error; scale_drift: how
+    far depth's scale has moved by the last tenth of the frames.
     """
     rows = []
     for truth, one in zip(truths, scored, strict=True):
@@ -113,6 +116,7 @@ def summarise(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> dict[str
                 "ssim_return": _mean(f["ssim_seen"][truth.returns]),
                 "psnr_shown": _mean(f["psnr_shown"]),
                 "ssim_shown": _mean(f["ssim_shown"]),
+                "psnr_vacated": _mean(f["psnr_vacated"]),
                 "depth_error": _mean(f["depth_error"]),
                 "scale_drift": abs(_mean(f["depth_scale"][late]) - 1),
                 "observed": _mean(f["observed"][1:]),

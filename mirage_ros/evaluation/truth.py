@@ -49,6 +49,11 @@ class TrueWorld:
         return len(self.rgb)
 
     @property
+    def vacated(self) -> Bool[np.ndarray, "f h w"]:
+        """Where the seed's moving bodies stood, and no body is any more."""
+        return vacated_by_bodies(self.cameras, self.depth_m, self.moving)
+
+    @property
     def stamps_ns(self) -> Int[np.ndarray, "f"]:
         return np.arange(len(self), dtype=np.int64) * int(PERIOD_S * 1e9)
 
@@ -159,6 +164,31 @@ def shown_by_seed(
         same = np.abs(there * np.where(inside, z, 0).reshape(height, width) - 1) <= tolerance
         shown[i] = inside.reshape(height, width) & same & known
     return shown
+
+
+def vacated_by_bodies(
+    cameras: Camera,
+    depth_m: Float[np.ndarray, "f h w"],
+    moving: Bool[np.ndarray, "f h w"],
+) -> Bool[np.ndarray, "f h w"]:
+    """Where frame 0's bodies would show, had they stayed, though no body is there now."""
+    height, width = cameras.size
+    bodies = moving[0] & np.isfinite(depth_m[0])
+    points = cameras[0].lift(np.where(bodies, depth_m[0], 1.0))[bodies]
+    vacated = np.zeros(moving.shape, bool)
+    for i in range(len(moving)):
+        pixels, z = cameras[i].project(points)
+        with np.errstate(invalid="ignore"):
+            inside = (z > 0) & (np.abs(pixels) < 1e6).all(-1)
+        column, row = np.rint(np.where(inside[:, None], pixels, -9)).astype(int).T
+        inside &= (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        column, row, z = column[inside], row[inside], z[inside]
+        bare = z < depth_m[i][row, column] * (1 + SAME_SURFACE_SHARE)
+        mask = np.zeros((height, width), np.uint8)
+        mask[row[bare], column[bare]] = 1
+        closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+        vacated[i] = closed.astype(bool) & ~moving[i]
+    return vacated
 
 
 def _turned(cameras: Camera, yaw_deg: np.ndarray) -> Camera:
