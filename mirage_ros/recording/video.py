@@ -93,7 +93,7 @@ class VideoWriter:
                 str(QUALITY_CRF),
                 "-preset",
                 # Beside the cycle every core counts; the demo's film is made afterwards.
-                "veryfast" if self._fragmented else "medium",
+                "ultrafast" if self._fragmented else "medium",
                 *(FRAGMENTS if self._fragmented else ("-movflags", "+faststart")),
                 *(("-g", str(max(1, round(self.frames_per_s)))) if self._fragmented else ()),
             ],
