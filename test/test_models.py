@@ -86,6 +86,26 @@ def test_with_the_shortcut_an_untrained_network_shows_the_readout():
         assert torch.equal(denoiser(latents, timestep, condition, text), condition[:, :4])
 
 
+def test_where_memory_sees_the_correction_passes_a_gate_that_starts_closed():
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(**TINY)
+    denoiser = MemoryDenoiser(transformer, SideBranch.from_transformer(transformer, shortcut=True))
+    latents, timestep, condition, text = tiny_inputs()
+    condition[:, 4] = 0
+    condition[:, 4, :, :, :2] = 1
+    with torch.no_grad():
+        out = denoiser(latents, timestep, condition, text)
+        assert torch.equal(out[..., :2], condition[:, :4, ..., :2])
+        assert (out - condition[:, :4])[..., 2:].abs().min() > 0
+        assert torch.equal(
+            denoiser(latents, timestep, condition, text, denoiser.branch.aligned(condition)), out
+        )
+        denoiser.branch.gate.fill_(1.0)
+        opened = denoiser(latents, timestep, condition, text)
+    assert torch.equal(opened[..., 2:], out[..., 2:])
+    assert (opened - out)[..., :2].abs().min() > 0
+
+
 @pytest.mark.parametrize("prediction", ["sample", "velocity"])
 @pytest.mark.parametrize("steps", [1, 4, 20])
 def test_a_perfect_network_is_sampled_exactly(prediction, steps):

@@ -18,7 +18,7 @@ from mirage_ros.training.chunks import Chunks, ChunksConfig, LatentClip
 from mirage_ros.models.codec import MiniCodec
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.training.checkpoints import checkpoint_path
-from mirage_ros.training.denoiser import DenoiserLossConfig
+from mirage_ros.training.denoiser import AlignerLossConfig, DenoiserLossConfig
 from mirage_ros.training.loop import Loop, LoopConfig
 from mirage_ros.training.recipe import MINI_TRANSFORMER, Recipe, read_recipe
 from mirage_ros.training.regimes import train_paper
@@ -94,20 +94,20 @@ def test_a_sample_shows_what_a_grown_memory_shows():
     for seed in range(5):
         clean, context, condition = loss.draw(torch.Generator().manual_seed(seed))
         assert clean.shape == (16, 4, 16, 20)
-        assert context.shape == (16, 2, 16, 20)
-        assert condition.shape == (21, 6, 16, 20)
-        visible = condition[16, 2:] > 0
+        assert context.shape == (16, 1, 16, 20)
+        assert condition.shape == (21, 5, 16, 20)
+        visible = condition[16, 1:] > 0
         assert visible.float().mean() > 0.3
-        assert torch.allclose(condition[17, 2:][visible], torch.tensor(0.5), atol=1e-3)
+        assert torch.allclose(condition[17, 1:][visible], torch.tensor(0.5), atol=1e-3)
         target = clean[0, :, 0, 0]
-        assert not any(torch.isclose(condition[0, 2:][visible], t).any() for t in target)
+        assert not any(torch.isclose(condition[0, 1:][visible], t).any() for t in target)
 
 
 def test_blank_samples_see_nothing():
     config = dataclasses.replace(ChunksConfig(), blank_share=1.0)
     _, _, condition = Chunks([_wall_clip()], config).draw(torch.Generator().manual_seed(0))
-    assert condition[:, 2:].abs().max() == 0
-    assert (condition[16, :2] == 1).all()
+    assert condition[:, 1:].abs().max() == 0
+    assert (condition[16, :1] == 1).all()
 
 
 RECIPE = """
@@ -123,7 +123,7 @@ codec_loss: {{crop: 32, batch: 2}}
 perception: {{steps: 4, validate_steps: 4, checkpoint_s: 0.0}}
 perception_loss: {{batch: 2}}
 aligner: {{steps: 4, validate_steps: 4, checkpoint_s: 0.0}}
-aligner_batch: 1
+aligner_loss: {{batch: 1}}
 denoiser: {{steps: 6, validate_steps: 3, checkpoint_s: 0.0}}
 denoiser_loss: {{batch: 1}}
 sharpen: {{steps: 4, validate_steps: 4, checkpoint_s: 0.0}}
@@ -186,8 +186,9 @@ def test_the_papers_stages_train_what_they_say(tmp_path, monkeypatch):
     """Stage zero the backbone, stage one the branch alone, stage two branch and LoRA only."""
     steps = LoopConfig(steps=2, warmup_steps=1, validate_steps=2, validate_batches=1)
     recipe = Recipe(
-        run=str(tmp_path), regime="paper", lora_rank=2, aligner_batch=1, base=steps, aligner=steps,
-        denoiser=steps, lora=steps, denoiser_loss=DenoiserLossConfig(batch=1),
+        run=str(tmp_path), regime="paper", lora_rank=2, base=steps, aligner=steps,
+        aligner_loss=AlignerLossConfig(batch=1), denoiser=steps, lora=steps,
+        denoiser_loss=DenoiserLossConfig(batch=1),
     )  # fmt: skip
     clips = [_stored_wall()]
     codec = MiniCodec(widths=(8, 8, 8)).eval()

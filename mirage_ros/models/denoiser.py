@@ -7,7 +7,8 @@ what they found to the backbone's residual stream. At the start the backbone is 
 
 A network trained from nothing need not learn to copy either: with `shortcut` its output is a
 correction of the readout, which a few convolutions first set right (alignment.py). So the
-untrained network already shows what memory shows.
+untrained network already shows what memory shows, and where memory sees, the correction passes
+a gate that starts closed: a small network would else lay its own noise over what is known.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ class SideBranch(ModelMixin, ConfigMixin):
     _keep_in_fp32_modules = ["scale_shift_table", "norm1", "norm2", "norm3"]
 
     @register_to_config
-    def __init__(self, transformer_config: dict, every: int = 2, shortcut: bool = False):
+    def __init__(
+        self,
+        transformer_config: dict,
+        every: int = 2,
+        shortcut: bool = False,
+        aligner_blocks: int = 2,
+    ):
         super().__init__()
         self.every, self.gradient_checkpointing = every, False
         copies = -(-transformer_config["num_layers"] // every)
@@ -47,12 +54,16 @@ class SideBranch(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_transformer(
-        cls, transformer: WanTransformer3DModel, every: int = 2, shortcut: bool = False
+        cls, transformer: WanTransformer3DModel, every: int = 2, **settings
     ) -> SideBranch:
-        """A fresh branch whose blocks are copies of the backbone's own."""
+        """A fresh branch whose blocks are copies of the backbone's own.
+
+        Args:
+            settings: `shortcut` and `aligner_blocks`, as for the class.
+        """
         config = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
         with torch.device("meta"):
-            branch = cls(transformer_config=config, every=every, shortcut=shortcut)
+            branch = cls(transformer_config=config, every=every, **settings)
         branch.blocks = nn.ModuleList(copy.deepcopy(block) for block in transformer.blocks[::every])
         branch._build_ends()
         like = transformer.patch_embedding.weight
@@ -77,13 +88,21 @@ class SideBranch(ModelMixin, ConfigMixin):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         if self.config.shortcut:
-            self.align = Aligner(told)
+            self.align = Aligner(told, blocks=self.config.aligner_blocks)
+            self.gate = nn.Parameter(torch.zeros(told, 1, 1, 1))
 
     def aligned(self, condition: Float[Tensor, "b told f h w"]) -> Float[Tensor, "b c f h w"]:
         """The readout's latents as they would be if every token sat in its cell's centre."""
         frames = condition.transpose(1, 2)
         aligned = self.align(frames.flatten(0, 1))
         return aligned.unflatten(0, frames.shape[:2]).transpose(1, 2)
+
+    def gated(
+        self, correction: Float[Tensor, "b c f h w"], condition: Float[Tensor, "b told f h w"]
+    ) -> Float[Tensor, "b c f h w"]:
+        """The correction, as far as the gate lets it pass where memory sees."""
+        visible = condition[:, -GEOMETRY_CHANNELS:][:, :1]
+        return correction * (1 - visible * (1 - self.gate))
 
     def forward(
         self, hidden: Tensor, condition: Tensor, text: Tensor, temb: Tensor, rotary: tuple
@@ -116,6 +135,7 @@ class MemoryDenoiser(nn.Module):
         timestep: Float[Tensor, "b f"],
         condition: Float[Tensor, "b told f h w"],
         text: Float[Tensor, "b n d"],
+        shortcut: Float[Tensor, "b c f h w"] | None = None,
     ) -> Float[Tensor, "b c f h w"]:
         """The network's output for every frame, context frames included.
 
@@ -124,6 +144,7 @@ class MemoryDenoiser(nn.Module):
             timestep: 0 ... 1000 per frame, 0 for context.
             condition: readout latents and geometry of every frame.
             text: prompt embedding; one zero token when the model knows no text.
+            shortcut: `branch.aligned(condition)`, where the caller has it from another step.
         """
         net = self.transformer
         rotary = net.rope(latents)
@@ -141,7 +162,8 @@ class MemoryDenoiser(nn.Module):
         hidden = (net.norm_out(hidden.float()) * (1 + scale) + shift).type_as(hidden)
         output = self._unpatchify(net.proj_out(hidden), latents.shape)
         if self.branch.config.shortcut:
-            output = output + self.branch.aligned(condition)
+            shortcut = self.branch.aligned(condition) if shortcut is None else shortcut
+            output = shortcut + self.branch.gated(output, condition)
         return output
 
     def _embed(self, timestep: Tensor, text: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,7 +42,8 @@ class MiniModel:
     """A WorldModel that runs on two CPU cores. Holds weights, no state of any world."""
 
     preceding_frames = 1
-    reference_frames = 1
+    # Measured to be worth nothing to this model: memory shows what they show (docs/log.md).
+    reference_frames = 0
 
     def __init__(
         self,
@@ -92,18 +93,19 @@ class MiniModel:
         count = len(readout.visible)
         frames = np.minimum(np.arange(self.chunk_frames), count - 1)
         told = condition_from_readout(readout)[:, frames]
-        reference = references[:1] if len(references) else preceding[-1:]
-        context = torch.cat([reference, preceding[-1:]]).float().transpose(0, 1)
+        context = preceding[-1:].float().transpose(0, 1)
         condition = torch.cat([condition_from_context(context), told], 1)[None].to(self.device)
         context = context[None].to(self.device)
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self.channels, self.chunk_frames, *context.shape[-2:])
         noise = torch.randn(shape, generator=generator).to(self.device)
+        shortcut = self.denoiser.branch.aligned(condition)
 
         def network(noisy: Tensor, sigma: Tensor) -> Tensor:
             timestep = torch.zeros(1, context.shape[2] + self.chunk_frames, device=self.device)
             timestep[:, context.shape[2] :] = sigma * TIMESTEPS
-            output = self.denoiser(torch.cat([context, noisy], 2), timestep, condition, self._text)
+            frames = torch.cat([context, noisy], 2)
+            output = self.denoiser(frames, timestep, condition, self._text, shortcut)
             return output[:, :, context.shape[2] :]
 
         return sample(network, noise, self.config.sampler)[0, :, :count].transpose(0, 1).cpu()

@@ -99,9 +99,7 @@ class Chunks:
         sources = self._sources(rng, start, len(clip.latents))
         memory = self._grow(rng, clip, sources)
         readout = memory.read(clip.cameras[target], target.astype(np.int64))
-        chosen = memory.references(readout, len(sources))
-        reference = next((i for i in chosen if i != start - 1), int(sources[0]))
-        context = clip.latents[[reference, start - 1]].float().transpose(0, 1)
+        context = clip.latents[start - 1 : start].float().transpose(0, 1)
         context = context + float(rng.uniform(0, 0.1)) * torch.randn(
             context.shape, generator=generator
         )

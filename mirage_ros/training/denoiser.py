@@ -30,11 +30,28 @@ class DenoiserLossConfig:
     min_sigma: float = 0.3
 
 
-class AlignerLoss:
-    """Scores what the aligner makes of the readout; unseen cells count, but little."""
+@dataclass(frozen=True)
+class AlignerLossConfig:
+    """Attributes:
+    batch: chunks per step.
+    pixel_weight: of the squared error of one frame per chunk once decoded (pixels -1 ... 1).
+    """
 
-    def __init__(self, chunks: Chunks, codec: nn.Module, weights: Tensor, batch: int):
-        self.chunks, self.codec, self.batch = chunks, codec, batch
+    batch: int = 6
+    pixel_weight: float = 20.0
+
+
+#: Cells that memory does not see count this much of a seen one.
+UNSEEN_WEIGHT = 0.2
+
+
+class AlignerLoss:
+    """Scores what the aligner makes of the readout, as latents and as pictures."""
+
+    def __init__(
+        self, chunks: Chunks, codec: nn.Module, weights: Tensor, config: AlignerLossConfig
+    ):
+        self.chunks, self.codec, self.config = chunks, codec, config
         self.weights = weights.view(-1, 1, 1, 1)
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
@@ -48,7 +65,10 @@ class AlignerLoss:
             "seen_bare": bare[:, seen].mean(),
             "unseen": error[:, ~seen].mean(),
         }
-        loss = (error * torch.where(seen, 1.0, 0.2)).mean()
+        value = (error * torch.where(seen, 1.0, UNSEEN_WEIGHT)).mean()
+        pixels = self._pixel_error(clean, aligned, seen, generator)
+        report["pixels"] = pixels
+        loss = value + self.config.pixel_weight * pixels
         return {"loss": loss} | {k: v.detach() for k, v in report.items() if v.isfinite()}
 
     def picture(self, network: nn.Module, generator: torch.Generator) -> UInt8[np.ndarray, "h w 3"]:
@@ -57,10 +77,21 @@ class AlignerLoss:
         columns = (clean, condition[: len(clean)], aligned)
         return sheet([self.codec.decode(column.transpose(0, 1)[:6]) for column in columns])
 
+    def _pixel_error(self, clean, aligned, seen, generator: torch.Generator) -> Tensor:
+        """Of one frame per chunk, against what the codec makes of the true latents."""
+        length = clean.shape[1] // self.config.batch
+        one = torch.randint(length, (self.config.batch,), generator=generator)
+        chosen = torch.arange(self.config.batch) * length + one
+        with torch.no_grad():
+            true = self.codec.decode(clean[:, chosen].transpose(0, 1))
+        made = self.codec.decode(aligned[:, chosen].transpose(0, 1))
+        weight = torch.where(seen[chosen], 1.0, UNSEEN_WEIGHT)[:, None]
+        return ((made - true).square() * nn.functional.interpolate(weight, true.shape[-2:])).mean()
+
     def _draw(self, network, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clean latents, condition and aligned latents, (c or told, frames, h, w)."""
         device = next(network.parameters()).device
-        rows = [self.chunks.draw(generator) for _ in range(self.batch)]
+        rows = [self.chunks.draw(generator) for _ in range(self.config.batch)]
         clean = torch.cat([row[0] for row in rows], 1).to(device)
         condition = torch.cat([row[2][:, -row[0].shape[1] :] for row in rows], 1).to(device)
         return clean, condition, network(condition.transpose(0, 1)).transpose(0, 1)
@@ -103,8 +134,11 @@ class DenoiserLoss:
     def _draw(self, network, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clean targets, context and condition of a batch, on the network's device."""
         device = next(network.parameters()).device
-        rows = [self.chunks.draw(generator) for _ in range(self.config.batch)]
+        rows = [self._row(generator) for _ in range(self.config.batch)]
         return tuple(torch.stack(part).to(device) for part in zip(*rows, strict=True))
+
+    def _row(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        return self.chunks.draw(generator)
 
     def _sigma(self, generator: torch.Generator) -> Tensor:
         uniform = torch.rand(self.config.batch, generator=generator)

@@ -34,6 +34,7 @@ class LoopConfig:
     learning_rate: after the warm-up, until the final decay.
     warmup_steps: linear from zero.
     decay_fraction: the last share of the steps decays linearly to zero.
+    betas: of AdamW's moments; a contest of two networks wants a short first one.
     ema: decay of the averaged weights, which are the ones that ship.
     checkpoint_s: seconds between checkpoints.
     validate_steps: steps between validations; their pictures and scores go to TensorBoard.
@@ -45,6 +46,7 @@ class LoopConfig:
     warmup_steps: int = 100
     decay_fraction: float = 0.3
     weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
     ema: float = 0.998
     checkpoint_s: float = 120.0
@@ -86,7 +88,7 @@ class Loop:
             _groups(network),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            betas=(0.9, 0.95),
+            betas=config.betas,
         )
         self.average = {k: v.detach().clone() for k, v in network.named_parameters()}
         self.step = load_checkpoint(folder, network, self.average, self.optimizer)

@@ -24,7 +24,7 @@ from mirage_ros.models.sampler import SamplerConfig
 from mirage_ros.training.adversary import SharpenLossConfig
 from mirage_ros.training.chunks import ChunksConfig
 from mirage_ros.training.codec import CodecLoss, CodecLossConfig, MovedCodec
-from mirage_ros.training.denoiser import DenoiserLossConfig
+from mirage_ros.training.denoiser import AlignerLossConfig, DenoiserLossConfig
 from mirage_ros.training.loop import Loop, LoopConfig
 from mirage_ros.training.perception import PerceptionLoss, PerceptionLossConfig
 from mirage_ros.training.regimes import REGIMES
@@ -52,7 +52,8 @@ class Recipe:
     regime: "single" trains backbone and branch together; "paper" the backbone without memory, then
         the branch alone, then the branch and LoRA adapters of rank `lora_rank`, which are merged.
     start_from: a checkpoint's name or folder whose weights are taken on; empty for new ones.
-    latent_channels: of the codec; narrower weights to start from are widened.
+    latent_channels, aligner_blocks: of the codec, and of the aligner's depth; smaller weights to
+        start from are enlarged.
     textures, collages: procedural pictures beside the clips for the codec.
     clips: what is rendered; `validation_seeds` are rendered alike and never trained on.
     decoy_seeds: clips with bright things that stand still, drawn three times as often as others,
@@ -67,6 +68,7 @@ class Recipe:
     regime: str = "single"
     lora_rank: int = 32
     latent_channels: int = 32
+    aligner_blocks: int = 4
     textures: int = 1000
     collages: int = 0
     threads: int = 2
@@ -81,7 +83,7 @@ class Recipe:
     perception_loss: PerceptionLossConfig = field(default_factory=PerceptionLossConfig)
     base: LoopConfig = field(default_factory=LoopConfig)
     aligner: LoopConfig = field(default_factory=LoopConfig)
-    aligner_batch: int = 8
+    aligner_loss: AlignerLossConfig = field(default_factory=AlignerLossConfig)
     chunks: ChunksConfig = field(default_factory=ChunksConfig)
     denoiser: LoopConfig = field(default_factory=LoopConfig)
     lora: LoopConfig = field(default_factory=LoopConfig)
@@ -138,18 +140,22 @@ def _decoys(recipe: Recipe) -> list[StoredClip]:
 
 
 def start(recipe: Recipe) -> tuple[MiniCodec, MemoryDenoiser, MiniPerception]:
-    """The networks of `start_from`, widened if their latents are narrower, or new ones."""
+    """The networks of `start_from`, enlarged if they are too small, or new ones."""
     torch.manual_seed(recipe.denoiser.seed)
     if recipe.start_from:
         model = load_model(recipe.start_from)
-        codec, denoiser = widened(model.codec, model.denoiser, recipe.latent_channels)
+        codec, denoiser = widened(
+            model.codec, model.denoiser, recipe.latent_channels, recipe.aligner_blocks
+        )
         parts = (codec, denoiser, model.perception)
         return tuple(part.train().requires_grad_(True) for part in parts)
     channels = {"in_channels": recipe.latent_channels, "out_channels": recipe.latent_channels}
     transformer = WanTransformer3DModel(**MINI_TRANSFORMER, **channels)
     torch.nn.init.zeros_(transformer.proj_out.weight)
     torch.nn.init.zeros_(transformer.proj_out.bias)
-    branch = SideBranch.from_transformer(transformer, shortcut=True)
+    branch = SideBranch.from_transformer(
+        transformer, shortcut=True, aligner_blocks=recipe.aligner_blocks
+    )
     layout = {"memory_format": torch.channels_last}
     denoiser = MemoryDenoiser(transformer, branch)
     codec = MiniCodec(latent_channels=recipe.latent_channels)

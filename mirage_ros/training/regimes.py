@@ -26,13 +26,13 @@ class _Data:
     """Encoded clips and held-out clips, and the losses on them."""
 
     def __init__(self, recipe, codec: MiniCodec, clips, held_out):
-        self.recipe, self.codec = recipe, codec
+        self.recipe, self.codec = recipe, codec.requires_grad_(False)
         self.encoded = [encode_clips(codec, part) for part in (clips, held_out)]
         self.weights = pixel_weights(codec, self.encoded[0])
 
     def aligner(self) -> list[AlignerLoss]:
-        batch = self.recipe.aligner_batch
-        return [AlignerLoss(c, self.codec, self.weights, batch) for c in self._chunks()]
+        config = self.recipe.aligner_loss
+        return [AlignerLoss(c, self.codec, self.weights, config) for c in self._chunks()]
 
     def denoiser(self) -> list[DenoiserLoss]:
         config = self.recipe.denoiser_loss
@@ -49,10 +49,14 @@ class _Data:
 
 
 def train_single(recipe, codec, network: MemoryDenoiser, clips, held_out) -> MemoryDenoiser:
-    """The aligner alone on real readouts, then backbone and branch together."""
+    """The aligner alone on real readouts, then backbone and branch together.
+
+    The aligner stays as it is then: it was judged by pictures, they are judged by latents.
+    """
     run, data = Path(recipe.run), _Data(recipe, codec, clips, held_out)
     if not checkpoint_path(run / "denoiser").exists():
         _stage(network.branch.align, run / "aligner", recipe.aligner, data.aligner())
+    network.branch.align.requires_grad_(False)
     network = _stage(network, run / "denoiser", recipe.denoiser, data.denoiser())
     return _sharpened(recipe, network, data)
 
@@ -63,7 +67,8 @@ def train_paper(recipe, codec, network: MemoryDenoiser, clips, held_out) -> Memo
     _train_only(network, network.transformer)
     _stage(WithoutMemory(network), run / "base", recipe.base, data.denoiser())
     align = network.branch.align.state_dict()
-    branch = SideBranch.from_transformer(network.transformer, shortcut=True)
+    settings = {"shortcut": True, "aligner_blocks": network.branch.config.aligner_blocks}
+    branch = SideBranch.from_transformer(network.transformer, **settings)
     branch.align.load_state_dict(align)
     network = MemoryDenoiser(network.transformer, branch)
     _train_only(network, branch.align)
@@ -81,7 +86,8 @@ def _sharpened(recipe, network: MemoryDenoiser, data: _Data) -> MemoryDenoiser:
     if not recipe.sharpen.steps:
         return network.eval()
     network.requires_grad_(True)
-    contest = Contest(network, network.transformer.config.in_channels)
+    network.branch.align.requires_grad_(False)
+    contest = Contest(network)
     return _stage(contest, Path(recipe.run) / "sharpen", recipe.sharpen, data.sharpen()).denoiser
 
 

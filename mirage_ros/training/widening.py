@@ -1,4 +1,4 @@
-"""Weights of a model with few latent channels as the start of one with more.
+"""Weights of a model with few latent channels, or a shallow aligner, as the start of a larger one.
 
 The old channels keep their meaning: what is new reads nothing and adds nothing at first, except
 in the encoder, whose new channels start as random filters.
@@ -16,20 +16,20 @@ from mirage_ros.models.codec import MiniCodec
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 
 def widened(
-    codec: MiniCodec, denoiser: MemoryDenoiser, channels: int
+    codec: MiniCodec, denoiser: MemoryDenoiser, channels: int, aligner_blocks: int
 ) -> tuple[MiniCodec, MemoryDenoiser]:
-    """Both with `channels` latent channels; the same objects if they have them already.
+    """Both with `channels` latent channels and so deep an aligner; the same objects if they are.
 
     Raises:
         MirageError: they have more than that.
     """
-    old = codec.config.latent_channels
-    if old == channels:
+    old, old_blocks = codec.config.latent_channels, denoiser.branch.config.aligner_blocks
+    if (old, old_blocks) == (channels, aligner_blocks):
         return codec, denoiser
-    if old > channels:
+    if old > channels or old_blocks > aligner_blocks:
         raise MirageError(
-            f"The weights to start from have {old} latent channels, the recipe asks for "
-            f"{channels}; ask for {old} or more."
+            f"The weights to start from have {old} latent channels and an aligner of {old_blocks} "
+            f"blocks, the recipe asks for {channels} and {aligner_blocks}; ask for no fewer."
         )
     codec_config = {k: v for k, v in codec.config.items() if not k.startswith("_")}
     wide_codec = MiniCodec(**codec_config | {"latent_channels": channels})
@@ -38,7 +38,8 @@ def widened(
     config |= {"in_channels": channels, "out_channels": channels}
     transformer = WanTransformer3DModel(**config)
     _take(transformer, denoiser.transformer, {"patch_embedding.weight": 0}, last=old)
-    branch = SideBranch.from_transformer(transformer, denoiser.branch.every, shortcut=True)
+    settings = {"shortcut": True, "aligner_blocks": aligner_blocks}
+    branch = SideBranch.from_transformer(transformer, denoiser.branch.every, **settings)
     inputs = ("patch_embedding.weight", "align.first.weight")
     _take(branch, denoiser.branch, dict.fromkeys(inputs, GEOMETRY_CHANNELS))
     layout = torch.channels_last
@@ -57,7 +58,11 @@ def _take(
     """
     weights = dict(narrow.named_parameters())
     for name, target in wide.named_parameters():
-        source = weights[name]
+        source = weights.get(name)
+        if source is None:  # a further block of the aligner: its residual starts at zero
+            if ".second." in name:
+                target.zero_()
+            continue
         if target.shape == source.shape:
             target.copy_(source)
             continue
