@@ -124,7 +124,7 @@ def test_zooming_in_on_a_wall_leaves_no_holes(zoom):
         look((0.03, closer, 0.02), (0.01, 5, 0.02)),
         look((0, closer, 0), (0.2, 4, 0.1), roll_deg=2),
     )
-    assert 1 - readout.visible.mean() <= 0.02
+    assert (1 - readout.visible.mean((1, 2)) <= 0.02).all()
     assert np.median(readout.log_scale[readout.visible]) == pytest.approx(np.log(zoom), abs=0.05)
 
 
@@ -141,10 +141,11 @@ def test_a_wall_does_not_leak_through_the_fence_before_it(views):
     readout = memory.read(batch, stamps(batch))
     fine = raycast(batch.resized((132, 240)), fence())[0].reshape(9, 44, 3, 80, 3)
     slat = (fine < 3).all((2, 4)) & readout.visible
-    slat[:, :, :12] = slat[:, :, -12:] = False  # slats there may never have been in view
-    # A silhouette is known to half a cell of the view that saw it: leave out its cells.
-    slat &= np.roll(slat, 1, 2) & np.roll(slat, -1, 2)
-    assert slat.sum() > 1000
+    if views == 1:
+        slat[:, :, :12] = slat[:, :, -12:] = False  # slats there may never have been in view
+        # One view knows a silhouette to half a cell of its own: leave out its cells.
+        slat &= np.roll(slat, 1, 2) & np.roll(slat, -1, 2)
+    assert slat.sum() > (4000 if views == 1 else 12000)
     assert (readout.depth_m[slat] > 3).mean() <= 0.01
 
 
@@ -216,31 +217,39 @@ def test_only_static_finite_cells_are_written():
     assert memory.read(batch, zero).visible.ravel().tolist() == [True] + 5 * [False]
 
 
-def test_the_cap_holds_at_every_moment_of_a_write():
-    rng = np.random.default_rng(0)
-    cap, rows = 4 * 2**20, 500
-    batches = []
-    for i in range(120):
-        batch = {"positions_world": rng.uniform(-50, 50, (rows, 3)), "used": np.full(rows, i)}
-        batch["footprints_m"] = rng.uniform(0.01, 0.1, rows)
-        for name, shape in {"normals": 3, "fronts": 3, "rgb": 3, "features": 16}.items():
-            batch[name] = np.zeros((rows, shape))
-        batch |= {name: np.full(rows, i) for name in ("births_ns", "confidence", "frame_ids")}
-        batches.append(batch)
+def some_rows(number, rows=500):
+    """Tokens anywhere, as one write brings them."""
+    rng = np.random.default_rng(number)
+    batch = {"positions_world": rng.uniform(-50, 50, (rows, 3)), "used": np.full(rows, number)}
+    batch["footprints_m"] = rng.uniform(0.01, 0.1, rows)
+    for name, shape in {"normals": 3, "fronts": 3, "rgb": 3, "features": 16}.items():
+        batch[name] = np.zeros((rows, shape))
+    return batch | {n: np.full(rows, number) for n in ("births_ns", "confidence", "frame_ids")}
+
+
+@pytest.mark.parametrize("restored_after", [None, 20, 100])
+def test_the_cap_holds_at_every_moment_of_a_write(restored_after):
+    """Also of a store that was restored from a file, nearly full."""
+    cap, batches = 4 * 2**20, [some_rows(i) for i in range(120)]
     store = TokenStore(16, cap // 16)
     for batch in batches[:10]:
         store.insert(batch)  # so that nothing is left to compile
     store = TokenStore(16, cap)
     tracemalloc.start()
     peaks = []
-    for batch in batches:
+    for i, batch in enumerate(batches):
+        if i == restored_after:
+            rows = {name: store[name].copy() for name in store.arrays}
+            store = TokenStore(16, cap)
+            store.restore(rows)
+            del rows
         before = tracemalloc.get_traced_memory()[0] - allocated(store)
         tracemalloc.reset_peak()
         store.insert(batch)
         peaks.append(tracemalloc.get_traced_memory()[1] - before)
         assert store.nbytes <= allocated(store) <= cap
     tracemalloc.stop()
-    incoming = rows * 300
+    incoming = 500 * 300
     assert max(peaks) <= cap + incoming
     assert 20_000 < store.count <= store.max_rows < 60_000
 
@@ -464,15 +473,20 @@ def test_a_truncated_file_is_refused(saved, tmp_path, keep):
 
 
 def test_any_flipped_bit_is_noticed(saved, tmp_path):
+    """Every bit of what tells the version and the tensors, and some of the tensors."""
     data = saved[1].read_bytes()
+    head = 8 + int.from_bytes(data[:8], "little")
+    version = data.index(b"version")
+    places = [*range(8), *range(version, version + 20), *range(head - 8, head)]
     rng = np.random.default_rng(0)
-    places = [*rng.integers(0, 1500, 25), *rng.integers(0, len(data), 25)]
+    places += [*rng.integers(0, head, 40), *rng.integers(head, len(data), 20)]
     for place in places:
-        flipped = bytearray(data)
-        flipped[place] ^= 1 << int(rng.integers(8))
-        (tmp_path / "flipped").write_bytes(flipped)
-        with pytest.raises(MirageError):
-            LatentMemory.load(tmp_path / "flipped")
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << bit
+            (tmp_path / "flipped").write_bytes(flipped)
+            with pytest.raises(MirageError):
+                LatentMemory.load(tmp_path / "flipped")
 
 
 def test_unfit_files_are_refused_with_the_reason(saved, tmp_path):

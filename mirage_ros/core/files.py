@@ -95,7 +95,7 @@ def save_tensors(
 ) -> None:
     """Writes tensors with JSON-able `info` in the header of a safetensors file."""
     header = {"kind": kind, "version": VERSION, "info": info}
-    header["sha256"] = _digest(kind, tensors, info)
+    header["sha256"] = _digest(header, tensors)
     # Wide types first, so that every tensor is aligned in the file.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     arrays = [np.ascontiguousarray(tensors[name]) for name in names]
@@ -142,7 +142,7 @@ def _checked(path, kind, data, table, header) -> tuple[dict[str, np.ndarray], di
     """The tensors, as views of the file's bytes, if the checksum agrees."""
     try:
         tensors, info = {name: _view(data, entry) for name, entry in table.items()}, header["info"]
-        sound = _digest(kind, tensors, info) == header["sha256"]
+        sound = _digest(header, tensors) == header["sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
@@ -160,8 +160,10 @@ def _view(data: np.ndarray, entry: dict) -> np.ndarray:
     return data[start:end].view(_KINDS[entry["dtype"]]).reshape(entry["shape"])
 
 
-def _digest(kind: str, tensors: dict[str, np.ndarray], info: dict) -> str:
-    digest = hashlib.sha256(json.dumps([kind, VERSION, info], sort_keys=True).encode())
+def _digest(header: dict, tensors: dict[str, np.ndarray]) -> str:
+    """Of all that the header tells, its version too, and of every tensor."""
+    told = [header["kind"], header["version"], header["info"]]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

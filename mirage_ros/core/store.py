@@ -120,16 +120,16 @@ class TokenStore:
         return before - self.count
 
     def restore(self, rows: dict[str, np.ndarray]) -> None:
-        """Takes over saved rows in place of its own; of too many, those that evicting leaves.
-
-        The arrays become the store's own.
-        """
-        self.count, self.arrays = len(rows["used"]), dict(rows)
-        if self.count > self.max_rows:
-            mask = _without_oldest(self["used"], self["births_ns"], self.count - self.max_rows)
-            self.arrays = {name: array[mask] for name, array in rows.items()}
-            self.count = self.max_rows
-        self.blocks = Blocks.of(self["positions_world"], self["footprints_m"])
+        """Copies saved rows in place of its own; of too many, those that evicting leaves."""
+        count, kept = len(rows["used"]), slice(None)
+        if count > self.max_rows:
+            kept = _without_oldest(rows["used"], rows["births_ns"], count - self.max_rows)
+            count = self.max_rows
+        self.count, self.arrays = count, self._allocate(self._capacity_for(count))
+        for name, array in rows.items():
+            self[name][:] = array[kept]
+        self.blocks = Blocks.empty(self.capacity)
+        self.blocks.refit(self["positions_world"], self["footprints_m"])
         self._rebuild_table(np.empty(table_size(self.count), np.int32))
 
     def copy(self) -> TokenStore:
@@ -163,8 +163,7 @@ class TokenStore:
                 self.keep(_without_oldest(self["used"], self["births_ns"], number))
         if self.count >= len(self.table) // 2:
             self.table = None
-            rows = min(self.capacity, max(2 * self.count, 256))
-            self._rebuild_table(np.empty(table_size(rows), np.int32))
+            self._rebuild_table(np.empty(table_size(max(self.count, 128)), np.int32))
 
     def _grow(self, wanted: int) -> None:
         """Doubles, field by field; from an eighth of the cap on goes straight to the cap.
@@ -172,13 +171,15 @@ class TokenStore:
         So the old copy of the field in hand never adds more than an eighth to the whole.
         Pages that hold no token yet are not touched.
         """
-        rows = max(wanted, 2 * self.capacity, 256)
-        rows = self.max_rows if 8 * rows > self.max_rows else rows
+        rows = self._capacity_for(max(wanted, 2 * self.capacity, 256))
         for name, (dtype, shape) in self._fields().items():
             grown = np.empty((rows, *shape), dtype)
             grown[: self.count] = self[name]
             self.arrays[name] = grown
         self.blocks = self.blocks.grown(rows)
+
+    def _capacity_for(self, rows: int) -> int:
+        return self.max_rows if 8 * rows > self.max_rows else rows
 
     def _rebuild_table(self, table: np.ndarray) -> None:
         table.fill(-1)
