@@ -141,8 +141,10 @@ def test_the_command_writes_table_plot_and_figures(tmp_path, capsys):
     assert main(["bench", "memory", "--quick", "--plot", str(plot), "--json", str(figures)]) == 0
     table = capsys.readouterr().out
     report = json.loads(figures.read_text())
-    assert set(report) == {"machine", "config", "stored", "view", "walk", "loops"}
+    assert set(report) == {"machine", "config", "stored", "view", "files", "walk", "loops"}
     assert [row["views"] for row in report["view"]] == [1, 2, 1, 2]
+    assert [row["step"] for row in report["files"]] == ["save", "load", "fork"]
+    assert report["files"][2]["ms"] < report["files"][0]["ms"]
     assert "GB/s" in table and "merged in 1 cm voxels" in table and "shaken" in table
     assert plot.read_bytes()[:4] == b"\x89PNG"
 

@@ -6,12 +6,15 @@ Everything in the table is measured in the run that prints it.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from mirage_ros.core.memory import LatentMemory
 from mirage_ros.core.store import FIELDS
 from mirage_ros.core.types import WorldModel
 from mirage_ros.core.zbuffer import Surfels
@@ -21,7 +24,7 @@ from mirage_ros.evaluation.timing import describe_machine, measure, streaming_by
 
 SURFEL_BYTES = sum(np.dtype(FIELDS[n][0]).itemsize * math.prod(FIELDS[n][1])
                    for n in Surfels._fields)  # fmt: skip
-PARTS = ("stored", "view", "walk", "loops")
+PARTS = ("stored", "view", "files", "walk", "loops")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def run_bench(
     steps = {
         "stored": lambda: list(_stored(config, bandwidth)),
         "view": lambda: list(_viewed(config, bandwidth)),
+        "files": lambda: list(_files(config)),
         "walk": lambda: list(_walks(model, config)),
         "loops": lambda: list(_loops(model, config)),
     }
@@ -122,6 +126,23 @@ def _viewed(config: BenchConfig, bandwidth: float) -> Iterator[dict]:
         fill_place(memory, 0, goal - memory.tokens, config.cells)
         for views in (1, config.views):
             yield _time_read(memory, memory.tokens, views, config, bandwidth)
+
+
+def _files(config: BenchConfig) -> Iterator[dict]:
+    """Saving, loading and forking the largest memory that lies in view."""
+    memory = empty_memory(config.channels, max(config.viewed))
+    fill_place(memory, 0, max(config.viewed), config.cells)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "memory"
+        steps = {
+            "save": lambda: memory.save(path),
+            "load": lambda: LatentMemory.load(path),
+            "fork": memory.fork,
+        }
+        for name, step in steps.items():
+            timing = measure(step, config.repeats, warm_up=1)
+            row = {"step": name, "tokens": memory.tokens, "ms": 1e3 * timing.median_s}
+            yield row | {"slowest_ms": 1e3 * timing.slowest_s, "file_bytes": path.stat().st_size}
 
 
 def _time_read(memory, in_view: int, views: int, config: BenchConfig, bandwidth: float) -> dict:

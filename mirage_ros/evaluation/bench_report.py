@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+
 def describe(report: dict) -> str:
     """The tables, machine first."""
     machine, config = report["machine"], report["config"]
@@ -13,7 +14,7 @@ def describe(report: dict) -> str:
         f"threads, load {machine['load_average']}), {machine['device']}, Python "
         f"{machine['python']}, torch {machine['torch']}",
         f"Streaming read of main memory by all cores: {machine['streaming_gb_per_s']:.1f} GB/s. "
-        f"Times are medians of {config['repeats']}.",
+        f"Times are medians of {config['repeats']}; of large pictures of points, one each.",
     ]
     title = f"{height}x{width} cells, {config['channels']} channels"
     if "stored" in report:
@@ -21,6 +22,8 @@ def describe(report: dict) -> str:
         lines += _times(report["stored"])
     if "view" in report:
         lines += ["", f"All stored is in view ({title})", *_times(report["view"])]
+    if "files" in report:
+        lines += ["", f"Files and forks ({config['channels']} channels)", *_files(report["files"])]
     if "walk" in report:
         lines += ["", "The same walk: bytes, and reading views never taken", *_walk(report["walk"])]
     if "loops" in report:
@@ -34,6 +37,14 @@ def _times(rows: list[dict]) -> list[str]:
         f"{row['stored']:>11,}{row['in_view']:>11,}{row['views']:>7}{row['read_ms']:>10.2f}  "
         f"({row['fastest_ms']:.2f} to {row['slowest_ms']:.2f})".ljust(60)
         + f"{row['bus_share']:>12.0%}"
+        for row in rows
+    ]
+
+
+def _files(rows: list[dict]) -> list[str]:
+    return [
+        f"  {row['step']}  {row['tokens']:,} tokens, {row['file_bytes'] / 2**20:.0f} MiB:"
+        f"{row['ms']:>10.3f} ms (at most {row['slowest_ms']:.3f})"
         for row in rows
     ]
 

@@ -25,7 +25,7 @@ def add_bench_memory(actions, command) -> None:
         "ten rounds. Every figure is measured in the run that prints it; needs MuJoCo for the\n"
         "walk, 4 GB of memory for ten million tokens, and an otherwise idle machine.",
     )
-    parser.add_argument("--parts", nargs="+", choices=("stored", "view", "walk", "loops"),
+    parser.add_argument("--parts", nargs="+", choices=("stored", "view", "files", "walk", "loops"),
                         help="measure only these (default: all)")  # fmt: skip
     parser.add_argument("--model", default="mini", help="whose codec (default: mini)")
     parser.add_argument("--repeats", type=int, default=7, help="runs per median (default: 7)")
