@@ -13,6 +13,7 @@ from mirage_ros.core.frames import Chunk
 from mirage_ros.msg import RolloutStatus
 from mirage_ros.ros.conversions import SECOND_NS, stamp_to_ros
 
+MOST_PENDING = 2**32 - 1
 STAGES = ("read", "generate", "decode", "perceive", "write")
 # x y z, then the packed colour where RViz and Foxglove look for it.
 POINT = np.dtype(
@@ -86,7 +87,7 @@ def status_to_ros(
         cache_tokens=int(chunk.tokens),
         cache_bytes=int(chunk.memory_bytes),
         observed_fraction=float(chunk.observed_fraction),
-        frames_pending=frames_pending,
+        frames_pending=min(frames_pending, MOST_PENDING),
         model=model,
     )
     for stage in STAGES:

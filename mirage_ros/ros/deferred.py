@@ -11,7 +11,8 @@ from typing import Any
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import GoalEvent
-from rclpy.node import Node
+
+from mirage_ros.ros.guarded import GuardedNode, refused
 
 
 class Deferred:
@@ -40,7 +41,7 @@ def _nothing(response: Any) -> None:
     """Where further answers go."""
 
 
-def create_service(node: Node, kind: type, name: str, callback: Callable[[Any, Any], Any]):
+def create_service(node: GuardedNode, kind: type, name: str, callback: Callable[[Any, Any], Any]):
     """A service whose callback (request, response) returns the response or a Deferred."""
     service = node.create_service(kind, name, callback)
     defer(service)
@@ -70,7 +71,7 @@ class LongAction:
 
     def __init__(
         self,
-        node: Node,
+        node: GuardedNode,
         kind: type,
         name: str,
         begin: Callable[[Goal], None],
@@ -79,6 +80,7 @@ class LongAction:
         self.kind = kind
         self._begin, self._cancel = begin, cancel
         self._goals: dict[bytes, Goal] = {}
+        self._tell = node.tell
         self.server = ActionServer(
             node,
             kind,
@@ -94,18 +96,25 @@ class LongAction:
         handle._update_state(GoalEvent.EXECUTE)
         goal = Goal(self, handle)
         self._goals[bytes(handle.goal_id.uuid)] = goal
-        self._begin(goal)
+        self._guarded(self._begin, goal)
 
     def _canceled(self, handle) -> CancelResponse:
         goal = self._goals.get(bytes(handle.goal_id.uuid))
         if goal is None:
             return CancelResponse.REJECT
         goal.canceled = True
-        self._cancel(goal)
+        self._guarded(self._cancel, goal)
         return CancelResponse.ACCEPT
 
-    def forget(self, goal: Goal) -> None:
-        self._goals.pop(bytes(goal.handle.goal_id.uuid), None)
+    def _guarded(self, act: Callable[[Goal], None], goal: Goal) -> None:
+        try:
+            act(goal)
+        except Exception as error:  # noqa: BLE001 - whoever sent the goal has to be answered
+            goal.finish(refused(self.kind.Result(), self._tell(error)), success=False)
+
+    def forget(self, goal: Goal) -> bool:
+        """False if it was forgotten before."""
+        return self._goals.pop(bytes(goal.handle.goal_id.uuid), None) is not None
 
 
 class Goal:
@@ -123,7 +132,10 @@ class Goal:
         self.handle.publish_feedback(self.action.kind.Feedback(**values))
 
     def finish(self, result: Any, success: bool) -> None:
-        """Ends the goal: succeeded, canceled where that was asked for, else aborted."""
+        """Ends the goal: succeeded, canceled where that was asked for, else aborted.
+
+        A second end is left out.
+        """
 
         def conclude(handle):
             if self.canceled and handle.is_cancel_requested:
@@ -134,5 +146,5 @@ class Goal:
                 handle.abort()
             return result
 
-        self.action.forget(self)
-        self.action.server.notify_execute(self.handle, conclude)
+        if self.action.forget(self):
+            self.action.server.notify_execute(self.handle, conclude)

@@ -28,8 +28,8 @@ class LifeCycle:
         self._node = node
         self._waiting: list[Callable[[], None]] = []
         self._service = node._service_change_state
-        self._change_now = self._service.callback
-        self._service.callback = self._on_change
+        self._change_now = node.answering(self._service.callback)
+        self._service.callback = node.answering(self._on_change)
         defer(self._service)
         self._timer = node.create_wall_timer(LOAD_POLL_S, self._poll)
         if node.config.autostart:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from nav_msgs.msg import Path
 from rclpy.clock import Clock, ClockChange, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
@@ -19,6 +19,7 @@ from mirage_ros.core.errors import MirageError
 from mirage_ros.ros import parameters
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Figures, Health
+from mirage_ros.ros.guarded import GuardedNode
 from mirage_ros.ros.lifecycle import LifeCycle
 from mirage_ros.ros.observations import Observations
 from mirage_ros.ros.outbox import Outbox
@@ -46,7 +47,7 @@ ModelFactory = Callable[[NodeConfig], object]
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
-class MirageNode(LifecycleNode):
+class MirageNode(GuardedNode):
     """A camera driver whose world is generated.
 
     Args:
@@ -100,6 +101,9 @@ class MirageNode(LifecycleNode):
         )  # fmt: skip
         self.seed_input = SeedInput()
         self.observations = Observations(self)
+        # One that fails must not keep the others from being done.
+        chores = (self.world.take_seed_messages, self.observations.poll, self._supply)
+        self._chores = [self.guarded(chore) for chore in chores]
         self._subscribe()
         self._serve()
         self._jumps = self.get_clock().create_jump_callback(
@@ -272,16 +276,18 @@ class MirageNode(LifecycleNode):
         self._pump()
 
     def _pump(self) -> None:
-        rollout = self.rollout
-        if rollout is not None:
-            self.world.take_seed_messages()
-            self.observations.poll()
-            if self.active:
-                now_ns = self.get_clock().now().nanoseconds
-                rollout.pump(self.config, time.monotonic(), now_ns)
-            self._report_waiting(rollout)
+        if self.rollout is not None:
+            for chore in self._chores:
+                chore()
         if self.health.take_news():
             self.reporter.publish()
+
+    def _supply(self) -> None:
+        """The worker with what comes next."""
+        if self.active:
+            now_ns = self.get_clock().now().nanoseconds
+            self.rollout.pump(self.config, time.monotonic(), now_ns)
+        self._report_waiting(self.rollout)
 
     def _report_waiting(self, rollout: Rollout) -> None:
         if not rollout.waiting:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.conversions import stamp_from_ros
 from mirage_ros.ros.seed_input import ExactMatcher, seed_from_ros
+from mirage_ros.ros.tracks import TransformError
 from mirage_ros.ros.worker import Done, Failed, Observe
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ class Observations:
 
     def add(self, kind: str, message) -> None:
         """Callback of observe/<kind>."""
-        self._matcher.add(kind, message, time.monotonic())
+        try:
+            self._matcher.add(kind, message, time.monotonic())
+        except MirageError as error:
+            self._left_out(error)
 
     def poll(self) -> None:
         """Passes one on as soon as all of it is there; the newest waits while one is at work."""
@@ -45,17 +49,20 @@ class Observations:
             if messages is None:
                 return
             self._matched = (now_s, messages)
-        since_s, messages = self._matched
+        # Out of the way before it is looked at: what cannot be read must not come up again.
+        (since_s, messages), self._matched = self._matched, None
         try:
-            command = self._command(messages)
-        except MirageError as error:
+            self._submit(self._command(messages))
+        except TransformError as error:
             if now_s - since_s < POSE_WAIT_S:
-                return
-            self._matched = None
-            node.health.error(TOPIC, f"An observation was left out: {error}")
-            return
-        self._matched = None
-        self._submit(command)
+                self._matched = since_s, messages
+            else:
+                self._left_out(error)
+        except MirageError as error:
+            self._left_out(error)
+
+    def _left_out(self, reason: MirageError | str) -> None:
+        self._node.health.error(TOPIC, f"An observation was left out: {reason}")
 
     def _command(self, messages: dict) -> Observe:
         node, header = self._node, messages["image"].header
@@ -70,13 +77,10 @@ class Observations:
         def then(result: Done | Failed) -> None:
             self._at_work = False
             if isinstance(result, Failed):
-                self._node.health.error(TOPIC, f"An observation was left out: {result.message}")
+                self._left_out(result.message)
             else:
                 self.written += 1
                 self._node.health.ok(TOPIC)
 
-        try:
-            self._node.rollout.submit(command, then)
-            self._at_work = True
-        except MirageError as error:
-            self._node.health.error(TOPIC, str(error))
+        self._node.rollout.submit(command, then)
+        self._at_work = True

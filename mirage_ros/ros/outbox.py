@@ -18,7 +18,7 @@ SLICE_S = 0.01
 RETRY_S = 0.005
 # So long a subscriber may keep the others waiting; then it is taken for stuck or gone.
 PATIENCE_S = 1.0
-# While one is stuck nobody can tell whether the others keep up, so they are given this long a frame.
+# While one is stuck nobody can tell whether the others keep up: so long they get for each frame.
 PACE_S = 0.1
 
 
@@ -59,8 +59,7 @@ class Outbox:
     def flush(self) -> None:
         """All of it, before something else begins."""
         while self._items and self._node.active:
-            publish, *values = self._items.popleft()
-            publish(*values)
+            self._publish_next()
 
     def publish(self) -> None:
         """Some of it now, the rest when the executor comes by again."""
@@ -69,12 +68,20 @@ class Outbox:
             if self._must_wait():
                 self._retry.reset()
                 return
-            publish, *values = self._items.popleft()
-            publish(*values)
+            self._publish_next()
             if time.monotonic() > until_s:
                 break
         if self._items and self._node.active:
             self._node.wake()
+
+    def _publish_next(self) -> None:
+        publish, *values = self._items.popleft()
+        try:
+            publish(*values)
+        except Exception as error:  # noqa: BLE001 - who waits for it is told, and the rest goes out
+            reason = self._node.tell(error)
+            if publish == self._instant:
+                self._node.results.tell(reason)
 
     def _try_again(self) -> None:
         self._retry.cancel()

@@ -56,7 +56,7 @@ class FrameRecording:
         """Raises MirageError when nothing can be written there."""
         if not str(path):
             raise MirageError("A recording got no path; give a file such as /tmp/walk.mcap.")
-        self.path, self.tally = Path(path).expanduser(), Tally()
+        self.path, self.tally = expanded(path), Tally()
         self._node = node
         prefix = node.output.cameras[0].prefix
         # As the table of topics has them, where they are of the first camera.
@@ -149,6 +149,17 @@ class FrameRecording:
             if taken is None:
                 return
             listener.callback(*taken)
+
+
+def expanded(path: str | Path) -> Path:
+    """The path without ~. Raises MirageError where nobody has that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise MirageError(
+            f"The recording's path {path} names no known user ({error}); give a whole path such as "
+            "/tmp/walk.mcap."
+        ) from error
 
 
 def own_topics(node: Node) -> list[tuple[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""The node's /diagnostics: model, world, plan, inference and memory once a second
+"""The node's /diagnostics: node, model, world, plan, inference and memory once a second
 and as soon as something is wrong."""
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Reporter:
         message.status = [
             status(f"{name}: {part}", *content())
             for part, content in (
+                ("node", self._callbacks),
                 ("model", self._model),
                 ("worker", self._worker),
                 ("world", self._world),
@@ -62,6 +63,10 @@ class Reporter:
             )
         ]
         self._publisher.publish(message)
+
+    def _callbacks(self):
+        level, text = self._worst("callback", "recording")
+        return level, text or "answering"
 
     def _model(self):
         if self.model_failed:
@@ -81,7 +86,7 @@ class Reporter:
 
     def _world(self):
         values = {"errors": self._health.errors, "last_error": self._health.last_error}
-        level, text = self._worst("world", "seed", "observe")
+        level, text = self._worst("world", "seed", "observe", "prompt")
         if level == OK and (self._rollout is None or not self._rollout.has_world):
             return WARN, "no world yet: give a seed", values
         return level, text or "ready", values
@@ -128,5 +133,7 @@ class Reporter:
         return (WARN if full else OK), text, values
 
     def _worst(self, *topics: str) -> tuple[bytes, str]:
+        """The worst level of these topics, and all that is wrong at that level."""
         states = [self._health.state(topic)[:2] for topic in topics]
-        return max(states, key=lambda state: state[0])
+        worst = max(level for level, _ in states)
+        return worst, " ".join(text for level, text in states if level == worst and text)

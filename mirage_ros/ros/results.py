@@ -15,17 +15,18 @@ class Results:
 
     def __init__(self, node: MirageNode) -> None:
         self._node = node
+        self._guarded = node.guarded(self._on)
 
     def work_off(self) -> None:
         """All results that wait."""
         node = self._node
         while node.rollout is not None and (result := node.rollout.take()) is not None:
-            self._on(result)
+            self._guarded(result)
 
     def abandon(self, reason: str) -> None:
         """Tells everybody who waits that nothing comes any more."""
         self._node.rollout.answer(Failed(None, reason))
-        self._tell(reason)
+        self.tell(reason)
 
     def _on(self, result) -> None:
         node = self._node
@@ -64,15 +65,15 @@ class Results:
         node, command = self._node, failed.command
         if command is None:
             node.reporter.model_lost(failed.message)
-            self._tell(failed.message)
+            self.tell(failed.message)
         elif isinstance(command, Reset):
             node.seed_input.rearm()
             node.health.error("seed", f"No new world from {command.origin}: {failed.message}")
         elif isinstance(command, Step):
             node.health.error("world", failed.message)
-            self._tell(failed.message)
+            self.tell(failed.message)
 
-    def _tell(self, reason: str) -> None:
+    def tell(self, reason: str) -> None:
         """Those who wait for frames that will not come."""
         self._node.stepper.call_off(reason)
         for listener in self._node.failures:

@@ -11,6 +11,8 @@ from mirage_ros.ros.worker import Load, Reset, SeedName
 from mirage_ros.seeds import shipped_seeds
 
 SEED, SAVED = "seed", "saved"
+# So much of a name is worth reading.
+SHOWN = 200
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -52,6 +54,17 @@ def find_world(uri: str, hfov_deg: float | None = None) -> WorldEntry:
     Raises:
         UnknownWorld, UnsupportedWorld: both MirageError.
     """
+    try:
+        return _find(uri, hfov_deg)
+    except (OSError, ValueError) as error:
+        shown = uri if len(uri) <= SHOWN else f"{uri[:SHOWN]}..."
+        raise UnsupportedWorld(
+            f"The world '{shown}' cannot be looked up ({_reason(error)}); give a readable path, a "
+            "file:// URI or a name."
+        ) from error
+
+
+def _find(uri: str, hfov_deg: float | None) -> WorldEntry:
     scheme = urlparse(uri).scheme
     if scheme not in ("", "file") and not Path(uri).exists():
         raise UnsupportedWorld(
@@ -76,16 +89,30 @@ def available_worlds(folder: str, more: list[str]) -> tuple[list[WorldEntry], li
     found = [WorldEntry(name, name, SEED) for name in shipped_seeds()]
     failed = []
     for source in ([folder] if folder else []) + more:
-        path = Path(_path(source))
-        if not path.is_dir():
+        try:
+            path = Path(_path(source))
+            children = [path, *sorted(path.iterdir())]
+        except (OSError, ValueError):
             failed.append(source)
             continue
-        for child in [path, *sorted(path.iterdir())]:
-            saved = (child / "world.json").is_file()
-            if saved or (child / "camera.yaml").is_file():
-                uri = child.absolute().as_uri()
-                found.append(WorldEntry(child.name, uri, SAVED if saved else SEED))
+        found += [entry for child in children if (entry := _entry(child)) is not None]
     return found, failed
+
+
+def _entry(folder: Path) -> WorldEntry | None:
+    """The world in a folder; None without one, or where nobody lets us look."""
+    try:
+        saved = (folder / "world.json").is_file()
+        if not saved and not (folder / "camera.yaml").is_file():
+            return None
+    except OSError:
+        return None
+    return WorldEntry(folder.name, folder.absolute().as_uri(), SAVED if saved else SEED)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Without the path, which may be long."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _path(uri: str) -> str:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode
 
 START = "start"
+# So much of a filter is worth repeating.
+SHOWN = 200
 
 
 class Entities:
@@ -60,8 +62,9 @@ class Entities:
             return answered(response, UNSUPPORTED, reason)
         try:
             pattern = re.compile(filters.filter)
-        except re.error as error:
-            reason = f"The filter '{filters.filter}' is no regular expression ({error})."
+        except (re.error, OverflowError, RecursionError) as error:
+            shown = filters.filter[:SHOWN]
+            reason = f"The filter '{shown}' is no usable regular expression ({error}); simplify it."
             return answered(response, FAILED, reason)
         response.entities = [name for name in self._names if pattern.search(name)]
         return answered(response)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ class RecordService:
 def unused(path: Path) -> Path:
     """The path, or one with a number: a node that becomes active again begins another one."""
     found, number = path, 0
-    while found.expanduser().exists():
+    while os.path.exists(os.path.expanduser(found)):
         number += 1
         found = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return found

@@ -10,7 +10,7 @@ import numpy as np
 
 from mirage_ros.action import GenerateRollout
 from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.conversions import poses_from_flat
+from mirage_ros.ros.conversions import poses_from_flat, stamp_to_ros
 from mirage_ros.ros.deferred import Goal, LongAction
 from mirage_ros.ros.pacing import Errand, stretched
 from mirage_ros.ros.services.answers import ready
@@ -76,12 +76,12 @@ class RolloutAction:
         if len(given):
             if (np.diff(given) <= 0).any() or given[0] <= 0:
                 raise MirageError("The rollout's stamps must be above 0 and increase.")
-            return given
+            return in_range(given)
         plan = self._node.plan
         now_ns = plan.cursor_ns
         if now_ns is None:
             now_ns = self._node.get_clock().now().nanoseconds
-        return stretched(count, now_ns, plan.config.period_ns)
+        return in_range(stretched(count, now_ns, plan.config.period_ns))
 
     def _check_start(self, stamps: np.ndarray) -> None:
         cursor_ns = self._node.plan.cursor_ns
@@ -138,3 +138,9 @@ class RolloutAction:
             result.first_stamp_ns = int(running.errand.stamps_ns[0])
             result.last_stamp_ns = int(running.errand.stamps_ns[running.done - 1])
         running.goal.finish(result, success=not reason)
+
+
+def in_range(stamps: np.ndarray) -> np.ndarray:
+    """The stamps. Raises MirageError where a message cannot carry the last of them."""
+    stamp_to_ros(stamps[-1])
+    return stamps

@@ -1,0 +1,211 @@
+"""What nobody should send, sent to the real node: it lives, says what was wrong, and answers."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import numpy as np
+import pytest
+import rclpy
+from action_msgs.msg import GoalStatus
+from make_seed import write_seed
+from rclpy.action import ActionClient
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from ros_client import NodeProcess, make_path
+from sensor_msgs.msg import CameraInfo, Image
+from simulation_interfaces import srv
+from simulation_interfaces.msg import Result
+from std_msgs.msg import String
+from test_node import sideways
+from test_simulator import LOCKSTEP, OK, PERIOD, START, SimClient, flat
+
+from mirage_ros.action import GenerateRollout
+from mirage_ros.ros.deferred import LongAction, create_service
+from mirage_ros.ros.diagnostics import Health
+from mirage_ros.ros.guarded import GuardedNode, refused
+from mirage_ros.srv import ForkWorld, Record
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_seed(tmp_path_factory.mktemp("seed"))
+
+
+@pytest.fixture(scope="module")
+def sim(tmp_path_factory, folder):
+    """Paused at the start, the seed's world loaded; it has to outlive all of this file."""
+    log = tmp_path_factory.mktemp("log")
+    process = NodeProcess(log, "--ros-args", *LOCKSTEP, "-p", f"seed:={folder}")
+    client = SimClient(process)
+    client.connect()
+    process.wait_for("New world")
+    yield client
+    client.close()
+    process.close()
+
+
+@pytest.mark.parametrize("kind", ["image", "camera_info", "depth"])
+@pytest.mark.parametrize("topic", ["observe", "seed"])
+def test_a_negative_stamp_is_told_and_the_node_goes_on(sim, topic, kind):
+    message_type = CameraInfo if kind == "camera_info" else Image
+    message = message_type()
+    message.header.stamp.sec = -5
+    publisher = sim.node.create_publisher(message_type, f"{topic}/{kind}", 5)
+    sim.spin(publisher.get_subscription_count)
+    sim.clear()
+    publisher.publish(message)
+    sim.spin(lambda: "stamped -5 s" in sim.problems(), patience_s=10)
+    sim.node.destroy_publisher(publisher)
+    assert sim.step().result == OK
+
+
+def test_a_path_as_long_as_time_itself_is_a_plan_like_any_other(sim, folder):
+    sim.send_path(make_path([START + 10**9, 2**31 * 10**9 - 1], sideways(folder, 2)))
+    sim.spin(lambda: "Got a plan of 2 poses" in sim.process.text(), patience_s=10)
+    assert sim.step().result == OK
+    sim.ask(srv.LoadWorld, "load_world", world_resource=world(str(folder)))
+
+
+def world(uri: str):
+    return srv.LoadWorld.Request().world_resource.__class__(uri=uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("file://[oops", "cannot be looked up"),
+        ("/" + "a" * 5000, "cannot be looked up"),
+    ],
+)
+def test_a_world_that_cannot_even_be_looked_up_is_refused(sim, uri, words):
+    refused = sim.load(uri).result
+    assert refused.result not in (OK, 0) and refused.error_message
+    assert words in refused.error_message and len(refused.error_message) < 1000
+    assert sim.step().result == OK
+
+
+def test_sources_of_worlds_that_cannot_be_read_are_told(sim, tmp_path):
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    shut.chmod(0)
+    sources = ["file://[oops", "/" + "a" * 5000]
+    if os.geteuid():
+        sources.append(str(shut))
+    for source in sources:
+        answer = sim.ask(
+            srv.GetAvailableWorlds, "get_available_worlds", additional_sources=[source]
+        )
+        assert answer.result.result == Result.RESULT_NOT_FOUND, source
+    shut.chmod(stat.S_IRWXU)
+
+
+@pytest.mark.parametrize("expression", ["a{99999999999}", "(" * 3000])
+def test_a_filter_that_python_cannot_take_is_refused(sim, expression):
+    filters = srv.GetEntities.Request().filters
+    filters.filter = expression
+    refused = sim.ask(srv.GetEntities, "get_entities", filters=filters).result
+    assert refused.result == Result.RESULT_OPERATION_FAILED
+    assert "regular expression" in refused.error_message
+
+
+def test_a_recording_of_nobody_is_refused(sim, folder):
+    path, words = "~nobody-at-all/x.mcap", "names no known user"
+    refused = sim.ask(Record, "record", start=True, path=path)
+    assert not refused.success and words in refused.message
+    goal = GenerateRollout.Goal(poses=flat(sideways(folder, 1)), recording=path)
+    handle, _ = sim.send_goal(GenerateRollout, "generate_rollout", goal)
+    done = sim.result_of(handle)
+    assert done.status == GoalStatus.STATUS_ABORTED and words in done.result.message
+    assert sim.step().result == OK
+
+
+@pytest.mark.parametrize("stamp_ns", [2**62, 2**31 * 10**9])
+def test_a_rollout_beyond_the_end_of_time_is_refused(sim, folder, stamp_ns):
+    goal = GenerateRollout.Goal(poses=flat(sideways(folder, 1)), stamps_ns=[stamp_ns])
+    handle, _ = sim.send_goal(GenerateRollout, "generate_rollout", goal)
+    done = sim.result_of(handle)
+    assert done.status == GoalStatus.STATUS_ABORTED and "2^31 seconds" in done.result.message
+    assert sim.step().result == OK
+
+
+def test_steps_end_where_time_ends_and_say_so(sim, folder):
+    last_ns = 2**31 * 10**9 - 1
+    goal = GenerateRollout.Goal(poses=flat(sideways(folder, 1)), stamps_ns=[last_ns])
+    handle, _ = sim.send_goal(GenerateRollout, "generate_rollout", goal)
+    assert sim.result_of(handle).status == GoalStatus.STATUS_SUCCEEDED
+    refused = sim.step()
+    assert refused.result != OK and "2^31 seconds" in refused.error_message
+    assert sim.load(str(folder)).result.result == OK
+    sim.clear()
+    assert sim.step().result == OK
+    sim.wait_for_frames(1)
+    assert sim.stamps("color/image_raw") == [START + PERIOD]
+
+
+def test_a_prompt_that_the_model_cannot_read_is_in_the_diagnostics(sim):
+    publisher = sim.node.create_publisher(String, "prompt", 5)
+    sim.spin(publisher.get_subscription_count)
+    publisher.publish(String(data="rain"))
+    sim.spin(lambda: "reads no text" in sim.problems(), patience_s=10)
+
+
+class Clumsy(GuardedNode):
+    """All that it is asked fails."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__("clumsy", context=context)
+        self.health = Health(self.get_logger().warning, self.get_logger().error)
+        create_service(self, Record, "record", self.stumble)
+        self.action = LongAction(self, GenerateRollout, "walk", self.stumble, self.stumble)
+        self.create_subscription(String, "words", self.stumble, 10)
+        self.create_timer(0.01, self.stumble)
+
+    def stumble(self, *args) -> None:
+        raise ZeroDivisionError("out of luck")
+
+
+def test_a_callback_that_fails_is_answered_and_does_not_end_the_executor(ros_domain):
+    context = Context()
+    rclpy.init(context=context)
+    clumsy, client = Clumsy(context), Node("client", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    for node in (clumsy, client):
+        executor.add_node(node)
+    try:
+        words = client.create_publisher(String, "words", 10)
+        service = client.create_client(Record, "record")
+        action = ActionClient(client, GenerateRollout, "walk")
+        for ready in (words.get_subscription_count, service.service_is_ready,
+                      action.server_is_ready):  # fmt: skip
+            while not ready():
+                executor.spin_once(timeout_sec=0.05)
+        words.publish(String(data="stumble"))
+
+        def outcome(future):
+            executor.spin_until_future_complete(future, timeout_sec=20.0)
+            return future.result()
+
+        answer = outcome(service.call_async(Record.Request()))
+        assert not answer.success and "unexpected ZeroDivisionError" in answer.message
+        handle = outcome(action.send_goal_async(GenerateRollout.Goal()))
+        done = outcome(handle.get_result_async())
+        assert done.status == GoalStatus.STATUS_ABORTED and "out of luck" in done.result.message
+        assert clumsy.health.state("callback")[2] > 2
+    finally:
+        executor.shutdown()
+        clumsy.destroy_node()
+        client.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+def test_whatever_fails_is_told_in_the_answer_s_own_words():
+    answer = refused(srv.StepSimulation.Response(), "no")
+    assert answer.result.result == Result.RESULT_OPERATION_FAILED
+    assert answer.result.error_message == "no"
+    answer = refused(ForkWorld.Response(success=True), "no")
+    assert not answer.success and answer.message == "no"
+    assert refused(GenerateRollout.Result(success=True), "no").message == "no"
+    assert np.size(refused(srv.GetSimulatorFeatures.Response(), "no").features.features) == 0
