@@ -18,6 +18,7 @@ from mirage_ros.core.world import World, WorldConfig
 from mirage_ros.demo import report as figures
 from mirage_ros.demo.processes import Children, mirage_command, private_environment
 from mirage_ros.models.pretrained import load_model
+from mirage_ros.recording.mcap_writer import clear
 from mirage_ros.seeds import Seed, load_seed
 from mirage_ros.tour import central_depth_m
 
@@ -69,6 +70,7 @@ def run_demo(config: DemoConfig, load: Callable[[str], WorldModel] = load_model)
     config.out.mkdir(parents=True, exist_ok=True)
     model = load(config.model) if config.compare or seed.depth_m is None else None
     scene_depth_m = None if seed.depth_m is not None else _estimate_depth_m(seed, model)
+    clear(config.out / "demo.mcap")
     log, peak_bytes = _run_processes(config, scene_depth_m)
     recording = read_recording(config.out / "demo.mcap")
     if not recording.frames:

@@ -9,6 +9,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -72,16 +73,18 @@ def take_lock(file: int, path: Path) -> None:
         ) from error
 
 
-class FolderLock:
-    """Keeps a folder to one process until `release`."""
+class PathLock:
+    """Keeps a file or folder to one process until `release`, whatever name it gets meanwhile."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises MirageError when another one holds it."""
-        self._file = os.open(folder, os.O_RDONLY)
+    _file = -1
+
+    def __init__(self, path: Path, told: Path | None = None) -> None:
+        """Raises MirageError, naming `told` or the path, when another one holds it."""
+        self._file = os.open(path, os.O_RDONLY)
         try:
-            take_lock(self._file, folder)
+            take_lock(self._file, told or path)
         except BaseException:
-            os.close(self._file)
+            self.release()
             raise
 
     def release(self) -> None:
@@ -89,6 +92,22 @@ class FolderLock:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def __enter__(self) -> PathLock:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def check_left(partial: Path, told: Path) -> None:
+    """Raises MirageError, naming `told`, while somebody writes `partial`, a file or a folder."""
+    # A bag is locked by its file.
+    file = next(partial.glob("*.mcap"), partial) if partial.is_dir() else partial
+    PathLock(file, told).release()
 
 
 class Episode(ABC):
@@ -105,12 +124,16 @@ class Episode(ABC):
         self.target, self.config, self.task = target, config, task
         self.info = dict(info)
         self.frames = 0
-        self.partial = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
-        self._open = True
+        self.partial = _partial(target, str(os.getpid()))
+        self._open, self._lock = True, None
         if target.exists():
             raise MirageError(f"{target} is there already; give another path or remove it.")
+        # In a container, the process that was killed here may have had the same number.
+        for number in count(1):
+            if not self.partial.exists():
+                break
+            self.partial = _partial(target, f"{os.getpid()}-{number}")
         with disk_errors(target):
-            remove(self.partial)
             target.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, frame: Frame, values: Mapping[str, np.ndarray] = NOTHING) -> None:
@@ -130,17 +153,20 @@ class Episode(ABC):
         try:
             with disk_errors(self.target):
                 self._complete()
-                self.partial.replace(self.target)
+                self._rename()
         except BaseException:
             if not self.keep_half:
                 remove(self.partial)
             raise
+        finally:
+            self._let_go()
 
     def leave(self) -> None:
         """After an error: lets go of the files, and removes them unless the half is kept."""
         if self._open:
             self._open = False
             self._abandon()
+            self._let_go()
             if not self.keep_half:
                 remove(self.partial)
 
@@ -149,6 +175,7 @@ class Episode(ABC):
         if self._open:
             self._open = False
             self._abandon()
+            self._let_go()
             remove(self.partial)
 
     def __enter__(self) -> Episode:
@@ -164,6 +191,18 @@ class Episode(ABC):
         if not self._open:
             raise MirageError(f"The episode {self.target.name} has ended; begin another one.")
 
+    def _hold(self) -> None:
+        """Tells others that `self.partial`, which is there now, is being written."""
+        self._lock = PathLock(self.partial, self.target)
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def _rename(self) -> None:
+        """Gives `self.partial` the target's name."""
+        self.partial.replace(self.target)
+
     @abstractmethod
     def _write(self, frame: Frame, values: Mapping[str, np.ndarray]) -> None:
         """Writes one frame below `self.partial`."""
@@ -175,6 +214,10 @@ class Episode(ABC):
     @abstractmethod
     def _abandon(self) -> None:
         """Closes files without completing them."""
+
+
+def _partial(target: Path, writer: str) -> Path:
+    return target.with_name(f".{target.stem}.{writer}.tmp{target.suffix}")
 
 
 def remove_halves(target: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.recording.episodes import Episode, FolderLock, disk_errors, remove
+from mirage_ros.recording.episodes import Episode, PathLock, disk_errors, remove
 from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 
 MakeEpisode = Callable[[Path, RecordingConfig, str, Mapping], Episode]
@@ -28,7 +28,7 @@ class FolderDataset:
         self._make_episode = make_episode
         with disk_errors(root):
             root.mkdir(parents=True, exist_ok=True)
-            self._lock = FolderLock(root)
+            self._lock = PathLock(root)
             for path in root.glob(".episode-*.tmp*"):
                 remove(path)
         found = self.finished()

@@ -22,7 +22,7 @@ from mirage_ros.core.errors import MirageError
 from mirage_ros.recording import lerobot_files as files
 from mirage_ros.recording import lerobot_schema as schema
 from mirage_ros.recording import lerobot_stats as statistics
-from mirage_ros.recording.episodes import FolderLock, disk_errors, remove
+from mirage_ros.recording.episodes import PathLock, disk_errors, remove
 from mirage_ros.recording.lerobot_episode import LerobotEpisode, Part, count_stream, read_part
 from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 from mirage_ros.recording.streams import join_streams
@@ -44,7 +44,7 @@ class LerobotDataset:
         schema.vectors(config)
         with disk_errors(root):
             root.mkdir(parents=True, exist_ok=True)
-            self._lock = FolderLock(root)
+            self._lock = PathLock(root)
             try:
                 self._open(recount)
             except BaseException:

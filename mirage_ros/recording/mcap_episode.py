@@ -61,6 +61,9 @@ class McapEpisode(Episode):
     def _abandon(self) -> None:
         self._bag.abandon()
 
+    def _let_go(self) -> None:
+        self._bag.let_go()
+
 
 def offered_qos(depth: int) -> str:
     """rosbag2's YAML of a reliable publisher that keeps the last `depth` messages."""

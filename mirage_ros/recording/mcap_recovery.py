@@ -30,7 +30,9 @@ def is_whole(path: Path) -> bool:
 
 
 def mend(broken: Path, target: Path) -> str:
-    """Writes all that can be read of `broken` as the recording `target`; `broken` stays.
+    """Writes all that can be read of `broken` as the recording `target`.
+
+    `broken` stays, unless it is the target itself.
 
     Args:
         target: a .mcap file or a rosbag2 folder, see `McapRecorder`.
@@ -44,7 +46,7 @@ def mend(broken: Path, target: Path) -> str:
     messages = 0
     with broken.open("rb") as stream, lock_or_refuse(stream.fileno(), broken):
         partial = target.with_name(target.name + ".mending")
-        with McapRecorder(target, partial=partial) as recorder:
+        with McapRecorder(target, partial=partial, replace=True) as recorder:
             records = tqdm(readable(stream), unit="record", desc="mending", delay=1.0)
             for message in copy_records(records, recorder):
                 messages += message

@@ -18,7 +18,7 @@ import yaml
 from mcap.writer import CompressionType, Writer
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.recording.episodes import disk_errors, remove, take_lock
+from mirage_ros.recording.episodes import PathLock, check_left, disk_errors, remove
 
 BAG_METADATA_VERSION = 9
 BAG_RECORD = "rosbag2"
@@ -39,7 +39,8 @@ class McapRecorder:
 
     It grows under a temporary name beside the target and takes its own name when the block
     ends, also when it ends by an exception: what was recorded until then is kept. When the
-    process is killed, `mirage recover` makes a recording of what was flushed.
+    process is killed, `mirage recover` makes a recording of what was flushed. Neither such a
+    half recording nor a whole one is written over.
 
         with McapRecorder("out/demo.mcap") as recorder:
             recorder.channel("/color/image_raw", "sensor_msgs/msg/Image", text)
@@ -52,8 +53,13 @@ class McapRecorder:
         ros_distro: str = "kilted",
         flush_s: float | None = None,
         partial: Path | None = None,
+        replace: bool = False,
     ) -> None:
-        """Open the file. Raises MirageError when its folder cannot be written.
+        """Open the file.
+
+        Raises:
+            MirageError: something is there already, is being recorded or was cut off, or the
+                folder cannot be written.
 
         Args:
             path: a file if it ends in .mcap, else rosbag2's folder: NAME/NAME_0.mcap and
@@ -62,6 +68,7 @@ class McapRecorder:
             flush_s: longest time that a message may wait in memory; None until a chunk is
                 full, which leaves the file's bytes to the messages alone.
             partial: the temporary name, if not the target's with .tmp.
+            replace: a file of the name is replaced at the end, one of the temporary name now.
         """
         self.path = Path(path)
         self.ros_distro = ros_distro
@@ -71,24 +78,34 @@ class McapRecorder:
         self._counts: dict[str, int] = {}
         self._span_ns: list[int] = []
         self._flush_s, self._flushed_s = flush_s, time.monotonic()
-        self._broken = False
+        self._broken, self._replace = False, replace
         self._is_bag = self.path.suffix != ".mcap"
         self.file_name = f"{self.path.name}_0.mcap" if self._is_bag else self.path.name
-        if self.path.is_dir():
-            raise MirageError(
-                f"The folder {self.path} is there already; give another path, or a .mcap file."
-            )
+        if self.path.is_dir() or (self.path.exists() and not replace):
+            raise MirageError(f"{self.path} is there already; give another path or remove it.")
         with disk_errors(self.path):
-            remove(self.partial)
-            folder = self.partial if self._is_bag else self.partial.parent
-            folder.mkdir(parents=True, exist_ok=True)
-            file = folder / self.file_name if self._is_bag else self.partial
-            self._stream = file.open("wb")
-            take_lock(self._stream.fileno(), self.path)
-            self._writer = Writer(
-                self._stream, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD
+            if replace:
+                remove(self.partial)
+            self._open()
+
+    def _open(self) -> None:
+        """Begins the file; only one that nobody began before."""
+        folder = self.partial if self._is_bag else self.partial.parent
+        if self.partial.exists():
+            check_left(self.partial, self.path)
+            raise MirageError(
+                f"A recording to {self.path} was cut off and is kept in {self.partial}; run "
+                f"`mirage recover {self.path}` first, or give another path."
             )
-            self._writer.start(profile="ros2", library="mirage_ros")
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / self.file_name if self._is_bag else self.partial
+        self._stream = file.open("xb")
+        # It outlives the stream: until the recording has its name, it is in progress.
+        self._lock = PathLock(file, self.path)
+        self._writer = Writer(
+            self._stream, chunk_size=CHUNK_BYTES, compression=CompressionType.ZSTD
+        )
+        self._writer.start(profile="ros2", library="mirage_ros")
 
     def __enter__(self) -> McapRecorder:
         return self
@@ -193,14 +210,27 @@ class McapRecorder:
         if self._broken:
             self.abandon()
             return
-        self.finish()
-        with disk_errors(self.path):
-            self.partial.replace(self.path)
+        try:
+            self.finish()
+            if self.path.exists() and not self._replace:
+                raise MirageError(
+                    f"{self.path} appeared while it was recorded; the recording is whole in "
+                    f"{self.partial}: run `mirage recover {self.path}`."
+                )
+            with disk_errors(self.path):
+                self.partial.replace(self.path)
+        finally:
+            self.let_go()
 
     def abandon(self) -> None:
         """Leaves what was written under the temporary name as it is."""
         with contextlib.suppress(OSError):
             self._stream.close()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Tells others that nothing is written any more; a second call does nothing."""
+        self._lock.release()
 
     def discard(self) -> None:
         """Leaves nothing behind."""
@@ -254,3 +284,12 @@ class McapRecorder:
             },
             "message_count": self._counts[topic],
         }
+
+
+def clear(path: Path) -> None:
+    """Removes the recording `path` and what a cut off one left, but none that is in progress."""
+    partial = path.with_name(path.name + PARTIAL)
+    if partial.exists():
+        check_left(partial, path)
+        remove(partial)
+    remove(path)

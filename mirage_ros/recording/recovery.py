@@ -7,6 +7,7 @@ name.
 from __future__ import annotations
 
 import time
+from glob import escape
 from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
@@ -26,7 +27,7 @@ def recover(path: str | Path) -> list[str]:
         MirageError: nothing there was left by a recording, or it is still being written.
     """
     path = _target(Path(path))
-    told = [_mend_partial(partial, path) for partial in _partials(path)]
+    told = [_mend_partial(partial, path) for partial in partials_of(path)]
     if path.is_dir() and not told:
         told = _recover_folder(path)
     elif path.suffix == ".mcap" and path.is_file() and not told:
@@ -39,18 +40,18 @@ def recover(path: str | Path) -> list[str]:
     return told
 
 
+def partials_of(path: Path) -> list[Path]:
+    """What single recordings to `path` left or still write: `walk.tmp`, `.walk.1234.tmp`."""
+    mcap = path.with_name(path.name + PARTIAL)
+    others = path.parent.glob(f".{escape(path.stem)}.*{PARTIAL}{escape(path.suffix)}")
+    return [*([mcap] if mcap.exists() else []), *sorted(others)]
+
+
 def _target(path: Path) -> Path:
     """The name that a temporary name stands for."""
     if path.name.endswith(PARTIAL) and not path.name.startswith("."):
         return path.with_name(path.name.removesuffix(PARTIAL))
     return path
-
-
-def _partials(path: Path) -> list[Path]:
-    """What a recording to `path` may have left: `walk.tmp`, `.walk.1234.tmp`."""
-    mcap = path.with_name(path.name + PARTIAL)
-    others = sorted(path.parent.glob(f".{path.stem}.*{PARTIAL}{path.suffix}"))
-    return [*([mcap] if mcap.exists() else []), *others]
 
 
 def _mend_partial(partial: Path, target: Path) -> str:
@@ -71,10 +72,7 @@ def _mend_file(path: Path) -> str:
 
     if is_whole(path):
         return f"{path} is whole."
-    mended = path.with_name(f"{path.stem}.mended{path.suffix}")
-    told = _mend_mcap(path, mended)
-    mended.replace(path)
-    return told.replace(str(mended), str(path))
+    return _mend_mcap(path, path)
 
 
 def _mend_mcap(broken: Path, target: Path) -> str:

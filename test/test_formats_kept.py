@@ -1,0 +1,87 @@
+"""Nothing that was recorded is written over, and what is being recorded is left alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from recorded_frames import config, frame, values
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.recording.formats import open_recorder
+from mirage_ros.recording.mcap_writer import McapRecorder, clear
+from mirage_ros.recording.recovery import recover
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def begin_mcap(path: Path) -> McapRecorder:
+    recorder = McapRecorder(path)
+    recorder.channel("/n", "std_msgs/msg/String", "string data")
+    recorder.write("/n", b"1234", 1)
+    return recorder
+
+
+@pytest.mark.parametrize("name", ["walk.mcap", "walk"])
+def test_no_recording_is_written_over(tmp_path, name):
+    path = tmp_path / name
+    first = begin_mcap(path)
+    first.flush()
+    with pytest.raises(MirageError, match="being recorded"):
+        McapRecorder(path)
+    first.abandon()  # as a killed process leaves it
+    before = files_of(tmp_path)
+    with pytest.raises(MirageError, match="cut off.*`mirage recover"):
+        McapRecorder(path)
+    assert files_of(tmp_path) == before
+    assert "1 messages" in recover(path)[0]
+    before = files_of(tmp_path)
+    with pytest.raises(MirageError, match="there already"):
+        McapRecorder(path)
+    assert files_of(tmp_path) == before
+
+
+def test_what_appears_while_it_is_recorded_is_kept(tmp_path):
+    path = tmp_path / "walk.mcap"
+    recorder = begin_mcap(path)
+    path.write_text("mine")
+    with pytest.raises(MirageError, match="appeared"):
+        recorder.close()
+    assert path.read_text() == "mine"
+    assert "walk.recovered.mcap: 1 messages" in recover(path)[0]
+
+
+def test_a_cut_off_mending_is_done_again(tmp_path):
+    begin_mcap(tmp_path / "walk.mcap").abandon()
+    whole = tmp_path / "other.mcap"
+    begin_mcap(whole).close()
+    (tmp_path / "walk.mcap.tmp").write_bytes(whole.read_bytes())
+    (tmp_path / "walk.mcap.mending").write_text("half")
+    assert "1 messages" in recover(tmp_path / "walk.mcap")[0]
+    assert not list(tmp_path.glob("*.mending"))
+
+
+@pytest.mark.parametrize("format", ["video", "png"])
+def test_an_older_process_of_the_same_number_loses_nothing(tmp_path, format):
+    path = tmp_path / ("walk.mp4" if format == "video" else "walk")
+    half = path.with_name(f".walk.{os.getpid()}.tmp{path.suffix}")
+    half.write_text("half")
+    with open_recorder(path, format, config(), single=True) as recorder:
+        recorder.add(frame(0), values(0))
+    assert path.exists() and half.read_text() == "half"
+
+
+def test_a_demo_clears_its_own_recording_alone(tmp_path):
+    path = tmp_path / "demo.mcap"
+    begin_mcap(path).close()
+    live = McapRecorder(path.with_name("other.mcap"))
+    with pytest.raises(MirageError, match="being recorded"):
+        clear(tmp_path / "other.mcap")
+    live.close()
+    path.with_name("demo.mcap.tmp").write_text("half")
+    clear(path)
+    clear(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["other.mcap"]
