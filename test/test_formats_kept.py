@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from recorded_frames import config, frame, values
+from recorded_frames import config, frame, record, values
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.recording.formats import open_recorder
+from mirage_ros.recording.formats import FORMATS, begin_episode, open_recorder
 from mirage_ros.recording.mcap_writer import McapRecorder, clear
 from mirage_ros.recording.recovery import recover
 
@@ -85,3 +85,58 @@ def test_a_demo_clears_its_own_recording_alone(tmp_path):
     clear(path)
     clear(path)
     assert [p.name for p in tmp_path.iterdir()] == ["other.mcap"]
+
+
+def names_of(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_recording_in_progress_is_not_recovered(tmp_path, format):
+    path = tmp_path / {"mcap": "walk.mcap", "video": "walk.mp4"}.get(format, "walk")
+    with open_recorder(path, format, config(), single=True) as recorder:
+        for number in range(3):
+            recorder.add(frame(number), values(number))
+        recorder._background.wait()
+        before = names_of(tmp_path)
+        for _ in range(2):
+            with pytest.raises(MirageError, match="being recorded"):
+                recover(path)
+        assert names_of(tmp_path) == before
+    assert path.exists()
+    assert not [p for p in tmp_path.rglob("*") if ".tmp" in p.name]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("finished", [0, 1])
+def test_a_dataset_in_progress_is_not_recovered(tmp_path, format, finished):
+    path = tmp_path / "data"
+    with open_recorder(path, format, config()) as recorder:
+        for number in range(finished):
+            record(recorder, 3, number)
+        recorder.start_episode("going on")
+        recorder.add(frame(0), values(0))
+        recorder._background.wait()
+        before = names_of(path)
+        with pytest.raises(MirageError, match="being recorded"):
+            recover(path)
+        assert names_of(path) == before
+        recorder.end_episode()
+    assert recorder.episodes == finished + 1
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_episode_of_another_process_is_not_recovered(tmp_path, format):
+    # Nobody holds the dataset open: the episode's own lock tells.
+    path = tmp_path / "data"
+    with open_recorder(path, format, config()) as recorder:
+        record(recorder, 3, 0)
+    with begin_episode(path, format, config(), 1) as episode:
+        episode.add(frame(0), values(0))
+        before = names_of(path)
+        with pytest.raises(MirageError, match="being recorded"):
+            recover(path)
+        assert names_of(path) == before
+    recover(path)
+    with open_recorder(path, format, config()) as recorder:
+        assert recorder.episodes == 2

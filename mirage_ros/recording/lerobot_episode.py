@@ -43,7 +43,8 @@ class LerobotEpisode(Episode):
     def _write(self, frame: Frame, values: Mapping[str, np.ndarray]) -> None:
         self._check(frame)
         if not self._streams:
-            self.partial.mkdir(parents=True, exist_ok=True)
+            self.partial.mkdir(parents=True)
+            self._hold()
             for key, encoder in schema.encoders(self.config).items():
                 path = self.partial / f"{key}.mp4"
                 self._streams[key] = StreamWriter(path, encoder, self._rate, frame.rgb.shape[:2])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.recording import lerobot_schema as schema
+from mirage_ros.recording.episodes import PathLock, check_left
 from mirage_ros.recording.lerobot_dataset import LerobotDataset
 from mirage_ros.recording.lerobot_episode import read_part
 from mirage_ros.recording.lerobot_files import read_info
@@ -18,9 +19,12 @@ def recover_dataset(root: Path) -> str:
         A sentence about what was found.
 
     Raises:
-        MirageError: no episode was ever finished, or a video is damaged.
+        MirageError: it is being recorded, no episode was ever finished, or a video is damaged.
     """
     folder = root / schema.PARTS
+    PathLock(root).release()
+    for partial in folder.glob(".*"):
+        check_left(partial, root)
     half = len(list(folder.glob(".*")))
     parts = sorted(folder.glob("episode-*"))
     about = read_info(root) or (read_part(parts[0]).summary if parts else None)

@@ -64,8 +64,10 @@ class PictureEpisode(Episode):
 
     def _begin(self, frame: Frame) -> None:
         self._intrinsics = np.array(frame.camera.intrinsics)
+        self.partial.mkdir(parents=True)
+        self._hold()
         for folder in ("color", "depth", "observed"):
-            (self.partial / folder).mkdir(parents=True, exist_ok=True)
+            (self.partial / folder).mkdir()
         np.savetxt(self.partial / "K.txt", self._intrinsics, fmt="%.17g")
         about = {"task": self.task, "info": self.info, "rate_hz": self.config.rate_hz}
         (self.partial / "episode.json").write_text(json.dumps(about))
@@ -89,10 +91,9 @@ def trim_pictures(folder: Path) -> int:
     frames = min((len(found) for found in lines.values()), default=0)
     for name, path in texts.items():
         path.write_text("".join(f"{line}\n" for line in lines[name][:frames]))
-    for kind in ("color", "depth", "observed"):
-        for picture in (folder / kind).iterdir():
-            if int(picture.stem) >= frames:
-                picture.unlink()
+    for picture in folder.glob("*/*"):
+        if int(picture.stem) >= frames:
+            picture.unlink()
     return frames
 
 

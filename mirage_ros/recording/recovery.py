@@ -1,7 +1,8 @@
 """What `mirage recover` does: makes the best of a recording that was cut off.
 
 Nothing is written over: what was cut off is removed only after the mended recording has its
-name.
+name. What somebody is writing is left alone: each writer holds a lock on its file or folder, and
+whoever fills a dataset one on the dataset's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from glob import escape
 from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.recording.episodes import remove
+from mirage_ros.recording.episodes import PathLock, check_left, remove
 from mirage_ros.recording.mcap_writer import PARTIAL
 
 FFMPEG_END_S = 1.0
@@ -27,7 +28,11 @@ def recover(path: str | Path) -> list[str]:
         MirageError: nothing there was left by a recording, or it is still being written.
     """
     path = _target(Path(path))
-    told = [_mend_partial(partial, path) for partial in partials_of(path)]
+    partials = partials_of(path)
+    for partial in partials:
+        # None is mended beside a recording that is to get the same name.
+        check_left(partial, path)
+    told = [_mend_partial(partial, path) for partial in partials]
     if path.is_dir() and not told:
         told = _recover_folder(path)
     elif path.suffix == ".mcap" and path.is_file() and not told:
@@ -57,11 +62,13 @@ def _target(path: Path) -> Path:
 def _mend_partial(partial: Path, target: Path) -> str:
     """A single recording that never got its name."""
     target = _free(target)
-    if (partial / "color").is_dir():
-        return _mend_pictures(partial, target)
-    if partial.suffix == ".mp4":
-        return _mend_video(partial, target)
-    bag = next(partial.glob("*.mcap"), partial) if partial.is_dir() else partial
+    if partial.suffix == ".mp4" or (partial / "K.txt").is_file():
+        mend = _mend_video if partial.suffix == ".mp4" else _mend_pictures
+        with PathLock(partial, target):
+            return mend(partial, target)
+    bag = next(partial.glob("*.mcap"), None) if partial.is_dir() else partial
+    if bag is None:
+        raise MirageError(f"{partial} was cut off before its first frame; remove it.")
     told = _mend_mcap(bag, target)
     remove(partial)
     return told
@@ -86,6 +93,8 @@ def _mend_pictures(partial: Path, target: Path) -> str:
     from mirage_ros.recording.picture_episode import trim_pictures
 
     frames = trim_pictures(partial)
+    if not frames:
+        raise MirageError(f"{partial} was cut off before its first frame; remove it.")
     partial.replace(target)
     return f"{target}: {frames} frames"
 
@@ -113,8 +122,16 @@ def _recover_folder(path: Path) -> list[str]:
     bags = sorted(path.glob("*.mcap"))
     if bags:
         return [_mend_file(bag) for bag in bags]
+    with PathLock(path):
+        return _drop_halves(path)
+
+
+def _drop_halves(path: Path) -> list[str]:
+    """The same of a folder of episodes; every finished one is whole by itself."""
     half = sorted(path.glob(f".episode-*{PARTIAL}*"))
     whole = sorted(path.glob("episode-*"))
+    for episode in half:
+        check_left(episode, path)
     for episode in half:
         remove(episode)
     if not half and not whole:

@@ -108,7 +108,8 @@ def index_once(fragmented: Path, target: Path) -> None:
     Raises:
         MirageError: not a single picture can be read.
     """
-    partial = target.with_name(f".{target.stem}.indexed{target.suffix}")
+    # Whoever opens the dataset removes what ends in .tmp and something; it is no recording.
+    partial = target.with_name(f".{target.stem}.tmp.indexed{target.suffix}")
     words = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-i", str(fragmented)]
     words += ["-c", "copy", "-movflags", "+faststart", str(partial)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

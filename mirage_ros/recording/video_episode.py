@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mirage_ros.core.frames import Frame
-from mirage_ros.recording.episodes import Episode
+from mirage_ros.recording.episodes import Episode, remove
 from mirage_ros.recording.panels import compose_frame, depth_range_m
 from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 from mirage_ros.recording.video import VideoWriter, index_once
@@ -31,6 +31,9 @@ class VideoEpisode(Episode):
 
     def _write(self, frame: Frame, values: Mapping[str, np.ndarray]) -> None:
         if self._range_m is None:
+            # ffmpeg fills this very file.
+            self.partial.touch()
+            self._hold()
             near, far = depth_range_m([frame.depth_m])
             self._range_m, self._first_ns = (near / MARGIN, far * MARGIN), frame.stamp_ns
         time_s = (frame.stamp_ns - self._first_ns) / 1e9
@@ -42,7 +45,11 @@ class VideoEpisode(Episode):
 
     def _complete(self) -> None:
         self._video.close()
-        index_once(self.partial, self.partial)
+
+    def _rename(self) -> None:
+        # The lock is on the fragmented file: until the video has its name, that one stays.
+        index_once(self.partial, self.target)
+        remove(self.partial)
 
     def _abandon(self) -> None:
         # ffmpeg may have died of the same full disk.
