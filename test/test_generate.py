@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ from mirage_ros.core.errors import MirageError
 from mirage_ros.core.world import World
 from mirage_ros.env.motion import exp_motion
 from mirage_ros.env.starts import draw_start
+from mirage_ros.generate import run
 from mirage_ros.generate.batching import Meeting
 from mirage_ros.generate.job import Job
 from mirage_ros.generate.policies import POLICIES
@@ -173,7 +175,41 @@ def test_episodes_drawn_together_are_the_same_on_every_run(checkpoint, tmp_path)
         datasets.append(contents(tmp_path / name))
     assert datasets[0] == datasets[1]
     # With one more episode than a unit holds, the second unit is drawn whole and one kept.
-    assert generate(job, 3, tmp_path / "one").episodes == 3
+    report = generate(job, 3, tmp_path / "one")
+    assert (report.episodes, report.generated) == (3, 1)
+
+
+def test_episodes_drawn_together_are_no_more_than_asked_for(checkpoint, tmp_path):
+    job = Job(3, 3, starts="room", model=str(checkpoint), batch=2, format="mcap")
+    report = generate(job, 3, tmp_path)
+    assert (report.episodes, report.generated) == (3, 3)
+    names = sorted(path.name for path in tmp_path.glob("episode-*"))
+    assert names == [f"episode-{index:06d}" for index in range(3)]
+    # What is asked for later is drawn with those that are there.
+    assert generate(job, 4, tmp_path).generated == 1
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_an_episode_whose_worker_died_before_telling_of_it_is_adopted(
+    job, tmp_path, monkeypatch, lost
+):
+    """As when the worker is killed between its episode's rename and its event."""
+
+    def silent(job, out, finished, units):
+        for kind, what in run_here(job, out, finished, units):
+            if kind != "episode" or what.index != lost:
+                yield kind, what
+
+    monkeypatch.setattr(run, "run_here", silent)
+    report = generate(Job(**{**vars(job), "frames": 3}), 2, tmp_path)
+    assert report.episodes == 2 and report.generated == 2
+    assert len(pq.read_table(tmp_path / "data/chunk-000/file-000.parquet")) == 6
+
+
+def test_a_dataset_with_a_gap_is_not_called_complete(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "run_here", lambda job, out, finished, units: iter([("ready", None)]))
+    with pytest.raises(MirageError, match="holds 0 episodes in a row and 2"):
+        generate(job, 2, tmp_path)
 
 
 def test_calls_meet_in_the_order_of_their_worlds():

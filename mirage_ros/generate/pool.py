@@ -6,8 +6,8 @@ A pool turns units (tuples of episode indices that are drawn together) into even
 - ("frames", n) as they are drawn, ("episode", report) for each one on the disk;
 - ("retry", unit) when a worker was lost and its unit goes to another.
 
-Which episodes are on the disk already it asks for when it gives a unit away: they are drawn with
-the others of their unit, but not written again.
+Which episodes are not to be written, being on the disk already or not asked for, it asks for when
+it gives a unit away: they are drawn with the others of their unit and forgotten.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ class Report:
         startup_s: of the seconds, until every worker had its model.
         steady_frames: drawn after that.
         retries: units that were run again because their worker was lost.
-        details: of the episodes of this run, by index.
+        details: of the episodes of this run, by index. One whose worker died right after it is
+            in the dataset and in `generated`, but neither here nor in `frames`.
     """
 
     out: str
@@ -104,13 +105,19 @@ def _fill(dataset, job: Job, episodes: int, out: Path, workers: int | None, ray)
     crew = _crew(units, workers, ray)
     who = f"ray {ray}" if ray else str(crew)
     report, start_s = Report(str(out), dataset.episodes, workers=who), time.monotonic()
+    missing = len(set(range(episodes)) - dataset.finished())
     _adopt(dataset, episodes)
     if units:
-        events = _events(job, out, dataset.finished, units, crew, ray)
-        for kind, what in _shown(events, units):
+        beyond = {index for unit in units for index in unit if index >= episodes}
+        events = _events(job, out, lambda: dataset.finished() | beyond, units, crew, ray)
+        for kind, what in _shown(events, sum(len(unit) for unit in units) - len(beyond)):
             _note(report, kind, what, crew, time.monotonic() - start_s)
             if kind == "episode":
                 _adopt(dataset, episodes)
+        # A worker that dies after its episode is on the disk tells nobody of it.
+        _adopt(dataset, episodes)
+        _check_filled(dataset, episodes)
+        report.generated = missing
     report.seconds, report.episodes = time.monotonic() - start_s, dataset.episodes
     return report
 
@@ -142,7 +149,11 @@ def check_manifest(wanted: dict, out: Path, begun: bool) -> None:
 
 
 def _units(job: Job, episodes: int, finished: set[int]) -> list[Unit]:
-    """Indices that are drawn together; a unit with anything missing is drawn whole again."""
+    """Indices that are drawn together; a unit with anything missing is drawn whole again.
+
+    The last one may reach beyond the episodes: its bytes follow from the whole unit, of which
+    only what was asked for is written.
+    """
     starts = range(0, episodes, job.batch)
     units = [tuple(range(start, start + job.batch)) for start in starts]
     return [unit for unit in units if any(i not in finished for i in unit if i < episodes)]
@@ -165,9 +176,9 @@ def _events(job: Job, out: Path, finished, units, crew, ray) -> Iterator[Event]:
     return ProcessPool(job, out, finished, crew).run(units)
 
 
-def _shown(events: Iterator[Event], units: list[Unit]) -> Iterator[Event]:
-    """The same events, with a progress bar."""
-    tally, count = Counter(), sum(len(unit) for unit in units)
+def _shown(events: Iterator[Event], count: int) -> Iterator[Event]:
+    """The same events, with a progress bar of so many episodes."""
+    tally = Counter()
     with tqdm(total=count, unit="episode", desc="generate", smoothing=0.1) as bar:
         bar.set_postfix_str("loading the model")
         for kind, what in events:
@@ -191,9 +202,16 @@ def _note(report: Report, kind: str, what, crew: int | None, now_s: float) -> No
     elif kind == "retry":
         report.retries += 1
     elif kind == "episode":
-        report.generated += 1
         report.frames += what.frames
         report.details.append(what.as_dict())
+
+
+def _check_filled(dataset, episodes: int) -> None:
+    if dataset.episodes < episodes:
+        raise MirageError(
+            f"The dataset holds {dataset.episodes} episodes in a row and {episodes} were asked "
+            "for; run the same command again."
+        )
 
 
 def _adopt(dataset, episodes: int) -> None:
