@@ -1,11 +1,13 @@
 # make demo   a room from one picture, over real DDS: out/demo.mp4, demo.png, demo.mcap, report.json
 # make test   every test
+# make prove  what takes longer: hundreds of kills, a thousand calls, half an hour of streaming (45 minutes)
 # make setup  .venv with all that both need; they call it themselves
 # make clean  remove .venv and out/
 PYTHON ?= python3
 READY := .venv/.ready
+PROVE := .venv/bin/python -m pytest -q -s
 
-.PHONY: help demo test setup clean
+.PHONY: help demo test prove setup clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -14,6 +16,12 @@ demo: $(READY)
 
 test: $(READY)
 	.venv/bin/python -m pytest -q --durations=10 test
+
+prove: $(READY)
+	MIRAGE_KILLS=20 MIRAGE_CALLS=1000 $(PROVE) -k "killed or answered" test/test_lifecycle.py
+	MIRAGE_KILLS=200 $(PROVE) -k killed test/test_memory.py
+	MIRAGE_KILLS=20 $(PROVE) -k killed test/test_formats.py
+	MIRAGE_SOAK_S=1800 $(PROVE) test/test_soak.py
 
 setup: $(READY)
 
