@@ -158,13 +158,54 @@ def test_a_ray_cluster_loses_nothing_with_an_actor(job, plain, tmp_path, monkeyp
         run = threading.Thread(target=lambda: reports.append(generate(job, 4, out, 3, "local")))
         run.start()
         wait_for(lambda: begun(out))
-        ray.kill(ray.get_actor("mirage_generate_0"))
+        name = next(name for name in ray.util.list_named_actors() if name.endswith("_0"))
+        ray.kill(ray.get_actor(name))
         run.join(300)
     finally:
         ray.shutdown()
     assert reports and reports[0].episodes == 4 and reports[0].retries <= 1
     assert reports[0].started >= 2
     assert contents(out) == contents(plain)
+
+
+def test_a_ray_pool_ends_its_actors_in_the_caller_s_cluster(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    from mirage_ros.generate import ray_pool
+
+    class Quick:
+        """Stands in for the actor: what is tested is how actors come and go."""
+
+        def __init__(self, job, out) -> None:
+            self.job = job
+
+        def load(self) -> None:
+            pass
+
+        def run(self, unit, skip) -> list:
+            return [("episode", unit)]
+
+    get, lost = ray.get, [ray.exceptions.ObjectLostError("00", None, "")]
+
+    def get_but_once(reference):
+        answer = get(reference)
+        if answer and lost:
+            raise lost.pop()
+        return answer
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        theirs = ray.remote(Quick).options(name="mirage_generate_0", num_cpus=0).remote(0, 0)
+        get(theirs.load.remote())
+        monkeypatch.setattr(ray_pool, "_Actor", Quick)
+        monkeypatch.setattr(ray_pool.ray, "get", get_but_once)
+        pool = ray_pool.RayPool(Job(), tmp_path, set, 2)
+        events = list(pool.run([(0,), (1,)]))
+        assert sorted(what for kind, what in events if kind == "episode") == [(0,), (1,)]
+        assert [kind for kind, _ in events].count("retry") == 1
+        wait_for(lambda: ray.util.list_named_actors() == ["mirage_generate_0"], 30)
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
 
 
 def test_episodes_drawn_together_are_the_same_on_every_run(checkpoint, tmp_path):

@@ -7,8 +7,10 @@ are lost, with their machine or without, are replaced and their unit is run agai
 from __future__ import annotations
 
 import os
+import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
@@ -17,7 +19,7 @@ from mirage_ros.generate.pool import Event, Finished, Unit, retried
 
 try:
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError
 except ImportError as error:
     raise MirageError(
         f"Generating on a cluster needs Ray ({error}); pip install 'mirage_ros[ray]'."
@@ -64,8 +66,10 @@ class RayPool:
             cores = ray.cluster_resources().get("CPU", 1)
             workers = int(self._gpus or max(1, cores // job.threads))
         self._started = self._lost = 0
+        # Names are unique in a cluster, which others may use for the same.
+        self._name = f"mirage_generate_{secrets.token_hex(4)}"
         # Actors whose models are being loaded, or that wait for room: they get no unit yet.
-        self._coming, self._idle = {}, []
+        self._coming, self._idle, self._actors = {}, [], []
         for _ in range(workers):
             self._start()
 
@@ -94,6 +98,8 @@ class RayPool:
 
     def close(self) -> None:
         """Ends the actors, and Ray if it was started here."""
+        while self._actors and ray.is_initialized():
+            self._end(self._actors[-1])
         if self._ours and ray.is_initialized():
             ray.shutdown()
 
@@ -102,40 +108,53 @@ class RayPool:
             events = ray.get(reference)
             self._idle.append(actor)
             yield from events
-        except RayActorError:
-            self._start()
-            yield from retried(unit, waiting, tries, "the actor was lost")
         except RayTaskError as error:
             if isinstance(error.cause, MirageError):
                 raise error.cause from error
             self._idle.append(actor)
             yield from retried(unit, waiting, tries, str(error.cause))
+        except RayError as error:
+            # Its machine may only be cut off: it shall not write beside who replaces it.
+            self._end(actor)
+            self._start()
+            yield from retried(unit, waiting, tries, f"the actor was lost: {_first_line(error)}")
 
     def _welcome(self, reference) -> Iterator[Event]:
         """An actor has its model, or could not load it."""
         actor = self._coming.pop(reference)
         try:
             ray.get(reference)
-        except RayActorError as error:
+        except RayTaskError as error:
+            raise MirageError(str(error.cause)) from error
+        except RayError as error:
             self._lost += 1
             if self._lost > MOST_LOST:
                 raise MirageError(
                     f"{self._lost} actors were lost before they had loaded the model "
-                    f"({str(error).strip().splitlines()[0]}); look at Ray's logs."
+                    f"({_first_line(error)}); look at Ray's logs."
                 ) from error
+            self._end(actor)
             self._start()
-        except RayTaskError as error:
-            raise MirageError(str(error.cause)) from error
         else:
             self._idle.append(actor)
             yield "ready", None
 
     def _start(self) -> None:
         needs = {"num_cpus": self._job.threads, "num_gpus": 1 if self._gpus else 0}
-        name = f"mirage_generate_{self._started}"
+        name = f"{self._name}_{self._started}"
         self._started += 1
         actor = ray.remote(_Actor).options(name=name, **needs).remote(self._job, self._out)
+        self._actors.append(actor)
         self._coming[actor.load.remote()] = actor
+
+    def _end(self, actor) -> None:
+        self._actors.remove(actor)
+        with suppress(RayError, ValueError):
+            ray.kill(actor)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _connect(address: str) -> None:
@@ -147,7 +166,6 @@ def _connect(address: str) -> None:
         else:
             ray.init(address=address, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise MirageError(
-            f"No Ray cluster was found at {address} ({reason}); give its address or 'local'."
+            f"No Ray cluster was found at {address} ({_first_line(error)}); give its address or 'local'."
         ) from error
