@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from wan_clips import write_re10k
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.pretrained import load_model
 from mirage_ros.models.wan_layout import random_transformer, write_tiny_checkpoint
+from mirage_ros.training import latent_cache
 from mirage_ros.training.chunks import Chunks, ChunksConfig, LatentClip
-from mirage_ros.training.latent_cache import build_cache, load_cache
+from mirage_ros.training.latent_cache import LatentCache, build_cache
 from mirage_ros.training.pose_scale import pose_scale, scaled
-from mirage_ros.training.posed_video import PosedVideo, read_re10k, read_track
-from mirage_ros.training.wan_recipe import read_wan_recipe, train_wan
+from mirage_ros.training.posed_video import LazyVideo, PosedVideo, read_re10k, read_track
 from mirage_ros.training.wan_stages import FlowConfig, FlowLoss, prepare_stage
 from mirage_ros.training.wan_trainer import Trainer, TrainerConfig
 
@@ -29,11 +28,11 @@ needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/realdata ne
 SIZE = (32, 64)
 
 
-def wall_clip(latents=10, seed=0):
+def wall_clip(latents=10, seed=0, metres=0.5):
     """A camera that slides along a wall 2 m away, smooth random latents."""
     rng = np.random.default_rng(seed)
     pose = np.tile(np.eye(4), (latents, 1, 1))
-    pose[:, 0, 3] = np.linspace(0, 0.5, latents)
+    pose[:, 0, 3] = np.linspace(0, metres, latents)
     cameras = Camera.from_hfov(70.0, SIZE, pose).resized((2, 4))
     shape = (latents, 2, 4)
     told = torch.from_numpy(rng.standard_normal((latents, 8, 2, 4)).astype(np.float32))
@@ -116,6 +115,46 @@ def test_a_checkpoint_of_another_stage_is_refused(tmp_path):
         Trainer(prepare_stage(network(), "lora", 4), tmp_path, config)
 
 
+def counted_clip(latents=10):
+    """A wall of which every latent shows some more, and holds its own number."""
+    clip = wall_clip(latents, metres=6.0)
+    number = torch.arange(latents, dtype=torch.float16).view(-1, 1, 1, 1)
+    return replace(clip, latents=number.expand(clip.latents.shape).clone())
+
+
+def test_references_are_what_memory_shows_most_and_come_first():
+    exact = ChunksConfig(chunk_frames=2, blank_share=0.0, latent_noise=0.0, depth_noise=0.0)
+    chunks, several = Chunks([counted_clip()], exact), 0
+    for seed in range(40):
+        clean, context, condition = chunks.draw(torch.Generator().manual_seed(seed), 2)
+        frames = context.mean((0, 2, 3)).round().int().tolist()
+        before = int(clean[0, 0, 0, 0]) - 1
+        assert frames[-1] == before, "the preceding frame is the last of the context"
+        visible = condition[8, len(frames) :].bool()
+        shown = condition[0, len(frames) :][visible].round().int().tolist()
+        ranked = sorted(set(shown) - {before}, key=lambda i: (-shown.count(i), i))
+        assert frames[:-1] == ranked[:2]
+        assert torch.equal(condition[:8, : len(frames)], context)
+        several += len(ranked) > 1
+    assert several > 5
+
+
+def test_a_batch_has_one_number_of_references():
+    chunks = Chunks([counted_clip()], ChunksConfig(chunk_frames=2, references=2, blank_share=0.2))
+    counts = []
+    for seed in range(40):
+        clean, context, condition = chunks.draw_batch(2, torch.Generator().manual_seed(seed))
+        counts.append(context.shape[2] - 1)
+        assert condition.shape[2] == context.shape[2] + clean.shape[2]
+        assert torch.equal(condition[:, :8, : context.shape[2]], context)
+        last = context[:, :, -1].mean((1, 2, 3)).round()
+        assert torch.equal(last, clean[:, 0, 0, 0, 0] - 1)
+    assert {0, 1, 2} == set(counts)
+    alone = Chunks([counted_clip()], ChunksConfig(chunk_frames=2))
+    for seed in range(5):
+        assert alone.draw_batch(2, torch.Generator().manual_seed(seed))[1].shape[2] == 1
+
+
 def test_a_share_of_samples_is_told_the_empty_prompt():
     seen = []
 
@@ -131,26 +170,6 @@ def test_a_share_of_samples_is_told_the_empty_prompt():
     assert 0.15 < np.mean(seen) < 0.35
 
 
-def write_re10k(root: Path, frames: int, size=(48, 96)) -> np.ndarray:
-    """A track of a camera that moves sideways past a textured wall 2 m away, in its own units."""
-    rng = np.random.default_rng(0)
-    wall = cv2.GaussianBlur(rng.integers(0, 255, (size[0], 3 * size[1], 3), np.uint8), (0, 0), 1.5)
-    (root / "cameras").mkdir(parents=True)
-    (root / "frames" / "abc").mkdir(parents=True)
-    focal, rows, moved = 1.0, [], 1.5 * np.arange(frames)
-    for i, pixels in enumerate(moved):
-        stamp = 1_000_000 + 33_000 * i
-        shift = np.float32([[1, 0, -pixels], [0, 1, 0]])
-        picture = cv2.warpAffine(wall, shift, size[::-1], flags=cv2.INTER_LINEAR)
-        cv2.imwrite(str(root / "frames" / "abc" / f"{stamp}.png"), picture)
-        metres = 2.0 * pixels / (focal * size[1])
-        numbers = [focal, focal * size[1] / size[0], 0.5, 0.5, 0, 0,
-                   1, 0, 0, -metres / 5, 0, 1, 0, 0, 0, 0, 1, 0]  # fmt: skip
-        rows.append(" ".join([str(stamp), *(f"{n:.9f}" for n in numbers)]))
-    (root / "cameras" / "abc.txt").write_text("https://example.org/abc\n" + "\n".join(rows) + "\n")
-    return moved
-
-
 def test_a_realestate10k_track_is_read_with_its_frames(tmp_path):
     write_re10k(tmp_path, 12)
     track = read_track(tmp_path / "cameras" / "abc.txt")
@@ -161,8 +180,9 @@ def test_a_realestate10k_track_is_read_with_its_frames(tmp_path):
     (tmp_path / "frames" / "abc" / "1000000.png").unlink()
     clips = list(read_re10k(tmp_path / "cameras", tmp_path / "frames", SIZE, 5))
     assert [clip.name for clip in clips] == ["abc_000", "abc_001"]
-    assert clips[0].rgb.shape == (5, *SIZE, 3) and clips[0].cameras.size == SIZE
-    assert clips[0].depth_m is None
+    clip = clips[0].read()
+    assert clip.rgb.shape == (5, *SIZE, 3) and clip.cameras.size == SIZE
+    assert clip.depth_m is None
 
 
 @needs_real
@@ -186,7 +206,8 @@ def test_other_files_are_refused(tmp_path, line):
 
 def test_a_tracks_scale_is_found_from_metric_depth(tmp_path):
     write_re10k(tmp_path, 13)
-    (clip,) = read_re10k(tmp_path / "cameras", tmp_path / "frames", (48, 96), 13)
+    (lazy,) = read_re10k(tmp_path / "cameras", tmp_path / "frames", (48, 96), 13)
+    clip = lazy.read()
     depth = np.full(clip.rgb.shape[:3], 2.0, np.float32)
     assert pose_scale(clip.rgb, depth, clip.cameras) == pytest.approx(5, rel=0.05)
     still = scaled(clip.cameras, 0.0)
@@ -198,7 +219,7 @@ def folder(tmp_path_factory):
     return write_tiny_checkpoint(tmp_path_factory.mktemp("wan") / "tiny")
 
 
-def test_the_cache_holds_what_the_cycle_would_write(folder, tmp_path):
+def test_the_cache_holds_what_the_cycle_would_write(folder, tmp_path, monkeypatch):
     """A true depth and a moving thing: latents of the video, median depth, static cells."""
     model = load_model(str(folder), "cpu", {"size": list(SIZE)})
     rng = np.random.default_rng(0)
@@ -207,63 +228,28 @@ def test_the_cache_holds_what_the_cycle_would_write(folder, tmp_path):
     dynamic = np.zeros((10, *SIZE), bool)
     dynamic[6, :16, :16] = True
     depth = np.broadcast_to(np.arange(1, 11, dtype=np.float32)[:, None, None], (10, *SIZE))
-    video = PosedVideo("one", rgb, cameras, np.ascontiguousarray(depth), dynamic)
-    assert build_cache([video], model, tmp_path) == 1
-    stamp = (tmp_path / "one.safetensors").stat().st_mtime_ns
-    build_cache([video], model, tmp_path)
-    assert (tmp_path / "one.safetensors").stat().st_mtime_ns == stamp
-    (clip,) = load_cache(tmp_path)
+    video = PosedVideo(rgb, cameras, np.ascontiguousarray(depth), dynamic)
+    calls = []
+
+    def networks():
+        calls.append("networks")
+        return model.codec, model.perceiver
+
+    def read():
+        calls.append("read")
+        return video
+
+    assert build_cache([LazyVideo("one", read)], networks, tmp_path) == 1
+    assert build_cache([LazyVideo("one", read)], networks, tmp_path) == 1
+    assert calls == ["networks", "read"], "what is cached is neither read nor encoded again"
+    cache = LatentCache(tmp_path)
+    with monkeypatch.context() as patched:  # nothing is held: what is not asked for is not read
+        patched.setattr(latent_cache, "load_file", lambda path: pytest.fail(f"{path} was read"))
+        assert len(LatentCache(tmp_path)) == 1
+    (clip,) = cache
     # 9 frames: the first latent is frame 0, then frames 1 to 4 and 5 to 8 by their third.
     assert clip.latents.shape == (3, 8, 2, 4)
     assert clip.depth_m[:, 0, 0].tolist() == [1, 4, 8]
     assert not clip.static[2, 0, 0] and clip.static.sum() == clip.static.size - 1
     whole = model.codec.encode(model.video_from_rgb(rgb[:9]))[0].transpose(0, 1)
     assert torch.allclose(clip.latents.float(), whole, atol=1e-2)
-
-
-RECIPE = """
-kind: wan
-model: {model}
-run: {root}/run
-output: {root}/model
-size: [32, 64]
-length: 13
-re10k: [{root}/cameras, {root}/frames]
-depth: mini
-prompt: a wall
-lora_rank: 2
-device: cpu
-chunks: {{chunk_frames: 2}}
-branch: {{steps: 2, learning_rate: 0.01}}
-lora: {{steps: 2, learning_rate: 0.01}}
-"""
-
-
-def test_the_whole_recipe_makes_a_folder_that_runs(folder, tmp_path):
-    write_re10k(tmp_path, 14)
-    path = tmp_path / "wan.yaml"
-    path.write_text(RECIPE.format(model=folder, root=tmp_path))
-    train_wan(read_wan_recipe(path))
-    log = [json.loads(line) for line in (tmp_path / "run/lora/log.jsonl").open()]
-    assert [line["step"] for line in log] == [1, 2]
-    model = load_model(str(tmp_path / "model"), "cpu", {"steps": 1})
-    assert model.size == (32, 64) and model.config.prompt == "a wall"
-    names = load_file(tmp_path / "model/lora/adapter_model.safetensors")
-    assert len(names) == 4 * 4 * 2
-    assert model.denoiser.branch.zero[0].weight.abs().max() > 0
-    train_wan(read_wan_recipe(path))  # nothing is left to do
-    assert len((tmp_path / "run/lora/log.jsonl").read_text().splitlines()) == 2
-
-
-@pytest.mark.parametrize(
-    ("wrong", "word"),
-    [("length: 12", "length"), ("nonsense: 1", "nonsense"), ("re10k: [a]", "re10k")],
-)
-def test_recipes_that_cannot_be_are_refused(tmp_path, wrong, word):
-    path = tmp_path / "wan.yaml"
-    name = wrong.split(":")[0]
-    kept = [ln for ln in RECIPE.format(model="x", root="y").splitlines()
-            if not ln.startswith(f"{name}:")]  # fmt: skip
-    path.write_text("\n".join([*kept, wrong]) + "\n")
-    with pytest.raises(MirageError, match=word):
-        read_wan_recipe(path)

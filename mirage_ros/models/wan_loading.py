@@ -25,7 +25,8 @@ from mirage_ros.models.denoiser import SideBranch
 from mirage_ros.models.lora import merge_lora
 from mirage_ros.models.parts import find_folder, load_part, read_json
 from mirage_ros.models.perceivers import load_perceiver, perceiver_bytes
-from mirage_ros.models.wan import WanModel
+from mirage_ros.models.wan import Perceiver, WanModel
+from mirage_ros.models.wan_codec import WanCodec
 from mirage_ros.models.wan_config import SETTINGS_FILE, WanConfig, check_index, read_config
 from mirage_ros.models.wan_memory import Parts, available_bytes, check_fits, plan_memory
 from mirage_ros.models.wan_speed import speed_up
@@ -96,9 +97,13 @@ def load_wan(
 
 
 def load_denoiser(
-    folder: Path, base: Path, dtype: torch.dtype
+    folder: Path, base: Path, dtype: torch.dtype, *, adapters: bool = True
 ) -> tuple[WanTransformer3DModel, SideBranch]:
-    """Backbone with its adapters merged, and the branch; a fresh one where there is none."""
+    """Backbone with its adapters merged, and the branch; a fresh one where there is none.
+
+    Args:
+        adapters: False leaves the backbone as published, for a training that has its own.
+    """
     transformer = load_part(base / "transformer", WanTransformer3DModel, dtype)
     if (folder / "branch").is_dir():
         branch = load_part(folder / "branch", SideBranch, dtype)
@@ -110,9 +115,18 @@ def load_denoiser(
             folder,
         )
         branch = SideBranch.from_transformer(transformer)
-    if (folder / "lora").is_dir():
+    if adapters and (folder / "lora").is_dir():
         transformer = merge_lora(transformer, folder / "lora")
     return transformer, branch
+
+
+def load_encoder(
+    folder: Path, config: WanConfig, device: str, load_mini
+) -> tuple[WanCodec, Perceiver]:
+    """(codec, perceiver) of a folder: what makes training clips of videos, and nothing else."""
+    vae = load_part(published_folder(folder) / "vae", AutoencoderKLWan).to(device)
+    codec = WanCodec(vae)
+    return codec, _perceiver(config, codec.stride, load_mini, device)
 
 
 def load_scheduler(base: Path, config: WanConfig) -> UniPCMultistepScheduler:

@@ -8,6 +8,7 @@ inference reads a grown one; that gap is what this avoids.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,8 @@ class ChunksConfig:
     return_share: chunks whose memory also holds later frames, as on the way back.
     latent_noise: largest standard deviation of the error of remembered latents.
     depth_noise: standard deviation of the log depth error per frame; a third of it per cell.
+    references: context frames at most that memory shows most, before the preceding one; how
+        many is drawn for each batch.
     """
 
     chunk_frames: int = 4
@@ -38,6 +41,7 @@ class ChunksConfig:
     return_share: float = 0.3
     latent_noise: float = 0.15
     depth_noise: float = 0.02
+    references: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,33 @@ def pixel_weights(codec: nn.Module, clips: list[LatentClip], step: float = 0.1) 
 class Chunks:
     """Draws chunks with the grown memories that a run would have."""
 
-    def __init__(self, clips: list[LatentClip], config: ChunksConfig):
+    def __init__(self, clips: Sequence[LatentClip], config: ChunksConfig):
         self.clips, self.config = clips, config
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean targets (c, f, h, w), context latents (c, p, h, w), condition (c+5, p+f, h, w)."""
+    def draw_batch(
+        self, count: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Chunks stacked, all with as many references as the one that has the fewest."""
+        most = 0
+        if self.config.references:
+            most = int(torch.randint(self.config.references + 1, (), generator=generator))
+        rows = [self.draw(generator, most) for _ in range(count)]
+        # What follows the references is of one length: the preceding frame and the targets.
+        shared = min(context.shape[1] for _, context, _ in rows) - 1
+        clean = torch.stack([clean for clean, _, _ in rows])
+        context = torch.stack([_few(context, shared, 1) for _, context, _ in rows])
+        rest = 1 + self.config.chunk_frames
+        condition = torch.stack([_few(condition, shared, rest) for _, _, condition in rows])
+        return clean, context, condition
+
+    def draw(
+        self, generator: torch.Generator, references: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean targets (c, f, h, w), context latents (c, p, h, w), condition (c+5, p+f, h, w).
+
+        Context is [references | preceding]: as in a run, references are the frames that memory
+        shows most at the target cameras, and there are fewer of them where it shows few.
+        """
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         clip = self.clips[rng.integers(len(self.clips))]
         count = self.config.chunk_frames
@@ -99,7 +125,8 @@ class Chunks:
         sources = self._sources(rng, start, len(clip.latents))
         memory = self._grow(rng, clip, sources)
         readout = memory.read(clip.cameras[target], target.astype(np.int64))
-        context = clip.latents[start - 1 : start].float().transpose(0, 1)
+        far = [i for i in memory.references(readout, references + 1) if i != start - 1]
+        context = clip.latents[[*far[:references], start - 1]].float().transpose(0, 1)
         context = context + float(rng.uniform(0, 0.1)) * torch.randn(
             context.shape, generator=generator
         )
@@ -135,3 +162,8 @@ class Chunks:
             finer = WorldConfig.rewrite_log_scale
             memory.write_new(latents, clip.cameras[part], depth, static, stamps, grey, part, finer)
         return memory
+
+
+def _few(frames: Tensor, references: int, rest: int) -> Tensor:
+    """Of (c, references + rest, h, w) the first references and all of the rest."""
+    return torch.cat([frames[:, :references], frames[:, frames.shape[1] - rest :]], 1)

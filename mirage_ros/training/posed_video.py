@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -23,16 +24,26 @@ class PosedVideo:
     """A clip with its cameras; depth and masks where they are known.
 
     Attributes:
-        name: unique in its data set, fit for a file name.
         depth_m: along z; None where somebody has to perceive it, and then the cameras' scale is
             unknown as well.
     """
 
-    name: str
     rgb: UInt8[np.ndarray, "f h w 3"]
     cameras: Camera
     depth_m: Float[np.ndarray, "f h w"] | None = None
     dynamic: Bool[np.ndarray, "f h w"] | None = None
+
+
+@dataclass(frozen=True)
+class LazyVideo:
+    """A clip that is not read before somebody needs its pictures.
+
+    Attributes:
+        name: unique in its data set, fit for a file name.
+    """
+
+    name: str
+    read: Callable[[], PosedVideo]
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ def read_track(path: Path) -> Track:
 
 def read_re10k(
     tracks: Path, frames: Path, size: tuple[int, int], length: int
-) -> Iterator[PosedVideo]:
+) -> Iterator[LazyVideo]:
     """Clips of `length` frames out of `tracks/NAME.txt` and `frames/NAME/MICROSECONDS.png`.
 
     Pictures are cropped about their middle to the aspect of `size` and resized, the cameras
@@ -94,33 +105,47 @@ def read_re10k(
         rows = [i for i, stamp in enumerate(track.stamps_us) if int(stamp) in files]
         for part, start in enumerate(range(0, len(rows) - length + 1, length)):
             chosen = rows[start : start + length]
-            pictures = [_read(files[int(track.stamps_us[i])]) for i in chosen]
-            cameras = track.cameras(pictures[0].shape[:2])[chosen]
-            yield _fitted(f"{track.name}_{part:03d}", pictures, cameras, size)
-
-
-def read_shards(folder: Path, seeds: tuple[int, int], length: int) -> Iterator[PosedVideo]:
-    """The project's rendered clips, with their true depth and masks."""
-    for index, clip in enumerate(load_shards(folder, seeds)):
-        if len(clip.rgb) < length:
-            raise MirageError(
-                f"A clip of {folder} has {len(clip.rgb)} frames and {length} are asked for; render "
-                "longer ones or ask for less."
+            pictures = [files[int(track.stamps_us[i])] for i in chosen]
+            yield LazyVideo(
+                f"{track.name}_{part:03d}", partial(_read_part, track, chosen, pictures, size)
             )
-        part = slice(0, length)
-        depth = clip.depth_m[part].astype(np.float32)
-        name = f"seed_{seeds[0] + index:07d}"
-        yield PosedVideo(name, clip.rgb[part], clip.cameras[part], depth, clip.moving[part])
+
+
+def read_shards(folder: Path, seeds: tuple[int, int], length: int) -> Iterator[LazyVideo]:
+    """The project's rendered clips, with their true depth and masks."""
+    stored = {int(path.stem.rpartition("_")[2]) for path in folder.glob("clip_*.safetensors")}
+    for seed in sorted(stored & set(range(*seeds))):
+        yield LazyVideo(f"seed_{seed:07d}", partial(_read_shard, folder, seed, length))
+
+
+def _read_part(
+    track: Track, chosen: list[int], paths: list[Path], size: tuple[int, int]
+) -> PosedVideo:
+    pictures = [_read(path) for path in paths]
+    cameras = track.cameras(pictures[0].shape[:2])[chosen]
+    return _fitted(pictures, cameras, size)
+
+
+def _read_shard(folder: Path, seed: int, length: int) -> PosedVideo:
+    (clip,) = load_shards(folder, (seed, seed + 1))
+    if len(clip.rgb) < length:
+        raise MirageError(
+            f"The clip of seed {seed} in {folder} has {len(clip.rgb)} frames and {length} are "
+            "asked for; render longer ones or ask for less."
+        )
+    part = slice(0, length)
+    depth = clip.depth_m[part].astype(np.float32)
+    return PosedVideo(clip.rgb[part], clip.cameras[part], depth, clip.moving[part])
 
 
 def _fitted(
-    name: str, pictures: Sequence[np.ndarray], cameras: Camera, size: tuple[int, int]
+    pictures: Sequence[np.ndarray], cameras: Camera, size: tuple[int, int]
 ) -> PosedVideo:
     fitted = [
         fit_seed(rgb, camera, None, size)[:2] for rgb, camera in zip(pictures, cameras, strict=True)
     ]
     rgb = np.stack([picture for picture, _ in fitted])
-    return PosedVideo(name, rgb, Camera.stack([camera for _, camera in fitted]))
+    return PosedVideo(rgb, Camera.stack([camera for _, camera in fitted]))
 
 
 def _read(path: Path) -> UInt8[np.ndarray, "h w 3"]:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import yaml
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import find_folder, pick_device
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.models.wan import WanModel
-from mirage_ros.models.wan_config import SETTINGS_FILE
+from mirage_ros.models.wan_config import SETTINGS_FILE, WanConfig, read_config
 from mirage_ros.models.wan_convert import write_branch, write_lora
-from mirage_ros.models.wan_loading import load_denoiser, load_wan, published_folder
+from mirage_ros.models.wan_loading import load_denoiser, load_encoder, published_folder
+from mirage_ros.models.wan_text import encode_prompts
 from mirage_ros.training.chunks import Chunks, ChunksConfig
-from mirage_ros.training.latent_cache import build_cache, load_cache
-from mirage_ros.training.posed_video import PosedVideo, read_re10k, read_shards
+from mirage_ros.training.latent_cache import LatentCache, build_cache
+from mirage_ros.training.posed_video import LazyVideo, read_re10k, read_shards
 from mirage_ros.training.recipe import _fill
 from mirage_ros.training.wan_stages import (
     STAGES,
@@ -30,15 +34,24 @@ from mirage_ros.training.wan_stages import (
     prepare_stage,
     split_trained,
 )
-from mirage_ros.training.wan_trainer import Trainer, TrainerConfig
+from mirage_ros.training.wan_trainer import Trainer, TrainerConfig, make_accelerator
 
 KIND = "wan"
 
 
 @dataclass(frozen=True)
+class WanChunksConfig(ChunksConfig):
+    """Chunks as the large model generates them by itself: with references."""
+
+    chunk_frames: int = WanConfig.chunk_latents
+    references: int = WanConfig.reference_frames
+
+
+@dataclass(frozen=True)
 class WanRecipe:
     """Attributes:
-    model: folder or hub id of the published parts, with a branch to go on from where it has one.
+    model: folder or hub id of the published parts, with a branch to go on from where it has one,
+        and without adapters.
     run: folder of the cache, checkpoints and logs.
     output: folder to write branch, adapters and settings to.
     size: (height, width) of the clips.
@@ -64,7 +77,7 @@ class WanRecipe:
     masks: str = ""
     prompt: str = ""
     lora_rank: int = 64
-    chunks: ChunksConfig = field(default_factory=lambda: ChunksConfig(chunk_frames=8))
+    chunks: WanChunksConfig = field(default_factory=WanChunksConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     branch: TrainerConfig = field(default_factory=TrainerConfig)
     lora: TrainerConfig = field(default_factory=TrainerConfig)
@@ -97,19 +110,33 @@ def read_wan_recipe(path: Path) -> WanRecipe:
 def train_wan(recipe: WanRecipe) -> None:
     """Whatever of cache and stages is not done yet, then the output folder."""
     run = Path(recipe.run)
-    text = _cache(recipe, run / "cache")
-    chunks = Chunks(load_cache(run / "cache"), recipe.chunks)
+    # Before any network is loaded: it gives each process a device of its own.
+    accelerator = make_accelerator()
+    _cache(recipe, run / "cache", accelerator)
+    text = _text(recipe, run / "prompt.safetensors", accelerator)
+    chunks = Chunks(LatentCache(run / "cache"), recipe.chunks)
     for stage in STAGES:
-        network = prepare_stage(_start(recipe, stage), stage, recipe.lora_rank)
-        trainer = Trainer(network, run / stage, getattr(recipe, stage))
-        trainer.run(FlowLoss(chunks, text.to(trainer.accelerator.device), recipe.flow))
-        trained = trainer.trained()
-        if trainer.accelerator.is_main_process:
-            _write(recipe, network.branch, trained)
-        trainer.accelerator.wait_for_everyone()
+        _train_stage(recipe, stage, FlowLoss(chunks, text, recipe.flow))
+        # Networks and optimisers hold each other, and the next stage needs their room.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def videos(recipe: WanRecipe) -> Iterator[PosedVideo]:
+def _train_stage(recipe: WanRecipe, stage: str, loss: FlowLoss) -> None:
+    config: TrainerConfig = getattr(recipe, stage)
+    # Fresh layers are the same in every process, and in a run that is begun anew.
+    torch.manual_seed(config.seed)
+    network = prepare_stage(_start(recipe, stage), stage, recipe.lora_rank)
+    trainer = Trainer(network, Path(recipe.run) / stage, config)
+    trainer.run(loss)
+    trained = trainer.trained()
+    if trainer.accelerator.is_main_process:
+        _write(recipe, network.branch, trained)
+    trainer.accelerator.wait_for_everyone()
+
+
+def videos(recipe: WanRecipe) -> Iterator[LazyVideo]:
     """Every clip of the recipe's data sets."""
     sources = []
     if recipe.re10k:
@@ -122,26 +149,46 @@ def videos(recipe: WanRecipe) -> Iterator[PosedVideo]:
     return itertools.chain(*sources)
 
 
-def _cache(recipe: WanRecipe, folder: Path) -> torch.Tensor:
-    """The prompt's and the empty prompt's embeddings; clips are encoded where they are missing."""
-    model = _model(recipe)
-    build_cache(videos(recipe), model, folder)
-    return model.read_prompts([recipe.prompt, ""]).float()
+def _cache(recipe: WanRecipe, folder: Path, accelerator: Accelerator) -> None:
+    """Clips are encoded where they are missing; processes share them."""
+    settings = {"size": recipe.size, "depth": recipe.depth, "masks": recipe.masks}
+    source, device = find_folder(recipe.model), pick_device(recipe.device)
+    config = read_config(source, settings)
+
+    def load_networks():
+        return load_encoder(source, config, device, lambda device: load_model("mini", device))
+
+    share = (accelerator.process_index, accelerator.num_processes)
+    build_cache(videos(recipe), load_networks, folder, share)
+    accelerator.wait_for_everyone()
 
 
-def _model(recipe: WanRecipe) -> WanModel:
-    settings = {
-        "size": recipe.size, "depth": recipe.depth, "masks": recipe.masks, "dtype": "float32",
-        "compile": "off",
-    }  # fmt: skip
-    folder, device = find_folder(recipe.model), pick_device(recipe.device)
-    return load_wan(folder, device, settings, lambda device: load_model("mini", device))
+def _text(recipe: WanRecipe, path: Path, accelerator: Accelerator) -> torch.Tensor:
+    """The prompt's and the empty prompt's embeddings, read by the first process for all."""
+    if accelerator.is_main_process:
+        base = published_folder(find_folder(recipe.model))
+        read = encode_prompts(base, [recipe.prompt, ""], pick_device(recipe.device))
+        save_file({"text": read.cpu().contiguous()}, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+    accelerator.wait_for_everyone()
+    return load_file(path)["text"].to(accelerator.device)
 
 
 def _start(recipe: WanRecipe, stage: str) -> MemoryDenoiser:
-    """The network that a stage begins with: stage two goes on from the branch of stage one."""
-    folder = find_folder(recipe.model) if stage == STAGES[0] else Path(recipe.output)
-    return MemoryDenoiser(*load_denoiser(folder, published_folder(folder), torch.float32))
+    """The network that a stage begins with: stage two goes on from the branch of stage one.
+
+    Never with adapters merged: stage two brings its own, and what an earlier run of it has
+    written to the output is in its checkpoint.
+    """
+    folder = find_folder(recipe.model)
+    if (folder / "lora").is_dir():
+        raise MirageError(
+            f"The model to train, {folder}, has adapters in lora/, and training begins without; "
+            "give the folder that they were trained on."
+        )
+    folder = folder if stage == STAGES[0] else Path(recipe.output)
+    base = published_folder(folder)
+    return MemoryDenoiser(*load_denoiser(folder, base, torch.float32, adapters=False))
 
 
 def _write(recipe: WanRecipe, branch: SideBranch, trained: dict[str, torch.Tensor]) -> None:
@@ -153,5 +200,6 @@ def _write(recipe: WanRecipe, branch: SideBranch, trained: dict[str, torch.Tenso
         write_lora(of_lora, recipe.lora_rank, output, alpha=None)
     base = str(published_folder(find_folder(recipe.model)).resolve())
     settings = {"base": base, "size": list(recipe.size), "depth": recipe.depth,
-                "masks": recipe.masks, "prompt": recipe.prompt}  # fmt: skip
+                "masks": recipe.masks, "prompt": recipe.prompt,
+                "reference_frames": recipe.chunks.references}  # fmt: skip
     (output / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")

@@ -71,8 +71,7 @@ class FlowLoss:
     def __call__(self, network: nn.Module, generator: torch.Generator) -> Tensor:
         """Mean squared error of the velocity, over noise levels drawn with the shift."""
         config, device = self.config, self.text.device
-        rows = [self.chunks.draw(generator) for _ in range(config.batch)]
-        clean, context, condition = (torch.stack(part) for part in zip(*rows, strict=True))
+        clean, context, condition = self.chunks.draw_batch(config.batch, generator)
         sigma = shifted(torch.rand(config.batch, 1, generator=generator), config.shift)
         noise = torch.randn(clean.shape, generator=generator)
         level = sigma.view(-1, 1, 1, 1, 1)

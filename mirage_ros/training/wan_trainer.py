@@ -13,10 +13,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,6 +33,8 @@ from mirage_ros.core.errors import MirageError
 
 #: Steps of different seeds and processes never draw the same samples.
 SEED_STRIDE, PROCESS_STRIDE = 1_000_003, 2**40
+#: Processes wait for each other while clips are encoded, of which some have more than others.
+PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,18 @@ class TrainerConfig:
     seed: int = 0
 
 
+def make_accelerator() -> Accelerator:
+    """This process among those that train together; the first one made binds it to its device."""
+    group = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[group])
+
+
 class Trainer:
     """Runs `loss(network, generator)` until `steps`, from the folder's last checkpoint."""
 
     def __init__(self, network: nn.Module, folder: Path, config: TrainerConfig):
         self.folder, self.config, self.step = folder, config, 0
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.accelerator = make_accelerator()
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
@@ -78,7 +88,7 @@ class Trainer:
             bar.update()
             if first:
                 self._log(losses[-1])
-            if time.monotonic() - saved_s > self.config.checkpoint_s:
+            if self._agreed(time.monotonic() - saved_s > self.config.checkpoint_s):
                 self.save()
                 saved_s = time.monotonic()
         self.save()
@@ -105,6 +115,11 @@ class Trainer:
     @property
     def _path(self) -> Path:
         return self.folder / "checkpoint.safetensors"
+
+    def _agreed(self, due: bool) -> bool:
+        """What the first process says: saving needs all of them, and clocks differ."""
+        said = torch.tensor(int(due), device=self.accelerator.device)
+        return bool(broadcast(said, from_process=0))
 
     def _update(self, loss: Callable) -> float:
         config = self.config
