@@ -16,7 +16,7 @@ from typing import Protocol
 import rclpy
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.frames import Frame
@@ -42,10 +42,10 @@ TOPICS = {
     "/diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
 }
 LATCHED = ("cache/points", "/tf_static")
-QUEUE_DEPTH = 500
 SETTLE_S = 1.5
 FLUSH_S = 1.0
-EPISODE_FRAMES = 600
+# What a LeRobot recording loses when it is killed is the episode it was in.
+EPISODE_FRAMES = 100
 
 
 @dataclass(frozen=True)
@@ -151,20 +151,31 @@ def _rate_hz(first: Frame, second: Frame) -> float:
 
 @dataclass
 class Tally:
-    """What arrived: header stamps of each picture topic, and when (monotonic) the last one did."""
+    """What arrived of the picture topics.
 
-    stamps_ns: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in PICTURES})
+    Attributes:
+        complete: frames of which every picture topic's message arrived.
+        last_picture_s: when (monotonic) the last message did.
+    """
+
+    complete: int = 0
     last_picture_s: float | None = None
-
-    @property
-    def complete(self) -> int:
-        """Frames of which every picture topic's message arrived."""
-        return len(set.intersection(*(set(stamps) for stamps in self.stamps_ns.values())))
+    _partly: dict[int, set[str]] = field(default_factory=dict)
 
     @property
     def incomplete(self) -> int:
         """Frames that lack a message of at least one picture topic."""
-        return len(set.union(*(set(stamps) for stamps in self.stamps_ns.values()))) - self.complete
+        return len(self._partly)
+
+    def add(self, name: str, stamp_ns: int) -> None:
+        """A message of the picture topic called `name` in the table."""
+        self.last_picture_s = time.monotonic()
+        here = self._partly.setdefault(stamp_ns, set())
+        here.add(name)
+        if len(here) == len(PICTURES):
+            # Forgotten: recordings are long, and this is looked at with every message.
+            del self._partly[stamp_ns]
+            self.complete += 1
 
 
 class TopicRecorder(Node):
@@ -192,12 +203,7 @@ class TopicRecorder(Node):
         return self.config.idle_s is not None and quiet_s > self.config.idle_s
 
     def _listen(self, name: str, type_name: str):
-        durability = (
-            DurabilityPolicy.TRANSIENT_LOCAL if name in LATCHED else DurabilityPolicy.VOLATILE
-        )
-        qos = QoSProfile(
-            depth=QUEUE_DEPTH, reliability=ReliabilityPolicy.RELIABLE, durability=durability
-        )
+        qos = recorder_qos(latched=name in LATCHED)
 
         def on_bytes(data: bytes, info: dict) -> None:
             self._write(name, type_name, data, info)
@@ -207,8 +213,18 @@ class TopicRecorder(Node):
     def _write(self, name: str, type_name: str, data: bytes, info: dict) -> None:
         self.sink.take(self, name, type_name, data, info)
         if name in PICTURES:
-            self.tally.stamps_ns[name].append(header_stamp_ns(data))
-            self.tally.last_picture_s = time.monotonic()
+            self.tally.add(name, header_stamp_ns(data))
+
+
+def recorder_qos(
+    latched: bool, reliability: ReliabilityPolicy = ReliabilityPolicy.RELIABLE
+) -> QoSProfile:
+    """Of a subscription that overwrites nothing that was not read yet."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_ALL,
+        reliability=reliability,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
 
 
 def header_stamp_ns(data: bytes) -> int:

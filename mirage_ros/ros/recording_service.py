@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.recording.formats import guess_format
@@ -19,12 +19,12 @@ from mirage_ros.recording.queued import Background
 from mirage_ros.ros.message_text import message_class
 from mirage_ros.ros.recorder import (
     PICTURES,
-    QUEUE_DEPTH,
     BytesSink,
     FrameSink,
     RecorderConfig,
     Tally,
     header_stamp_ns,
+    recorder_qos,
 )
 
 TYPES = {
@@ -103,11 +103,7 @@ class FrameRecording:
         latched = any(
             info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for info in infos
         )
-        qos = QoSProfile(
-            depth=QUEUE_DEPTH,
-            reliability=_reliability(infos),
-            durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
-        )
+        qos = recorder_qos(latched, _reliability(infos))
         take = functools.partial(self._take, topic, type_name)
 
         def on_bytes(data: bytes, info: dict) -> None:
@@ -122,7 +118,7 @@ class FrameRecording:
             return
         name = self._names.get(topic, topic)
         if name in PICTURES:
-            self.tally.stamps_ns[name].append(header_stamp_ns(data))
+            self.tally.add(name, header_stamp_ns(data))
         kept = name if isinstance(self._sink, FrameSink) else topic
         try:
             self._background.put(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.recording.recovery import partials_of
 from mirage_ros.ros.deferred import create_service
 from mirage_ros.srv import Record
 
@@ -68,9 +69,12 @@ class RecordService:
 
 
 def unused(path: Path) -> Path:
-    """The path, or one with a number: a node that becomes active again begins another one."""
+    """The path, or one with a number: a node that becomes active again begins another one.
+
+    What a killed node left keeps its name, for `mirage recover`.
+    """
     found, number = path, 0
-    while os.path.exists(os.path.expanduser(found)):
+    while os.path.exists(where := os.path.expanduser(found)) or partials_of(Path(where)):
         number += 1
         found = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return found
