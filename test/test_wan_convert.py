@@ -21,7 +21,11 @@ from mirage_ros.models.wan_convert import (
     write_branch,
     write_lora,
 )
-from mirage_ros.models.wan_layout import TINY_TRANSFORMER, write_tiny_checkpoint
+from mirage_ros.models.wan_layout import (
+    TINY_TRANSFORMER,
+    random_transformer,
+    write_tiny_checkpoint,
+)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +139,16 @@ def test_a_branch_that_does_not_fit_is_refused_with_every_tensor():
     wide["vace_patch_embedding.weight"] = torch.zeros(48, 29, 1, 2, 2)
     with pytest.raises(MirageError, match=r"\(48, 29, 1, 2, 2\) where \(48, 13, 1, 2, 2\)"):
         convert_branch(wide, transformer)
+
+
+def test_every_tensor_is_listed_at_full_size_too():
+    with torch.device("meta"):
+        transformer = random_transformer(tiny=False)
+    wanted = SideBranch.from_transformer(transformer).state_dict()
+    with pytest.raises(MirageError) as caught:
+        convert_branch({}, transformer)
+    assert len(wanted) > 400
+    assert all(f"missing {name} (" in str(caught.value) for name in wanted)
 
 
 @pytest.mark.parametrize(

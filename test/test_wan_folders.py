@@ -6,9 +6,12 @@ import json
 import shutil
 
 import pytest
+import yaml
+from safetensors.torch import load_file, save_file
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.models.pretrained import load_model
+from mirage_ros.models.wan_config import read_config
 from mirage_ros.models.wan_layout import write_tiny_checkpoint
 
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00006.safetensors"
@@ -67,6 +70,19 @@ def test_a_part_that_is_cut_off_is_refused(folder, part):
 
 
 @pytest.mark.parametrize(
+    ("name", "told_of"),
+    [("shared.weight", "embed_tokens"), ("encoder.final_layer_norm.weight", "final_layer_norm")],
+)
+def test_a_text_encoder_that_lacks_a_tensor_is_refused(folder, name, told_of):
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
+    told = refusal(folder)
+    assert "text_encoder" in told and told_of in told
+
+
+@pytest.mark.parametrize(
     ("values", "word"),
     [
         ({"_class_name": "StableDiffusionPipeline"}, "a StableDiffusionPipeline"),
@@ -79,6 +95,15 @@ def test_a_part_that_is_cut_off_is_refused(folder, part):
 def test_another_pipeline_or_version_is_told_apart(folder, values, word):
     change(folder / "model_index.json", **values)
     assert word in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("on", "on"), ("off", "off"), ("true", "on"), ("'on'", "on"), ("auto", "auto")],
+)
+def test_on_and_off_are_words_however_yaml_reads_them(tmp_path, written, meant):
+    settings = yaml.safe_load(f"{{compile: {written}}}")
+    assert read_config(tmp_path, settings).compile == meant
 
 
 @pytest.mark.parametrize("base", ["/nowhere", 3])

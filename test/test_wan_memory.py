@@ -9,6 +9,7 @@ import pytest
 import torch
 from wan_tiny import denoiser_inputs
 
+from mirage_ros.cli import main
 from mirage_ros.core.errors import MirageError
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.perceivers import perceiver_bytes
@@ -94,6 +95,14 @@ def test_a_device_that_is_too_small_is_told_before_loading(tmp_path, monkeypatch
     with pytest.raises(MirageError, match="device has 0.5 GiB"):
         load_model(str(folder), "cpu", {"size": list(SIZE)})
     assert "Memory plan at 64x96" in capsys.readouterr().err
+
+
+def test_random_weights_are_planned_before_they_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr("mirage_ros.models.wan_random.available_bytes", lambda device: GIB // 2)
+    words = ["bench", "generate", "--tiny", "--random-weights", "--device", "cpu"]
+    assert main([*words, "--size", "64x96"]) == 2
+    told = capsys.readouterr().err
+    assert told.index("Memory plan at 64x96") < told.index("device has 0.5 GiB")
 
 
 @pytest.mark.parametrize("speed", ["channels_last", "compile_blocks", "attention"])

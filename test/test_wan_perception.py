@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -313,6 +315,49 @@ def test_packages_that_are_not_installed_are_named(kind):
     except ImportError:
         with pytest.raises(MirageError, match="not installed"):
             ESTIMATORS[kind]("somewhere", "cpu")
+
+
+def test_a_depth_model_of_an_unknown_kind_is_refused(tmp_path):
+    from transformers import DPTConfig, DPTForDepthEstimation
+
+    config = DPTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
+        image_size=32, patch_size=16, backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8,
+    )  # fmt: skip
+    DPTForDepthEstimation(config).save_pretrained(tmp_path)
+    with pytest.raises(MirageError, match="of the type dpt"):
+        load_depth_estimator(f"transformers:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("source", "named", "metric", "by_focal"),
+    [
+        ("depth-anything/DA3METRIC-LARGE", "da3metric-large", True, True),
+        ("depth-anything/DA3NESTED-GIANT-LARGE", "da3nested-giant-large", True, False),
+        ("depth-anything/DA3-LARGE", "da3-large", False, False),
+        ("/metric/copies/mine", "da3mono-large", False, False),
+        ("/copies/DA3METRIC-LARGE", None, True, True),
+    ],
+)
+def test_depth_anything_3_has_metres_where_its_checkpoint_has(
+    monkeypatch, source, named, metric, by_focal
+):
+    """The package is not installed where tests run; only what is read of it stands here."""
+
+    class Net(torch.nn.Module):
+        model_name = named
+
+        @classmethod
+        def from_pretrained(cls, source):
+            return cls()
+
+    package = types.ModuleType("depth_anything_3.api")
+    package.DepthAnything3 = Net
+    monkeypatch.setitem(sys.modules, "depth_anything_3", types.ModuleType("depth_anything_3"))
+    monkeypatch.setitem(sys.modules, "depth_anything_3.api", package)
+    estimator = load_depth_estimator(f"da3:{source}")
+    assert (estimator.metric, estimator.scale is not None) == (metric, by_focal)
 
 
 @pytest.mark.parametrize("name", ["depth-anything:/nowhere", "depth-pro:/nowhere", "what:ever"])

@@ -74,9 +74,7 @@ def _model(arguments: argparse.Namespace, settings: dict):
     if arguments.random_weights:
         from mirage_ros.models.wan_random import random_wan
 
-        model, plan = random_wan(arguments.tiny, pick_device(arguments.device), settings)
-        print(plan.describe(), flush=True)
-        return model
+        return random_wan(arguments.tiny, pick_device(arguments.device), settings)
     model = load_model(arguments.model, arguments.device, settings)
     if not isinstance(model, WanModel):
         raise MirageError(f"{arguments.model} is {model.name}; give a Wan2.2 folder.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -57,11 +58,17 @@ class DepthEstimator:
 
 
 def _transformers_depth(source: str, device: str) -> DepthEstimator:
-    """DepthAnythingForDepthEstimation and its kin in transformers (DPT heads)."""
-    from transformers import AutoModelForDepthEstimation
+    """The families of transformers whose answers are known: Depth Anything and Depth Pro."""
+    from transformers import AutoConfig, AutoModelForDepthEstimation
 
+    kind = _read(AutoConfig, source).model_type
+    if kind not in KNOWN_TYPES:
+        # Others (DPT, ZoeDepth, GLPN) mean other things, and their configs do not say which.
+        raise MirageError(
+            f"The depth model {source} is of the type {kind}, and what its answers mean is not "
+            f"known; give one of the types {' and '.join(KNOWN_TYPES)}."
+        )
     network = _load(AutoModelForDepthEstimation, source, device)
-    kind = network.config.model_type
     if kind == "depth_pro":
         return _depth_pro(network, device)
     relative = getattr(network.config, "depth_estimation_type", "metric") == "relative"
@@ -93,7 +100,11 @@ def _depth_pro(network, device: str) -> DepthEstimator:
 
 
 def _depth_anything_3(source: str, device: str) -> DepthEstimator:
-    """The package depth-anything-3. The metric checkpoints answer in units of focal / 300."""
+    """The package depth-anything-3.
+
+    METRIC checkpoints answer in units of focal / 300, NESTED ones in metres, others in depth of
+    unknown scale.
+    """
     try:
         from depth_anything_3.api import DepthAnything3
     except ImportError as error:
@@ -114,8 +125,10 @@ def _depth_anything_3(source: str, device: str) -> DepthEstimator:
         height, width = rule.size(*cameras.size)
         return cameras.resized((height, width)).intrinsics[..., 0, 0] / 300
 
-    focal = scale if "metric" in source.lower() else None
-    return DepthEstimator(answer, rule, scale=focal, device=device)
+    kind = (getattr(network, "model_name", "") or Path(source).name).lower()
+    focal = scale if "metric" in kind else None
+    metric = "metric" in kind or "nested" in kind
+    return DepthEstimator(answer, rule, metric=metric, scale=focal, device=device)
 
 
 def _map_anything(source: str, device: str) -> DepthEstimator:
@@ -145,6 +158,7 @@ ESTIMATORS: dict[str, Callable[[str, str], DepthEstimator]] = {
     "da3": _depth_anything_3,
     "map-anything": _map_anything,
 }
+KNOWN_TYPES = ("depth_anything", "depth_pro")
 #: What a name alone stands for.
 SOURCES = {
     "depth-anything": "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf",
@@ -167,15 +181,18 @@ def load_depth_estimator(name: str, device: str = "cpu") -> DepthEstimator:
 
 
 def _load(kind: type, source: str, device: str):
+    return _read(kind, source).eval().requires_grad_(False).to(device)
+
+
+def _read(kind: type, source: str):
     try:
-        network = kind.from_pretrained(source)
+        return kind.from_pretrained(source)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise MirageError(
             f"The depth model {source} cannot be loaded ({reason}); give a folder or hub id of "
             "one in transformers' format."
         ) from error
-    return network.eval().requires_grad_(False).to(device)
 
 
 def _side(side: int, patch: int) -> int:

@@ -131,6 +131,8 @@ def _typed(name: str, value: Any, default: Any) -> Any:
             if isinstance(value, str):
                 raise ValueError("a list is needed")
             return tuple(type(default[0])(item) for item in value)
+        if isinstance(default, str) and isinstance(value, bool):
+            return "on" if value else "off"  # what YAML makes of these words
         return type(default)(value)
     except (TypeError, ValueError) as error:
         raise MirageError(f"{name} is {value!r}; give it like {default!r}.") from error

@@ -46,7 +46,6 @@ BLOCK_NAMES = {
 }
 _BLOCK = re.compile(r"vace_blocks\.(\d+)\.(.+)$")
 _LORA = re.compile(r"(?:^|\.)blocks\.(\d+)\.(.+?)\.lora_(A|B|up|down)(?:\.default)?(?:\.weight)?$")
-_LISTED = 400
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -212,10 +211,9 @@ def _refuse_unfit(
         elif wanted[name] != shape:
             wrong.append(f"{name} is {shape} where {wanted[name]} is needed")
     if wrong:
-        listed = "; ".join(wrong[:_LISTED])
         raise MirageError(
-            f"The {what} does not fit this backbone, {len(wrong)} tensors differ: {listed}. "
-            "Give the checkpoint's own backbone."
+            f"The {what} does not fit this backbone, {len(wrong)} tensors differ: "
+            f"{'; '.join(wrong)}. Give the checkpoint's own backbone."
         )
 
 

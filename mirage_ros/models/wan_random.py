@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,30 +25,23 @@ from mirage_ros.models.wan_layout import (
     random_vae,
 )
 from mirage_ros.models.wan_loading import pick_dtype
-from mirage_ros.models.wan_memory import (
-    MemoryPlan,
-    Parts,
-    available_bytes,
-    check_fits,
-    plan_memory,
-)
+from mirage_ros.models.wan_memory import Parts, available_bytes, check_fits, plan_memory
 from mirage_ros.models.wan_speed import speed_up
 from mirage_ros.models.wan_text import PROMPT_TOKENS
 
 SPREAD = 0.02
 
 
-def random_wan(
-    tiny: bool, device: str, settings: Mapping[str, Any], seed: int = 0
-) -> tuple[WanModel, MemoryPlan]:
-    """The published architecture (or a small one of the same shape) and its memory plan.
+def random_wan(tiny: bool, device: str, settings: Mapping[str, Any], seed: int = 0) -> WanModel:
+    """The published architecture, or a small one of the same shape.
 
-    Raises MirageError when the device is too small for it.
+    The memory plan goes to stderr before anything is made. Raises MirageError when the device is too small for it.
     """
     config = read_config(Path("random weights"), settings)
     dtype = pick_dtype(config, device)
     parts = Parts(*((TINY_TRANSFORMER, TINY_VAE) if tiny else (TRANSFORMER, VAE)))
     plan = plan_memory(parts, config, dtype)
+    print(plan.describe(), file=sys.stderr, flush=True)
     check_fits(plan, parts, dtype, available_bytes(device))
     with torch.device("meta"):
         transformer, vae = random_transformer(tiny), random_vae(tiny)
@@ -65,7 +59,7 @@ def random_wan(
         name="wan-tiny-random" if tiny else "wan2.2-ti2v-5b-random",
     )
     speed_up(model.denoiser, networks[1], config, device)
-    return model, plan
+    return model
 
 
 @torch.no_grad()

@@ -33,8 +33,8 @@ def encode_prompts(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = UMT5EncoderModel.from_pretrained(
-            folder / "text_encoder", dtype=dtype, local_files_only=True
+        encoder, report = UMT5EncoderModel.from_pretrained(
+            folder / "text_encoder", dtype=dtype, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200]
@@ -42,6 +42,14 @@ def encode_prompts(
             f"text_encoder/ or tokenizer/ of {folder} is missing or damaged ({reason}); fetch them "
             "again."
         ) from error
+    # What is missing would be made up, embeddings as zeros, and every prompt would say nothing.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise MirageError(
+            f"The text_encoder/ of {folder} lacks {len(missing)} tensors, the first is "
+            f"{missing[0]}; fetch it again, or use a newer transformers where that ties it to "
+            "another tensor."
+        )
     words = tokenizer(
         [" ".join(html.unescape(prompt).split()) for prompt in prompts],
         padding="max_length",
