@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from mirage_ros.srv import Record
 from rclpy.qos import HistoryPolicy, QoSProfile
 
+from mirage_ros.core.errors import MirageError
 from mirage_ros.recording.recovery import recover
 from mirage_ros.ros.recorder import EPISODE_FRAMES, PICTURES, RecorderConfig, Tally, TopicRecorder
-from mirage_ros.ros.services.recording import unused
+from mirage_ros.ros.services.recording import RecordService, unused
 
 TESTS = Path(__file__).parent
 # A recording of frames that come without a node, until it is killed.
@@ -88,6 +92,64 @@ def test_nothing_that_was_not_read_yet_is_written_over(ros_domain):
     finally:
         rclpy.shutdown()
     assert sink.names == ["/diagnostics"] * count
+
+
+class SlowRecording:
+    """Its end takes until `go` is set."""
+
+    def __init__(self, go: threading.Event, error: str = "") -> None:
+        self.path, self.left_s, self._go, self._error = Path("walk.mcap"), None, go, error
+
+    def leave(self, drain_s: float = 2.0) -> None:
+        self.left_s = drain_s
+
+    def finish(self) -> None:
+        assert self._go.wait(30)
+        if self._error:
+            raise MirageError(self._error)
+
+
+def fake_node() -> SimpleNamespace:
+    """Notes what is answered, and has guard conditions that a thread can trigger."""
+    node = SimpleNamespace(answers=[], woken=threading.Event(), logged=[])
+    node.context = SimpleNamespace(ok=lambda: True)
+    node.create_guard_condition = lambda callback: SimpleNamespace(trigger=node.woken.set)
+    service = SimpleNamespace(send_response=lambda answer, header: node.answers.append(answer))
+    node.create_service = lambda kind, name, callback: node.__dict__.update(
+        ask=lambda request: service.send_response(callback(request, Record.Response()), None)
+    ) or service  # fmt: skip
+    node.get_logger = lambda: SimpleNamespace(info=node.logged.append, error=node.logged.append)
+    return node
+
+
+@pytest.mark.parametrize("error", ["", "The disk is full."])
+def test_the_end_of_a_recording_does_not_hold_up_the_node(error):
+    node, go = fake_node(), threading.Event()
+    service = RecordService(node)
+    service._recording = recording = SlowRecording(go, error)
+    node.ask(Record.Request(start=False))
+    # The executor is free again, and nobody was answered yet.
+    assert recording.left_s < 0.5 and node.answers == []
+    node.ask(Record.Request(start=False))
+    assert "No recording runs" in node.answers.pop().message
+    go.set()
+    assert node.woken.wait(30)
+    service._answer()
+    (answer,) = node.answers
+    assert answer.success == (not error) and answer.message == error
+    assert answer.path == ("" if error else "walk.mcap")
+
+
+def test_a_node_that_ends_waits_for_its_recordings():
+    node, go = fake_node(), threading.Event()
+    service = RecordService(node)
+    service._recording = SlowRecording(go)
+    node.ask(Record.Request(start=False))
+    service._recording = other = SlowRecording(go)
+    threading.Timer(0.3, go.set).start()
+    service.end()
+    assert other.left_s == 2.0 and node.logged == ["Recorded into walk.mcap."]
+    assert [answer.success for answer in node.answers] == [True]
 
 
 @pytest.mark.parametrize("left", ["walk.mcap", "walk.mcap.tmp", ".walk.17.tmp.mcap"])

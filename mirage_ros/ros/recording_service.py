@@ -42,7 +42,7 @@ MATCH_S = 1.0
 
 
 class FrameRecording:
-    """Runs from its making to `close`.
+    """Runs from its making to `leave`, which `finish` follows.
 
     A bounded queue stands before the disk: when it is full, the executor's thread waits, and so
     does what is published next. Nothing is dropped.
@@ -73,13 +73,20 @@ class FrameRecording:
         ]
         self._wait_for_matches()
 
-    def close(self) -> None:
-        """Takes what is still under way and finishes. Raises MirageError when anything failed."""
+    def leave(self, drain_s: float = DRAIN_S) -> None:
+        """Takes what is still under way, then listens no more. On the executor's thread.
+
+        Args:
+            drain_s: to wait at most for what was published but has not arrived.
+        """
         # After Ctrl-C, ROS is gone before the node is.
         if self._node.context.ok():
-            self._drain()
+            self._drain(drain_s)
             for listener in self._listeners:
                 self._node.destroy_subscription(listener)
+
+    def finish(self) -> None:
+        """Writes what waits and the end, on any thread. Raises MirageError when anything failed."""
         try:
             if self._error is None:
                 self._background.wait()
@@ -128,9 +135,9 @@ class FrameRecording:
             self._error = error
             self._node.get_logger().error(f"The recording ended early: {error}")
 
-    def _drain(self) -> None:
+    def _drain(self, drain_s: float) -> None:
         """Takes what was published already but not delivered to the executor yet."""
-        deadline_s = time.monotonic() + DRAIN_S
+        deadline_s = time.monotonic() + drain_s
         while True:
             for listener in self._listeners:
                 self._take_waiting(listener)

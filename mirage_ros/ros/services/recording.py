@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.recording.recovery import partials_of
-from mirage_ros.ros.deferred import create_service
+from mirage_ros.ros.deferred import Deferred, create_service
 from mirage_ros.srv import Record
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode
+    from mirage_ros.ros.recording_service import FrameRecording
+
+# A recording node goes on rendering: what it published is here within milliseconds.
+BRIEF_S = 0.2
 
 
 class RecordService:
-    """The service `record`."""
+    """The service `record`.
+
+    The end of a recording may take seconds, videos are read back: on request it is written by a
+    thread, and answered by the executor.
+    """
 
     def __init__(self, node: MirageNode) -> None:
         self._node = node
         self._recording = None
+        self._endings: list[_Ending] = []
+        self._ended = node.create_guard_condition(self._answer)
         node.recording = self
         create_service(node, Record, "~/record", self._record)
 
@@ -32,13 +45,15 @@ class RecordService:
         self._recording = recording
         return str(recording.path)
 
-    def stop(self) -> str:
-        """Ends the recording; returns its path. Raises MirageError without one."""
+    def stop(self, response) -> Deferred:
+        """Ends the recording; the answer comes when it is whole. Raises MirageError without one."""
         if self._recording is None:
             raise MirageError("No recording runs; start one with a path.")
         recording, self._recording = self._recording, None
-        recording.close()
-        return str(recording.path)
+        recording.leave(BRIEF_S)
+        ending = _Ending(recording, response, self._ended.trigger)
+        self._endings.append(ending)
+        return ending.answer
 
     def begin(self) -> None:
         """Starts what the parameter `record` asks for; tells of an error and goes on."""
@@ -51,21 +66,60 @@ class RecordService:
             self._node.health.error("recording", str(error))
 
     def end(self) -> None:
-        """Ends the recording that runs, if one does; tells of an error and goes on."""
-        if self._recording is None:
-            return
-        try:
-            self._node.get_logger().info(f"Recorded into {self.stop()}.")
-        except MirageError as error:
-            self._node.get_logger().error(str(error))
+        """Ends the recording that runs, if one does; tells of an error and goes on.
+
+        Returns when everything is on the disk, recordings that are ending already included.
+        """
+        if self._recording is not None:
+            recording, self._recording = self._recording, None
+            try:
+                recording.leave()
+                recording.finish()
+                self._node.get_logger().info(f"Recorded into {recording.path}.")
+            except MirageError as error:
+                self._node.get_logger().error(str(error))
+        for ending in self._endings:
+            ending.thread.join()
+        if self._node.context.ok():
+            self._answer()
 
     def _record(self, request, response):
         try:
-            response.path = self.start(request.path) if request.start else self.stop()
-            response.success = True
+            if not request.start:
+                return self.stop(response)
+            response.path, response.success = self.start(request.path), True
         except MirageError as error:
             response.success, response.message = False, str(error)
         return response
+
+    def _answer(self) -> None:
+        """Tells whoever asked for them of the recordings that have ended."""
+        ended = [ending for ending in self._endings if ending.done]
+        self._endings = [ending for ending in self._endings if ending not in ended]
+        for ending in ended:
+            ending.answer.finish(ending.response)
+
+
+class _Ending:
+    """A recording that a thread brings to its end."""
+
+    def __init__(self, recording: FrameRecording, response, tell: Callable[[], None]) -> None:
+        """Begins. `tell` is called by the thread when `response` holds the outcome."""
+        self.response, self.answer, self.done = response, Deferred(), False
+        self._recording, self._tell = recording, tell
+        self.thread = threading.Thread(target=self._finish, name="recording_end", daemon=True)
+        self.thread.start()
+
+    def _finish(self) -> None:
+        try:
+            self._recording.finish()
+            self.response.path, self.response.success = str(self._recording.path), True
+        except Exception as error:  # noqa: BLE001 - whoever asked has to be answered
+            self.response.success, self.response.message = False, str(error)
+        self.done = True
+        # The node may have ended meanwhile.
+        with suppress(RuntimeError):
+            self._tell()
 
 
 def unused(path: Path) -> Path:
