@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 import torch
@@ -84,3 +85,15 @@ class Wooden(PixelModel):
 
     def __init__(self):
         os._exit(3)
+
+
+class Slow(PixelModel):
+    """Takes its time for a chunk, so that something can happen meanwhile."""
+
+    def generate(self, readout: Readout, cameras: Camera, preceding, references, seed: int):
+        time.sleep(0.4)
+        return super().generate(readout, cameras, preceding, references, seed)
+
+
+def slow_model(config=None):
+    return Slow()

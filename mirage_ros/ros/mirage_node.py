@@ -18,12 +18,13 @@ from tf2_msgs.msg import TFMessage
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros import parameters
 from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.derived import plan_config, worker_config
 from mirage_ros.ros.diagnostics import Figures, Health
 from mirage_ros.ros.guarded import GuardedNode
 from mirage_ros.ros.lifecycle import LifeCycle
 from mirage_ros.ros.observations import Observations
 from mirage_ros.ros.outbox import Outbox
-from mirage_ros.ros.plan import Plan, PlanConfig
+from mirage_ros.ros.plan import Plan
 from mirage_ros.ros.publishers import TF_DEPTH, Publishers, streamed
 from mirage_ros.ros.prompting import PromptInput
 from mirage_ros.ros.report import Reporter
@@ -36,7 +37,6 @@ from mirage_ros.ros.simulation.clock import SimClock
 from mirage_ros.ros.simulation.stepping import Stepper
 from mirage_ros.ros.tf_buffer import make_buffer
 from mirage_ros.ros.tf_intake import TfIntake
-from mirage_ros.ros.worker import WorkerConfig
 from mirage_ros.ros.world_keeper import WorldKeeper
 from mirage_ros.seeds import level_camera_pose
 
@@ -145,7 +145,7 @@ class MirageNode(GuardedNode):
             self._mounts,
             self.config.worker_silence_s,
         )
-        self.stepper.attach(self.rollout.pacing)
+        self.stepper.attach(self.rollout)
         self.rollout.pacing.stopped = True
         self.world.load_first()
 
@@ -158,6 +158,8 @@ class MirageNode(GuardedNode):
         if not self.check_clock():
             return FAILURE
         self.active = True
+        if self.sim_clock is not None:
+            self.sim_clock.tell()
         self.recording.begin()
         self.rollout.pacing.stopped = False
         self.wake()
@@ -166,6 +168,8 @@ class MirageNode(GuardedNode):
     def on_deactivate(self, state) -> TransitionCallbackReturn:
         """Nothing new is rendered; the world stays, and what is rendered waits."""
         self.active = False
+        self.results.tell("The node was deactivated.")
+        self.rollout.replan()
         self.rollout.pacing.stopped = True
         self.recording.end()
         return SUCCESS
@@ -173,10 +177,9 @@ class MirageNode(GuardedNode):
     def on_cleanup(self, state) -> TransitionCallbackReturn:
         """Ends the worker's process, and so gives all of its memory back."""
         self.active = False
-        self.stepper.call_off("The node was cleaned up.")
-        self.stepper.attach(None)
         if self.rollout is not None:
             self.results.abandon("The node was cleaned up.")
+        self.stepper.attach(None)
         self.close()
         self.outbox.clear()
         self.plan.forget()
@@ -198,8 +201,10 @@ class MirageNode(GuardedNode):
             self.sim_clock.check()
         except MirageError as error:
             self.health.error("clock", str(error))
-            if self.active and self.stepper.playing:
-                self.stepper.pause()
+            if self.active:
+                if self.stepper.playing:
+                    self.stepper.pause()
+                self.results.tell(str(error))
             return False
         self.health.ok("clock")
         return True
@@ -261,13 +266,9 @@ class MirageNode(GuardedNode):
         return mounted(self.rig, self.buffer, self.config.camera_frame, planned)
 
     def _on_jump(self, jump) -> None:
-        """Time went back, as when a bag begins anew: so does the plan."""
         if self.lockstep or jump.clock_change != ClockChange.ROS_TIME_NO_CHANGE:
             return
-        self.plan.forget()
-        self.buffer.clear()
-        if self.rollout is not None:
-            self.world.redate()
+        self.world.jumped_back()
         self.get_logger().warning("Time jumped back; the plan starts over with the next poses.")
 
     def _on_wake(self) -> None:
@@ -298,19 +299,3 @@ class MirageNode(GuardedNode):
             self.health.warn("plan", rollout.waiting)
         if rollout.waiting and self.stepper.job is not None:
             self.stepper.call_off(f"The step needs planned poses. {rollout.waiting}")
-
-
-def plan_config(config: NodeConfig) -> PlanConfig:
-    return PlanConfig(
-        config.world_frame, config.camera_frame, config.frame_rate_hz, config.plan_gap_s
-    )
-
-
-def worker_config(config: NodeConfig, rig, single) -> WorkerConfig:
-    return WorkerConfig(
-        world_seed=config.world_seed,
-        use_memory=config.use_memory,
-        max_memory_bytes=config.max_memory_mb * 2**20,
-        period_ns=plan_config(config).period_ns,
-        views=tuple(camera.view for camera in rig) or (single,),
-    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mirage_ros.core.frames import Points
 from mirage_ros.ros.cloud_conversions import status_to_ros
-from mirage_ros.ros.worker import Done
+from mirage_ros.ros.worker import Done, Step
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode
@@ -38,6 +38,8 @@ class Outbox:
         self._last_instant_s = 0.0
         self.plan_to_first_frame_s = 0.0
         self.listeners: list[Callable[[int], None]] = []
+        self._unwanted: list[Step] = []
+        self._calm: list[tuple[list[Step], Callable[[], None]]] = []
         self._retry = node.create_wall_timer(RETRY_S, self._try_again)
         self._retry.cancel()
 
@@ -46,6 +48,8 @@ class Outbox:
 
     def put(self, done: Done) -> None:
         """Takes in what a step rendered."""
+        if any(done.command is step for step in self._unwanted):
+            return
         for frames in zip(done.chunk.frames, *done.others, strict=True):
             self._items.append((self._instant, frames))
         self._items.append((self._status, done))
@@ -54,12 +58,39 @@ class Outbox:
         self._items.append((self._node.output.cloud, points, stamp_ns))
 
     def clear(self) -> None:
+        """Drops what waits."""
         self._items.clear()
+        self._settle()
+
+    def drop_all(self) -> None:
+        """Drops what waits and what is at work now."""
+        rollout = self._node.rollout
+        self._unwanted = [] if rollout is None else rollout.at_work
+        self.clear()
 
     def flush(self) -> None:
-        """All of it, before something else begins."""
+        """All of it, before something else begins; an inactive node drops it."""
         while self._items and self._node.active:
             self._publish_next()
+        self.clear()
+
+    def when_calm(self, then: Callable[[], None]) -> None:
+        """Called once what is handed out now is published, or will not be."""
+        rollout = self._node.rollout
+        self._calm.append(([] if rollout is None else rollout.at_work, then))
+        self._settle()
+
+    def _settle(self) -> None:
+        if not self._calm or (self._items and self._node.active):
+            return
+        rollout = self._node.rollout
+        busy = () if rollout is None else {id(step) for step in rollout.at_work}
+        waiting, self._calm = self._calm, []
+        for steps, then in waiting:
+            if any(id(step) in busy for step in steps):
+                self._calm.append((steps, then))
+            else:
+                then()
 
     def publish(self) -> None:
         """Some of it now, the rest when the executor comes by again."""
@@ -73,6 +104,7 @@ class Outbox:
                 break
         if self._items and self._node.active:
             self._node.wake()
+        self._settle()
 
     def _publish_next(self) -> None:
         publish, *values = self._items.popleft()
@@ -117,7 +149,7 @@ class Outbox:
         waited_s = node.rollout.pacing.first_frame(time.monotonic())
         if waited_s is not None:
             self.plan_to_first_frame_s = waited_s
-        node.stepper.frame()
+        node.stepper.frame(stamp_ns)
         for listener in self.listeners:
             listener(stamp_ns)
 

@@ -38,8 +38,9 @@ class Results:
         elif isinstance(result, Revived):
             self._on_revived(result)
         else:
-            self._on_done(result) if isinstance(result, Done) else self._on_failed(result)
+            # First what a new world ends, then what it brings.
             node.rollout.answer(result)
+            self._on_done(result) if isinstance(result, Done) else self._on_failed(result)
 
     def _on_revived(self, revived: Revived) -> None:
         node = self._node

@@ -64,6 +64,7 @@ class Rollout:
         self._results: deque[Result] = deque()
         self._then: dict[int, tuple[Command, Then]] = {}
         self._steps: list[tuple[Step, int | None, Source]] = []
+        self._awaited: list[Command] = []
         self._wake = wake
         self._worker = Worker(make_model, config, self._receive, preload, silence_s)
         self._worker.start()
@@ -78,6 +79,11 @@ class Rollout:
         return bool(self._mount_missing) or self.pacing.missing_frame
 
     @property
+    def at_work(self) -> list[Step]:
+        """Chunks that are handed out and not rendered yet."""
+        return [step for step, _, _ in self._steps]
+
+    @property
     def worker_pid(self) -> int | None:
         return self._worker.pid
 
@@ -85,14 +91,22 @@ class Rollout:
         """Ends the worker. False if its thread is still busy after the timeout."""
         return self._worker.stop(timeout_s)
 
-    def submit(self, command: Command, then: Then | None = None) -> None:
+    def submit(
+        self, command: Command, then: Then | None = None, before_chunks: bool = False
+    ) -> None:
         """Queues a command. Raises MirageError when too much waits already.
 
         Args:
             then: called in the executor's thread with how it went.
+            before_chunks: what is not at work yet is taken back, and no chunk is handed out
+                until the command is done: which time or world it belongs to is open.
         """
+        if before_chunks:
+            self.replan()
         self._worker.submit(command)
         self.in_flight += 1
+        if before_chunks:
+            self._awaited.append(command)
         if then is not None:
             self._then[id(command)] = (command, then)
 
@@ -108,6 +122,9 @@ class Rollout:
         elif result.command is not None:
             self.in_flight -= 1
             self._steps = [entry for entry in self._steps if entry[0] is not result.command]
+            self._awaited = [command for command in self._awaited if command is not result.command]
+        elif isinstance(result, Failed):
+            self.in_flight, self._steps, self._awaited = 0, [], []
         if isinstance(result, Done):
             if isinstance(result.command, (Reset, Load)):
                 self.has_world = True
@@ -130,6 +147,8 @@ class Rollout:
     def pump(self, config: NodeConfig, now_s: float, ros_ns: int) -> None:
         """Queues the next chunk if it is planned and the worker has room for it."""
         if self.model is None or not self.has_world or self.in_flight >= IN_FLIGHT:
+            return
+        if self._awaited:
             return
         idle_worker = not self.in_flight
         found = self.pacing.next(config, self.model.chunk_frames, idle_worker, now_s, ros_ns)

@@ -34,17 +34,21 @@ class WorldKeeper:
 
     Attributes:
         current: the loaded world, None without one.
-        loading: a world is on its way.
         start_pose: world_from_camera where the world begins.
     """
 
     def __init__(self, node: MirageNode) -> None:
         self._node = node
         self.current: WorldEntry | None = None
-        self.loading = False
         self.first_failed = False
+        self._coming = 0
         self.start_pose = level_camera_pose()
         self._origin: Reset | Load | None = None
+
+    @property
+    def loading(self) -> bool:
+        """A world is on its way."""
+        return self._coming > 0
 
     @property
     def start_ns(self) -> int | None:
@@ -73,53 +77,76 @@ class WorldKeeper:
         if self._origin is None:
             raise MirageError("There is no seed to go back to; load a world first.")
         self._node.seed_input.rearm()
-        self._node.rollout.replan()
+        self._node.rollout.replan()  # the time it is now depends on it
         self._begin(self._again(keep_time), self.current, then, keep_time)
 
     def restart_time(self, then: Then | None = None) -> None:
-        """Time begins again; the world stays as it is."""
-        node = self._node
-        node.rollout.replan()
-        self._restart_plan()
-        node.buffer.clear()
-        self.redate(then)
-        self.start_clock()
+        """Time begins again; the world stays as it is. MirageError when too much waits already."""
 
-    def redate(self, then: Then | None = None) -> None:
-        """The next frame may have any stamp."""
-        try:
-            self._node.rollout.submit(Redate(), then)
-        except MirageError as error:
-            self._node.health.error("world", str(error))
+        def finished(result: Done | Failed) -> None:
+            if isinstance(result, Done):
+                self._end_what_runs("Time was reset.")
+                self._node.buffer.clear()
+                self._restart_plan()
+                self._restart_clock()
+            if then is not None:
+                then(result)
+
+        self._node.rollout.submit(Redate(), finished, before_chunks=True)
+
+    def jumped_back(self) -> None:
+        """ROS time went back, as when a bag begins anew: so does the plan, with the next poses.
+
+        What is rendered for the time before is of no use to anybody any more.
+        """
+        node = self._node
+        if node.rollout is not None:
+            node.rollout.replan()
+            node.results.tell("Time jumped back.")
+        node.outbox.drop_all()
+        node.buffer.clear()
+        self._restart_plan()
+        if node.rollout is not None:
+            node.rollout.submit(Redate(), before_chunks=True)
 
     def unload(self, then: Then) -> None:
         """No world any more. Raises MirageError when too much waits already."""
 
         def finished(result: Done | Failed) -> None:
             if isinstance(result, Done):
+                self._end_what_runs("The world was unloaded.")
                 self.current = self._origin = None
                 self._node.figures.new_world(0, 0)
                 self._node.outbox.put_cloud(NO_POINTS, self._node.outbox.last_stamp_ns or 0)
                 self._node.wake()
             then(result)
 
-        self._node.rollout.replan()
-        self._node.rollout.submit(Unload(), finished)
+        self._node.rollout.submit(Unload(), finished, before_chunks=True)
 
     def forget(self) -> None:
         """The worker is gone, and the world with it."""
         self.current = self._origin = None
-        self.loading = self.first_failed = False
-
-    def start_clock(self) -> None:
-        """Lockstep: the time before the first frame."""
-        if self._node.lockstep:
-            self._node.sim_clock.restart(self.start_ns)
+        self._coming, self.first_failed = 0, False
 
     def _restart_plan(self) -> None:
-        self._node.plan.forget()
-        if self._node.lockstep:
-            self._node.plan.start_at(self.start_ns)
+        node = self._node
+        node.plan.forget()
+        node.outbox.last_stamp_ns = None
+        if node.lockstep:
+            node.plan.start_at(self.start_ns)
+
+    def _restart_clock(self) -> None:
+        """Lockstep: the time before the first frame, told once the clock is ours."""
+        node = self._node
+        if node.lockstep:
+            node.sim_clock.restart(self.start_ns)
+            if node.active:
+                node.sim_clock.tell()
+
+    def _end_what_runs(self, reason: str) -> None:
+        """What is rendered goes out; who waits for more is told."""
+        self._node.outbox.flush()
+        self._node.results.tell(reason)
 
     def take_seed_messages(self) -> None:
         """Turns a matched set of seed messages into a reset."""
@@ -164,29 +191,36 @@ class WorldKeeper:
     def _begin(
         self, command: Reset | Load, entry: WorldEntry, then: Then | None, keep_plan: bool = False
     ) -> None:
-        """Submits what makes a world; the plan starts over with it unless it is kept."""
+        """Submits what makes a world; the plan starts over with it unless it is kept.
+
+        It does so when the world is there, because until then the old one may have to go on; but
+        where there is none, poses that come meanwhile are for the new one.
+        """
+        first = self._origin is None
 
         def finished(result: Done | Failed) -> None:
-            self.loading = False
+            self._coming -= 1
             if isinstance(result, Done):
-                self._changed(result, entry, keep_plan)
+                self._end_what_runs("The world was reset.")
+                if not keep_plan:
+                    if not first:
+                        self._node.buffer.clear()
+                        self._restart_plan()
+                    self._restart_clock()
+                self._changed(result, entry)
             else:
                 self.first_failed = self.current is None
             if then is not None:
                 then(result)
 
-        self._node.rollout.submit(command, finished)
-        self.loading = True
-        if not keep_plan:
-            if self._origin is not None:
-                self._node.buffer.clear()
+        self._node.rollout.submit(command, finished, before_chunks=not keep_plan)
+        self._coming += 1
+        if first and not keep_plan:
             self._restart_plan()
 
-    def _changed(self, done: Done, entry: WorldEntry, keep_plan: bool) -> None:
+    def _changed(self, done: Done, entry: WorldEntry) -> None:
         """Another world is there."""
         node, command = self._node, done.command
-        node.outbox.flush()
-        node.stepper.call_off("The world was reset.")
         self.current, self._origin = entry, command
         if done.chunk is not None:
             self.start_pose = done.chunk.frames[-1].camera.world_from_camera
@@ -196,7 +230,5 @@ class WorldKeeper:
             node.figures.new_world(done.values["tokens"], done.values["bytes"])
         node.plan.begin_at(self.start_pose)
         node.health.ok("seed")
-        if not keep_plan:
-            self.start_clock()
         origin = getattr(command, "origin", None) or f"saved '{entry.name}'"
         node.get_logger().info(f"New world from {origin}: {node.figures.tokens} tokens.")

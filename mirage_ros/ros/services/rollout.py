@@ -15,6 +15,7 @@ from mirage_ros.ros.deferred import Goal, LongAction
 from mirage_ros.ros.pacing import Errand, stretched
 from mirage_ros.ros.services.answers import ready
 from mirage_ros.ros.services.recording import RecordService
+from mirage_ros.srv import Record
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode
@@ -48,8 +49,8 @@ class RolloutAction:
         try:
             self._check()
             poses = poses_from_flat(np.frombuffer(request.poses, np.float64))
+            node.rollout.replan()  # what is taken back does not count as rendered
             stamps = self._stamps(np.frombuffer(request.stamps_ns, np.int64), len(poses))
-            node.rollout.replan()
             self._check_start(stamps)
             recording = self._record.start(request.recording) if request.recording else ""
         except MirageError as error:
@@ -64,6 +65,8 @@ class RolloutAction:
         ready(self._node)
         if not self._node.active:
             raise MirageError("The node is not active; activate it before a rollout.")
+        if not self._node.check_clock():
+            raise MirageError(self._node.health.state("clock")[1])
         if self._running is not None:
             raise MirageError("Another rollout runs; wait for it or cancel it.")
 
@@ -120,14 +123,25 @@ class RolloutAction:
 
     def _failed(self, reason: str) -> None:
         if self._running is not None:
+            self._node.rollout.replan()
             self._finish(reason)
 
     def _finish(self, reason: str) -> None:
         running, self._running = self._running, None
         if self._node.rollout is not None:
             self._node.rollout.pacing.errand = None
-        if running.recording:
-            self._record.stop()
+        if not running.recording:
+            self._conclude(running, reason)
+            return
+        try:
+            ended = self._record.stop(Record.Response())
+        except MirageError as error:
+            self._conclude(running, reason or str(error))
+            return
+        ended.bind(lambda answer: self._conclude(running, reason or answer.message))
+
+    def _conclude(self, running: Running, reason: str) -> None:
+        """Sends the result; what became of the recording is known by now."""
         result = GenerateRollout.Result(
             success=not reason,
             message=reason,

@@ -114,7 +114,9 @@ class StateServices:
             return answered(response)
         if target == PAUSED:
             node.stepper.pause()
-            return answered(response)
+            deferred = Deferred()
+            node.outbox.when_calm(lambda: deferred.finish(answered(response)))
+            return deferred
         return self._start_over(response, stop=True)
 
     def _reset(self, request, response):

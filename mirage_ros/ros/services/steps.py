@@ -46,6 +46,8 @@ class StepServices:
             return INCORRECT_STATE, reason
         if not self._node.active:
             return INCORRECT_STATE, "The node is not active; activate it before stepping."
+        if not self._node.check_clock():
+            return FAILED, self._node.health.state("clock")[1]
         try:
             self._node.stepper.step(job)
         except MirageError as error:
@@ -78,5 +80,4 @@ class StepServices:
         """Frames that are being rendered still come, no others."""
         job = self._jobs.get(id(goal))
         if job is not None and self._node.stepper.job is job:
-            self._node.rollout.replan()
             self._node.stepper.call_off(CANCELED)

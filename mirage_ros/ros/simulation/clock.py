@@ -28,16 +28,23 @@ class SimClock:
         self._node = node
         self._publisher = node.create_publisher(Clock, TOPIC, LATCHED)
         self.now_ns: int | None = None
+        self._told_ns: int | None = None
 
     def advance(self, stamp_ns: int) -> None:
         """Time is now that of a frame that exists; an earlier one is left out."""
         if self.now_ns is None or stamp_ns > self.now_ns:
             self.restart(stamp_ns)
+            self.tell()
 
     def restart(self, stamp_ns: int) -> None:
-        """Time begins (again) here."""
-        self.now_ns = stamp_ns
-        self._publisher.publish(Clock(clock=stamp_to_ros(stamp_ns)))
+        """Time begins (again) here; others learn it by `tell`."""
+        self.now_ns, self._told_ns = stamp_ns, None
+
+    def tell(self) -> None:
+        """Publishes the time, once. Somebody else's clock has to be ruled out before."""
+        if self.now_ns is not None and self._told_ns != self.now_ns:
+            self._publisher.publish(Clock(clock=stamp_to_ros(self.now_ns)))
+            self._told_ns = self.now_ns
 
     def check(self) -> None:
         """Raises MirageError where somebody else publishes /clock, too."""
