@@ -62,7 +62,7 @@ def interval(arrived: list) -> tuple[float, float]:
     n, p, z = len(arrived), float(np.mean(arrived)), 1.96
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _spread(count: int) -> list[int]:
