@@ -11,9 +11,11 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +34,9 @@ from mirage_ros.models.wan import WanModel
 
 MIB = 2**20
 CLOUDS = {"merged 1 cm": CloudConfig(voxel_m=0.01), "unmerged": CloudConfig(voxel_m=None)}
+#: Of conditioning by points.
+STEPS = ("drawing", "encoding")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -99,26 +104,38 @@ def compare_conditioning(model: WanModel, walk: Walk, chunks: int) -> dict:
     memory = LatentMemory(MemoryConfig(model.channels))
     clouds = {name: RgbMemory(model.encode, model.stride, c) for name, c in CLOUDS.items()}
     _remember(model, memory, clouds, walk, latents, slice(0, 1), 0)
-    times: dict[str, list[float]] = {name: [] for name in ("latent memory", *CLOUDS)}
+    _from_latents(model, memory, walk, next(_chunks(model, 1)))  # compiles, as drawing does
+    for cloud in clouds.values():
+        cloud.cloud.draw(walk.cameras[:1])
+    reading: list[float] = []
+    drawing: dict[str, list[float]] = {name: [] for name in clouds}
+    encoding: dict[str, list[float]] = {name: [] for name in clouds}
     for number, part in enumerate(_chunks(model, chunks)):
-        readers: dict[str, Callable] = {
-            "latent memory": lambda p: _from_latents(model, memory, walk, p)
-        }
+        reading.append(_timed(_from_latents, model, memory, walk, part)[0])
         for name, cloud in clouds.items():
-            readers[name] = lambda p, cloud=cloud: _from_pixels(model, cloud, walk, p)
-        for name, reader in readers.items():
-            times[name].append(_seconds(lambda reader=reader, part=part: reader(part)))
+            seconds, drawn = _timed(_drawn, model, cloud, walk, part)
+            drawing[name].append(seconds)
+            encoding[name].append(_timed(_encoded, model, drawn)[0])
         _remember(model, memory, clouds, walk, latents, part, 1 + number * _latents(model))
-    bytes_ = {"latent memory": memory.nbytes} | {n: c.nbytes for n, c in clouds.items()}
-    bare = {name: cloud.tokens * BARE_POINT_BYTES for name, cloud in clouds.items()}
-    seconds = {name: median(values) for name, values in times.items()}
+    both = {n: median(map(sum, zip(drawing[n], encoding[n], strict=True))) for n in clouds}
     return {
-        "seconds_per_chunk": seconds,
-        "bytes": bytes_,
-        "bare_bytes": bare,
-        "held": {"latent memory": memory.tokens} | {n: c.tokens for n, c in clouds.items()},
-        "time_ratio": {n: seconds[n] / seconds["latent memory"] for n in CLOUDS},
-        "bytes_ratio": {n: bytes_[n] / bytes_["latent memory"] for n in CLOUDS},
+        "seconds_per_chunk": {"latent memory": median(reading)} | both,
+        "seconds_drawing": {name: median(values) for name, values in drawing.items()},
+        "seconds_encoding": {name: median(values) for name, values in encoding.items()},
+        "time_ratio": {name: seconds / median(reading) for name, seconds in both.items()},
+        **_sizes(memory, clouds),
+    }
+
+
+def _sizes(memory: LatentMemory, clouds: dict[str, RgbMemory]) -> dict[str, dict]:
+    """Bytes and things held by each cache, and how many times those of the latent memory."""
+    bytes_ = {name: cloud.nbytes for name, cloud in clouds.items()}
+    held = {name: cloud.tokens for name, cloud in clouds.items()}
+    return {
+        "bytes": {"latent memory": memory.nbytes} | bytes_,
+        "bare_bytes": {name: points * BARE_POINT_BYTES for name, points in held.items()},
+        "held": {"latent memory": memory.tokens} | held,
+        "bytes_ratio": {name: size / memory.nbytes for name, size in bytes_.items()},
     }
 
 
@@ -130,8 +147,8 @@ class Meter:
 
     def __init__(self, model: WanModel):
         self.model, self.peaks, self.whole = model, {}, 0
-        if model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        self._cuda = model.device.type == "cuda"
+        _forget_peak(self._cuda)
 
     def __getattr__(self, name: str):
         return getattr(self.model, name)
@@ -154,17 +171,31 @@ class Meter:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        cuda = self.model.device.type == "cuda"
-        if cuda:
-            self.whole = max(self.whole, torch.cuda.max_memory_allocated())
-            torch.cuda.reset_peak_memory_stats()
+        self.whole = max(self.whole, _peak_bytes(self._cuda))
+        _forget_peak(self._cuda)
         yield
-        if cuda:
+        if self._cuda:
             torch.cuda.current_stream().synchronize()
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.peaks[name] = max(self.peaks.get(name, 0), peak)
+        self.peaks[name] = max(self.peaks.get(name, 0), _peak_bytes(self._cuda))
+
+
+def _forget_peak(cuda: bool) -> None:
+    """Lets the peak of memory begin anew; where that is not permitted it stays the process's."""
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes(cuda: bool) -> int:
+    if cuda:
+        return torch.cuda.max_memory_allocated()
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _latents(model: WanModel) -> int:
@@ -185,12 +216,16 @@ def _from_latents(model: WanModel, memory: LatentMemory, walk: Walk, part: slice
     return condition_from_readout(readout).to(model.device, model.dtype)
 
 
-def _from_pixels(model: WanModel, cloud: RgbMemory, walk: Walk, part: slice) -> torch.Tensor:
-    """The same from points: drawn at every frame of the chunk and the one before it, encoded."""
+def _drawn(model: WanModel, cloud: RgbMemory, walk: Walk, part: slice) -> np.ndarray:
+    """Pictures of points, at every frame of the chunk and the one before it."""
     cells = tuple(side // model.stride for side in model.size)
     drawing = cloud.draw(walk.cameras[slice(part.start - 1, part.stop)].resized(cells))
-    filled = fill_holes(drawing.rgb, drawing.covered)
-    latents = model.codec.encode(model.video_from_rgb(filled))[:, :, 1:]
+    return fill_holes(drawing.rgb, drawing.covered)
+
+
+def _encoded(model: WanModel, rgb: np.ndarray) -> torch.Tensor:
+    """The same conditioning as `_from_latents` makes, from pictures."""
+    latents = model.codec.encode(model.video_from_rgb(rgb))[:, :, 1:]
     return latents.to(model.device, model.dtype)
 
 
@@ -213,12 +248,12 @@ def _remember(model, memory: LatentMemory, clouds, walk: Walk, latents, part: sl
             )
 
 
-def _seconds(work: Callable[[], torch.Tensor]) -> float:
+def _timed(work: Callable[..., Made], *inputs) -> tuple[float, Made]:
     start = time.perf_counter()
-    made = work()
-    if made.is_cuda:
+    made = work(*inputs)
+    if isinstance(made, torch.Tensor) and made.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, made
 
 
 def _described(model: WanModel) -> dict:
@@ -246,13 +281,15 @@ def describe(report: dict) -> str:
         f"load {report['machine']['load_average']})",
         "parameters: " + ", ".join(f"{n} {c / 1e9:.3f} B" for n, c in model["parameters"].items()),
         "",
-        f"{'conditioning':<16}{'ms a chunk':>12}{'x':>8}{'held':>12}{'MiB':>10}{'x':>8}",
+        f"{'conditioning':<16}{'ms a chunk':>12}{'x':>8}{'drawn':>8}{'encoded':>8}"
+        f"{'held':>12}{'MiB':>10}{'x':>8}",
     ]
     for name, seconds in told["seconds_per_chunk"].items():
         slower, larger = told["time_ratio"].get(name, 1), told["bytes_ratio"].get(name, 1)
+        drawn, encoded = (1e3 * told[f"seconds_{what}"].get(name, 0) for what in STEPS)
         lines.append(
-            f"{name:<16}{1e3 * seconds:>12.1f}{slower:>8.1f}{told['held'][name]:>12}"
-            f"{told['bytes'][name] / MIB:>10.2f}{larger:>8.1f}"
+            f"{name:<16}{1e3 * seconds:>12.1f}{slower:>8.1f}{drawn:>8.0f}{encoded:>8.0f}"
+            f"{told['held'][name]:>12}{told['bytes'][name] / MIB:>10.2f}{larger:>8.1f}"
         )
     for name, cycle in report["cycle"].items():
         stages = ", ".join(f"{n} {1e3 * s:.0f}" for n, s in cycle["seconds_by_stage"].items())
