@@ -5,6 +5,10 @@ The node's model is slow, so that a chunk is always at work.
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
+
 import pytest
 from action_msgs.msg import GoalStatus
 from lifecycle_msgs.msg import Transition
@@ -14,7 +18,7 @@ from rosgraph_msgs.msg import Clock
 from simulation_interfaces import srv
 from simulation_interfaces.action import SimulateSteps
 from simulation_interfaces.msg import Result
-from test_lifecycle import change
+from test_lifecycle import change, worker_pid
 from test_node import sideways
 from test_node_life import set_parameter
 from test_simulator import (
@@ -267,6 +271,27 @@ def test_a_node_that_was_reset_while_inactive_sends_nothing_of_the_world_before(
     sim.spin_for(3 * CHUNK_S)
     assert sim.clock == [START] and not sim.stamps("color/image_raw")
     sim.spin(lambda: sim.got["cache/points"], patience_s=5)
+
+
+def test_a_world_that_cannot_be_kept_for_the_next_worker_is_told_and_comes_back(sim):
+    """A file lies where the snapshots' folder was."""
+    descriptors = Path(f"/proc/{sim.process.process.pid}/fd")
+    locks = [os.readlink(path) for path in descriptors.iterdir() if path.exists()]
+    (scratch,) = [Path(lock).parent for lock in locks if "/mirage-" in lock]
+    scratch.rename(aside := scratch.with_name(scratch.name + ".aside"))
+    try:
+        scratch.touch()
+        assert sim.step().result == OK
+        words = "cannot be kept for the case that the inference worker is lost"
+        sim.spin(lambda: words in sim.problems(), patience_s=10)
+        assert sim.step(10).result == OK
+        assert sim.process.text().count(words) == 1, "told more than once"
+        os.kill(worker_pid(sim), signal.SIGKILL)
+        before_ns = now_ns(sim)
+        assert sim.step().result == OK and now_ns(sim) == before_ns + PERIOD
+    finally:
+        scratch.unlink()
+        aside.rename(scratch)
 
 
 def test_when_time_jumps_back_nothing_of_the_time_before_comes_after(streaming, folder):

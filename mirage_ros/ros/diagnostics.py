@@ -29,8 +29,8 @@ class Problem:
 
 
 class Health:
-    """The problems at hand, by topic: callback, recording, model, worker, seed, observe, prompt,
-    plan, path, tf, world, clock, pictures.
+    """The problems at hand, by topic: callback, recording, model, worker, snapshot, seed,
+    observe, prompt, plan, path, tf, world, clock, pictures.
 
     Args:
         warn, error: where a line goes when a problem is new.

@@ -37,6 +37,7 @@ from mirage_ros.ros.worker import (
 )
 from mirage_ros.seeds import Seed
 
+MOST_UNDATED = 16
 FRESH = (Reset, Load, Restore, Erase, Observe)
 
 
@@ -48,6 +49,7 @@ class Engine:
         self.model = model
         self._snapshots = Snapshots(config.snapshots)
         self._fresh: Seed | None = None
+        self._undated: list[Command] = []
         self._dated, self._given_ns = True, None
         self._cloud_sent_s = -np.inf
         self._start()
@@ -70,13 +72,15 @@ class Engine:
         """Does it and tells what came of it. Raises MirageError for what cannot be done."""
         start_s = time.perf_counter()
         done = self._actions[type(command)](command)
+        self._note_undated(command)
         snapshot = None
         if isinstance(command, CHANGING) and self._world.frames_seen and self._dated:
             snapshot = self._snapshots.take(self._world, force=isinstance(command, FRESH))
         points = self._due_points(command)
         seconds = time.perf_counter() - start_s
         stamp_ns = self._world.stamp_ns if self._world.frames_seen else 0
-        return replace(done, seconds=seconds, points=points, stamp_ns=stamp_ns, snapshot=snapshot)
+        done = replace(done, seconds=seconds, points=points, stamp_ns=stamp_ns)
+        return replace(done, snapshot=snapshot, unsaved=self._snapshots.failure)
 
     def _start(self) -> None:
         config = self.config
@@ -191,13 +195,28 @@ class Engine:
             return
         self._dated = True
         seed, self._fresh = self._fresh, None
+        undated, self._undated = self._undated, []
         if self._given_ns is not None and self._given_ns < first_ns:
             return
         stamp_ns = first_ns - self.config.period_ns
         if seed is not None:
             self._world.reset(seed.rgb, seed.camera, seed.depth_m, stamp_ns)
+            for command in undated:
+                self._actions[type(command)](command)
         else:
             redated(self._world, stamp_ns)
+
+    def _note_undated(self, command: Command) -> None:
+        """What is done to a world before its first frame is done again when that dates it.
+
+        A world to which much is done keeps the dates that it has: its seed's age is wrong then.
+        """
+        if isinstance(command, (Reset, Redate, Load, Unload)):
+            self._undated = []
+        elif isinstance(command, (Erase, Restore, Observe)) and self._fresh is not None:
+            self._undated.append(command)
+            if len(self._undated) > MOST_UNDATED:
+                self._fresh, self._undated = None, []
 
     def _camera(self, view: View, world_from_camera: np.ndarray) -> Camera:
         seen = self._world.camera

@@ -33,7 +33,16 @@ class Journal:
             self._snapshot, self._since, self._told = None, [], self._prompt
         if not isinstance(command, Unload):
             self._since.append(command)
-        del self._since[:-MOST_COMMANDS]
+        self._shorten()
+
+    def _shorten(self) -> None:
+        """The oldest commands go, but never the one that the world began with."""
+        begin = int(isinstance(self._since[0], (Reset, Load))) if self._since else 0
+        end = begin + max(0, len(self._since) - MOST_COMMANDS)
+        for command in self._since[begin:end]:
+            if isinstance(command, Prompt):
+                self._told = command
+        del self._since[begin:end]
 
     def replay(self) -> Iterator[Command]:
         """What brings a new worker to where the last one was."""

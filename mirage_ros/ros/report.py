@@ -80,7 +80,7 @@ class Reporter:
         return OK, "ready", {"name": model.name, "size": size, "chunk_frames": model.chunk_frames}
 
     def _worker(self):
-        level, text = self._worst("worker")
+        level, text = self._worst("worker", "snapshot")
         pid = self._rollout.worker_pid if self._rollout is not None else None
         return level, text or "at work", {"pid": pid, "restarts": self._figures.restarts}
 

@@ -53,6 +53,11 @@ class Results:
 
     def _on_done(self, done: Done) -> None:
         node, command = self._node, done.command
+        if done.unsaved:
+            text = "The world cannot be kept for the case that the inference worker is lost"
+            node.health.warn("snapshot", f"{text}: {done.unsaved}")
+        else:
+            node.health.ok("snapshot")
         if isinstance(command, Step):
             node.figures.add(done.chunk, done.seconds)
             node.health.ok("world")

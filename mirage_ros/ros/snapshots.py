@@ -22,29 +22,35 @@ class Snapshots:
 
     Args:
         folder: None keeps forks in this process alone and takes no snapshots.
+
+    Attributes:
+        failure: why the last one could not be taken, '' if it could.
     """
 
     def __init__(self, folder: str | None) -> None:
         self._folder = None if folder is None else Path(folder)
         self._names = (f"snapshot-{os.getpid()}-{n}" for n in itertools.count())
+        self._name = next(self._names)
         self._taken: list[Path] = []
         self._next_s = 0.0
+        self.failure = ""
         self._forks: dict[str, WorldState] = {}
 
     def take(self, world: World, force: bool) -> str | None:
         """Saves the world if it is time to, and returns the folder.
 
-        A disk that is full costs the snapshot, not the world.
+        A disk that is full costs the snapshot, not the world; `failure` says so.
         """
         now_s = time.monotonic()
         if self._folder is None or (now_s < self._next_s and not force):
             return None
-        path = self._folder / next(self._names)
+        path = self._folder / self._name
         try:
             world.save(path)
-        except MirageError:
-            self._next_s = time.monotonic() + 10.0
+        except MirageError as error:
+            self._next_s, self.failure = time.monotonic() + 10.0, str(error)
             return None
+        self.failure, self._name = "", next(self._names)
         self._next_s = time.monotonic() + (time.monotonic() - now_s) / SHARE
         self._taken.append(path)
         while len(self._taken) > KEPT:

@@ -188,6 +188,7 @@ class Done:
         others: the other cameras' frames, in the order of their views.
         values: what else a command answers, such as {"erased": 12}.
         snapshot: folder of a snapshot that holds the world after this command.
+        unsaved: why no snapshot can be taken, '' while they can.
     """
 
     command: Command
@@ -198,6 +199,7 @@ class Done:
     others: tuple[tuple[Frame, ...], ...] = ()
     values: dict[str, Any] = field(default_factory=dict)
     snapshot: str | None = None
+    unsaved: str = ""
 
 
 @dataclass(frozen=True)

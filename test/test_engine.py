@@ -1,0 +1,115 @@
+"""The worker's engine and journal, in one process: what a world is before its first frame, and
+what a successor is told when no snapshot could be taken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import PixelModel
+from test_worker import PERIOD, seed, step
+
+from mirage_ros.ros.engine import MOST_UNDATED, Engine
+from mirage_ros.ros.journal import MOST_COMMANDS, Journal
+from mirage_ros.ros.planned import Planned
+from mirage_ros.ros.worker import (
+    Cloud,
+    Done,
+    Erase,
+    Fork,
+    Load,
+    Observe,
+    Prompt,
+    Reset,
+    Restore,
+    Step,
+    WorkerConfig,
+)
+from mirage_ros.seeds import Seed, level_camera_pose
+
+EVERYTHING = Erase((-100.0,) * 3, (100.0,) * 3)
+LATE = 1_000 * PERIOD
+
+
+def away() -> Step:
+    """One frame, with its back to the seed."""
+    pose = level_camera_pose()
+    pose[:3, 0] *= -1
+    pose[:3, 2] *= -1
+    return Step(Planned((LATE,), pose[None]), cloud_period_s=1e9)
+
+
+def engine_with_a_seed() -> Engine:
+    engine = Engine(PixelModel(chunk_frames=1), WorkerConfig(period_ns=PERIOD))
+    engine.carry_out(Reset(seed(), None, "test"))
+    return engine
+
+
+def births(engine: Engine) -> np.ndarray:
+    return engine.carry_out(Cloud()).points.birth_ns
+
+
+def test_what_was_erased_before_the_first_frame_stays_erased():
+    engine = engine_with_a_seed()
+    assert engine.carry_out(EVERYTHING).values["erased"] > 0
+    engine.carry_out(away())
+    assert (births(engine) >= LATE).all(), "the seed's tokens are back"
+
+
+def test_what_was_restored_before_the_first_frame_stays():
+    engine = engine_with_a_seed()
+    engine.carry_out(Fork("whole"))
+    engine.carry_out(EVERYTHING)
+    engine.carry_out(Fork("empty"))
+    engine.carry_out(Restore("whole"))
+    engine.carry_out(Restore("empty"))
+    engine.carry_out(away())
+    assert (births(engine) >= LATE).all(), "the seed's tokens are back"
+
+
+@pytest.mark.parametrize("times", [1, MOST_UNDATED + 1])
+def test_what_was_observed_before_the_first_frame_stays(times):
+    engine, real = engine_with_a_seed(), seed(1)
+    near = np.full(real.rgb.shape[:2], 1.0, np.float32)
+    observe = Observe(Seed("real", real.rgb, real.camera, near), LATE - 1)
+    for _ in range(times):
+        assert engine.carry_out(observe).values["stored"] > 0
+    engine.carry_out(away())
+    assert (births(engine) == LATE - 1).any(), "the observation is gone"
+
+
+def test_an_untouched_seed_dates_from_just_before_the_first_frame():
+    engine = engine_with_a_seed()
+    engine.carry_out(away())
+    assert births(engine).min() == LATE - PERIOD
+
+
+def noted(journal: Journal, *commands) -> None:
+    for command in commands:
+        journal.note(command, Done(command, None, 0.0, None, 0))
+
+
+def test_without_snapshots_the_journal_keeps_what_the_world_began_with():
+    journal, begin = Journal(), Reset(seed(), 0, "test")
+    prompt = Prompt("rain")
+    steps = [step(chunk) for chunk in range(2 * MOST_COMMANDS)]
+    noted(journal, begin, prompt, *steps)
+    told = list(journal.replay())
+    assert told[0] is prompt and told[1] is begin
+    assert len(told) == MOST_COMMANDS + 1 and told[-1] is steps[-1]
+    taken = Done(steps[0], None, 0.0, None, 0, snapshot="/somewhere")
+    journal.note(steps[0], taken)
+    noted(journal, *steps)
+    told = list(journal.replay())
+    assert told[:2] == [prompt, Load("/somewhere")] and len(told) == MOST_COMMANDS + 2
+
+
+def test_a_snapshot_that_fails_is_told_until_one_succeeds(tmp_path):
+    folder = tmp_path / "scratch"
+    folder.touch()
+    engine = Engine(PixelModel(), WorkerConfig(snapshots=str(folder)))
+    engine.carry_out(Reset(seed(), 0, "test"))
+    done = engine.carry_out(step(0))
+    assert done.snapshot is None and "cannot be written" in done.unsaved
+    folder.unlink()
+    done = engine.carry_out(EVERYTHING)
+    assert done.snapshot is not None and done.unsaved == ""
