@@ -117,6 +117,29 @@ def test_configure_loads_activate_streams_deactivate_keeps_cleanup_frees(managed
     expect_the_plan(managed, stamps(4, START + 9 * PERIOD))
 
 
+def test_a_first_world_that_cannot_be_loaded_fails_to_configure_and_says_why(tmp_path):
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world/world.json").write_text("{")
+    arguments = ("--ros-args", "-p", f"seed:={tmp_path / 'world'}", "-p", "autostart:=false")
+    process = NodeProcess(tmp_path, *arguments)
+    client = SimClient(process)
+    try:
+        client.connect()
+        assert not change(client, Transition.TRANSITION_CONFIGURE)
+        assert state(client) == State.PRIMARY_STATE_UNCONFIGURED and worker_pid(client) == 0
+        words = f"No world from {tmp_path / 'world'}"
+        assert words in client.problems() and process.text().count(words) == 1
+        refused = client.load("room").result
+        assert refused.result == Result.RESULT_INCORRECT_STATE
+        (tmp_path / "world/world.json").unlink()
+        write_seed(tmp_path / "world")
+        assert change(client, Transition.TRANSITION_CONFIGURE)
+        assert change(client, Transition.TRANSITION_ACTIVATE)
+    finally:
+        client.close()
+        process.close()
+
+
 def test_a_changed_plan_replaces_chunks_that_are_not_at_work_yet(managed, folder):
     managed.clear()
     first = START + 50 * PERIOD

@@ -43,11 +43,18 @@ class LifeCycle:
         node = self._node
         if node.rollout is None:
             return False
-        if node.failed:
+        if self.failed:
             return True
         if node.rollout.model is None:
             return False
-        return not node.config.seed or node.rollout.has_world or node.world.first_failed
+        return not node.config.seed or node.rollout.has_world
+
+    @property
+    def failed(self) -> bool:
+        """The model or the world that the parameters name will not come."""
+        node = self._node
+        lacks_world = node.config.seed and not node.rollout.has_world and node.world.first_failed
+        return node.failed or bool(lacks_world)
 
     def wait_until_loaded(self) -> None:
         """For a caller in this process, outside of callbacks, who triggers the transition."""
@@ -67,8 +74,6 @@ class LifeCycle:
         return deferred
 
     def _when_loaded(self, then: Callable[[], None]) -> None:
-        if self._node.failed and self._node.rollout is not None:
-            self._node.close()
         if self._node.rollout is None:
             self._node.start_worker()
         self._waiting.append(then)
@@ -78,9 +83,12 @@ class LifeCycle:
         if not self.loaded:
             return
         self._timer.cancel()
-        waiting, self._waiting = self._waiting, []
-        for then in waiting:
-            then()
+        first, *others = self._waiting
+        self._waiting = []
+        first()
+        # A request that failed let go of what the others waited for.
+        for then in others:
+            self._when_loaded(then)
 
     def _autostart(self) -> None:
         if self._node.trigger_configure() == TransitionCallbackReturn.SUCCESS:

@@ -152,7 +152,10 @@ class MirageNode(GuardedNode):
     def on_configure(self, state) -> TransitionCallbackReturn:
         """Succeeds with the model and the first world there; LifeCycle waits for both."""
         self.life.wait_until_loaded()
-        return FAILURE if self.failed else SUCCESS
+        if self.life.failed:
+            self.on_cleanup(state)
+            return FAILURE
+        return SUCCESS
 
     def on_activate(self, state) -> TransitionCallbackReturn:
         if not self.check_clock():

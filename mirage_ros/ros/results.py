@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mirage_ros.ros.worker import Died, Done, Failed, ModelReady, Reset, Revived, Step
+from mirage_ros.ros.worker import Died, Done, Failed, Load, ModelReady, Reset, Revived, Step
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode
@@ -75,6 +75,8 @@ class Results:
         elif isinstance(command, Reset):
             node.seed_input.rearm()
             node.health.error("seed", f"No new world from {command.origin}: {failed.message}")
+        elif isinstance(command, Load):
+            node.health.error("seed", f"No world from {command.path}: {failed.message}")
         elif isinstance(command, Step):
             node.health.error("world", failed.message)
             self.tell(failed.message)
