@@ -167,5 +167,6 @@ def _connect(address: str) -> None:
             ray.init(address=address, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise MirageError(
-            f"No Ray cluster was found at {address} ({_first_line(error)}); give its address or 'local'."
+            f"No Ray cluster was found at {address} ({_first_line(error)}); give its address or "
+            "'local'."
         ) from error
