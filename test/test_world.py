@@ -1,11 +1,17 @@
 """The cycle on a model without a network: what stays put, what fails, what is saved."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from analytic import look
 from fakes import PixelModel
 
+from mirage_ros.core import world_files
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.errors import MirageError
@@ -204,6 +210,37 @@ def test_a_saved_world_goes_on_as_if_it_had_never_stopped(tmp_path):
     other.load(tmp_path / "world")
     assert other.frames_seen == 9 and other.camera.size == SIZE
     assert same(*(frames(each.rollout(cameras[8:], stamps[8:])) for each in (world, other)))
+
+
+def test_whoever_is_killed_while_saving_leaves_a_whole_world(tmp_path):
+    """MIRAGE_KILLS says how many are killed (default 12)."""
+    kills = os.environ.get("MIRAGE_KILLS", "12")
+    script = Path(__file__).with_name("kill_world_saver.py")
+    run = subprocess.run(
+        [sys.executable, script, tmp_path, kills],
+        capture_output=True,
+        text=True,
+        timeout=60 + 2 * int(kills),
+    )
+    assert run.returncode == 0, run.stderr
+    older, newer, left = map(int, run.stdout.split())
+    print(f"{kills} kills: {older} older and {newer} newer worlds")
+    assert older + newer == int(kills) and left == 0
+
+
+def test_where_folders_cannot_be_exchanged_the_old_world_is_never_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(world_files, "_exchange", lambda one, other: False)
+    world, folder = started(), tmp_path / "world"
+    for _ in range(2):
+        world.save(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+    # As a saver leaves it that is killed between its two steps.
+    folder.rename(world_files._aside(folder))
+    other = World(NoisyModel())
+    other.load(folder)
+    assert other.memory.tokens == world.memory.tokens
+    world.save(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
 
 def test_a_bad_world_folder_is_refused_and_nothing_is_lost(tmp_path):

@@ -5,10 +5,15 @@ A world of a causal video codec has decoder.safetensors as well: what the decode
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
+import glob
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +28,13 @@ from mirage_ros.core.video import DecoderState
 from mirage_ros.core.world_state import WorldState
 
 KIND = "world"
+# Of linux/fcntl.h and linux/fs.h.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def save_world(state: WorldState, model: WorldModel, folder: str | os.PathLike) -> None:
-    """Writes a new folder next to the old one and swaps them: the old world or the new one.
+    """Writes a new folder next to the old one and swaps them: the old world or the new one, also
+    for whoever is killed meanwhile. What a killed one left is removed by the next.
 
     Refuses with MirageError to replace a folder that is not a saved world.
     """
@@ -35,12 +43,12 @@ def save_world(state: WorldState, model: WorldModel, folder: str | os.PathLike) 
         raise MirageError(f"{folder} exists and is no saved world; choose another folder.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
+        if not folder.exists() and _aside(folder).is_dir():
+            os.rename(_aside(folder), folder)
+        _remove_left(folder)
+        with _beside(folder) as fresh:
             _write_world(state, model, fresh)
             _swap(fresh, folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
         raise MirageError(
             f"{folder} cannot be written ({error.strerror}); choose a writable folder."
@@ -50,6 +58,8 @@ def save_world(state: WorldState, model: WorldModel, folder: str | os.PathLike) 
 def load_world(folder: str | os.PathLike, model: WorldModel, config: MemoryConfig) -> WorldState:
     """The state of a saved world; missing, damaged or another model's raises MirageError."""
     folder = Path(folder)
+    if not folder.exists() and _aside(folder).is_dir():
+        folder = _aside(folder)
     try:
         told = json.loads((folder / "world.json").read_text())
         version, tag = int(told["version"]), told["model"]
@@ -118,13 +128,65 @@ def _tag(model: WorldModel) -> str:
     return f"{model.name} ({model.channels} channels, stride {model.stride}, size {model.size})"
 
 
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A new folder next to this one, locked while it is needed, and then removed."""
+    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder)))
+    lock = os.open(fresh, os.O_RDONLY)
+    try:
+        # A file system without locks keeps what a killed saver left.
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_left(folder: Path) -> None:
+    """What savers of this folder left that live no more: nobody holds the lock."""
+    for left in folder.parent.glob(f"{glob.escape(_prefix(folder))}*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _prefix(folder: Path) -> str:
+    return f".{folder.name}.saving-"
+
+
+def _aside(folder: Path) -> Path:
+    """Where the old world is for a moment, on systems that cannot exchange two folders."""
+    return folder.with_name(f"{_prefix(folder)}old")
+
+
 def _swap(fresh: Path, folder: Path) -> None:
-    """Puts `fresh` in the place of `folder`; the old one is dropped last."""
+    """Puts `fresh` in the place of `folder`; an old world then lies at `fresh`, or is dropped."""
     os.chmod(fresh, 0o755)
     if not folder.exists():
         os.rename(fresh, folder)
-        return
-    old = fresh.with_name(fresh.name + ".old")
+    elif not _exchange(fresh, folder):
+        _swap_in_turn(fresh, folder)
+    _sync(folder.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Two folders change places at once. False where that cannot be done."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0
+
+
+def _swap_in_turn(fresh: Path, folder: Path) -> None:
+    """In two steps; between them `load_world` finds the old world aside."""
+    old = _aside(folder)
     os.rename(folder, old)
     try:
         os.rename(fresh, folder)
@@ -132,6 +194,15 @@ def _swap(fresh: Path, folder: Path) -> None:
         os.rename(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """The names in a folder are on the disk after this."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _not_empty(folder: Path) -> bool:
