@@ -152,6 +152,18 @@ def test_a_prompt_that_the_model_cannot_read_is_in_the_diagnostics(sim):
     sim.spin(lambda: "reads no text" in sim.problems(), patience_s=10)
 
 
+def test_a_recording_that_cannot_begin_is_in_the_diagnostics(tmp_path, folder):
+    path = "/proc/no/such.mcap"
+    process = NodeProcess(tmp_path, "--ros-args", "-p", f"seed:={folder}", "-p", f"record:={path}")
+    client = SimClient(process)
+    try:
+        client.connect()
+        client.spin(lambda: path in client.problems(), patience_s=30)
+    finally:
+        client.close()
+        process.close()
+
+
 class Clumsy(GuardedNode):
     """All that it is asked fails."""
 

@@ -294,6 +294,30 @@ def test_a_world_that_cannot_be_kept_for_the_next_worker_is_told_and_comes_back(
         aside.rename(scratch)
 
 
+def test_a_rollout_begins_where_the_frames_end_that_are_at_work(sim, folder):
+    play(sim, folder)
+    goal = GenerateRollout.Goal(poses=flat(sideways(folder, 4)))
+    handle, _ = sim.send_goal(GenerateRollout, "generate_rollout", goal)
+    done = sim.result_of(handle)
+    assert done.status == GoalStatus.STATUS_SUCCEEDED
+    found = sim.stamps("color/image_raw")
+    assert done.result.first_stamp_ns in found
+    assert found == [START + PERIOD * (1 + i) for i in range(len(found))]
+
+
+def test_a_plan_told_again_after_a_reset_is_no_jump_back(sim, folder):
+    assert sim.step(12).result == OK
+    assert reset(sim, 0).result == OK
+    play_again = [START + PERIOD * (1 + i) for i in range(8)]
+    plan(sim, folder, 8)
+    assert sim.set_state(PLAYING).result == OK
+    for _ in range(4):
+        sim.spin_for(0.05)
+        plan(sim, folder, 8)
+    sim.spin(lambda: play_again[-1] in sim.stamps("color/image_raw"), patience_s=20)
+    assert "jump back in time" not in sim.process.text()
+
+
 def test_when_time_jumps_back_nothing_of_the_time_before_comes_after(streaming, folder):
     client, poses = streaming, sideways(folder, 40)
     clock = client.node.create_publisher(Clock, "/clock", 10)
