@@ -120,7 +120,9 @@ class Client:
         points = self.got["cache/points"]
         self.node.create_subscription(PointCloud2, "cache/points", points.append, latched)
         self._tf = self.node.create_publisher(TFMessage, "/tf", 1000)
-        self._static = self.node.create_publisher(TFMessage, "/tf_static", latched)
+        # The node may discover this one after several were sent.
+        kept = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._static = self.node.create_publisher(TFMessage, "/tf_static", kept)
         self._path = self.node.create_publisher(Path, "plan", 10)
         self.seed = {
             "image": self.node.create_publisher(Image, "seed/image", 5),
