@@ -440,11 +440,11 @@ def test_the_cost_of_recording_is_told(tmp_path):
     from mirage_ros.seeds import load_seed
 
     seed = load_seed(write_seed(tmp_path / "seed"))
-    report = run_bench(PixelModel(), seed, RecordBenchConfig(("mcap", "lerobot"), 2, 8))
-    assert set(report["formats"]) == {"mcap", "lerobot h264", "lerobot av1"}
+    report = run_bench(PixelModel(), seed, RecordBenchConfig(("mcap", "lerobot", "video"), 2, 8))
+    assert set(report["formats"]) == {"mcap", "lerobot h264", "lerobot av1", "video"}
     for entry in report["formats"].values():
         assert len(entry["plain"]) == len(entry["recorded"]) == 2
         assert min(entry["plain"] + entry["recorded"]) > 0 and entry["end_s"] > 0
-        assert entry["ratio"] > 0 and entry["cpu_share"] > 0
-        assert min(entry["cpu_plain"] + entry["cpu_recording"]) > 0
+        assert entry["ratio"] > 0 and 0 < entry["cpu_share"] < entry["cpu_share_with_end"]
+        assert min(entry["cpu_plain"] + entry["cpu_adding"]) > 0
     assert "lerobot av1" in describe(report)

@@ -19,8 +19,9 @@ def add_bench_record(actions, command) -> None:
         "examples:\n  mirage bench record\n  mirage bench record --formats lerobot --rounds 8\n\n"
         "plain and recorded rollouts of one walk take turns; recording runs in a thread beside\n"
         "the next chunk. What a format needs after the last chunk is its episode's end. The CPU\n"
-        "column is the time of recording all by itself, end and ffmpeg included, over that of the\n"
-        "cycle: where cores are scarce, the cycle gets that much slower.",
+        "columns are the time of recording all by itself, ffmpeg included, over the cycle's,\n"
+        "without and with the episode's end: where cores are scarce, the cycle gets that much\n"
+        "slower. At most 10 % without the end is what a format is meant to keep to.",
     )
     parser.add_argument("--formats", nargs="+", metavar="FORMAT",
                         help="mcap, lerobot, video, png, exr (default: all)")  # fmt: skip

@@ -100,6 +100,10 @@ class QueuedRecorder:
         self._put(lambda: self._add(frame, kept))
         self.frames += 1
 
+    def wait(self) -> None:
+        """Returns when every frame that was added is written."""
+        self._background.wait()
+
     def end_episode(self) -> None:
         """Returns when the episode is on the disk."""
         self._put(self._end)

@@ -163,6 +163,10 @@ class Recorder(Protocol):
         """Appends a frame, blocking while too many wait; the first call may start an episode."""
         ...
 
+    def wait(self) -> None:
+        """Returns when every frame that was added is written."""
+        ...
+
     def end_episode(self) -> None:
         """Waits until the episode is on the disk; without one it does nothing."""
         ...
