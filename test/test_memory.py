@@ -1,18 +1,11 @@
 """What the latent memory promises, on ray-cast rooms and walls."""
 
-import json
-import os
-import resource
-import subprocess
-import sys
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from analytic import Quad, cameras, look, raycast, remember, room
-from safetensors.numpy import load_file, save_file
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
@@ -400,105 +393,3 @@ def test_latents_that_do_not_fit_are_refused_and_nothing_changes():
     assert memory.tokens == 0
     with pytest.raises(MirageError, match="cap"):
         LatentMemory(MemoryConfig(4, 100))
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    memory = written(loop(6), room())
-    path = tmp_path_factory.mktemp("memory") / "memory.safetensors"
-    memory.save(path)
-    return memory, path
-
-
-def test_a_saved_memory_comes_back_and_goes_on_the_same(saved):
-    memory, path = saved
-    again, original = LatentMemory.load(path), memory.fork()
-    for turn in range(2):
-        batch = loop()
-        one, other = original.read(batch, stamps(batch)), again.read(batch, stamps(batch))
-        np.testing.assert_array_equal(one.index, other.index)
-        assert torch.equal(one.latents, other.latents)
-        assert original.nbytes == again.nbytes or turn == 0
-        for each in (original, again):
-            remember(each, loop(), room(), first_id=200)
-        assert original.tokens == again.tokens
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_any_reader_of_safetensors_can_open_a_saved_memory(saved):
-    memory, path = saved
-    tensors = load_file(path)
-    np.testing.assert_array_equal(tensors["positions_world"], memory.to_points().xyz)
-    assert tensors["features"].shape == (memory.tokens, 4)
-
-
-def test_whoever_is_killed_while_saving_leaves_a_whole_file(tmp_path):
-    """MIRAGE_KILLS says how many are killed (default 3)."""
-    kills = os.environ.get("MIRAGE_KILLS", "3")
-    script = Path(__file__).with_name("kill_saver.py")
-    command = [sys.executable, script, tmp_path, kills, "60"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60 + 2 * int(kills))
-    assert run.returncode == 0, run.stderr
-    older, newer, left_over = map(int, run.stdout.split())
-    assert older + newer == int(kills)
-    assert left_over <= 1  # only who dies between naming and renaming leaves a name
-
-
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(saved, tmp_path):
-    memory, path = saved
-    target = tmp_path / "memory"
-    target.write_bytes(path.read_bytes())
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-        with pytest.raises(MirageError, match="cannot be written.*free space"):
-            memory.save(target)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert LatentMemory.load(target).tokens == memory.tokens
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_smaller_cap_keeps_the_latest(saved):
-    memory, path = saved
-    small = LatentMemory.load(path, MemoryConfig(4, 128 * 2**10))
-    assert 0 < small.tokens < memory.tokens and small.nbytes <= 128 * 2**10
-
-
-@pytest.mark.parametrize("keep", [0, 5, 100, 1000, -1])
-def test_a_truncated_file_is_refused(saved, tmp_path, keep):
-    (tmp_path / "cut").write_bytes(saved[1].read_bytes()[:keep])
-    with pytest.raises(MirageError, match="damaged"):
-        LatentMemory.load(tmp_path / "cut")
-
-
-def test_any_flipped_bit_is_noticed(saved, tmp_path):
-    """Every bit of what tells the version and the tensors, and some of the tensors."""
-    data = saved[1].read_bytes()
-    head = 8 + int.from_bytes(data[:8], "little")
-    version = data.index(b"version")
-    places = [*range(8), *range(version, version + 20), *range(head - 8, head)]
-    rng = np.random.default_rng(0)
-    places += [*rng.integers(0, head, 40), *rng.integers(head, len(data), 20)]
-    for place in places:
-        for bit in range(8):
-            flipped = bytearray(data)
-            flipped[place] ^= 1 << bit
-            (tmp_path / "flipped").write_bytes(flipped)
-            with pytest.raises(MirageError):
-                LatentMemory.load(tmp_path / "flipped")
-
-
-def test_unfit_files_are_refused_with_the_reason(saved, tmp_path):
-    with pytest.raises(MirageError, match="4 channels where 5"):
-        LatentMemory.load(saved[1], MemoryConfig(5))
-    with pytest.raises(MirageError, match="cannot be read"):
-        LatentMemory.load(tmp_path / "none")
-    header = {"kind": "memory", "version": 99, "info": {}, "sha256": ""}
-    newer = tmp_path / "newer"
-    save_file({"x": np.zeros(1)}, newer, {"mirage_ros": json.dumps(header)})
-    with pytest.raises(MirageError, match="version 99"):
-        LatentMemory.load(newer)
-    save_file({"x": np.zeros(1)}, newer, {})
-    with pytest.raises(MirageError, match="not a saved memory"):
-        LatentMemory.load(newer)
