@@ -20,7 +20,7 @@ from simulation_interfaces import srv
 from simulation_interfaces.msg import Result
 from std_msgs.msg import String
 from test_node import sideways
-from test_simulator import LOCKSTEP, OK, PERIOD, START, SimClient, flat
+from test_simulator import LOCKSTEP, OK, PERIOD, START, SimClient, flat, simulated
 
 from mirage_ros.action import GenerateRollout
 from mirage_ros.ros.deferred import LongAction, create_service
@@ -37,14 +37,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sim(tmp_path_factory, folder):
     """Paused at the start, the seed's world loaded; it has to outlive all of this file."""
-    log = tmp_path_factory.mktemp("log")
-    process = NodeProcess(log, "--ros-args", *LOCKSTEP, "-p", f"seed:={folder}")
-    client = SimClient(process)
-    client.connect()
-    process.wait_for("New world")
-    yield client
-    client.close()
-    process.close()
+    yield from simulated(tmp_path_factory.mktemp("log"), *LOCKSTEP, "-p", f"seed:={folder}")
 
 
 @pytest.mark.parametrize("kind", ["image", "camera_info", "depth"])

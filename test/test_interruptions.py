@@ -13,7 +13,7 @@ import pytest
 from action_msgs.msg import GoalStatus
 from lifecycle_msgs.msg import Transition
 from make_seed import write_seed
-from ros_client import TESTS, NodeProcess
+from ros_client import TESTS
 from rosgraph_msgs.msg import Clock
 from simulation_interfaces import srv
 from simulation_interfaces.action import SimulateSteps
@@ -28,10 +28,10 @@ from test_simulator import (
     PERIOD,
     PLAYING,
     START,
-    SimClient,
     entity_state,
     flat,
     reset,
+    simulated,
 )
 
 from mirage_ros.action import GenerateRollout
@@ -49,16 +49,8 @@ def folder(tmp_path_factory):
 
 
 def connect(tmp_path_factory, folder, *arguments: str):
-    log = tmp_path_factory.mktemp("log")
-    process = NodeProcess(
-        log, "--ros-args", *arguments, "-p", f"seed:={folder}", program=SLOW_NODE
-    )
-    client = SimClient(process)
-    client.connect()
-    process.wait_for("New world")
-    yield client
-    client.close()
-    process.close()
+    arguments += ("-p", f"seed:={folder}")
+    yield from simulated(tmp_path_factory.mktemp("log"), *arguments, program=SLOW_NODE)
 
 
 @pytest.fixture(scope="module")

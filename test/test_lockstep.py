@@ -6,9 +6,8 @@ import os
 import signal
 
 import pytest
-from ros_client import NodeProcess
 from test_lifecycle import NODE
-from test_simulator import LOCKSTEP, SimClient, play
+from test_simulator import LOCKSTEP, play, simulated
 
 SEED = "room"
 FRAMES = 12
@@ -16,14 +15,8 @@ FRAMES = 12
 
 @pytest.fixture(scope="module")
 def sim(tmp_path_factory):
-    arguments = ("--ros-args", *LOCKSTEP, "-p", f"seed:={SEED}")
-    process = NodeProcess(tmp_path_factory.mktemp("log"), *arguments, program=NODE)
-    client = SimClient(process)
-    client.connect()
-    process.wait_for("New world")
-    yield client
-    client.close()
-    process.close()
+    arguments = (*LOCKSTEP, "-p", f"seed:={SEED}")
+    yield from simulated(tmp_path_factory.mktemp("log"), *arguments, program=NODE)
 
 
 def test_three_runs_of_one_plan_are_the_same_to_the_last_bit(sim):

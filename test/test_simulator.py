@@ -120,6 +120,17 @@ class SimClient(Client):
         return future.result()
 
 
+def simulated(log_folder, *arguments: str, **options):
+    """Yields a client of a node of its own, whose world is there; ends both."""
+    process = NodeProcess(log_folder, "--ros-args", *arguments, **options)
+    client = SimClient(process)
+    client.connect()
+    process.wait_for("New world")
+    yield client
+    client.close()
+    process.close()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_seed(tmp_path_factory.mktemp("seed"))

@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 import pytest
-from ros_client import PICTURES, NodeProcess
+from ros_client import PICTURES
 from simulation_interfaces import srv
 from test_lifecycle import NODE, worker_pid
 from test_node import PERIOD, START
 from test_rig import turned
-from test_simulator import SimClient
+from test_simulator import simulated
 
 from mirage_ros.ros.conversions import pose_from_ros
 
@@ -25,14 +25,8 @@ GROWTH = 0.02 if SOAK_S >= 600 else 0.2
 
 @pytest.fixture(scope="module")
 def streaming(tmp_path_factory):
-    arguments = ("--ros-args", "-p", "seed:=room", "-p", "plan_idle_s:=1.0")
-    process = NodeProcess(tmp_path_factory.mktemp("log"), *arguments, program=NODE)
-    client = SimClient(process)
-    client.connect()
-    process.wait_for("New world")
-    yield client
-    client.close()
-    process.close()
+    arguments = ("-p", "seed:=room", "-p", "plan_idle_s:=1.0")
+    yield from simulated(tmp_path_factory.mktemp("log"), *arguments, program=NODE)
 
 
 def resident_bytes(pid: int) -> int:
