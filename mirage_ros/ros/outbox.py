@@ -146,7 +146,7 @@ class Outbox:
         stamp_ns = self.last_stamp_ns = frames[0].stamp_ns
         if node.sim_clock is not None:
             node.sim_clock.advance(stamp_ns)
-        waited_s = node.rollout.pacing.first_frame(time.monotonic())
+        waited_s = node.rollout.pacing.first_frame(time.monotonic(), stamp_ns)
         if waited_s is not None:
             self.plan_to_first_frame_s = waited_s
         node.stepper.frame(stamp_ns)

@@ -70,7 +70,6 @@ class Pacing:
         budget: frames that may still be handed out; None is any number.
         errand: poses that go first, None without.
         waiting: why nothing is handed out though it should be.
-        plan_waited_s: wall time since a plan came to an idle node, until `first_frame` asks.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -81,7 +80,7 @@ class Pacing:
         self.missing_frame = False
         self.stopped = False
         self._growth = Growth()
-        self._came_s: float | None = None
+        self._came: tuple[float, int | None] | None = None
 
     def next(
         self, config: NodeConfig, chunk: int, idle_worker: bool, now_s: float, ros_ns: int
@@ -123,14 +122,23 @@ class Pacing:
             self.budget += len(planned)
 
     def plan_came(self, now_s: float) -> None:
-        """A plan, or a change of it, arrived."""
-        if self._came_s is None:
-            self._came_s = now_s
+        """A plan, or a change of it, arrived. What is handed out already was planned before."""
+        if self._came is None:
+            self._came = now_s, self.plan.cursor_ns
 
-    def first_frame(self, now_s: float) -> float | None:
-        """Seconds from the plan's arrival to now, once for every plan."""
-        came_s, self._came_s = self._came_s, None
-        return None if came_s is None else now_s - came_s
+    def first_frame(self, now_s: float, stamp_ns: int) -> float | None:
+        """Seconds from the plan's arrival to now, once for every plan: at its first frame."""
+        if self._came is None:
+            return None
+        came_s, before_ns = self._came
+        if before_ns is not None and stamp_ns <= before_ns:
+            return None
+        self._came = None
+        return now_s - came_s
+
+    def forget_plan(self) -> None:
+        """The plan that came is void, and nobody waits for its first frame."""
+        self._came = None
 
     def _end_ns(self, config: NodeConfig) -> int | None:
         try:

@@ -131,6 +131,8 @@ class WorldKeeper:
     def _restart_plan(self) -> None:
         node = self._node
         node.plan.forget()
+        if node.rollout is not None:
+            node.rollout.pacing.forget_plan()
         node.outbox.last_stamp_ns = None
         if node.lockstep:
             node.plan.start_at(self.start_ns)
