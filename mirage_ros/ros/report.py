@@ -102,6 +102,7 @@ class Reporter:
             "rendered_until_ns": plan.cursor_ns,
             "planned_until_ns": end_ns,
             "frames_pending": plan.pending(),
+            "chunks_taken_back": 0 if rollout is None else rollout.taken_back,
             "starved": rollout is not None and bool(rollout.waiting),
             "plan_to_first_frame_s": float(self._node.outbox.plan_to_first_frame_s),
         }

@@ -34,6 +34,9 @@ class Rollout:
     """The plan on one side, the worker on the other. Everything but `_receive` runs in the
     executor's thread.
 
+    Attributes:
+        taken_back: chunks that were handed out and not rendered, because the plan changed.
+
     Args:
         make_model: picklable; called in the worker's process.
         wake: called in another thread when a result waits in `take`.
@@ -57,6 +60,7 @@ class Rollout:
         self.model: ModelReady | None = None
         self.has_world = False
         self.in_flight = 0
+        self.taken_back = 0
         self.lost = False
         self._mounts = mounts or (lambda planned: ())
         self._mount_missing = ""
@@ -166,6 +170,7 @@ class Rollout:
             self._steps.pop()
             self._then.pop(id(step), None)
             self.in_flight -= 1
+            self.taken_back += 1
             source.take_back(step.planned, cursor_ns)
 
     def _step(self, planned: Planned, source: Source, cloud_period_s: float) -> None:
