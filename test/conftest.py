@@ -46,3 +46,29 @@ def ros_domain(monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     return domain
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small seed folder."""
+    from make_seed import write_seed
+
+    return write_seed(tmp_path_factory.mktemp("seed"))
+
+
+@pytest.fixture(scope="module")
+def connected(tmp_path_factory, folder):
+    """A client of a node in lockstep with a model that needs no weights."""
+    from sim_client import LOCKSTEP, simulated
+
+    arguments = ("-p", f"seed:={folder}", "-p", f"worlds_folder:={folder.parent}")
+    yield from simulated(tmp_path_factory.mktemp("log"), *LOCKSTEP, *arguments)
+
+
+@pytest.fixture
+def sim(connected, folder):
+    """Paused at the start, the seed's world loaded."""
+    from sim_client import start_again
+
+    start_again(connected, folder)
+    return connected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 
 import numpy as np
 import torch
@@ -87,13 +86,17 @@ class Wooden(PixelModel):
         os._exit(3)
 
 
-class Slow(PixelModel):
-    """Takes its time for a chunk, so that something can happen meanwhile."""
+class Gated(PixelModel):
+    """Makes a chunk when a byte can be read from the gate, see gate.py."""
+
+    def __init__(self, gate: str):
+        super().__init__()
+        self._gate = open(gate, "rb", buffering=0)  # noqa: SIM115 - as long as the process
 
     def generate(self, readout: Readout, cameras: Camera, preceding, references, seed: int):
-        time.sleep(0.4)
+        self._gate.read(1)
         return super().generate(readout, cameras, preceding, references, seed)
 
 
-def slow_model(config=None):
-    return Slow()
+def gated_model(gate: str, config=None):
+    return Gated(gate)

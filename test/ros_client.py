@@ -16,6 +16,8 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import GetParameters, SetParameters
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -29,6 +31,8 @@ from mirage_ros.ros.conversions import pose_to_ros, stamp_from_ros, stamp_to_ros
 
 TESTS = FilePath(__file__).parent
 FAKE_NODE = (str(TESTS / "fake_node.py"),)
+# To be followed by the path of a Gate.
+GATED_NODE = (str(TESTS / "gated_node.py"),)
 CAMERA = "camera_color_optical_frame"
 RENDERED = "mirage_camera_optical_frame"
 PICTURES = ("color/image_raw", "color/camera_info", "depth/image_rect", "depth/camera_info",
@@ -181,6 +185,21 @@ class Client:
         self.spin(future.done)
         return future.result()
 
+    def set_parameter(self, name: str, value) -> tuple[bool, str]:
+        """Whether the node took it, and why not."""
+        kinds = {str: "STRING", float: "DOUBLE", int: "INTEGER", bool: "BOOL"}
+        kind = kinds[type(value)]
+        content = ParameterValue(type=getattr(ParameterType, f"PARAMETER_{kind}"))
+        setattr(content, f"{kind.lower()}_value", value)
+        request = SetParameters.Request(parameters=[Parameter(name=name, value=content)])
+        service = self.node.create_client(SetParameters, "mirage_node/set_parameters")
+        answer = self.call(service, request).results[0]
+        return answer.successful, answer.reason
+
+    def get_parameter(self, name: str) -> ParameterValue:
+        service = self.node.create_client(GetParameters, "mirage_node/get_parameters")
+        return self.call(service, GetParameters.Request(names=[name])).values[0]
+
     def send_tf(self, stamps_ns, poses, child: str = CAMERA, parent: str = "world") -> None:
         self._tf.publish(
             TFMessage(
@@ -218,8 +237,18 @@ class Client:
         statuses = [status for message in self.got["/diagnostics"] for status in message.status]
         return " | ".join(status.message for status in statuses if status.level != b"\0")
 
+    def fresh_diagnostic(self, part: str) -> dict[str, str]:
+        """The same as of now, by the wall clock: what waited in the queue is older."""
+        now_ns, told = time.time_ns(), self.got["/diagnostics"]
+        self.spin(lambda: told and stamp_from_ros(told[-1].header.stamp) >= now_ns)
+        return self.diagnostic(part)
+
+    def wait_for_queue(self, chunks: int) -> None:
+        """So many chunks are handed out and not made yet; 2 are one at work and one that waits."""
+        self.spin(lambda: self.fresh_diagnostic("inference")["queue"] == str(chunks))
+
     def diagnostic(self, part: str) -> dict[str, str]:
-        """Values of the newest diagnostic whose name ends in `part`."""
+        """Values of the newest diagnostic that came and whose name ends in `part`."""
         for status in self.got["/diagnostics"][-1].status:
             if status.name.endswith(part):
                 return {pair.key: pair.value for pair in status.values}

@@ -9,29 +9,23 @@ import numpy as np
 import pytest
 import rclpy
 from action_msgs.msg import GoalStatus
-from make_seed import write_seed
+from plans import sideways
 from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from ros_client import NodeProcess, make_path
 from sensor_msgs.msg import CameraInfo, Image
+from sim_client import LOCKSTEP, OK, PERIOD, START, SimClient, flat, simulated
 from simulation_interfaces import srv
 from simulation_interfaces.msg import Result
 from std_msgs.msg import String
-from test_node import sideways
-from test_simulator import LOCKSTEP, OK, PERIOD, START, SimClient, flat, simulated
 
 from mirage_ros.action import GenerateRollout
 from mirage_ros.ros.deferred import LongAction, create_service
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.guarded import GuardedNode, refused
 from mirage_ros.srv import ForkWorld, Record
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_seed(tmp_path_factory.mktemp("seed"))
 
 
 @pytest.fixture(scope="module")

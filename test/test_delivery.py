@@ -11,9 +11,9 @@ import time
 
 import pytest
 from make_seed import write_seed
+from plans import PERIOD, START, expect_the_plan, sideways, stamps
 from ros_client import TESTS, Client, NodeProcess
 from sensor_msgs.msg import Image
-from test_node import PERIOD, START, expect_the_plan, sideways, stamps
 
 from mirage_ros.resources import share_path
 from mirage_ros.ros.conversions import SECOND_NS

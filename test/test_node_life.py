@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import rclpy
 from make_seed import write_seed
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
+from plans import START, expect_the_plan, sideways, stamps
+from rcl_interfaces.srv import DescribeParameters
 from rclpy.context import Context
 from rclpy.node import Node
 from ros_client import CAMERA, LOCAL, PICTURES, Client, NodeProcess
-from test_node import START, expect_the_plan, sideways, stamps
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros import parameters
@@ -58,22 +57,6 @@ def client(process, lost):  # both start up at the same time
     client.close()
 
 
-def set_parameter(client: Client, name: str, value) -> tuple[bool, str]:
-    kinds = {str: "STRING", float: "DOUBLE", int: "INTEGER", bool: "BOOL"}
-    kind = kinds[type(value)]
-    content = ParameterValue(type=getattr(ParameterType, f"PARAMETER_{kind}"))
-    setattr(content, f"{kind.lower()}_value", value)
-    request = SetParameters.Request(parameters=[Parameter(name=name, value=content)])
-    service = client.node.create_client(SetParameters, "mirage_node/set_parameters")
-    answer = client.call(service, request).results[0]
-    return answer.successful, answer.reason
-
-
-def get_parameter(client: Client, name: str) -> ParameterValue:
-    service = client.node.create_client(GetParameters, "mirage_node/get_parameters")
-    return client.call(service, GetParameters.Request(names=[name])).values[0]
-
-
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
@@ -85,10 +68,10 @@ def get_parameter(client: Client, name: str) -> ParameterValue:
     ],
 )
 def test_wrong_parameters_are_refused_with_a_reason(client, name, value, words):
-    before = get_parameter(client, name)
-    accepted, reason = set_parameter(client, name, value)
+    before = client.get_parameter(name)
+    accepted, reason = client.set_parameter(name, value)
     assert not accepted and words in reason
-    assert get_parameter(client, name) == before
+    assert client.get_parameter(name) == before
 
 
 def test_every_parameter_is_described_and_misspelt_ones_are_told(client, process):
@@ -167,9 +150,9 @@ def test_a_tf_plan_that_jumps_back_is_left_out_and_told_once(client, seed_folder
 
 def test_hold_goes_on_where_the_plan_ends(client):
     client.clear()
-    assert set_parameter(client, "on_missing_plan", "hold") == (True, "")
+    assert client.set_parameter("on_missing_plan", "hold") == (True, "")
     client.wait_for_frames(4)
-    assert set_parameter(client, "on_missing_plan", "wait") == (True, "")
+    assert client.set_parameter("on_missing_plan", "wait") == (True, "")
     first = START + 12 * 100_000_000
     for name in PICTURES:
         assert client.stamps(name)[:4] == stamps(4, first)

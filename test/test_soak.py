@@ -7,12 +7,11 @@ import time
 
 import numpy as np
 import pytest
+from plans import PERIOD, START
 from ros_client import PICTURES
+from sim_client import NODE, simulated, worker_pid
 from simulation_interfaces import srv
-from test_lifecycle import NODE, worker_pid
-from test_node import PERIOD, START
 from test_rig import turned
-from test_simulator import simulated
 
 from mirage_ros.ros.conversions import pose_from_ros
 
