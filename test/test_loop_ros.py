@@ -10,9 +10,11 @@ import time
 
 import numpy as np
 import pytest
+import rclpy
 from geometry_msgs.msg import TwistStamped
 from make_seed import write_seed
-from ros_client import FAKE_NODE, Client, NodeProcess
+from rclpy.context import Context
+from ros_client import FAKE_NODE, PATIENCE_S, Client, NodeProcess
 from rosgraph_msgs.msg import Clock
 
 from mirage_ros.core.errors import MirageError
@@ -169,13 +171,26 @@ def test_the_base_heeds_only_the_command_of_its_picture(tmp_path):
         process.close()
 
 
+def wait_for_nodes(names: list[str], domain: int) -> None:
+    context = Context()
+    rclpy.init(context=context, domain_id=domain)
+    probe = rclpy.create_node("probe", context=context)
+    deadline = time.monotonic() + PATIENCE_S
+    while sorted(found := probe.get_node_names()) != sorted([*names, "probe"]):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+    probe.destroy_node()
+    rclpy.shutdown(context=context)
+
+
 def test_base_and_policy_end_well(tmp_path):
     seed = str(write_seed(tmp_path / "box"))
+    environment = private_environment()
     children = [
-        subprocess.Popen(mirage_command(*words), env=private_environment())
+        subprocess.Popen(mirage_command(*words), env=environment)
         for words in (["base", "--seed", seed], ["wander"]) * 2
     ]
-    time.sleep(8)
+    wait_for_nodes(["mirage_base", "mirage_wander"] * 2, int(environment["ROS_DOMAIN_ID"]))
     for child, number in zip(children, [signal.SIGINT] * 2 + [signal.SIGTERM] * 2, strict=True):
         child.send_signal(number)
     assert [child.wait(20) for child in children] == [0] * 4
