@@ -61,7 +61,7 @@ def open_dataset(path: str | Path, format: str, config: RecordingConfig) -> Data
     check_format(format)
     check_folder(Path(path), format)
     if format == "lerobot":
-        return _import("mirage_ros.recording.lerobot_dataset").LerobotDataset(Path(path), config)
+        return _lerobot(Path(path), config)
     kind = FOLDERS[format]
     return FolderDataset(Path(path), config, kind.make, kind.ending)
 
@@ -70,7 +70,8 @@ def open_single(path: str | Path, format: str, config: RecordingConfig) -> Datas
     """Opens a path that is to be one episode; a LeRobot dataset may hold more all the same."""
     check_format(format)
     if format == "lerobot":
-        return open_dataset(path, format, config)
+        check_folder(Path(path), format)
+        return _lerobot(Path(path), config, keep_halves=True)
     kind = FOLDERS[format]
     live = replace(kind, options={**kind.options, **kind.live})
     return SingleDataset(Path(path), config, live.make)
@@ -84,8 +85,14 @@ def open_recorder(
     Args:
         single: the path is to be one episode itself, which is kept when recording is cut off.
     """
-    open_it = open_single if single else open_dataset
-    return QueuedRecorder(open_it(path, format, config), config, keep_half=single)
+    dataset = (open_single if single else open_dataset)(path, format, config)
+    if format == "lerobot":
+        try:
+            dataset.adopt_waiting()
+        except BaseException:
+            dataset.close()
+            raise
+    return QueuedRecorder(dataset, config, keep_half=single)
 
 
 def begin_episode(
@@ -154,6 +161,10 @@ def held_format(path: Path) -> str | None:
         if (episode / "depth").is_dir():
             return "exr" if any((episode / "depth").glob("*.exr")) else "png"
     return None
+
+
+def _lerobot(path: Path, config: RecordingConfig, **options: bool) -> Dataset:
+    return _import("mirage_ros.recording.lerobot_dataset").LerobotDataset(path, config, **options)
 
 
 def _import(module: str):

@@ -9,7 +9,6 @@ is dropped by the next adoption.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -24,6 +23,7 @@ from mirage_ros.recording import lerobot_schema as schema
 from mirage_ros.recording import lerobot_stats as statistics
 from mirage_ros.recording.episodes import PathLock, disk_errors, remove
 from mirage_ros.recording.lerobot_episode import LerobotEpisode, Part, count_stream, read_part
+from mirage_ros.recording.lerobot_halves import halves, mend_half
 from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 from mirage_ros.recording.streams import join_streams
 
@@ -33,13 +33,16 @@ STATS_GROWTH = 1.1
 class LerobotDataset:
     """The one process that holds a dataset open; see `Dataset`."""
 
-    def __init__(self, root: Path, config: RecordingConfig, recount: bool = False) -> None:
+    def __init__(
+        self, root: Path, config: RecordingConfig, recount: bool = False, keep_halves: bool = False
+    ) -> None:
         """Opens or resumes. Raises MirageError when another kind of dataset is there.
 
         Args:
             recount: decode all videos for the statistics instead of trusting kept counts.
+            keep_halves: of an episode that is cut off, what is whole is worth keeping.
         """
-        self.root, self.config = root, config
+        self.root, self.config, self._keep_halves = root, config, keep_halves
         self._rate = schema.whole_rate(config)
         schema.vectors(config)
         with disk_errors(root):
@@ -58,7 +61,9 @@ class LerobotDataset:
 
     def episode(self, index: int, task: str = "", info: Mapping = NOTHING) -> LerobotEpisode:
         """A writer of episode `index`."""
-        return LerobotEpisode(schema.part_path(self.root, index), self.config, task, info)
+        episode = LerobotEpisode(schema.part_path(self.root, index), self.config, task, info)
+        episode.keep_half = self._keep_halves
+        return episode
 
     def adopt(self, index: int) -> None:
         """Appends the finished episode; once it returns, readers see it."""
@@ -72,6 +77,11 @@ class LerobotDataset:
         with disk_errors(self.root):
             self._append(part)
         remove(part.path)
+
+    def adopt_waiting(self) -> None:
+        """Adopts whole episodes that come next, as a writer leaves them that was killed."""
+        while self.episodes in self.finished():
+            self.adopt(self.episodes)
 
     def close(self) -> None:
         """Brings the statistics up to date."""
@@ -139,14 +149,9 @@ class LerobotDataset:
 
     def _append_video(self, key: str, part: Part, number: Mapping, before: int) -> None:
         path = self.root / schema.VIDEO.format(video_key=key, **number)
-        addition = (part.path / f"{key}.mp4", part.frames)
-        if before:
-            pieces = [(path, before), addition]
-            files.replace(path, lambda partial: join_streams(pieces, self._rate, partial))
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # The part goes when it is adopted, and not before: what is cut off here starts anew.
-            files.replace(path, lambda partial: os.link(addition[0], partial))
+        pieces = [(path, before)] if before else []
+        pieces.append((part.path / f"{key}.mp4", part.frames))
+        files.replace(path, lambda partial: join_streams(pieces, self._rate, partial))
 
     def _entry(self, part: Part, rows: pa.Table, number: Mapping, before: int) -> pa.Table:
         """The episode's row of meta/episodes."""
@@ -204,6 +209,8 @@ class LerobotDataset:
 
     def _drop_leftovers(self) -> None:
         """Half episodes and parts that were adopted already; nobody else writes here now."""
+        for half in halves(self.root):
+            mend_half(half)
         for folder in (schema.PARTS, "meta", "data", "videos"):
             for path in list((self.root / folder).rglob(".*")):
                 remove(path)

@@ -8,26 +8,30 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.frames import Frame
 from mirage_ros.recording import lerobot_schema as schema
 from mirage_ros.recording.episodes import Episode
 from mirage_ros.recording.histograms import count_levels
+from mirage_ros.recording.lerobot_rows import RowWriter, read_row_stream
 from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 from mirage_ros.recording.streams import StreamWriter, read_stream
 
 TIME_TOLERANCE_S = 1e-4
-SUMMARY, ROWS = "episode.json", "rows.parquet"
+HEAD, SUMMARY, ROWS = "begun.json", "episode.json", "rows.arrow"
 
 
 class LerobotEpisode(Episode):
-    """Writes videos as frames come; rows wait in memory until the end."""
+    """Writes videos and rows as frames come; each second of them is safe from a kill.
+
+    Where the half of it is to be kept, `mend_half` makes a whole part of what a kill left.
+    """
 
     def __init__(
         self, target: Path, config: RecordingConfig, task: str = "", info: Mapping = NOTHING
@@ -37,21 +41,33 @@ class LerobotEpisode(Episode):
         self._codes = schema.depth_codes(config)
         super().__init__(target, config, task, info)
         self._streams: dict[str, StreamWriter] = {}
-        self._columns: dict[str, list[np.ndarray]] = {name: [] for name in self._vectors}
+        self._rows: RowWriter | None = None
         self._first: Frame | None = None
 
     def _write(self, frame: Frame, values: Mapping[str, np.ndarray]) -> None:
         self._check(frame)
-        if not self._streams:
-            self.partial.mkdir(parents=True)
-            self._hold()
-            for key, encoder in schema.encoders(self.config).items():
-                path = self.partial / f"{key}.mp4"
-                self._streams[key] = StreamWriter(path, encoder, self._rate, frame.rgb.shape[:2])
+        if self._rows is None:
+            self._begin(frame.rgb.shape[:2])
         self._streams[schema.COLOR].add(np.ascontiguousarray(frame.rgb))
         self._streams[schema.DEPTH].add(self._codes.encode(frame.depth_m))
-        for name, value in {**values, **schema.own_values(frame)}.items():
-            self._columns[name].append(value)
+        self._rows.add({**values, **schema.own_values(frame)})
+
+    def _begin(self, size: tuple[int, int]) -> None:
+        self.partial.mkdir(parents=True)
+        self._hold()
+        for key, encoder in schema.encoders(self.config).items():
+            path = self.partial / f"{key}.mp4"
+            self._streams[key] = StreamWriter(path, encoder, self._rate, size)
+        head = {
+            "task": self.task,
+            "info": self.info,
+            "fps": self._rate,
+            "robot_type": self.config.robot_type,
+            "features": schema.feature_table(self.config, size),
+            "keep_half": self.keep_half,
+        }
+        (self.partial / HEAD).write_text(json.dumps(head))
+        self._rows = RowWriter(self.partial / ROWS, self._vectors, self._rate)
 
     def _check(self, frame: Frame) -> None:
         first = self._first = self._first or frame
@@ -70,37 +86,14 @@ class LerobotEpisode(Episode):
     def _complete(self) -> None:
         for stream in self._streams.values():
             stream.close()
-        columns = {
-            name: schema.column(feature, np.stack(self._columns[name]))
-            for name, feature in self._vectors.items()
-        }
-        pq.write_table(pa.table(columns), self.partial / ROWS)
-        height, width = self._first.rgb.shape[:2]
-        summary = {
-            "frames": self.frames,
-            "task": self.task,
-            "info": self.info,
-            "fps": self._rate,
-            "robot_type": self.config.robot_type,
-            "features": schema.feature_table(self.config, (height, width)),
-            "levels": {
-                key: self._count(self.partial / f"{key}.mp4", key).tolist() for key in self._streams
-            },
-        }
-        (self.partial / SUMMARY).write_text(json.dumps(summary))
-
-    def _count(self, path: Path, key: str) -> np.ndarray:
-        """Reads a finished video back. Raises MirageError when a frame is missing in it."""
-        counts = list(count_stream(path, key, self._rate))
-        if len(counts) != self.frames:
-            raise MirageError(
-                f"{path} holds {len(counts)} pictures instead of {self.frames}; record it again."
-            )
-        return np.sum(counts, axis=0)
+        self._rows.close()
+        complete_part(self.partial, self.frames)
 
     def _abandon(self) -> None:
         for stream in self._streams.values():
             stream.abandon()
+        if self._rows is not None:
+            self._rows.abandon()
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,28 @@ class Part:
         return {key: np.array(counts) for key, counts in self.summary["levels"].items()}
 
     def rows(self) -> pa.Table:
-        return pq.read_table(self.path / ROWS)
+        return read_row_stream(self.path / ROWS).slice(0, self.frames)
+
+
+def complete_part(folder: Path, frames: int) -> None:
+    """Reads the videos back and sums up their first so many frames as an episode.
+
+    Raises:
+        MirageError: a video holds less.
+    """
+    head = json.loads((folder / HEAD).read_text())
+    videos = [key for key, entry in head["features"].items() if entry["dtype"] == "video"]
+    levels = {key: _count(folder / f"{key}.mp4", key, head["fps"], frames) for key in videos}
+    (folder / SUMMARY).write_text(json.dumps({**head, "frames": frames, "levels": levels}))
+
+
+def _count(path: Path, key: str, rate_hz: int, frames: int) -> list:
+    counts = list(islice(count_stream(path, key, rate_hz), frames))
+    if len(counts) < frames:
+        raise MirageError(
+            f"{path} holds {len(counts)} pictures instead of {frames}; record it again."
+        )
+    return np.sum(counts, axis=0).tolist()
 
 
 def read_part(path: Path) -> Part:

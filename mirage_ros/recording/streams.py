@@ -41,17 +41,17 @@ class Encoder:
     options: dict[str, str] = field(default_factory=dict)
 
 
-# Without B frames, packets lie in the order of their times: joining files is adding an offset.
-# x264's macroblock tree reads beyond its rows where AVX-512 runs it, so that bits follow what the
-# heap held before; with a key frame every second picture it wins next to nothing.
+# Tuned for no latency, a frame leaves the encoder before the next one comes, in the order of times:
+# a kill loses none that is inside, and joining files is adding an offset. It also turns off x264's
+# macroblock tree, whose AVX-512 code reads beyond its rows, so that bits follow what the heap held.
 ENCODERS = {
     "h264": Encoder(
-        "libx264",
-        "yuv420p",
-        options={"crf": "20", "preset": "veryfast", "bf": "0", "mbtree": "0"},
+        "libx264", "yuv420p", options={"crf": "20", "preset": "veryfast", "tune": "zerolatency"}
     ),
     "av1": Encoder(
-        "libsvtav1", "yuv420p", options={"crf": "30", "preset": "12", "svtav1-params": "lp=1"}
+        "libsvtav1",
+        "yuv420p",
+        options={"crf": "35", "preset": "12", "svtav1-params": "lp=1:pred-struct=1"},
     ),
     "depth": Encoder(
         "libx265",
@@ -59,14 +59,22 @@ ENCODERS = {
         "gray12le",
         {
             "preset": "ultrafast",
-            "x265-params": "lossless=1:bframes=0:pools=none:frame-threads=1:log-level=error",
+            "tune": "zerolatency",
+            "x265-params": "lossless=1:pools=none:log-level=error",
         },
     ),
+}
+# Every second of frames lies in the file as a whole, for `cut_to_whole` to find.
+FRAGMENTED = {
+    "fflags": "+bitexact",
+    "movflags": "+empty_moov+default_base_moof",
+    "frag_duration": "1000000",
+    "flush_packets": "1",
 }
 
 
 class StreamWriter:
-    """One mp4 file of equal-sized pictures at a whole number of frames per second."""
+    """One fragmented mp4 file of equal-sized pictures at a whole number of frames per second."""
 
     def __init__(self, path: Path, encoder: Encoder, rate_hz: int, size: tuple[int, int]) -> None:
         if size[0] % 2 or size[1] % 2:
@@ -75,7 +83,7 @@ class StreamWriter:
             )
         self.frames = 0
         self._encoder, self._period = encoder, Fraction(1, rate_hz)
-        self._file = av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"})
+        self._file = av.open(str(path), "w", format="mp4", options=FRAGMENTED)
         options = {"g": str(KEYFRAME_EVERY), **encoder.options}
         self._stream = self._file.add_stream(encoder.name, rate=rate_hz, options=options)
         self._stream.height, self._stream.width = size
@@ -112,8 +120,28 @@ def read_stream(path: Path, pixels: str) -> Iterator[tuple[float, np.ndarray]]:
             yield float(frame.pts * stream.time_base), frame.to_ndarray(format=pixels)
 
 
+def count_frames(path: Path) -> int:
+    """Of a video, without decoding them."""
+    with av.open(str(path)) as file:
+        return sum(packet.size > 0 for packet in file.demux(video=0))
+
+
+def cut_to_whole(path: Path) -> None:
+    """Cuts off what a killed writer left of a fragment; without a whole one nothing stays."""
+    whole = 0
+    with path.open("r+b") as file:
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            end = file.seek(length - 8, os.SEEK_CUR)
+            if length < 8 or end > path.stat().st_size:
+                break
+            if kind == b"mdat":
+                whole = end
+        file.truncate(whole)
+
+
 def join_streams(parts: list[tuple[Path, int]], rate_hz: int, target: Path) -> None:
-    """Writes the first so many frames of each file into `target`, one after the other.
+    """Writes the first so many frames of each file into `target`, one after the other, indexed.
 
     Args:
         parts: a file and the number of its frames to take; frame k of a file lies at k / rate.

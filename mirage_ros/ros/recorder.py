@@ -44,7 +44,7 @@ TOPICS = {
 LATCHED = ("cache/points", "/tf_static")
 SETTLE_S = 1.5
 FLUSH_S = 1.0
-# What a LeRobot recording loses when it is killed is the episode it was in.
+# At its end an episode is decoded once for its statistics, and readers see it.
 EPISODE_FRAMES = 100
 
 
