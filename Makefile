@@ -20,7 +20,7 @@ test: $(READY)
 prove: $(READY)
 	MIRAGE_KILLS=20 MIRAGE_CALLS=1000 $(PROVE) -k "killed or answered" test/test_lifecycle.py
 	MIRAGE_KILLS=200 $(PROVE) -k killed test/test_memory_files.py
-	MIRAGE_KILLS=20 $(PROVE) -k killed test/test_formats.py
+	MIRAGE_KILLS=20 $(PROVE) -k killed test/test_cut_off.py
 	MIRAGE_SOAK_S=1800 $(PROVE) test/test_soak.py
 
 setup: $(READY)

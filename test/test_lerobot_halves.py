@@ -12,7 +12,6 @@ import pytest
 from lerobot_reading import COLOR, DEPTH, digest, expect_whole
 from recorded_frames import RATE_HZ, config, frame, record, values
 
-from mirage_ros.core.errors import MirageError
 from mirage_ros.recording import lerobot_halves
 from mirage_ros.recording.formats import begin_episode, open_dataset, open_recorder
 from mirage_ros.recording.lerobot_halves import mend_half

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +64,9 @@ def read_row_stream(path: Path) -> pa.Table | None:
     try:
         with path.open("rb") as file, pa.ipc.open_stream(file) as stream:
             fields = stream.schema
-            try:
+            # The kill may have come within a batch.
+            with suppress(pa.ArrowInvalid, OSError):
                 batches += stream
-            except (pa.ArrowInvalid, OSError):
-                pass  # the kill came within a batch
     except (pa.ArrowInvalid, OSError):
         return None
     return pa.Table.from_batches(batches, fields).combine_chunks()
