@@ -69,8 +69,14 @@ class WorldKeeper:
         self._begin(entry.command(self.start_ns), entry, None)
 
     def load(self, entry: WorldEntry, then: Then) -> None:
-        """Another world. The one that is there stays if that fails."""
-        self._begin(entry.command(self.start_ns), entry, then)
+        """Another world, and the simulation stopped. What is there stays if that fails."""
+
+        def finished(result: Done | Failed) -> None:
+            if isinstance(result, Done):
+                self._node.stepper.pause(stopped=True)
+            then(result)
+
+        self._begin(entry.command(self.start_ns), entry, finished)
 
     def reset(self, then: Then | None = None, keep_time: bool = False) -> None:
         """The world as it was when it was loaded. Raises MirageError where none was."""
@@ -86,6 +92,7 @@ class WorldKeeper:
         def finished(result: Done | Failed) -> None:
             if isinstance(result, Done):
                 self._end_what_runs("Time was reset.")
+                self._node.cameras.placed(self._node.cameras.first)
                 self._node.buffer.clear()
                 self._restart_plan()
                 self._restart_clock()
@@ -166,7 +173,7 @@ class WorldKeeper:
     def _from_messages(self, messages: dict, pose: np.ndarray | None) -> None:
         node, header = self._node, messages["image"].header
         if pose is None:
-            pose = node.pose
+            pose = node.cameras.first
             node.get_logger().info(
                 f"TF has no '{header.frame_id}' at the seed's stamp: the new world starts where "
                 "the camera is."
@@ -231,6 +238,7 @@ class WorldKeeper:
             self.start_pose = done.values["world_from_camera"]
             node.figures.new_world(done.values["tokens"], done.values["bytes"])
         node.plan.begin_at(self.start_pose)
+        node.cameras.placed(self.start_pose)
         node.health.ok("seed")
         origin = getattr(command, "origin", None) or f"saved '{entry.name}'"
         node.get_logger().info(f"New world from {origin}: {node.figures.tokens} tokens.")

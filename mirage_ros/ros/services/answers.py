@@ -18,6 +18,7 @@ NOT_FOUND = Result.RESULT_NOT_FOUND
 INCORRECT_STATE = Result.RESULT_INCORRECT_STATE
 FAILED = Result.RESULT_OPERATION_FAILED
 NO_WORLD = "No world is loaded; call load_world first."
+LOADING = "A world is being loaded; wait for it."
 
 
 def answered(response: Any, code: int = OK, text: str = "") -> Any:

@@ -10,7 +10,14 @@ from simulation_interfaces.srv import StepSimulation
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.deferred import Deferred, Goal, LongAction, create_service
-from mirage_ros.ros.services.answers import FAILED, INCORRECT_STATE, OK, answered, lacking
+from mirage_ros.ros.services.answers import (
+    FAILED,
+    INCORRECT_STATE,
+    LOADING,
+    OK,
+    answered,
+    lacking,
+)
 from mirage_ros.ros.simulation.stepping import StepJob
 
 if TYPE_CHECKING:
@@ -44,6 +51,8 @@ class StepServices:
         reason = lacking(self._node)
         if reason:
             return INCORRECT_STATE, reason
+        if self._node.world.loading:
+            return INCORRECT_STATE, LOADING
         if not self._node.active:
             return INCORRECT_STATE, "The node is not active; activate it before stepping."
         if not self._node.check_clock():
