@@ -9,6 +9,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from action_msgs.msg import GoalStatus
 from gate import Gate
@@ -23,6 +24,7 @@ from sim_client import (
     PERIOD,
     PLAYING,
     START,
+    STOPPED,
     change,
     entity_state,
     flat,
@@ -33,10 +35,10 @@ from sim_client import (
 )
 from simulation_interfaces import srv
 from simulation_interfaces.action import SimulateSteps
-from simulation_interfaces.msg import Result, SimulationState
+from simulation_interfaces.msg import Resource, Result, SimulationState
 
 from mirage_ros.action import GenerateRollout
-from mirage_ros.ros.conversions import stamp_from_ros
+from mirage_ros.ros.conversions import pose_from_ros, stamp_from_ros
 from mirage_ros.srv import EraseRegion, Record
 
 CHUNK = 4
@@ -125,7 +127,13 @@ def begin_time_again(sim) -> str:
     return "Time was reset"
 
 
-ENDS = (unload, deactivate, start_over, begin_time_again)
+def load_again(sim) -> str:
+    uri = sim.ask(srv.GetCurrentWorld, "get_current_world").world.world_resource.uri
+    assert sim.load(uri).result.result == OK
+    return "reset"
+
+
+ENDS = (unload, deactivate, start_over, begin_time_again, load_again)
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -158,6 +166,21 @@ def test_goals_are_aborted_when_what_they_run_in_ends(halted, folder, gate, name
     done = future.result()
     told = done.result.message if kind is GenerateRollout else done.result.result.error_message
     assert done.status == GoalStatus.STATUS_ABORTED and words in told
+
+
+def test_while_a_world_is_loading_nothing_is_set_or_stepped(halted, folder, gate):
+    """It waits for the chunk at work."""
+    sim = halted
+    play(sim, folder)
+    resource = Resource(uri=str(folder))
+    future = sim.begin(srv.LoadWorld, "load_world", world_resource=resource)
+    sim.spin(lambda: sim.state() == SimulationState.STATE_LOADING_WORLD)
+    for refused in (sim.set_state(PAUSED), sim.step()):
+        assert refused.result == Result.RESULT_INCORRECT_STATE
+        assert "being loaded" in refused.error_message
+    gate.open()
+    sim.spin(future.done)
+    assert future.result().result.result == OK and sim.state() == STOPPED
 
 
 def test_a_rollout_whose_recording_was_ended_by_hand_is_answered(halted, folder, gate, tmp_path):
@@ -279,6 +302,10 @@ def test_a_node_that_was_reset_while_inactive_sends_nothing_of_the_world_before(
     assert change(sim, Transition.TRANSITION_DEACTIVATE)
     gate.open()
     sim.wait_for_queue(0)
+    state = entity_state(sim).state
+    assert stamp_from_ros(state.header.stamp) == START + CHUNK * PERIOD
+    shown = sideways(folder, CHUNK)[-1]
+    np.testing.assert_allclose(pose_from_ros(state.pose), shown, atol=1e-6, err_msg="not shown yet")
     assert reset(sim, 0).result == OK
     sim.clear()
     sim.clock.clear()

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from geometry_msgs.msg import Vector3
 from ros_client import CAMERA, Client, NodeProcess
 from sensor_msgs.msg import CameraInfo, Image
+from simulation_interfaces.msg import Bounds, EntityFilters
+from simulation_interfaces.srv import GetEntitiesStates
 from test_rig import SIZE, STRIDE, red_cell, spotted, turned
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.ros.conversions import (
     camera_from_ros,
     camera_info_to_ros,
+    pose_from_ros,
     stamp_from_ros,
     transform_from_ros,
 )
@@ -113,6 +117,22 @@ def test_a_point_seen_by_one_is_seen_by_the_others_in_the_same_stamp(client):
             error = np.abs(red_cell(rgb) * scale - expected).max()
             assert error <= STRIDE * scale, (name, error)
     assert picture_from_ros(client.pictures["right/color/image_raw"][0]).shape == (128, 160, 3)
+
+
+def test_the_rig_s_cameras_are_entities_that_stand_where_their_pictures_were_taken(client):
+    service = client.node.create_client(GetEntitiesStates, "mirage_node/get_entities_states")
+    answer = client.call(service, GetEntitiesStates.Request())
+    assert tuple(answer.entities) == NAMES
+    last = rig_poses(client)["front"][-1].header.stamp
+    for name, state in zip(answer.entities, answer.states, strict=True):
+        shown = rig_poses(client)[name][-1]
+        assert state.header.stamp == shown.header.stamp == last
+        np.testing.assert_allclose(pose_from_ros(state.pose), transform_from_ros(shown), atol=1e-6)
+    right = answer.states[2].pose.position
+    near = Bounds(type=Bounds.TYPE_SPHERE)
+    near.points = [Vector3(x=right.x, y=right.y, z=right.z), Vector3(x=0.05)]
+    found = client.call(service, GetEntitiesStates.Request(filters=EntityFilters(bounds=near)))
+    assert list(found.entities) == ["right"]
 
 
 def test_a_real_picture_is_what_the_cameras_show_from_then_on(client):

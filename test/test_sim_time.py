@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 from action_msgs.msg import GoalStatus
 from plans import sideways
 from ros_client import PICTURES
 from sim_client import (
+    LOCKSTEP,
     OK,
     PAUSED,
     PERIOD,
@@ -16,6 +19,7 @@ from sim_client import (
     entity_state,
     move,
     reset,
+    simulated,
 )
 from simulation_interfaces import srv
 from simulation_interfaces.action import SimulateSteps
@@ -58,11 +62,28 @@ def test_states_change_as_they_are_set_and_wrong_changes_are_refused(sim):
     refused = sim.step()
     assert refused.result == Result.RESULT_OPERATION_FAILED and "stopped" in refused.error_message
     assert sim.set_state(PAUSED).result == OK and sim.state() == PAUSED
-    refused = sim.set_state(SimulationState.STATE_QUITTING)
-    assert refused.result == Result.RESULT_FEATURE_UNSUPPORTED and refused.error_message
+    for state in (SimulationState.STATE_NO_WORLD, SimulationState.STATE_LOADING_WORLD, 77):
+        refused = sim.set_state(state)
+        assert refused.result == Result.RESULT_FEATURE_UNSUPPORTED and str(state) in (
+            refused.error_message
+        )
     sim.ask(srv.UnloadWorld, "unload_world")
     assert sim.state() == SimulationState.STATE_NO_WORLD
     assert sim.set_state(PLAYING).result == Result.RESULT_INCORRECT_STATE
+
+
+def test_a_simulator_that_is_told_to_quit_ends_what_runs_and_then_itself(tmp_path, folder):
+    with contextmanager(simulated)(tmp_path, *LOCKSTEP, "-p", f"seed:={folder}") as sim:
+        step = sim.begin(srv.StepSimulation, "step_simulation", steps=100_000)
+        sim.wait_for_frames(1)
+        wanted = SimulationState(state=SimulationState.STATE_QUITTING)
+        answer = sim.begin(srv.SetSimulationState, "set_simulation_state", state=wanted)
+        for future in (answer, step):
+            sim.executor.spin_until_future_complete(future, timeout_sec=20.0)
+        assert answer.result().result.result == OK
+        told = step.result().result
+        assert told.result == Result.RESULT_OPERATION_FAILED and "stopped" in told.error_message
+        assert sim.process.process.wait(20) == 0 and "Traceback" not in sim.process.text()
 
 
 def steps_goal(steps: int):

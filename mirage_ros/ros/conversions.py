@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Pose, Quaternion, TransformStamped, Vector3
+from geometry_msgs.msg import Pose, Quaternion, TransformStamped, Twist, Vector3
 from jaxtyping import Float
 from nav_msgs.msg import Path
 from sensor_msgs.msg import CameraInfo
@@ -89,6 +89,12 @@ def pose_to_ros(frame_from_body: Float[np.ndarray, "4 4"]) -> Pose:
     pose = Pose(orientation=_quaternion_to_ros(frame_from_body[:3, :3]))
     pose.position.x, pose.position.y, pose.position.z = map(float, frame_from_body[:3, 3])
     return pose
+
+
+def twist_to_ros(linear: Float[np.ndarray, "3"], angular: Float[np.ndarray, "3"]) -> Twist:
+    """A twist message from velocities in m/s and rad/s."""
+    (vx, vy, vz), (wx, wy, wz) = map(float, linear), map(float, angular)
+    return Twist(linear=Vector3(x=vx, y=vy, z=vz), angular=Vector3(x=wx, y=wy, z=wz))
 
 
 def parts_from_ros(message: TransformStamped) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from tf2_msgs.msg import TFMessage
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros import parameters
 from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.conversions import SECOND_NS
 from mirage_ros.ros.derived import plan_config, worker_config
 from mirage_ros.ros.diagnostics import Figures, Health
 from mirage_ros.ros.guarded import GuardedNode
@@ -33,12 +34,12 @@ from mirage_ros.ros.rig_config import mounted, read_rig, single_camera
 from mirage_ros.ros.rollout import Rollout
 from mirage_ros.ros.seed_input import KINDS, SeedInput
 from mirage_ros.ros.shipped import PRELOAD, shipped_model
+from mirage_ros.ros.simulation.cameras import CameraStates
 from mirage_ros.ros.simulation.clock import SimClock
 from mirage_ros.ros.simulation.stepping import Stepper
 from mirage_ros.ros.tf_buffer import make_buffer
 from mirage_ros.ros.tf_intake import TfIntake
 from mirage_ros.ros.world_keeper import WorldKeeper
-from mirage_ros.seeds import level_camera_pose
 
 PUMP_PERIOD_S = 0.05
 CLOCK_CHECK_S = 1.0
@@ -79,7 +80,7 @@ class MirageNode(GuardedNode):
         self.plan = Plan(plan_config(self.config), self.buffer)
         self.rollout: Rollout | None = None
         self.active = False
-        self.pose = level_camera_pose()
+        self.cameras = CameraStates(round(self.config.plan_gap_s * SECOND_NS))
         self.rig = read_rig(self.config.rig) if self.config.rig else ()
         self._single = single_camera(self.config)
         self.output = Publishers(

@@ -143,6 +143,7 @@ class Outbox:
         node = self._node
         node.output.instant(frames)
         self._last_instant_s = time.monotonic()
+        node.cameras.showed(frames[0].stamp_ns, [f.camera.world_from_camera for f in frames])
         stamp_ns = self.last_stamp_ns = frames[0].stamp_ns
         if node.sim_clock is not None:
             node.sim_clock.advance(stamp_ns)

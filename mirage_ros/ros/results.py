@@ -62,8 +62,6 @@ class Results:
             node.figures.add(done.chunk, done.seconds)
             node.health.ok("world")
             node.outbox.put(done)
-        if done.chunk is not None:
-            node.pose = done.chunk.frames[-1].camera.world_from_camera
         if done.points is not None:
             node.outbox.put_cloud(done.points, done.stamp_ns)
 

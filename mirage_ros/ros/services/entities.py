@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
-from simulation_interfaces.msg import Bounds, NamedPose
-from simulation_interfaces.srv import GetEntities, GetEntityState, GetNamedPoses, SetEntityState
+from simulation_interfaces.msg import EntityFilters, EntityState, NamedPose
+from simulation_interfaces.srv import (
+    GetEntities,
+    GetEntitiesStates,
+    GetEntityState,
+    GetNamedPoses,
+    SetEntityState,
+)
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.conversions import pose_from_ros, pose_to_ros, stamp_to_ros
+from mirage_ros.ros.conversions import pose_from_ros, pose_to_ros, stamp_to_ros, twist_to_ros
 from mirage_ros.ros.deferred import create_service
 from mirage_ros.ros.services.answers import (
     FAILED,
@@ -22,22 +27,22 @@ from mirage_ros.ros.services.answers import (
     lacking,
     tags_match,
 )
+from mirage_ros.ros.services.filters import UnsupportedFilter, check_kinds, inside, name_pattern
 from mirage_ros.ros.tracks import TransformError
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode
 
 START = "start"
-# So much of a filter is worth repeating.
-SHOWN = 200
 
 
 class Entities:
-    """get_entities, get_entity_state, set_entity_state, get_named_poses."""
+    """get_entities, get_entities_states, get_entity_state, set_entity_state, get_named_poses."""
 
     def __init__(self, node: MirageNode) -> None:
         self._node = node
         create_service(node, GetEntities, "~/get_entities", self._list)
+        create_service(node, GetEntitiesStates, "~/get_entities_states", self._states)
         create_service(node, GetEntityState, "~/get_entity_state", self._get)
         create_service(node, SetEntityState, "~/set_entity_state", self._set)
         create_service(node, GetNamedPoses, "~/get_named_poses", self._poses)
@@ -47,52 +52,63 @@ class Entities:
         return [camera.name for camera in self._node.output.cameras]
 
     def _list(self, request, response):
-        filters = request.filters
-        unsupported = [
-            name
-            for name, given in (
-                ("categories", bool(filters.categories)),
-                ("tags", bool(filters.tags.tags)),
-                ("bounds", filters.bounds.type != Bounds.TYPE_EMPTY),
-            )
-            if given
-        ]
-        if unsupported:
-            reason = f"A filter by {' and '.join(unsupported)} is not supported; filter by name."
-            return answered(response, UNSUPPORTED, reason)
+        reason = lacking(self._node)
+        if reason:
+            return answered(response, INCORRECT_STATE, reason)
         try:
-            pattern = re.compile(filters.filter)
-        except (re.error, OverflowError, RecursionError) as error:
-            shown = filters.filter[:SHOWN]
-            reason = f"The filter '{shown}' is no usable regular expression ({error}); simplify it."
-            return answered(response, FAILED, reason)
-        response.entities = [name for name in self._names if pattern.search(name)]
+            response.entities = self._matching(request.filters)
+        except UnsupportedFilter as error:
+            return answered(response, UNSUPPORTED, str(error))
+        except MirageError as error:
+            return answered(response, FAILED, str(error))
         return answered(response)
+
+    def _states(self, request, response):
+        self._list(request, response)
+        response.states = [self._state(name) for name in response.entities]
+        return response
+
+    def _matching(self, filters: EntityFilters) -> list[str]:
+        """Names of the cameras that pass; a camera is where its centre is."""
+        check_kinds(filters)
+        pattern = name_pattern(filters.filter)
+        return [
+            name
+            for name in self._names
+            if pattern.search(name) and inside(filters.bounds, self._pose(name)[:3, 3])
+        ]
 
     def _get(self, request, response):
         code, reason = self._refusal(request.entity)
         if reason:
             return answered(response, code, reason)
-        node, state = self._node, response.state
+        response.state = self._state(request.entity)
+        return answered(response)
+
+    def _state(self, entity: str) -> EntityState:
+        node = self._node
+        state = EntityState(pose=pose_to_ros(self._pose(entity)))
+        state.twist = twist_to_ros(*node.cameras.twist(self._names.index(entity)))
         state.header.frame_id = node.config.world_frame
         state.header.stamp = stamp_to_ros(self._now_ns())
-        state.pose = pose_to_ros(self._pose(request.entity))
-        return answered(response)
+        return state
 
     def _set(self, request, response):
         code, reason = self._refusal(request.entity)
         if reason:
             return answered(response, code, reason)
-        node = self._node
-        if request.set_twist or request.set_acceleration:
-            reason = "Twist and acceleration are not supported; plan poses on TF or as a Path."
-            return answered(response, UNSUPPORTED, reason)
+        if moves(request):
+            reason = (
+                "A camera keeps no velocity of its own; set twist and acceleration to zero, or "
+                "plan poses on TF or as a Path."
+            )
+            return answered(response, FAILED, reason)
         if not request.set_pose:
             return answered(response)
         if request.entity != self._names[0]:
             reason = f"'{request.entity}' is mounted on the rig; set '{self._names[0]}'."
             return answered(response, FAILED, reason)
-        if node.plan.pending():
+        if self._node.plan.pending():
             reason = "The camera follows the plan on TF; it has poses that are not rendered yet."
             return answered(response, FAILED, reason)
         return self._move(request.state, response)
@@ -112,7 +128,7 @@ class Entities:
         node.rollout.replan()
         planned = pose @ np.linalg.inv(self._mount(0))
         node.plan.rest_at(planned)
-        node.pose = pose
+        node.cameras.placed(pose)
         return answered(response)
 
     def _poses(self, request, response):
@@ -143,10 +159,11 @@ class Entities:
 
     def _pose(self, entity: str) -> np.ndarray:
         index = self._names.index(entity)
-        if index == 0:
-            return self._node.pose
+        pose = self._node.cameras.pose(index)
+        if pose is not None:
+            return pose
         first_from_world = np.linalg.inv(self._mount(0))
-        return self._node.pose @ first_from_world @ self._mount(index)
+        return self._node.cameras.first @ first_from_world @ self._mount(index)
 
     def _mount(self, index: int) -> np.ndarray:
         """planned_from_camera; where only TF knows it, as of now."""
@@ -160,3 +177,11 @@ class Entities:
             return node.buffer.matrix(node.config.camera_frame, camera.frame, self._now_ns())
         except TransformError:
             return np.eye(4)
+
+
+def moves(request: SetEntityState.Request) -> bool:
+    """Whether a velocity or an acceleration is asked for that is not zero."""
+    wanted = [request.state.twist] * request.set_twist
+    wanted += [request.state.acceleration] * request.set_acceleration
+    parts = [part for motion in wanted for part in (motion.linear, motion.angular)]
+    return any(value != 0 for part in parts for value in (part.x, part.y, part.z))

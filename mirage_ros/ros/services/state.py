@@ -19,6 +19,7 @@ from mirage_ros.ros.deferred import Deferred, create_service
 from mirage_ros.ros.services.answers import (
     FAILED,
     INCORRECT_STATE,
+    LOADING,
     UNSUPPORTED,
     answered,
     lacking,
@@ -35,8 +36,16 @@ STOPPED, PLAYING, PAUSED = (
     SimulationState.STATE_PAUSED,
 )
 NAMES = {STOPPED: "stopped", PLAYING: "playing", PAUSED: "paused"}
+# So long the answer has to get out.
+QUIT_S = 0.2
+ENDING = "The simulator is ending."
+UNSETTABLE = {
+    SimulationState.STATE_QUITTING: ENDING,
+    SimulationState.STATE_LOADING_WORLD: LOADING,
+}
 FEATURES = (
     SimulatorFeatures.NAMED_POSES,
+    SimulatorFeatures.ENTITY_BOUNDS_BOX,
     SimulatorFeatures.ENTITY_STATE_GETTING,
     SimulatorFeatures.ENTITY_STATE_SETTING,
     SimulatorFeatures.SIMULATION_RESET,
@@ -58,6 +67,8 @@ FEATURES = (
 
 def simulation_state(node: MirageNode) -> int:
     """One of the STATE_ constants of SimulationState."""
+    if node.stepper.ending:
+        return SimulationState.STATE_QUITTING
     if node.world.loading:
         return SimulationState.STATE_LOADING_WORLD
     if node.rollout is None or not node.rollout.has_world:
@@ -93,31 +104,50 @@ class StateServices:
     def _set(self, request, response):
         node, target = self._node, request.state.state
         now, kind = simulation_state(node), SetSimulationState.Response
-        if target not in NAMES:
+        if target == SimulationState.STATE_QUITTING and target != now:
+            return self._quit(response)
+        if target not in NAMES and target != SimulationState.STATE_QUITTING:
             reason = (
-                f"The state {target} cannot be set; set stopped (0), playing (1) or paused (2)."
+                f"The state {target} cannot be set; set stopped (0), playing (1), paused (2) or "
+                "quitting (3)."
             )
             return answered(response, UNSUPPORTED, reason)
         if now not in NAMES:
-            reason = lacking(node) or "A world is being loaded; wait for it."
+            reason = UNSETTABLE.get(now) or lacking(node)
             return answered(response, INCORRECT_STATE, reason)
         if now == target:
             text = f"The simulation is {NAMES[now]} already."
             return answered(response, kind.ALREADY_IN_TARGET_STATE, text)
         if target == PLAYING:
-            if not node.active or not node.check_clock():
-                _, text, _ = node.health.state("clock")
-                reason = text or "The node is not active; activate it first."
-                return answered(response, kind.STATE_TRANSITION_ERROR, reason)
-            node.stepper.play()
-            node.wake()
-            return answered(response)
+            return self._play(response)
         if target == PAUSED:
-            node.stepper.pause()
-            deferred = Deferred()
-            node.outbox.when_calm(lambda: deferred.finish(answered(response)))
-            return deferred
+            return self._pause(response)
         return self._start_over(response, stop=True)
+
+    def _play(self, response):
+        node = self._node
+        if not node.active or not node.check_clock():
+            _, text, _ = node.health.state("clock")
+            reason = text or "The node is not active; activate it first."
+            return answered(response, SetSimulationState.Response.STATE_TRANSITION_ERROR, reason)
+        node.stepper.play()
+        node.wake()
+        return answered(response)
+
+    def _pause(self, response):
+        self._node.stepper.pause()
+        deferred = Deferred()
+        self._node.outbox.when_calm(lambda: deferred.finish(answered(response)))
+        return deferred
+
+    def _quit(self, response):
+        """Ends the process soon; who asked for it is answered first."""
+        node = self._node
+        node.stepper.ending = True
+        node.stepper.pause(stopped=True)
+        node.results.tell(ENDING)
+        node.create_wall_timer(QUIT_S, node.context.try_shutdown)
+        return answered(response)
 
     def _reset(self, request, response):
         node = self._node

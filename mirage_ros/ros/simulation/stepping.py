@@ -42,12 +42,16 @@ class StepJob:
 
 
 class Stepper:
-    """Playing, paused, or stepping while paused. It sets how many frames may be handed out."""
+    """Playing, paused, or stepping while paused. It sets how many frames may be handed out.
+
+    Attributes:
+        ending: the simulator was told to quit.
+    """
 
     def __init__(self, paused: bool) -> None:
         self._rollout: Rollout | None = None
         self.playing = not paused
-        self.stopped = False
+        self.stopped = self.ending = False
         self.job: StepJob | None = None
 
     def attach(self, rollout: Rollout | None) -> None:

@@ -1,0 +1,80 @@
+"""Which entities a filter of the standard lets pass: by name, and by where they are."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from jaxtyping import Float
+from simulation_interfaces.msg import Bounds, EntityFilters
+
+from mirage_ros.core.errors import MirageError
+
+# So much of a filter is worth repeating.
+SHOWN = 200
+# POSIX's names for characters inside of brackets, which Python's expressions do not know.
+POSIX_CLASSES = {
+    "alnum": "a-zA-Z0-9",
+    "alpha": "a-zA-Z",
+    "blank": " \\t",
+    "cntrl": "\\x00-\\x1f\\x7f",
+    "digit": "0-9",
+    "graph": "\\x21-\\x7e",
+    "lower": "a-z",
+    "print": "\\x20-\\x7e",
+    "punct": "\\x21-\\x2f\\x3a-\\x40\\x5b-\\x60\\x7b-\\x7e",
+    "space": "\\s",
+    "upper": "A-Z",
+    "xdigit": "0-9A-Fa-f",
+}
+
+
+class UnsupportedFilter(MirageError):
+    """A filter of a kind that is not offered."""
+
+
+def check_kinds(filters: EntityFilters) -> None:
+    """Raises UnsupportedFilter for what cameras do not have, and for hulls."""
+    given = {"categories": bool(filters.categories), "tags": bool(filters.tags.tags)}
+    unsupported = [name for name, there in given.items() if there]
+    if unsupported:
+        raise UnsupportedFilter(
+            f"A filter by {' and '.join(unsupported)} is not supported; filter by name or bounds."
+        )
+    if filters.bounds.type not in (Bounds.TYPE_EMPTY, Bounds.TYPE_SPHERE, Bounds.TYPE_BOX):
+        raise UnsupportedFilter(
+            f"Bounds of type {filters.bounds.type} are not supported; give a sphere or a box."
+        )
+
+
+def name_pattern(text: str) -> re.Pattern[str]:
+    """A POSIX extended regular expression. Raises MirageError for one that cannot be used."""
+    try:
+        return re.compile(re.sub(r"\[:(\w+):\]", lambda found: POSIX_CLASSES[found[1]], text))
+    except (re.error, OverflowError, RecursionError, KeyError) as error:
+        raise MirageError(
+            f"The filter '{text[:SHOWN]}' is no usable regular expression ({error}); simplify it."
+        ) from error
+
+
+def inside(bounds: Bounds, position: Float[np.ndarray, "3"]) -> bool:
+    """Whether a point of the world overlaps the bounds, which are the world's, too.
+
+    Raises:
+        MirageError: the points of the bounds make no volume.
+    """
+    if bounds.type == Bounds.TYPE_EMPTY:
+        return True
+    points = np.array([[point.x, point.y, point.z] for point in bounds.points])
+    if len(points) != 2 or not np.isfinite(points).all():
+        raise MirageError(
+            f"The bounds have {len(points)} points, or some that are not finite; give 2: centre "
+            "and radius of a sphere, or two opposite corners of a box."
+        )
+    if bounds.type == Bounds.TYPE_BOX:
+        low, high = points.min(axis=0), points.max(axis=0)
+        return bool(((low <= position) & (position <= high)).all())
+    centre, radius = points[0], points[1, 0]
+    if radius < 0:
+        raise MirageError(f"The sphere has the radius {radius} m; give 0 or more.")
+    return bool(np.linalg.norm(position - centre) <= radius)
