@@ -43,7 +43,8 @@ PROOFS = {
 @pytest.fixture(scope="module")
 def unconfigured(tmp_path_factory):
     log = tmp_path_factory.mktemp("log")
-    process = NodeProcess(log, "--ros-args", *LOCKSTEP, "-p", "autostart:=false")
+    process = NodeProcess(log, "--ros-args", *LOCKSTEP, "-p", "autostart:=false", "-p",
+                          "worlds_folder:=/no/such/folder")  # fmt: skip
     client = SimClient(process)
     client.connect()
     yield client
@@ -98,8 +99,11 @@ def test_a_node_that_is_not_configured_has_no_world_and_says_what_it_can_do(unco
     gone = sim.ask(srv.GetCurrentWorld, "get_current_world").result
     assert gone.result == srv.GetCurrentWorld.Response.NO_WORLD_LOADED and gone.error_message
     assert claimed(sim) == set(PROOFS)
-    worlds = sim.ask(srv.GetAvailableWorlds, "get_available_worlds")
+    worlds = sim.ask(srv.GetAvailableWorlds, "get_available_worlds", continue_on_error=True)
     assert worlds.result.result == OK and worlds.worlds
+    refused = sim.ask(srv.GetAvailableWorlds, "get_available_worlds").result
+    assert refused.result == srv.GetAvailableWorlds.Response.DEFAULT_SOURCES_FAILED
+    assert "/no/such/folder" in refused.error_message
     handle, _ = sim.send_goal(SimulateSteps, "simulate_steps", SimulateSteps.Goal(steps=1))
     refused = sim.result_of(handle)
     assert refused.status == GoalStatus.STATUS_ABORTED
