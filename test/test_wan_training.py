@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 from wan_clips import write_re10k
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.models.wan_layout import random_transformer, write_tiny_checkpoint
+from mirage_ros.models.wan_layout import SCHEDULER, random_transformer, write_tiny_checkpoint
 from mirage_ros.training import latent_cache
 from mirage_ros.training.chunks import Chunks, ChunksConfig, LatentClip
 from mirage_ros.training.latent_cache import LatentCache, build_cache
@@ -168,6 +169,26 @@ def test_a_share_of_samples_is_told_the_empty_prompt():
     for step in range(25):
         loss(Net(), torch.Generator().manual_seed(step))
     assert 0.15 < np.mean(seen) < 0.35
+
+
+def test_noise_levels_are_told_as_the_sampler_tells_them():
+    """In whole numbers: sharded networks round what is not to bfloat16 before they see it."""
+    told = []
+
+    class Net(torch.nn.Module):
+        def forward(self, latents, timestep, condition, text):
+            told.append(timestep)
+            return latents
+
+    loss = flow_loss(batch=4)
+    for step in range(25):
+        loss(Net(), torch.Generator().manual_seed(step))
+    told = torch.cat(told)
+    assert not told.is_floating_point() and (told[:, :-2] == 0).all()
+    assert told.max() < 1000 and len(set(told[:, -1].tolist())) > 80
+    sampled = UniPCMultistepScheduler(**SCHEDULER)
+    sampled.set_timesteps(4)
+    assert sampled.timesteps.dtype == told.dtype
 
 
 def test_a_realestate10k_track_is_read_with_its_frames(tmp_path):

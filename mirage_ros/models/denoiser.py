@@ -20,7 +20,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from mirage_ros.models.alignment import GEOMETRY_CHANNELS, Aligner
@@ -132,7 +132,7 @@ class MemoryDenoiser(nn.Module):
     def forward(
         self,
         latents: Float[Tensor, "b c f h w"],
-        timestep: Float[Tensor, "b f"],
+        timestep: Num[Tensor, "b f"],
         condition: Float[Tensor, "b told f h w"],
         text: Float[Tensor, "b n d"],
         shortcut: Float[Tensor, "b c f h w"] | None = None,

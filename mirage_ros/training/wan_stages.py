@@ -77,8 +77,10 @@ class FlowLoss:
         level = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1 - level) * clean + level * noise
         frames = context.shape[2]
-        timestep = torch.cat([torch.zeros(len(clean), frames), TIMESTEPS * sigma.expand(
-            -1, clean.shape[2])], 1)  # fmt: skip
+        # Whole numbers, as diffusers' schedulers tell them: what is sharded casts all others to
+        # bfloat16 on their way in, which knows 888 and 892 but nothing between.
+        target = (TIMESTEPS * sigma).long().expand(-1, clean.shape[2])
+        timestep = torch.cat([target.new_zeros(len(clean), frames), target], 1)
         dropped = torch.rand(config.batch, generator=generator) < config.text_dropout
         inputs = torch.cat([context, noisy], 2).to(device)
         velocity = network(
