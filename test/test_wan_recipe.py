@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 from wan_clips import write_re10k, write_recipe
@@ -25,6 +27,7 @@ from mirage_ros.training import wan_recipe
 from mirage_ros.training.wan_recipe import read_wan_recipe, train_wan
 from mirage_ros.training.wan_stages import prepare_stage
 
+CONFIGS = Path(__file__).parents[1] / "config" / "train"
 TRAINEE = Path(__file__).with_name("wan_trainee.py")
 
 
@@ -44,6 +47,24 @@ def trainee(path, killed_at=0, **environment):
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def two_trainees(path, killed_at=0, **environment):
+    """Runs two processes that train together; their exit codes, outputs and errors."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = [
+        trainee(path, killed_at, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1", MASTER_PORT=port, ACCELERATE_USE_CPU="true", **environment)
+        for rank in "01"
+    ]  # fmt: skip
+    try:
+        told = [process.communicate(timeout=150) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(both, told, strict=True)]
 
 
 def test_the_whole_recipe_makes_a_folder_that_runs(folder, tmp_path):
@@ -118,26 +139,51 @@ def test_a_training_that_is_killed_goes_on_to_the_same_losses(folder, tmp_path):
             assert same == pytest.approx(loss, rel=1e-5)
 
 
-def test_two_processes_share_the_clips_and_save_together(folder, tmp_path):
-    write_re10k(tmp_path, 26)
-    path = write_recipe(tmp_path, folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    both = [
-        trainee(path, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                MASTER_ADDR="127.0.0.1", MASTER_PORT=port, ACCELERATE_USE_CPU="true")
-        for rank in "01"
-    ]  # fmt: skip
-    try:
-        told = [process.communicate(timeout=150) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [process.returncode for process in both] == [0, 0], told
-    read = [json.loads(out.splitlines()[-1])["read"] for out, _ in told]
+def fsdp_environment(precision):
+    """What `accelerate launch` makes of config/train/fsdp.yaml, but for the precision."""
+    told = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())["fsdp_config"]
+    told["fsdp_transformer_cls_to_wrap"] = told.pop("fsdp_transformer_layer_cls_to_wrap")
+    environment = {name.upper(): str(value).lower() for name, value in told.items()}
+    for name in ("FSDP_TRANSFORMER_CLS_TO_WRAP", "FSDP_AUTO_WRAP_POLICY", "FSDP_STATE_DICT_TYPE"):
+        environment[name] = told[name.lower()]
+    return environment | {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": precision}
+
+
+@pytest.fixture(scope="module")
+def together(folder, tmp_path_factory):
+    """Two processes, the network whole in each: (root, what they told)."""
+    root = tmp_path_factory.mktemp("together")
+    write_re10k(root, 26)
+    return root, two_trainees(write_recipe(root, folder, "plain", 3))
+
+
+def test_two_processes_share_the_clips_and_save_together(together):
+    root, told = together
+    assert [code for code, *_ in told] == [0, 0], told
+    read = [json.loads(out.splitlines()[-1])["read"] for _, out, _ in told]
     assert read == [["abc_000"], ["abc_001"]]
     for stage in ("branch", "lora"):
-        assert [step for step, _ in logged(tmp_path / "run", stage)] == [1, 2]
-    assert not list(tmp_path.rglob("*.tmp"))
-    load_model(str(tmp_path / "run-model"), "cpu", {"steps": 1})
+        assert [step for step, _ in logged(root / "plain", stage)] == [1, 2, 3]
+    assert not list(root.rglob("*.tmp"))
+    load_model(str(root / "plain-model"), "cpu", {"steps": 1})
+
+
+def test_two_processes_that_hold_half_of_the_weights_train_and_go_on_alike(folder, together):
+    """Sharded as in config/train/fsdp.yaml, killed in stage two and begun again."""
+    root, _ = together
+    path = write_recipe(root, folder, "shards", 3, checkpoint_s=0.0)
+    shutil.copytree(root / "plain/cache", root / "shards/cache")
+    killed = two_trainees(path, killed_at=6, **fsdp_environment("no"))
+    assert [code for code, *_ in killed] == [-signal.SIGKILL] * 2, killed
+    again = two_trainees(path, **fsdp_environment("no"))
+    assert [code for code, *_ in again] == [0, 0], again
+    for _, out, _ in again:
+        assert json.loads(out.splitlines()[-1])["sharded"] == [1.0], "one step was left"
+    for stage in ("branch", "lora"):
+        whole, parts = (logged(root / run, stage) for run in ("plain", "shards"))
+        assert [step for step, _ in parts] == [1, 2, 3]
+        assert [loss for _, loss in parts] == pytest.approx([loss for _, loss in whole], rel=1e-4)
+    for name in ("branch/diffusion_pytorch_model.safetensors", "lora/adapter_model.safetensors"):
+        whole, parts = (load_file(root / f"{run}-model" / name) for run in ("plain", "shards"))
+        assert whole.keys() == parts.keys()
+        assert all(torch.allclose(whole[key], parts[key], atol=1e-3) for key in whole)
