@@ -109,12 +109,14 @@ def simulated(log_folder, *arguments: str, **options):
     """Yields a client of a node of its own, active and with its world; ends both."""
     process = NodeProcess(log_folder, "--ros-args", *arguments, **options)
     client = SimClient(process)
-    client.connect()
-    process.wait_for("New world")
-    client.spin(lambda: state(client) == State.PRIMARY_STATE_ACTIVE)
-    yield client
-    client.close()
-    process.close()
+    try:
+        client.connect()
+        process.wait_for("New world")
+        client.spin(lambda: state(client) == State.PRIMARY_STATE_ACTIVE)
+        yield client
+    finally:
+        client.close()
+        process.close()
 
 
 def change(client: SimClient, transition: int) -> bool:
