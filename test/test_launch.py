@@ -174,43 +174,50 @@ def test_the_closed_loop_drives(ros_domain: int):
     assert not re.search("has died|Traceback|failed to terminate", output), output
 
 
-def _watch_drive(wait_s: float):
-    """Waits until the base was told to move; returns the nodes and the odometry."""
+@contextmanager
+def watcher():
+    """A node beside what was launched."""
     import rclpy
-    from nav_msgs.msg import Odometry
 
     rclpy.init()
     node = rclpy.create_node("watcher")
-    odometry = []
-    node.create_subscription(Odometry, "/sim/odom", odometry.append, 50)
+    try:
+        yield node
+    finally:
+        node.destroy_node()
+        rclpy.shutdown()
+
+
+def spin(node, until, wait_s: float) -> None:
+    """Until something is the case, or for so long."""
+    import rclpy
+
     end = time.monotonic() + wait_s
-    while time.monotonic() < end:
+    while not until() and time.monotonic() < end:
         rclpy.spin_once(node, timeout_sec=0.2)
-        if len(odometry) >= 8 and odometry[-1].twist.twist.linear.x > 0:
-            break
-    nodes = node.get_node_names_and_namespaces()
-    node.destroy_node()
-    rclpy.shutdown()
-    return nodes, odometry
+
+
+def _watch_drive(wait_s: float):
+    """Waits until the base was told to move; returns the nodes and the odometry."""
+    from nav_msgs.msg import Odometry
+
+    odometry = []
+    with watcher() as node:
+        node.create_subscription(Odometry, "/sim/odom", odometry.append, 50)
+        spin(node, lambda: len(odometry) >= 8 and odometry[-1].twist.twist.linear.x > 0, wait_s)
+        return node.get_node_names_and_namespaces(), odometry
 
 
 def _see(wait_s: float):
     """Waits for the node's latched cloud and the camera's mount; also returns the nodes."""
-    import rclpy
     from rclpy.qos import DurabilityPolicy, QoSProfile
     from sensor_msgs.msg import PointCloud2
     from tf2_msgs.msg import TFMessage
 
-    rclpy.init()
-    node = rclpy.create_node("watcher")
     clouds, mounts = [], []
     latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    node.create_subscription(PointCloud2, "/sim/cache/points", clouds.append, latched)
-    node.create_subscription(TFMessage, "/tf_static", mounts.append, latched)
-    end = time.monotonic() + wait_s
-    while not (clouds and mounts) and time.monotonic() < end:
-        rclpy.spin_once(node, timeout_sec=0.2)
-    nodes = node.get_node_names_and_namespaces()
-    node.destroy_node()
-    rclpy.shutdown()
-    return nodes, clouds, mounts
+    with watcher() as node:
+        node.create_subscription(PointCloud2, "/sim/cache/points", clouds.append, latched)
+        node.create_subscription(TFMessage, "/tf_static", mounts.append, latched)
+        spin(node, lambda: clouds and mounts, wait_s)
+        return node.get_node_names_and_namespaces(), clouds, mounts
