@@ -45,6 +45,7 @@ BLOCK_NAMES = {
     "ffn.2": "ffn.net.2",
 }
 _BLOCK = re.compile(r"vace_blocks\.(\d+)\.(.+)$")
+_EMBEDDING = "vace_patch_embedding."
 _LORA = re.compile(r"(?:^|\.)blocks\.(\d+)\.(.+?)\.lora_(A|B|up|down)(?:\.default)?(?:\.weight)?$")
 
 
@@ -83,9 +84,11 @@ def convert_lora(
 ) -> tuple[dict[str, Tensor], int]:
     """Adapters of a reference checkpoint in peft's names, and their rank.
 
+    The file may hold a side branch too.
+
     Raises:
-        MirageError: names every adapter tensor that is unknown, lacks its other half or does not
-            fit the backbone.
+        MirageError: names every tensor that is unknown, lacks its other half or does not fit the
+            backbone.
     """
     linear = {n: m for n, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
     halves: dict[str, dict[str, Tensor]] = {}
@@ -93,7 +96,8 @@ def convert_lora(
     for name, tensor in tensors.items():
         match = _LORA.search(name)
         if match is None:
-            if "lora" in name.lower():
+            # Others would change what the adapters do: their alpha, differences of biases.
+            if "lora" in name or not _is_of_branch(name):
                 unknown.append(f"{name} {tuple(tensor.shape)}")
             continue
         block, inner, half = match.groups()
@@ -150,7 +154,7 @@ def _renamed_branch(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
             continue
         if match:
             ours = _block_name(int(match[1]), match[2])
-        elif "vace_patch_embedding." in name:
+        elif _EMBEDDING in name:
             ours = "patch_embedding." + name.rsplit(".", 1)[1]
         else:
             ours = None
@@ -159,6 +163,10 @@ def _renamed_branch(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
         else:
             found[ours] = tensor
     return found, unknown
+
+
+def _is_of_branch(name: str) -> bool:
+    return bool(_BLOCK.search(name)) or _EMBEDDING in name
 
 
 def _block_name(block: int, rest: str) -> str | None:
