@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
-from wan_tiny import denoiser_inputs
+from wan_tiny import CHANNELS, TOLD, denoiser_inputs
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
@@ -74,7 +74,7 @@ def test_a_zero_branch_leaves_the_published_backbone_as_it_is(config):
 def test_a_stream_decoded_in_pieces_is_the_stream_decoded_at_once():
     torch.manual_seed(0)
     vae = AutoencoderKLWan(**TINY_VAE).eval()
-    codec, latents = WanCodec(vae), torch.randn(1, 8, 10, 2, 3)
+    codec, latents = WanCodec(vae), torch.randn(1, CHANNELS, 10, 2, 3)
     with torch.no_grad():
         published = vae.decode(latents).sample
     whole, _ = codec.decode_stream(latents)
@@ -167,8 +167,8 @@ def test_prompts_are_read_as_the_published_pipeline_reads_them(folder):
 def test_the_prompt_and_the_guidance_matter(folder):
     """With a guidance of 1 the negative prompt is never read."""
     plain = load_model(str(folder), "cpu", SETTINGS)
-    context, noise = torch.randn(1, 8, 1, 4, 6), torch.randn(1, 8, 2, 4, 6)
-    condition = torch.zeros(1, 13, 3, 4, 6)
+    context, noise = torch.randn(1, CHANNELS, 1, 4, 6), torch.randn(1, CHANNELS, 2, 4, 6)
+    condition = torch.zeros(1, TOLD, 3, 4, 6)
     with torch.no_grad():
         red = plain.sample(noise, context, condition)
         plain.set_prompt("a blue room")
@@ -203,8 +203,8 @@ def test_a_folder_of_ours_names_its_base_and_brings_branch_and_lora(folder, tmp_
     ours = load_model(str(tmp_path), "cpu", {"prompt": "a red room", "steps": 2})
     assert ours.config.steps == 2 and ours.size == SIZE
     plain = load_model(str(folder), "cpu", SETTINGS)
-    noise, context = torch.randn(1, 8, 2, 4, 6), torch.randn(1, 8, 1, 4, 6)
-    condition = torch.randn(1, 13, 3, 4, 6)
+    noise, context = torch.randn(1, CHANNELS, 2, 4, 6), torch.randn(1, CHANNELS, 1, 4, 6)
+    condition = torch.randn(1, TOLD, 3, 4, 6)
     with torch.no_grad():
         latents = ours.sample(noise, context, condition)
         told_else = ours.sample(noise, context, condition + 1)

@@ -7,7 +7,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from wan_tiny import denoiser_inputs
+from wan_tiny import CHANNELS, TOLD, denoiser_inputs
 
 from mirage_ros.cli import main
 from mirage_ros.core.errors import MirageError
@@ -73,7 +73,7 @@ def reference_checkpoint(transformer, prefix="", seed=0):
     torch.manual_seed(seed)
     dim, blocks = transformer.proj_out.in_features, len(transformer.blocks[::2])
     tensors = {
-        "vace_patch_embedding.weight": torch.randn(dim, 8, 1, 2, 2) / 6,
+        "vace_patch_embedding.weight": torch.randn(dim, CHANNELS, 1, 2, 2) / 6,
         "vace_patch_embedding.bias": torch.randn(dim),
         "vace_blocks.0.before_proj.weight": torch.randn(dim, dim) / 7,
         "vace_blocks.0.before_proj.bias": torch.randn(dim),
@@ -103,7 +103,7 @@ def test_a_reference_branch_is_converted_and_computes_what_it_computed(prefix, t
         ours = branch(hidden, condition, words, temb, rotary)
         # VACE: c = before_proj(embed(context)) + x; then block after block, a hint from each.
         told = torch.nn.functional.conv3d(
-            condition[:, :8],
+            condition[:, :CHANNELS],
             tensors[prefix + "vace_patch_embedding.weight"],
             tensors[prefix + "vace_patch_embedding.bias"],
             stride=(1, 2, 2),
@@ -137,7 +137,7 @@ def test_a_branch_that_does_not_fit_is_refused_with_every_tensor():
         assert name in text
     wide = reference_checkpoint(transformer)
     wide["vace_patch_embedding.weight"] = torch.zeros(48, 29, 1, 2, 2)
-    with pytest.raises(MirageError, match=r"\(48, 29, 1, 2, 2\) where \(48, 13, 1, 2, 2\)"):
+    with pytest.raises(MirageError, match=rf"\(48, 29, 1, 2, 2\) where \(48, {TOLD}, 1, 2, 2\)"):
         convert_branch(wide, transformer)
 
 
@@ -186,13 +186,19 @@ def test_lora_that_does_not_fit_is_refused_with_every_tensor():
         "blocks.0.self_attn.q.lora_B.weight": torch.zeros(40, 3),
         "blocks.0.self_attn.k.lora_A.weight": torch.zeros(3, 48),
         "blocks.9.self_attn.v.lora_A.weight": torch.zeros(3, 48),
+        "vace_blocks.0.self_attn.q.lora_A.weight": torch.zeros(3, 48),
         "lora_embedding": torch.zeros(2),
+        "blocks.0.self_attn.q.alpha": torch.tensor(8.0),
+        "blocks.0.self_attn.q.diff_b": torch.zeros(48),
     }
+    unknown = list(tensors)[-4:]
+    tensors |= reference_checkpoint(transformer)
     with pytest.raises(MirageError) as caught:
         convert_lora(tensors, transformer)
     for word in ("(40, 3)", "missing base_model.model.blocks.0.attn1.to_k.lora_B", "blocks.9",
-                 "lora_embedding"):  # fmt: skip
+                 *(f"unknown {name} (" for name in unknown)):  # fmt: skip
         assert word in str(caught.value)
+    assert "before_proj" not in str(caught.value), "a branch in the same file is left alone"
 
 
 def test_the_command_converts_both_into_a_folder_that_runs(folder, tmp_path, capsys):

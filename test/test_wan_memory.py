@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from wan_tiny import denoiser_inputs
+from wan_tiny import CHANNELS, denoiser_inputs
 
 from mirage_ros.cli import main
 from mirage_ros.core.errors import MirageError
@@ -82,7 +82,7 @@ def test_the_plan_counts_who_perceives(tmp_path):
 def test_a_decoder_cache_is_measured_as_it_will_be():
     codec, state = WanCodec(random_vae()), None
     for _ in range(3):
-        _, state = codec.decode_stream(torch.randn(1, 8, 1, 4, 6), state)
+        _, state = codec.decode_stream(torch.randn(1, CHANNELS, 1, 4, 6), state)
     held = sum(tensor.numel() * tensor.itemsize for tensor in state.values())
     parts, config = Parts(TINY_TRANSFORMER, TINY_VAE), WanConfig(size=SIZE)
     assert plan_memory(parts, config, torch.float32).decoder_cache == held
@@ -110,7 +110,7 @@ def test_speed_switches_change_nothing_but_speed(speed):
     torch.manual_seed(0)
     vae, transformer = random_vae().eval(), random_transformer().eval()
     denoiser = MemoryDenoiser(transformer, SideBranch.from_transformer(transformer)).eval()
-    inputs, latents = denoiser_inputs(TINY_TRANSFORMER), torch.randn(1, 8, 3, 2, 3)
+    inputs, latents = denoiser_inputs(TINY_TRANSFORMER), torch.randn(1, CHANNELS, 3, 2, 3)
     with torch.no_grad():
         before = denoiser(*inputs), WanCodec(vae).decode_stream(latents)[0]
         if speed == "channels_last":

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 from wan_clips import write_re10k
+from wan_tiny import CHANNELS
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
@@ -36,7 +37,7 @@ def wall_clip(latents=10, seed=0, metres=0.5):
     pose[:, 0, 3] = np.linspace(0, metres, latents)
     cameras = Camera.from_hfov(70.0, SIZE, pose).resized((2, 4))
     shape = (latents, 2, 4)
-    told = torch.from_numpy(rng.standard_normal((latents, 8, 2, 4)).astype(np.float32))
+    told = torch.from_numpy(rng.standard_normal((latents, CHANNELS, 2, 4)).astype(np.float32))
     return LatentClip(told.half(), np.full(shape, 2.0, np.float32), np.ones(shape, bool), cameras)
 
 
@@ -131,11 +132,11 @@ def test_references_are_what_memory_shows_most_and_come_first():
         frames = context.mean((0, 2, 3)).round().int().tolist()
         before = int(clean[0, 0, 0, 0]) - 1
         assert frames[-1] == before, "the preceding frame is the last of the context"
-        visible = condition[8, len(frames) :].bool()
+        visible = condition[CHANNELS, len(frames) :].bool()
         shown = condition[0, len(frames) :][visible].round().int().tolist()
         ranked = sorted(set(shown) - {before}, key=lambda i: (-shown.count(i), i))
         assert frames[:-1] == ranked[:2]
-        assert torch.equal(condition[:8, : len(frames)], context)
+        assert torch.equal(condition[:CHANNELS, : len(frames)], context)
         several += len(ranked) > 1
     assert several > 5
 
@@ -147,7 +148,7 @@ def test_a_batch_has_one_number_of_references():
         clean, context, condition = chunks.draw_batch(2, torch.Generator().manual_seed(seed))
         counts.append(context.shape[2] - 1)
         assert condition.shape[2] == context.shape[2] + clean.shape[2]
-        assert torch.equal(condition[:, :8, : context.shape[2]], context)
+        assert torch.equal(condition[:, :CHANNELS, : context.shape[2]], context)
         last = context[:, :, -1].mean((1, 2, 3)).round()
         assert torch.equal(last, clean[:, 0, 0, 0, 0] - 1)
     assert {0, 1, 2} == set(counts)
@@ -199,6 +200,7 @@ def test_a_realestate10k_track_is_read_with_its_frames(tmp_path):
     assert camera.intrinsics[0, 0, 2] == pytest.approx(47.5)
     assert camera.position_world[11, 0] == pytest.approx(2.0 * 1.5 * 11 / 96 / 5, rel=1e-6)
     (tmp_path / "frames" / "abc" / "1000000.png").unlink()
+    (tmp_path / "frames" / "abc" / "cover.png").write_text("of the whole")
     clips = list(read_re10k(tmp_path / "cameras", tmp_path / "frames", SIZE, 5))
     assert [clip.name for clip in clips] == ["abc_000", "abc_001"]
     clip = clips[0].read()
@@ -269,7 +271,7 @@ def test_the_cache_holds_what_the_cycle_would_write(folder, tmp_path, monkeypatc
         assert len(LatentCache(tmp_path)) == 1
     (clip,) = cache
     # 9 frames: the first latent is frame 0, then frames 1 to 4 and 5 to 8 by their third.
-    assert clip.latents.shape == (3, 8, 2, 4)
+    assert clip.latents.shape == (3, CHANNELS, 2, 4)
     assert clip.depth_m[:, 0, 0].tolist() == [1, 4, 8]
     assert not clip.static[2, 0, 0] and clip.static.sum() == clip.static.size - 1
     whole = model.codec.encode(model.video_from_rgb(rgb[:9]))[0].transpose(0, 1)

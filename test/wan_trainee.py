@@ -17,7 +17,6 @@ from types import SimpleNamespace
 
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-
 from torch.distributed.tensor import DTensor
 
 from mirage_ros.training import wan_recipe, wan_trainer

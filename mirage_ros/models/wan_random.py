@@ -35,7 +35,8 @@ SPREAD = 0.02
 def random_wan(tiny: bool, device: str, settings: Mapping[str, Any], seed: int = 0) -> WanModel:
     """The published architecture, or a small one of the same shape.
 
-    The memory plan goes to stderr before anything is made. Raises MirageError when the device is too small for it.
+    The memory plan goes to stderr before anything is made. Raises MirageError when the device is
+    too small for it.
     """
     config = read_config(Path("random weights"), settings)
     dtype = pick_dtype(config, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -101,7 +102,8 @@ def read_re10k(
         raise MirageError(f"{tracks} holds no .txt camera files; give the folder that does.")
     for path in paths:
         track = read_track(path)
-        files = {int(f.stem): f for f in (frames / track.name).glob("*") if f.suffix in PICTURES}
+        pictures = ((frames / track.name).glob(f"*{ending}") for ending in PICTURES)
+        files = {int(f.stem): f for f in itertools.chain(*pictures) if f.stem.isdigit()}
         rows = [i for i, stamp in enumerate(track.stamps_us) if int(stamp) in files]
         for part, start in enumerate(range(0, len(rows) - length + 1, length)):
             chosen = rows[start : start + length]
