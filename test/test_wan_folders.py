@@ -6,15 +6,17 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from wan_tiny import TOLD
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.models.pretrained import load_model
 from mirage_ros.models.wan_config import read_config
 from mirage_ros.models.wan_layout import write_tiny_checkpoint
 
-SHARD = "transformer/diffusion_pytorch_model-00002-of-00006.safetensors"
+SHARD = "transformer/diffusion_pytorch_model-00002-of-00007.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +118,44 @@ def test_a_base_that_cannot_be_is_refused(folder, base):
 def test_an_empty_folder_of_ours_is_refused(folder, part):
     (folder / part).mkdir()
     assert f"/{part}" in refusal(folder)
+
+
+#: What the published configs hold beside what writing a folder with today's libraries leaves.
+PUBLISHED = {
+    "transformer/config.json": {
+        "_diffusers_version": "0.35.0.dev0", "added_kv_proj_dim": None, "image_dim": None,
+        "pos_embed_seq_len": None,
+    },
+    "vae/config.json": {
+        "_diffusers_version": "0.35.0.dev0", "clip_output": False, "dropout": 0.0,
+    },
+    "text_encoder/config.json": {
+        "dense_act_fn": "gelu_new", "is_encoder_decoder": True, "is_gated_act": True,
+        "output_past": True, "scalable_attention": True, "tie_word_embeddings": False,
+        "tokenizer_class": "T5Tokenizer", "torch_dtype": "bfloat16",
+        "transformers_version": "4.48.0.dev0",
+    },
+    "scheduler/scheduler_config.json": {
+        "_diffusers_version": "0.35.0.dev0", "beta_end": 0.02, "beta_schedule": "linear",
+        "beta_start": 0.0001, "disable_corrector": [], "dynamic_thresholding_ratio": 0.995,
+        "final_sigmas_type": "zero", "lower_order_final": True, "predict_x0": True,
+        "rescale_betas_zero_snr": False, "sample_max_value": 1.0, "solver_p": None,
+        "steps_offset": 0, "thresholding": False, "time_shift_type": "exponential",
+        "timestep_spacing": "linspace", "trained_betas": None, "use_beta_sigmas": False,
+        "use_dynamic_shifting": False, "use_exponential_sigmas": False, "use_karras_sigmas": False,
+    },
+}  # fmt: skip
+
+
+def test_configs_are_taken_with_every_key_that_is_published(published, folder):
+    def chunk(of):
+        model = load_model(str(of), "cpu", {"size": [64, 96], "steps": 2, "prompt": "a red room"})
+        context = torch.ones(1, model.channels, 1, 4, 6)
+        return model.sample(2 * context, context, torch.zeros(1, TOLD, 2, 4, 6))
+
+    before = chunk(published)
+    for name, values in PUBLISHED.items():
+        change(folder / name, **values)
+    head = json.loads((folder / "text_encoder/config.json").read_text())
+    assert not head["tie_word_embeddings"], "and the embedding is stored once, as published"
+    assert torch.equal(chunk(folder), before)
