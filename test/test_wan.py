@@ -13,6 +13,7 @@ from wan_tiny import CHANNELS, TOLD, denoiser_inputs
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.world import World
+from mirage_ros.models import wan_loading
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.lora import add_lora
 from mirage_ros.models.pretrained import load_model
@@ -162,6 +163,20 @@ def test_prompts_are_read_as_the_published_pipeline_reads_them(folder):
         max_sequence_length=512,
     )
     assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_what_was_read_is_not_read_again_and_does_not_pile_up(monkeypatch, tmp_path):
+    read = []
+
+    def encode(folder, prompts, device, dtype):
+        read.extend(prompts)
+        return torch.tensor([float(len(prompt)) for prompt in prompts]).view(-1, 1, 1)
+
+    monkeypatch.setattr(wan_loading, "encode_prompts", encode)
+    reader = wan_loading.PromptReader(tmp_path, "cpu", torch.float32)
+    for number in range(50):
+        assert reader(["x" * number, "-1"]).flatten().tolist() == [number, 2]
+    assert read.count("-1") == 1 and len(read) == 51 and len(reader._known) <= 16
 
 
 def test_the_prompt_and_the_guidance_matter(folder):

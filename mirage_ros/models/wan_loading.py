@@ -33,10 +33,12 @@ from mirage_ros.models.wan_speed import speed_up
 from mirage_ros.models.wan_text import encode_prompts
 
 _log = logging.getLogger(__name__)
+#: Each takes 4 MB at full size.
+KNOWN_PROMPTS = 16
 
 
 class PromptReader:
-    """Reads prompts with the folder's text encoder; what it has read it remembers.
+    """Reads prompts with the folder's text encoder; the last that it has read it remembers.
 
     The first prompts are read on the model's device, before the other networks are there;
     later ones on the CPU.
@@ -52,7 +54,11 @@ class PromptReader:
             read = encode_prompts(self.folder, unread, self._device, self.dtype)
             self._known |= dict(zip(unread, read.to("cpu"), strict=True))
             self._device = "cpu"
-        return torch.stack([self._known[prompt] for prompt in prompts])
+        for prompt in prompts:
+            self._known[prompt] = self._known.pop(prompt)  # the last to be forgotten
+        told = torch.stack([self._known[prompt] for prompt in prompts])
+        self._known = dict(list(self._known.items())[-KNOWN_PROMPTS:])
+        return told
 
 
 def load_wan(
