@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
-from rclpy.time import Time
 from tf2_msgs.msg import TFMessage
 from transforms3d.euler import euler2mat
 
@@ -15,14 +14,12 @@ from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.conversions import (
     pose_to_ros,
     stamp_to_ros,
-    transform_from_ros,
     transform_to_ros,
 )
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.plan import Missing, Plan, PlanConfig
 from mirage_ros.ros.tf_buffer import Buffer
 from mirage_ros.ros.tf_intake import TfIntake
-from mirage_ros.ros.tracks import ConnectivityException, ExtrapolationException, LookupException
 
 SECOND = 1_000_000_000
 PERIOD = SECOND // 10
@@ -59,60 +56,6 @@ def drain(plan: Plan, count: int = 4) -> list[int]:
         times += planned.stamps_ns
         plan.commit(planned)
     return times
-
-
-def test_between_stamps_position_is_lerp_and_rotation_slerp():
-    buffer = Buffer()
-    feed(buffer, stamps(3, step=SECOND), speed=2.0, turn=0.8)
-    for share in (0.0, 0.25, 0.5, 1.0, 1.7):
-        matrix = buffer.matrix("world", "camera", START + round(share * SECOND))
-        np.testing.assert_allclose(matrix, pose_at(2 * share, 0.8 * share), atol=1e-9)
-
-
-def test_chains_with_static_frames_in_both_directions():
-    buffer = Buffer()
-    feed(buffer, stamps(5), "world", "base", turn=0.5)
-    base_from_camera = pose_at(0.3, 1.0)
-    buffer.set_transform_static(transform_to_ros(base_from_camera, "base", "camera", 0))
-    stamp_ns = START + PERIOD * 3 // 2
-    expected = pose_at(0.15, 0.075) @ base_from_camera
-    there = transform_from_ros(
-        buffer.lookup_transform("world", "camera", Time(nanoseconds=stamp_ns))
-    )
-    back = transform_from_ros(
-        buffer.lookup_transform("camera", "world", Time(nanoseconds=stamp_ns))
-    )
-    np.testing.assert_allclose(there, expected, atol=1e-9)
-    np.testing.assert_allclose(back @ there, np.eye(4), atol=1e-9)
-
-
-def test_the_buffer_says_what_is_missing_and_does_not_extrapolate():
-    buffer = Buffer()
-    feed(buffer, stamps(3))
-    feed(buffer, stamps(3), "map", "robot")
-    with pytest.raises(LookupException, match="no frame 'arm'"):
-        buffer.matrix("world", "arm", START)
-    with pytest.raises(ConnectivityException, match="'world'.*'robot'"):
-        buffer.matrix("world", "robot", START)
-    for stamp_ns in (START - 1, START + 2 * PERIOD + 1):
-        with pytest.raises(ExtrapolationException, match=str(stamp_ns)):
-            buffer.matrix("world", "camera", stamp_ns)
-        assert not buffer.can_transform("world", "camera", Time(nanoseconds=stamp_ns))
-    latest = buffer.lookup_transform("world", "camera", Time())
-    assert latest.header.stamp == stamp_to_ros(START + 2 * PERIOD)
-
-
-def test_the_buffer_is_bounded_by_time():
-    buffer = Buffer(history_s=1.0)
-    feed(buffer, stamps(100))
-    assert buffer.span("world", "camera") == (START + 89 * PERIOD, START + 99 * PERIOD)
-
-
-def test_poses_out_of_order_are_sorted_in():
-    buffer = Buffer()
-    order = stamps(6)
-    feed(buffer, [order[i] for i in (0, 3, 1, 5, 2, 4, 3)])
-    assert buffer.tracks["camera"].stamps == order
 
 
 def test_frames_start_at_the_first_pose_and_have_the_plan_s_stamps():

@@ -189,13 +189,19 @@ class Buffer:
 
 
 class Tf2Buffer(Buffer):
-    """The same, with a ROS install's tf2_ros doing the look-ups."""
+    """The same, with a ROS install's tf2_ros doing the look-ups.
 
-    def __init__(self, history_s: float, tf2_ros, duration) -> None:
+    It keeps every pose of a stamp and interpolates with any of them, so a frame whose plan was
+    changed is looked up without it.
+    """
+
+    def __init__(self, history_s: float, tf2_ros) -> None:
+        from rclpy.duration import Duration
+        from rclpy.time import Time
+
         super().__init__(history_s)
-        self._duration = duration
-        self._tf2_ros = tf2_ros
-        self._tf2 = tf2_ros.Buffer(duration(seconds=history_s))
+        self._time, self._tf2_ros = Time, tf2_ros
+        self._tf2 = tf2_ros.Buffer(Duration(seconds=history_s))
 
     def set_transform(self, transform: TransformStamped, authority: str = "mirage") -> None:
         super().set_transform(transform, authority)
@@ -206,11 +212,13 @@ class Tf2Buffer(Buffer):
         self._tf2.set_transform_static(transform, authority)
 
     def matrix(self, target: str, source: str, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
-        from rclpy.time import Time
-
-        self.chain(target, source)
+        tracks = self.chain(target, source)
+        for track in tracks:
+            track.check(stamp_ns)
+        if any(track.rewritten for track in tracks):
+            return super().matrix(target, source, stamp_ns)
         try:
-            found = self._tf2.lookup_transform(target, source, Time(nanoseconds=stamp_ns))
+            found = self._tf2.lookup_transform(target, source, self._time(nanoseconds=stamp_ns))
         except self._tf2_ros.TransformException as error:
             raise ExtrapolationException(f"TF: {error}.") from error
         return transform_from_ros(found)
@@ -230,7 +238,6 @@ def make_buffer(history_s: float) -> Buffer:
     """A buffer on tf2_ros where that is installed, the project's own elsewhere."""
     try:
         import tf2_ros
-        from rclpy.duration import Duration
     except ImportError:
         return Buffer(history_s)
-    return Tf2Buffer(history_s, tf2_ros, Duration)
+    return Tf2Buffer(history_s, tf2_ros)

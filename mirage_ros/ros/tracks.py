@@ -33,6 +33,9 @@ class Track:
     """What is known about one child frame: parent_from_child over time.
 
     A static track holds one pose, at stamp 0, and is valid at every time.
+
+    Attributes:
+        rewritten: a pose was replaced by another one of the same stamp.
     """
 
     parent: str
@@ -40,10 +43,12 @@ class Track:
     stamps: list[int] = field(default_factory=list)
     positions: list[np.ndarray] = field(default_factory=list)
     quaternions: list[np.ndarray] = field(default_factory=list)
+    rewritten: bool = False
 
     def insert(self, stamp_ns: int, position: np.ndarray, quaternion: np.ndarray) -> None:
         index = bisect_left(self.stamps, stamp_ns)
         same = index < len(self.stamps) and self.stamps[index] == stamp_ns
+        self.rewritten |= same and not self.holds(stamp_ns, position, quaternion)
         for values, value in (
             (self.stamps, stamp_ns),
             (self.positions, position),
@@ -65,15 +70,19 @@ class Track:
         index = bisect_left(self.stamps, stamp_ns)
         del self.stamps[:index], self.positions[:index], self.quaternions[:index]
 
-    def at(self, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
-        """parent_from_child, between the two stamps around the time: lerp and slerp."""
-        if self.static:
-            return _matrix(self.positions[0], self.quaternions[0])
-        if not self.stamps[0] <= stamp_ns <= self.stamps[-1]:
+    def check(self, stamp_ns: int) -> None:
+        """Raises ExtrapolationException where the time is outside of what is known."""
+        if not self.static and not self.stamps[0] <= stamp_ns <= self.stamps[-1]:
             raise ExtrapolationException(
                 f"The transform from '{self.parent}' is known from {self.stamps[0]} ns to "
                 f"{self.stamps[-1]} ns, not at {stamp_ns} ns; publish it for that time."
             )
+
+    def at(self, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
+        """parent_from_child, between the two stamps around the time: lerp and slerp."""
+        self.check(stamp_ns)
+        if self.static:
+            return _matrix(self.positions[0], self.quaternions[0])
         after = bisect_left(self.stamps, stamp_ns)
         if self.stamps[after] == stamp_ns:
             return _matrix(self.positions[after], self.quaternions[after])
