@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from plans import START, expect_the_plan, sideways, stamps
 from rcl_interfaces.srv import DescribeParameters
 from rclpy.context import Context
 from rclpy.node import Node
-from ros_client import CAMERA, LOCAL, PICTURES, Client, NodeProcess
+from ros_client import CAMERA, LOCAL, PATIENCE_S, PICTURES, Client, NodeProcess
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros import parameters
@@ -188,6 +189,12 @@ def test_a_missing_checkpoint_is_told_and_the_node_stays_until_ctrl_c(lost):
     assert "Traceback" not in lost.text() and seconds < 3
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(status.split("SigCgt:")[1].split()[0], 16) >> (number - 1) & 1)
+
+
 def test_ctrl_c_while_the_node_is_still_starting_is_silent():
     started = subprocess.Popen(
         [sys.executable, "-m", "mirage_ros.ros.node"],
@@ -196,7 +203,11 @@ def test_ctrl_c_while_the_node_is_still_starting_is_silent():
         text=True,
         env={**os.environ, **LOCAL, "ROS_DOMAIN_ID": "100"},
     )
-    time.sleep(1.5)
+    # Its own handlers are there, so Python itself has started; the imports take longer than that.
+    deadline = time.monotonic() + PATIENCE_S
+    while not catches(started.pid, signal.SIGTERM):
+        assert time.monotonic() < deadline and started.poll() is None
+        time.sleep(0.001)
     started.send_signal(signal.SIGINT)
     text, _ = started.communicate(timeout=60)
     assert "Traceback" not in text and started.returncode in (0, -signal.SIGINT)

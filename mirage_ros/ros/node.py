@@ -7,15 +7,13 @@ the worker's process and are imported there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import rclpy
-from rclpy.executors import ExternalShutdownException
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.middleware import repair_soon
@@ -48,11 +46,11 @@ def main(argv: Sequence[str] | None = None, make_model: ModelFactory | None = No
         _init(arguments)
         start_up.check()
         node = MirageNode(make_model or shipped_model)
-        rclpy.spin(node)
+        _spin(node)
     except MirageError as error:
         print(f"mirage node: {error}", file=sys.stderr)
         code = 2
-    except (KeyboardInterrupt, ExternalShutdownException):
+    except KeyboardInterrupt:
         pass
     return _end(node, code)
 
@@ -94,6 +92,8 @@ class _StartUp:
 
 
 def _init(arguments: list[str]) -> None:
+    import rclpy
+
     try:
         rclpy.init(args=["mirage_node", *arguments])
     except Exception as error:  # noqa: BLE001 - rcl's errors have no public class of their own
@@ -101,11 +101,24 @@ def _init(arguments: list[str]) -> None:
         raise MirageError(f"ROS did not start ({reason}); check the arguments and files.") from None
 
 
+def _spin(node: MirageNode) -> None:
+    """Until Ctrl-C, SIGTERM, or the node itself ends it."""
+    import rclpy
+    from rclpy.executors import ExternalShutdownException
+
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
+        rclpy.spin(node)
+
+
 def _end(node: MirageNode | None, code: int) -> int:
     """Ends the worker and shuts ROS down. A process that ran a node ends here.
 
     Threads of DDS and of multiprocessing would only hold it up.
     """
+    if node is None and "rclpy" not in sys.modules:
+        return code
+    import rclpy
+
     if node is None:
         rclpy.try_shutdown()
         return code
