@@ -109,7 +109,7 @@ class MirageNode(GuardedNode):
         self._serve()
         self._jumps = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1)),
-            post_callback=self._on_jump,
+            post_callback=self.guarded(self._on_jump),
         )
         self.create_wall_timer(PUMP_PERIOD_S, self._pump)
         self.create_wall_timer(CLOCK_CHECK_S, self.check_clock)

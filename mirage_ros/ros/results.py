@@ -69,6 +69,7 @@ class Results:
         node, command = self._node, failed.command
         if command is None:
             node.reporter.model_lost(failed.message)
+            node.world.forget()
             self.tell(failed.message)
         elif isinstance(command, Reset):
             node.seed_input.rearm()

@@ -35,6 +35,7 @@ class Rollout:
     executor's thread.
 
     Attributes:
+        ended: why no worker comes any more, '' while one does.
         taken_back: chunks that were handed out and not rendered, because the plan changed.
 
     Args:
@@ -61,6 +62,7 @@ class Rollout:
         self.has_world = False
         self.in_flight = 0
         self.taken_back = 0
+        self.ended = ""
         self.lost = False
         self._mounts = mounts or (lambda planned: ())
         self._mount_missing = ""
@@ -98,13 +100,15 @@ class Rollout:
     def submit(
         self, command: Command, then: Then | None = None, before_chunks: bool = False
     ) -> None:
-        """Queues a command. Raises MirageError when too much waits already.
+        """Queues a command. Raises MirageError when too much waits already, or all has ended.
 
         Args:
             then: called in the executor's thread with how it went.
             before_chunks: what is not at work yet is taken back, and no chunk is handed out
                 until the command is done: which time or world it belongs to is open.
         """
+        if self.ended:
+            raise MirageError(self.ended)
         if before_chunks:
             self.replan()
         self._worker.submit(command)
@@ -129,6 +133,9 @@ class Rollout:
             self._awaited = [command for command in self._awaited if command is not result.command]
         elif isinstance(result, Failed):
             self.in_flight, self._steps, self._awaited = 0, [], []
+            self.has_world = False
+            reason = result.message.rstrip(".")
+            self.ended = f"Inference has ended ({reason}); clean the node up and configure it again."
         if isinstance(result, Done):
             if isinstance(result.command, (Reset, Load)):
                 self.has_world = True

@@ -36,6 +36,8 @@ def outcome(response: Any, result: Done | Failed) -> Any:
 
 def lacking(node: MirageNode, world: bool = True) -> str:
     """Why nothing can be done now, '' where it can."""
+    if node.rollout is not None and node.rollout.ended:
+        return node.rollout.ended
     if node.rollout is None or node.rollout.model is None:
         return "The node is not configured; configure it, or wait until it has loaded its model."
     if world and not node.rollout.has_world:
