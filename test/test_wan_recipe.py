@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,8 @@ def test_the_whole_recipe_makes_a_folder_that_runs(folder, tmp_path):
     assert model.denoiser.branch.zero[0].weight.abs().max() > 0
     train_wan(read_wan_recipe(path))  # nothing is left to do
     assert len((tmp_path / "run/lora/log.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(MirageError, match=r"made with size \[32, 64\], not \[64, 64\]"):
+        train_wan(replace(read_wan_recipe(path), size=(64, 64)))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
-from mirage_ros.models.parts import find_folder, pick_device
+from mirage_ros.models.parts import find_folder, pick_device, read_json
 from mirage_ros.models.pretrained import load_model
 from mirage_ros.models.wan_config import SETTINGS_FILE, WanConfig, read_config
 from mirage_ros.models.wan_convert import write_branch, write_lora
@@ -154,6 +154,8 @@ def _cache(recipe: WanRecipe, folder: Path, accelerator: Accelerator) -> None:
     settings = {"size": recipe.size, "depth": recipe.depth, "masks": recipe.masks}
     source, device = find_folder(recipe.model), pick_device(recipe.device)
     config = read_config(source, settings)
+    if accelerator.is_main_process:
+        _check_same(settings | {"model": recipe.model, "length": recipe.length}, folder)
 
     def load_networks():
         return load_encoder(source, config, device, lambda device: load_model("mini", device))
@@ -161,6 +163,24 @@ def _cache(recipe: WanRecipe, folder: Path, accelerator: Accelerator) -> None:
     share = (accelerator.process_index, accelerator.num_processes)
     build_cache(videos(recipe), load_networks, folder, share)
     accelerator.wait_for_everyone()
+
+
+def _check_same(made_from: dict, folder: Path) -> None:
+    """Notes what a cache is made from; MirageError where it holds clips of something else."""
+    made_from = json.loads(json.dumps(made_from))
+    path = folder / "made_from.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(made_from, indent=2) + "\n")
+        return
+    before = read_json(path)
+    different = [name for name, value in made_from.items() if before.get(name) != value]
+    if different:
+        told = ", ".join(f"{n} {before.get(n)!r}, not {made_from[n]!r}" for n in different)
+        raise MirageError(
+            f"The clips in {folder} were made with {told}; give the same, another run, or remove "
+            "the folder."
+        )
 
 
 def _text(recipe: WanRecipe, path: Path, accelerator: Accelerator) -> torch.Tensor:
