@@ -17,7 +17,8 @@ from fakes import Greedy, PixelModel, Wooden
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.planned import Planned
-from mirage_ros.ros.scratch import Scratch
+from mirage_ros.ros.scratch import LOCK, Scratch
+from mirage_ros.ros.snapshots import KEPT
 from mirage_ros.ros.worker import (
     Cloud,
     Died,
@@ -165,6 +166,8 @@ def test_killed_at_random_moments_it_renders_what_it_would_have_rendered(hire, n
     assert told == {f"The inference worker was ended by {number.name}"
                     f"{' (out of memory?)' if number == signal.SIGKILL else ''}."}  # fmt: skip
     assert not [result for result in one.results if isinstance(result, Failed)]
+    left = [path for path in Path(one.worker.config.snapshots).iterdir() if path.name != LOCK]
+    assert len(left) <= KEPT + 1, "what dead workers kept is kept for ever"
 
 
 def test_a_worker_that_stands_still_is_replaced(hire):

@@ -11,10 +11,14 @@ MOST_COMMANDS = 256
 
 
 class Journal:
-    """The last snapshot and the commands that changed the world since."""
+    """The last snapshot and the commands that changed the world since.
+
+    Attributes:
+        snapshot: its folder, None without one.
+    """
 
     def __init__(self) -> None:
-        self._snapshot: str | None = None
+        self.snapshot: str | None = None
         self._since: list[Command] = []
         # What the model was last told, and what it had been told before `_since`.
         self._prompt: Prompt | None = None
@@ -27,10 +31,10 @@ class Journal:
         if isinstance(command, Prompt):
             self._prompt = command
         if result.snapshot is not None:
-            self._snapshot, self._since, self._told = result.snapshot, [], self._prompt
+            self.snapshot, self._since, self._told = result.snapshot, [], self._prompt
             return
         if isinstance(command, (Reset, Load, Unload)):
-            self._snapshot, self._since, self._told = None, [], self._prompt
+            self.snapshot, self._since, self._told = None, [], self._prompt
         if not isinstance(command, Unload):
             self._since.append(command)
         self._shorten()
@@ -48,6 +52,6 @@ class Journal:
         """What brings a new worker to where the last one was."""
         if self._told is not None:
             yield self._told
-        if self._snapshot is not None:
-            yield Load(self._snapshot)
+        if self.snapshot is not None:
+            yield Load(self.snapshot)
         yield from list(self._since)

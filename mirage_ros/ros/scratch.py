@@ -11,6 +11,7 @@ from pathlib import Path
 
 PREFIX = "mirage-"
 LOCK = "lock"
+FORK = "fork-"
 
 
 class Scratch:
@@ -29,6 +30,15 @@ class Scratch:
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         self._lock = os.open(self.path / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def keep(self, snapshot: str | None) -> None:
+        """Removes what a dead worker left, but not its forks, nor the snapshot named here.
+
+        Otherwise every death would leave the memory of a world or two behind.
+        """
+        for path in self.path.iterdir():
+            if path.name != LOCK and FORK not in path.name and str(path) != snapshot:
+                shutil.rmtree(path, ignore_errors=True)
 
     def remove(self) -> None:
         """Removes it; once is enough."""

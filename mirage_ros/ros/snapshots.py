@@ -11,6 +11,7 @@ from pathlib import Path
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.world import World
 from mirage_ros.core.world_state import WorldState
+from mirage_ros.ros.scratch import FORK
 
 # At most this share of the time goes into snapshots that nobody asked for.
 SHARE = 0.05
@@ -60,7 +61,7 @@ class Snapshots:
     def fork(self, world: World, name: str) -> list[str]:
         """Keeps the world under a name; returns all names."""
         if self._folder is not None:
-            world.save(self._folder / f"fork-{name}")
+            world.save(self._folder / f"{FORK}{name}")
         self._forks[name] = world.snapshot()
         return self._known()
 
@@ -71,7 +72,7 @@ class Snapshots:
             raise MirageError(f"There is no fork named '{name}' (known: {known}); fork first.")
         if name not in self._forks:
             other = World(world.model, world.config)
-            other.load(self._folder / f"fork-{name}")
+            other.load(self._folder / f"{FORK}{name}")
             self._forks[name] = other.snapshot()
         return self._forks[name]
 
@@ -79,9 +80,9 @@ class Snapshots:
         """Forgets the forks, whose world is gone."""
         self._forks = {}
         if self._folder is not None:
-            for path in self._folder.glob("fork-*"):
+            for path in self._folder.glob(f"{FORK}*"):
                 shutil.rmtree(path, ignore_errors=True)
 
     def _known(self) -> list[str]:
-        kept = [] if self._folder is None else self._folder.glob("fork-*")
-        return sorted({*self._forks, *(path.name.removeprefix("fork-") for path in kept)})
+        kept = [] if self._folder is None else self._folder.glob(f"{FORK}*")
+        return sorted({*self._forks, *(path.name.removeprefix(FORK) for path in kept)})

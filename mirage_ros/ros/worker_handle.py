@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.connection import wait
 
 from mirage_ros.core.errors import MirageError
@@ -113,6 +113,7 @@ class Worker:
 
     def _supervise(self) -> None:
         """One process after the other until `stop`, or until one cannot load its model."""
+        _deafen()
         lost_s, failed_starts = None, 0
         while not self._stopping.is_set():
             reason, started = self._live(lost_s)
@@ -123,6 +124,8 @@ class Worker:
                 self._on_result(Failed(None, f"{reason} It was started {failed_starts} times."))
                 return
             lost_s = time.monotonic()
+            with contextlib.suppress(OSError):
+                self._scratch.keep(self._journal.snapshot)
             self._on_result(Died(reason))
             self._give_up_on_deadly()
 
@@ -237,6 +240,27 @@ def _enter(connection, make_model, config: WorkerConfig) -> None:
     from mirage_ros.ros.worker_process import run
 
     run(connection, make_model, config)
+
+
+def leave() -> None:
+    """For a process that ends now: no worker is forked any more, nor waited for.
+
+    Where workers are forked from may still be importing, and would finish that first.
+    """
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _deafen() -> None:
+    """What this thread starts does not hear a terminal's Ctrl-C, not even while it imports.
+
+    The node, which does, ends it.
+    """
+    # Who starts first, and unblocks the signal for whoever starts it.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _forkserver(preload: Sequence[str]):
