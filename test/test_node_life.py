@@ -17,7 +17,7 @@ from plans import START, expect_the_plan, sideways, stamps
 from rcl_interfaces.srv import DescribeParameters
 from rclpy.context import Context
 from rclpy.node import Node
-from ros_client import CAMERA, LOCAL, PATIENCE_S, PICTURES, Client, NodeProcess
+from ros_client import CAMERA, FAKE_NODE, LOCAL, PATIENCE_S, PICTURES, Client, NodeProcess
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros import parameters
@@ -187,6 +187,34 @@ def test_a_missing_checkpoint_is_told_and_the_node_stays_until_ctrl_c(lost):
     client.close()
     assert (code, lost.text().count(words)) == (1, 1), lost.text()
     assert "Traceback" not in lost.text() and seconds < 3
+
+
+def test_ctrl_c_in_a_terminal_is_silent_while_the_worker_is_starting():
+    """It goes to every process that the terminal holds."""
+    started = subprocess.Popen(
+        [sys.executable, *FAKE_NODE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, **LOCAL, "ROS_DOMAIN_ID": "99"},
+    )
+    deadline = time.monotonic() + PATIENCE_S
+    while not any(catches(child, signal.SIGINT) for child in forkservers(started.pid)):
+        assert time.monotonic() < deadline and started.poll() is None
+        time.sleep(0.001)
+    os.killpg(started.pid, signal.SIGINT)
+    text, _ = started.communicate(timeout=60)
+    assert "Traceback" not in text and started.returncode == 0, text
+
+
+def forkservers(pid: int) -> list[int]:
+    """Processes that a process has started and that import what its workers need."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    children = [int(word) for text in texts for word in text.split()]
+    return [
+        child for child in children if "forkserver" in Path(f"/proc/{child}/cmdline").read_text()
+    ]
 
 
 def catches(pid: int, number: signal.Signals) -> bool:

@@ -122,7 +122,10 @@ def _end(node: MirageNode | None, code: int) -> int:
     if node is None:
         rclpy.try_shutdown()
         return code
+    from mirage_ros.ros.worker_handle import leave
+
     node.close()
+    leave()
     code = 1 if node.failed else code
     node.destroy_node()
     rclpy.try_shutdown()
