@@ -23,7 +23,7 @@ from rcl_interfaces.srv import (
     SetParameters,
 )
 from ros_client import PICTURES, NodeProcess
-from sim_client import NODE, SimClient, change, state, worker_pid
+from sim_client import NODE, PAUSED, PLAYING, SimClient, change, state, worker_pid
 from simulation_interfaces import srv
 from simulation_interfaces.msg import Result
 
@@ -93,7 +93,12 @@ def test_configure_loads_activate_streams_deactivate_keeps_cleanup_frees(managed
     assert not managed.got["color/image_raw"], "frames before the node is active"
     assert change(managed, Transition.TRANSITION_ACTIVATE)
     expect_the_plan(managed, stamps(4))
+    assert managed.state() == PLAYING
     assert change(managed, Transition.TRANSITION_DEACTIVATE)
+    assert managed.state() == PAUSED
+    refused = managed.set_state(PLAYING)
+    assert refused.result == srv.SetSimulationState.Response.STATE_TRANSITION_ERROR
+    assert "not active" in refused.error_message
     managed.clear()
     later = stamps(4, START + 4 * PERIOD)
     managed.send_tf(later, poses[:4][::-1])
@@ -101,6 +106,7 @@ def test_configure_loads_activate_streams_deactivate_keeps_cleanup_frees(managed
     assert not managed.got["color/image_raw"] and worker_pid(managed) == pid
     assert change(managed, Transition.TRANSITION_ACTIVATE)
     expect_the_plan(managed, later)
+    assert managed.state() == PLAYING
     managed.spin(lambda: managed.got["status"])
     assert managed.got["status"][-1].observed_fraction > 0.9
     assert change(managed, Transition.TRANSITION_DEACTIVATE)

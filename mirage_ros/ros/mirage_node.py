@@ -292,14 +292,6 @@ class MirageNode(GuardedNode):
         if self.active:
             now_ns = self.get_clock().now().nanoseconds
             self.rollout.pump(self.config, time.monotonic(), now_ns)
-        self._report_waiting(self.rollout)
-
-    def _report_waiting(self, rollout: Rollout) -> None:
-        if not rollout.waiting:
-            self.health.ok("plan")
-        elif rollout.missing_frame and self.buffer.tracks:
-            self.health.error("plan", rollout.waiting)
-        else:
-            self.health.warn("plan", rollout.waiting)
-        if rollout.waiting and self.stepper.job is not None:
-            self.stepper.call_off(f"The step needs planned poses. {rollout.waiting}")
+        self.reporter.tell_waiting(self.rollout)
+        if self.rollout.waiting and self.stepper.job is not None:
+            self.stepper.call_off(f"The step needs planned poses. {self.rollout.waiting}")

@@ -46,6 +46,15 @@ class Reporter:
         self.model_failed = True
         self._health.error("model", reason)
 
+    def tell_waiting(self, rollout: Rollout) -> None:
+        """Why nothing is rendered though it should be; a frame that is missing is an error."""
+        if not rollout.waiting:
+            self._health.ok("plan")
+        elif rollout.missing_frame and self._node.buffer.tracks:
+            self._health.error("plan", rollout.waiting)
+        else:
+            self._health.warn("plan", rollout.waiting)
+
     def publish(self) -> None:
         message = DiagnosticArray()
         message.header.stamp = self._node.get_clock().now().to_msg()

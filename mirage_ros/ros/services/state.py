@@ -75,7 +75,8 @@ def simulation_state(node: MirageNode) -> int:
         return SimulationState.STATE_NO_WORLD
     if node.stepper.stopped:
         return STOPPED
-    return PLAYING if node.stepper.playing else PAUSED
+    # Nothing plays in a node that is not active, but it will again.
+    return PLAYING if node.stepper.playing and node.active else PAUSED
 
 
 class StateServices:
@@ -115,7 +116,7 @@ class StateServices:
         if now not in NAMES:
             reason = UNSETTABLE.get(now) or lacking(node)
             return answered(response, INCORRECT_STATE, reason)
-        if now == target:
+        if now == target and (target != PAUSED or not node.stepper.playing):
             text = f"The simulation is {NAMES[now]} already."
             return answered(response, kind.ALREADY_IN_TARGET_STATE, text)
         if target == PLAYING:
