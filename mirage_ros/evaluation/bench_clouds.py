@@ -20,9 +20,10 @@ BATCH = 16
 LOOK_ALONG_Y = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 
 
-def empty_memory(channels: int, tokens: int) -> LatentMemory:
-    """A memory with room for so many tokens."""
-    return LatentMemory(MemoryConfig(channels, max(2**24, tokens * (4 * channels + 400))))
+def empty_memory(channels: int, tokens: int, **options) -> LatentMemory:
+    """A memory with room for so many tokens, and other options of MemoryConfig."""
+    cap = max(2**24, tokens * (4 * channels + 400))
+    return LatentMemory(MemoryConfig(channels, cap, **options))
 
 
 def view(place: int, size: tuple[int, int], count: int = 1) -> Camera:

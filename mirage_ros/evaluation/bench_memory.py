@@ -15,15 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from mirage_ros.core.memory import LatentMemory
-from mirage_ros.core.store import FIELDS
+from mirage_ros.core.store import SURFEL_FIELDS, row_bytes
 from mirage_ros.core.types import WorldModel
-from mirage_ros.core.zbuffer import Surfels
 from mirage_ros.evaluation.bench_clouds import empty_memory, fill_place, view
 from mirage_ros.evaluation.bench_walk import Grid, compare, grow, linear_patches, render_walk
 from mirage_ros.evaluation.timing import describe_machine, measure, streaming_bytes_per_s
 
-SURFEL_BYTES = sum(np.dtype(FIELDS[n][0]).itemsize * math.prod(FIELDS[n][1])
-                   for n in Surfels._fields)  # fmt: skip
+SURFEL_BYTES = sum(np.dtype(d).itemsize * math.prod(s) for d, s in SURFEL_FIELDS.values())
 PARTS = ("stored", "view", "files", "walk", "loops")
 
 
@@ -149,8 +147,9 @@ def _time_read(memory, in_view: int, views: int, config: BenchConfig, bandwidth:
     cameras, stamps = view(0, config.cells, views), np.zeros(views, np.int64)
     timing = measure(lambda: memory.read(cameras, stamps), config.repeats, warm_up=2)
     # What no reader can do without: each view's surfels once, each winner's latent once.
-    cells = views * math.prod(config.cells)
-    needed = views * in_view * SURFEL_BYTES + cells * 2 * config.channels
+    cells, dtype = views * math.prod(config.cells), memory.config.dtype
+    latent_bytes = row_bytes(config.channels, dtype) - row_bytes(0, dtype)
+    needed = views * in_view * SURFEL_BYTES + cells * latent_bytes
     return {
         "stored": memory.tokens,
         "in_view": in_view,

@@ -128,6 +128,7 @@ def _draw_times(axis, rows: list[dict], across: str, label: str) -> None:
 def _draw_walk(axis, rows: list[dict]) -> None:
     import numpy as np
 
+    rows = [row for row in rows if not row["cache"].startswith("latent tokens,")]
     codecs = list(dict.fromkeys(row["codec"] for row in rows))
     caches = list(dict.fromkeys(row["cache"] for row in rows))
     for number, cache in enumerate(caches):

@@ -132,20 +132,20 @@ CLOUDS = {
 }
 
 
+OTHER_TYPES = ("float16", "int8", "int4")
+"""What else than the default latents can be kept as."""
+
+
 def compare(walk: Walk, grid: Grid, views: int, repeats: int) -> list[dict]:
     """Every second frame is remembered, `views` of the others are read; one row per cache."""
     kept, unseen = walk[::2], walk[1::2].cameras[:views].resized(grid.cells)
-    stamps = np.zeros(len(unseen), np.int64)
     latents = torch.cat([grid.encode(kept.rgb[i : i + 1]) for i in range(len(kept))])
-    memory = empty_memory(grid.channels, kept.depth_m.size // grid.stride**2)
-    remember_latents(memory, kept, grid, latents)
-    read = measure(lambda: memory.read(unseen, stamps), repeats, warm_up=2)
-    row = {"cache": "latent tokens", "things": memory.tokens, "bytes": memory.nbytes}
-    row |= {"bare_bytes": memory.nbytes, "read_ms": 1e3 * read.median_s, "draw_ms": 0.0}
-    row |= {"visible": float(memory.read(unseen, stamps).visible.mean())}
-    rows = [row]
+    rows = [_compare_latents("latent tokens", {}, kept, grid, latents, unseen, repeats)]
     for name, (config, only_new) in CLOUDS.items():
         rows.append(_compare_cloud(name, config, only_new, kept, grid, unseen, repeats))
+    for dtype in OTHER_TYPES:
+        name, options = f"latent tokens, {dtype}", {"dtype": dtype}
+        rows.append(_compare_latents(name, options, kept, grid, latents, unseen, repeats))
     for row in rows:
         row |= {"codec": grid.name, "size": grid.size, "cells": grid.cells}
         row |= {"frames": len(kept), "views": len(unseen)}
@@ -153,6 +153,22 @@ def compare(walk: Walk, grid: Grid, views: int, repeats: int) -> list[dict]:
         row["times_bytes"] = row["bytes"] / rows[0]["bytes"]
         row["times_bare_bytes"] = row["bare_bytes"] / rows[0]["bytes"]
     return rows
+
+
+def _compare_latents(name, options, kept: Walk, grid: Grid, latents, unseen, repeats) -> dict:
+    memory = empty_memory(grid.channels, kept.depth_m.size // grid.stride**2, **options)
+    remember_latents(memory, kept, grid, latents)
+    stamps = np.zeros(len(unseen), np.int64)
+    read = measure(lambda: memory.read(unseen, stamps), repeats, warm_up=2)
+    return {
+        "cache": name,
+        "things": memory.tokens,
+        "bytes": memory.nbytes,
+        "bare_bytes": memory.nbytes,
+        "read_ms": 1e3 * read.median_s,
+        "draw_ms": 0.0,
+        "visible": float(memory.read(unseen, stamps).visible.mean()),
+    }
 
 
 def _compare_cloud(name, config, only_new, kept: Walk, grid: Grid, unseen, repeats) -> dict:

@@ -16,14 +16,18 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
-from mirage_ros.evaluation.splatting import RUN, add_points, draw_points, rebuild_table
+from mirage_ros.core.table import new_table
+from mirage_ros.evaluation.splatting import RUN, add_points, draw_points, fill_table
 
 FIELDS = {"xyz": ("float32", 3), "rgb": ("uint8", 3), "footprints": ("float16", 1),
-          "frames": ("int32", 1)}  # fmt: skip
+          "frames": ("uint16", 1)}  # fmt: skip
 BARE_POINT_BYTES = 15
 """Three float32 coordinates and three colour bytes: less than that no cloud can do with."""
 
 BATCH = 65_536
+
+MOST_FRAMES = 2**16 - 1
+"""Points tell their frame by 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class PointCloud:
         self.config, self.count = config, 0
         self._arrays = {name: np.empty(shape(0, n), d) for name, (d, n) in FIELDS.items()}
         self._bounds = np.empty((0, 2, 3), np.float32)
-        self._table = np.full(1024, -1, np.int32)
+        self._table = new_table(0)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._arrays[name][: self.count]
@@ -87,7 +91,12 @@ class PointCloud:
         frame_ids: Int[np.ndarray, "f"],
     ) -> int:
         """Lifts the static pixels of finite positive depth; returns how many points were added."""
-        before = self.count
+        before, ids = self.count, np.asarray(frame_ids)
+        if ids.min(initial=0) < 0 or ids.max(initial=0) > MOST_FRAMES:
+            raise MirageError(
+                f"A cloud of points tells frames 0 to {MOST_FRAMES} apart, not {ids.min()} to "
+                f"{ids.max()}; number them anew."
+            )
         with np.errstate(invalid="ignore"):
             chosen = static & np.isfinite(depth_m) & (depth_m > 0)
         depth = np.where(chosen, depth_m, 0)
@@ -96,7 +105,7 @@ class PointCloud:
             "xyz": cameras.lift(depth)[chosen],
             "rgb": rgb[chosen],
             "footprints": (depth / focal[:, None, None])[chosen],
-            "frames": np.asarray(frame_ids)[np.nonzero(chosen)[0]],
+            "frames": ids[np.nonzero(chosen)[0]],
         }
         for start in range(0, len(new["frames"]), BATCH):
             self._add({name: column[start : start + BATCH] for name, column in new.items()})
@@ -141,13 +150,19 @@ class PointCloud:
             (a["xyz"], a["rgb"], a["footprints"].view(np.uint16), a["frames"])
             for a in (self._arrays, rows)
         )
-        voxel = 0.0 if self.config.voxel_m is None else self.config.voxel_m
-        self.count = add_points(old, self.count, self._table, new_columns, voxel, self._bounds)
+        voxel, done = 0.0 if self.config.voxel_m is None else self.config.voxel_m, 0
+        while True:
+            self.count, done = add_points(
+                old, self.count, self._table, new_columns, done, voxel, self._bounds
+            )
+            if done == len(rows["frames"]):
+                return
+            self._table = new_table(self.count)
+            fill_table(self._table, self["xyz"], voxel)
 
     def _make_room(self, wanted: int) -> None:
-        """Room for `wanted` more rows and a table at most half full."""
-        rows = self.count + wanted
-        capacity = len(self._arrays["frames"])
+        """Room for `wanted` more rows."""
+        rows, capacity = self.count + wanted, len(self._arrays["frames"])
         if rows > capacity:
             for name, (dtype, n) in FIELDS.items():
                 grown = np.empty(shape(max(rows, capacity * 3 // 2), n), dtype)
@@ -158,9 +173,6 @@ class PointCloud:
             bounds[:, 0], bounds[:, 1] = np.inf, -np.inf
             bounds[: len(self._bounds)] = self._bounds
             self._bounds = bounds
-        if self.config.voxel_m is not None and 2 * rows > len(self._table):
-            self._table = np.full(1 << (2 * rows).bit_length(), -1, np.int32)
-            rebuild_table(self._table, self["xyz"], self.config.voxel_m)
 
 
 def shape(rows: int, width: int) -> tuple[int, ...]:

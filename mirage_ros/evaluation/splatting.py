@@ -7,6 +7,17 @@ import math
 import numpy as np
 from numba import njit
 
+from mirage_ros.core.table import (
+    EMPTY,
+    following,
+    is_full,
+    mixed,
+    row_in,
+    slot_of,
+    tagged,
+    unlike,
+)
+
 RUN = 4096
 """Points are skipped in runs of so many that share one bounding box."""
 
@@ -19,47 +30,49 @@ def _voxel(point, edge):
 
 @njit(cache=True, nogil=True, inline="always")
 def _find(table, xyz, point, edge):
-    """The slot of a point's voxel, or the empty slot where it belongs."""
-    mask = len(table) - 1
+    """The hash of a point's voxel, and the slot that holds it or the empty one where it belongs."""
     x, y, z = _voxel(point, edge)
-    mixed = np.uint64(x) * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= np.uint64(y) * np.uint64(0xC2B2AE3D27D4EB4F) + (mixed >> np.uint64(29))
-    mixed ^= np.uint64(z) * np.uint64(0x165667B19E3779F9) + (mixed >> np.uint64(31))
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    slot = np.int64((mixed ^ (mixed >> np.uint64(32))) & np.uint64(mask))
-    while table[slot] >= 0:
-        a, b, c = _voxel(xyz[table[slot]], edge)
-        if a == x and b == y and c == z:
-            break
-        slot = (slot + 1) & mask
-    return slot
+    hashed = mixed((x << 32) ^ (y & 0xFFFFFFFF), z)
+    slot = slot_of(hashed, table)
+    while table[slot] != EMPTY:
+        if not unlike(table[slot], hashed, table):
+            a, b, c = _voxel(xyz[row_in(table[slot], table)], edge)
+            if a == x and b == y and c == z:
+                break
+        slot = following(slot, table)
+    return hashed, slot
 
 
 @njit(cache=True, nogil=True)
-def rebuild_table(table, xyz, edge):
+def fill_table(table, xyz, edge):
     """Enters every point into an empty table."""
     for row in range(len(xyz)):
-        table[_find(table, xyz, xyz[row], edge)] = row
+        hashed, slot = _find(table, xyz, xyz[row], edge)
+        table[slot] = tagged(hashed, row, table)
 
 
 @njit(cache=True, nogil=True)
-def add_points(old, count, table, new, edge, bounds):
-    """Puts new points in order into arrays with room for all of them; returns the new count.
+def add_points(old, count, table, new, start, edge, bounds):
+    """Puts new points from `start` on in order into arrays with room for all of them, until the
+    table is full; returns the new count and how far it got.
 
     With an edge above 0 points of one voxel merge: the finer footprint wins, else the newer.
     Footprints come as the bits of float16, which order like the positive numbers they are.
     """
     xyz, rgb, footprints, frames = old
     new_xyz, new_rgb, new_footprints, new_frames = new
-    for i in range(len(new_frames)):
+    for i in range(start, len(new_frames)):
         row = count
         if edge > 0:
-            slot = _find(table, xyz, new_xyz[i], edge)
-            if table[slot] >= 0:
-                row = table[slot]
+            hashed, slot = _find(table, xyz, new_xyz[i], edge)
+            if table[slot] == EMPTY:
+                if is_full(table, count):
+                    return count, i
+                table[slot] = tagged(hashed, row, table)
+            else:
+                row = row_in(table[slot], table)
                 if footprints[row] < new_footprints[i]:
                     continue
-            table[slot] = row
         if row == count:
             count += 1
         xyz[row], rgb[row] = new_xyz[i], new_rgb[i]
@@ -68,7 +81,7 @@ def add_points(old, count, table, new, edge, bounds):
         for axis in range(3):
             box[0, axis] = min(box[0, axis], new_xyz[i, axis])
             box[1, axis] = max(box[1, axis], new_xyz[i, axis])
-    return count
+    return count, len(new_frames)
 
 
 @njit(cache=True, nogil=True)
