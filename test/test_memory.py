@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from analytic import Quad, cameras, look, raycast, remember, room
+from test_zbuffer import pack
 
+from mirage_ros.core.births import views_of
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.store import TokenStore
+from mirage_ros.core.surfels import view_numbers
 
-CONFIG = MemoryConfig(channels=4)
+CONFIG = MemoryConfig(channels=4, dtype="float16")
 WALL = [Quad((-6, 4, -6), (12, 0, 0), (0, 0, 12))]
 
 
@@ -210,46 +213,62 @@ def test_only_static_finite_cells_are_written():
     assert memory.read(batch, zero).visible.ravel().tolist() == [True] + 5 * [False]
 
 
-def some_rows(number, rows=500):
-    """Tokens anywhere, as one write brings them."""
+def some_rows(number, views, rows=500):
+    """Tokens anywhere, as one write of so many views brings them."""
     rng = np.random.default_rng(number)
-    batch = {"positions_world": rng.uniform(-50, 50, (rows, 3)), "used": np.full(rows, number)}
-    batch["footprints_m"] = rng.uniform(0.01, 0.1, rows)
-    for name, shape in {"normals": 3, "fronts": 3, "rgb": 3, "features": 16}.items():
-        batch[name] = np.zeros((rows, shape))
-    return batch | {n: np.full(rows, number) for n in ("births_ns", "confidence", "frame_ids")}
+    poses = np.tile(np.eye(4), (views, 1, 1))
+    poses[:, :3, 3] = rng.uniform(-50, 50, (views, 3))
+    ids = np.full(views, number)
+    batch = {name: np.zeros((rows, width)) for name, width in SHAPES.items()}
+    of = np.sort(rng.integers(0, views, rows))
+    cells, depth = rng.integers(0, 60, (rows, 2)), rng.uniform(1, 9, rows)
+    batch["places"] = pack(of, cells, depth, np.ones(rows, bool))
+    batch["used"] = np.full(rows, number)
+    return batch, views_of(cameras(poses, (60, 60)), ids, ids)
 
 
+SHAPES = {"normals": 2, "rgb": 3, "features": 16}
+
+
+@pytest.mark.parametrize("views", [1, 50])
 @pytest.mark.parametrize("restored_after", [None, 20, 100])
-def test_the_cap_holds_at_every_moment_of_a_write(restored_after):
-    """Also of a store that was restored from a file, nearly full."""
-    cap, batches = 4 * 2**20, [some_rows(i) for i in range(120)]
-    store = TokenStore(16, cap // 16)
+def test_the_cap_holds_at_every_moment_of_a_write(restored_after, views):
+    """Also of a store that was restored from a file, nearly full; of one whose views are many."""
+    cap, batches = 4 * 2**20, [some_rows(i, views) for i in range(150)]
+    store = TokenStore(16, cap // 16, "float16")
     for batch in batches[:10]:
-        store.insert(batch)  # so that nothing is left to compile
-    store = TokenStore(16, cap)
+        store.insert(*batch)  # so that nothing is left to compile
+    store = TokenStore(16, cap, "float16")
     tracemalloc.start()
     peaks = []
     for i, batch in enumerate(batches):
         if i == restored_after:
             rows = {name: store[name].copy() for name in store.arrays}
-            store = TokenStore(16, cap)
-            store.restore(rows)
-            del rows
+            seen = {name: store.births[name].copy() for name in store.births.fields}
+            store = TokenStore(16, cap, "float16")
+            store.restore(rows, seen)
+            del rows, seen
         before = tracemalloc.get_traced_memory()[0] - allocated(store)
         tracemalloc.reset_peak()
-        store.insert(batch)
+        store.insert(*batch)
         peaks.append(tracemalloc.get_traced_memory()[1] - before)
         assert store.nbytes <= allocated(store) <= cap
+        views_held = len(np.unique(view_numbers(store["places"])))
+        assert views_held <= store.births.count <= store.births.most
     tracemalloc.stop()
     incoming = 500 * 300
     assert max(peaks) <= cap + incoming
-    assert 20_000 < store.count <= store.max_rows < 60_000
+    assert store["used"].max() == 149
+    if views == 1:
+        assert 40_000 < store.count <= store.max_rows < 60_000
+    else:  # of 7,500 views it has room for half
+        assert 0.9 < store.births.count / store.births.most <= 1 and store["used"].min() > 70
 
 
 def allocated(store):
     own = sum(array.nbytes for array in store.arrays.values())
-    return own + store.table.nbytes + store.blocks.nbytes
+    views = sum(field.nbytes for field in store.births.fields.values())
+    return own + views + store.table.nbytes + store.blocks.nbytes
 
 
 def test_a_full_memory_forgets_what_was_seen_least_recently():
@@ -335,29 +354,6 @@ def test_a_fork_copies_nothing_until_one_of_two_living_memories_changes():
     memory.read(batch, stamps(batch))
     memory.erase_frame(0)
     assert all(memory._store.arrays[name] is arrays[name] for name in arrays)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_latents_come_back_as_the_chosen_type_rounds_them(dtype, tmp_path):
-    memory = LatentMemory(MemoryConfig(4, dtype=dtype))
-    batch = cameras([look((0, 0, 0), (0, 1, 0))], (6, 8))
-    latents = torch.randn(1, 4, 6, 8) * (1e9 if dtype == "bfloat16" else 100)
-    static, rgb, zero = np.ones((1, 6, 8), bool), np.zeros((1, 6, 8, 3), np.uint8), stamps(batch)
-    memory.write(latents, batch, np.full((1, 6, 8), 2.0), static, zero, rgb, zero)
-    wanted = latents.to(getattr(torch, dtype)).float()
-    assert torch.equal(memory.read(batch, zero).latents, wanted)
-    memory.save(tmp_path / "memory")
-    again = LatentMemory.load(tmp_path / "memory")
-    assert again.config.dtype == dtype
-    assert torch.equal(again.read(batch, zero).latents, wanted)
-    with pytest.raises(MirageError, match=f"keeps latents as {dtype}"):
-        other = {"float16": "bfloat16", "bfloat16": "float16"}[dtype]
-        LatentMemory.load(tmp_path / "memory", MemoryConfig(4, dtype=other))
-    with pytest.raises(MirageError, match=dtype):
-        infinite = torch.full((1, 4, 6, 8), torch.inf)
-        memory.write(infinite, batch, np.full((1, 6, 8), 2.0), static, zero, rgb, zero)
-    with pytest.raises(MirageError, match="float16, bfloat16"):
-        LatentMemory(MemoryConfig(4, dtype="float8"))
 
 
 def test_reading_by_torch_shows_the_same_before_and_after_a_write():

@@ -38,6 +38,10 @@ class NoisyModel(PixelModel):
         return torch.where(seen, readout.latents, noise.clamp(-1, 1))
 
 
+HALF_A_STEP = 2
+"""Grey levels that a pixel is off at most when memory keeps it as one of 63 steps (int6)."""
+
+
 def picture(seed=0, size=SIZE):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
@@ -85,7 +89,7 @@ def test_the_first_view_comes_back_when_the_camera_does():
     cameras, stamps = out_and_back()
     shown = frames(world.rollout(cameras, stamps))
     error = np.abs(shown[-1].rgb.astype(int) - picture().astype(int))
-    assert shown[-1].observed.all() and error.mean() < 1
+    assert shown[-1].observed.all() and error.max() <= HALF_A_STEP
     assert [frame.stamp_ns for frame in shown] == stamps.tolist()
     middle = shown[7]
     assert 0.2 < middle.observed.mean() < 0.95
@@ -344,7 +348,7 @@ def test_zooming_in_adds_finer_tokens_and_keeps_the_coarse():
     back = Camera(camera().intrinsics, camera().world_from_camera[None], SIZE)
     (frame,) = world.step(back, np.array([2])).frames
     assert world.memory.tokens == 160
-    np.testing.assert_array_equal(frame.rgb, picture())
+    assert np.abs(frame.rgb.astype(int) - picture().astype(int)).max() <= HALF_A_STEP
 
 
 def test_a_cell_takes_the_median_of_its_valid_depths():

@@ -5,22 +5,46 @@ import pytest
 import torch
 from analytic import cameras, look
 
+from mirage_ros.core.births import views_of
 from mirage_ros.core.blocks import Blocks
-from mirage_ros.core.zbuffer import SplatRule, Surfels, zbuffer
+from mirage_ros.core.surfels import Surfels, footprints_of, positions_of
+from mirage_ros.core.zbuffer import SplatRule, zbuffer
 
 RULE = SplatRule()
 
 
 def random_cloud(rng, n, ties):
-    positions = rng.uniform(-3, 3, (n, 3))
-    if ties:
-        positions = np.round(positions * 2) / 2
-    normals = rng.normal(size=(n, 3))
-    fronts = normals + rng.normal(size=(n, 3))
-    normals, fronts = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (normals, fronts))
-    footprints = 2.0 ** rng.integers(-5, 0, n) if ties else rng.uniform(0.01, 0.8, n)
-    as_bytes = [np.rint(x * 127).astype(np.int8) for x in (normals, fronts)]
-    return Surfels(positions.astype(np.float32), footprints.astype(np.float32), *as_bytes)
+    """Tokens anywhere, facing anywhere, a few of each view."""
+    views = rng.integers(0, n // 4 + 1, n)
+    rays = rng.normal(size=(n // 4 + 1, 4, 3)) / [[[200], [200], [1], [1]]]
+    rays[:, 3] = rng.uniform(-3, 3, rays[:, 3].shape)
+    focals, depths = rng.uniform(2, 60, len(rays)), rng.uniform(0.1, 1.5, n)
+    cells = rng.integers(0, 256, (n, 2))
+    if ties:  # places half a metre apart
+        rays[:] = np.array([[0.5, 0, 0], [0, 0.5, 0], [0, 0, 0], [-3, -3, 0]])
+        rays[:, 3, 2] = rng.integers(-6, 7, len(rays)) / 2
+        cells, depths, focals = cells % 13, np.ones(n), 2.0 ** rng.integers(0, 6, len(rays))
+    normals = rng.integers(-127, 128, (n, 2)).astype(np.int8)
+    places = pack(views, cells, depths, rng.random(n) < 0.5)
+    return Surfels(places, normals, rays.astype(np.float32), focals.astype(np.float32))
+
+
+def pack(views, cells, depths, sure):
+    """As the docstring of surfels.py has it."""
+    bits = np.float32(depths).view(np.int32).astype(np.int64) + 8 >> 4
+    cells = np.asarray(cells, np.int64)
+    place = np.asarray(views, np.int64) << 42 | cells[:, 0] << 34 | cells[:, 1] << 26
+    return place | (~np.asarray(sure)).astype(np.int64) << 25 | bits - (95 << 19)
+
+
+def plain(positions, footprints):
+    """Surfels that face every camera: each seen from where it is, and not sure of its normal."""
+    count, positions = len(positions), np.float32(positions).reshape(-1, 3)
+    rays = np.zeros((count, 4, 3))
+    rays[:, 3] = positions
+    places = pack(np.arange(count), np.zeros((count, 2)), footprints, np.zeros(count, bool))
+    normals = np.tile(np.int8([0, -127]), (count, 1))
+    return Surfels(places, normals, rays.astype(np.float32), np.ones(count, np.float32))
 
 
 def dot(a, b):
@@ -32,16 +56,33 @@ def covers(centre, half, cell):
     return ((centre - half <= cell) & (cell <= centre + half)) | (np.floor(centre + 0.5) == cell)
 
 
+def unfolded(codes):
+    """Vectors of octahedral codes, as the textbook has them."""
+    a, b = codes.astype(np.int64).T
+    c = 127 - np.abs(a) - np.abs(b)
+    lower = c < 0
+    signs = np.where(a >= 0, 1, -1), np.where(b >= 0, 1, -1)
+    folded = (127 - np.abs(b)) * signs[0], (127 - np.abs(a)) * signs[1]
+    return np.stack([np.where(lower, folded[0], a), np.where(lower, folded[1], b), c], -1)
+
+
 def brute_force(surfels, camera, rule):
     """The module's docstring, step by step, all tokens against every cell."""
-    p, fp = surfels.positions_world.astype(np.float64), surfels.footprints_m.astype(np.float64)
-    n, front = (x.astype(np.int64) for x in (surfels.normals, surfels.fronts))
+    view, row, column = surfels.places >> 42, surfels.places >> 34 & 255, surfels.places >> 26 & 255
+    ray, row, column = surfels.rays[view].astype(np.float64), row[:, None], column[:, None]
+    depth = ((surfels.places & 0x1FFFFFF) + (95 << 19) << 4).astype(np.int32).view(np.float32)
+    depth = depth.astype(np.float64)
+    p = ray[:, 3] + depth[:, None] * (ray[:, 0] * column + ray[:, 1] * row + ray[:, 2])
+    p = p.astype(np.float32).astype(np.float64)
+    fp = (depth / surfels.focals[view].astype(np.float64)).astype(np.float32).astype(np.float64)
+    n, front = unfolded(surfels.normals), ray[:, 3] - p
     m, (height, width), k = camera.camera_from_world, camera.size, camera.intrinsics
     x, y, z = (dot(m[i : i + 1, :3], p) + m[i, 3] for i in range(3))
     to_eye = camera.position_world - p
     facing, same_side = (dot(d, to_eye) for d in (n, front))
     squares = (n * n).sum(-1) * dot(to_eye, to_eye)
-    back = (facing < 0) & (facing * facing > 0.0009 * squares) & (same_side < 0)
+    back = (facing < 0) & (facing * facing > 0.0009 * squares)
+    back &= ((surfels.places & 0x2000000) == 0) | (same_side < 0)
     alive = (z >= rule.near_m) & ~back
     safe = np.where(z > 0, z, 1)
     u, v = x / safe * k[0, 0] + k[0, 2], y / safe * k[1, 1] + k[1, 2]
@@ -60,7 +101,8 @@ def brute_force(surfels, camera, rule):
         step, facing = p - p[first][:, None], n[first][..., None]
         plane = facing[:, 0] * step[..., 0] + facing[:, 1] * step[..., 1]
         plane = plane + facing[:, 2] * step[..., 2]
-        near = (gap <= reach) | ((gap <= 8 * reach) & (np.abs(plane) <= 127 * reach))
+        on_plane = plane * plane <= reach * reach * (n * n).sum(-1)[first][:, None]
+        near = (gap <= reach) | ((gap <= 8 * reach) & on_plane)
         badness = (u - columns) * (u - columns) + (v - r) * (v - r) + penalty
         best = np.where(covered & near, badness, np.inf).argmin(1)
         index[r] = np.where(covered.any(1), best, -1)
@@ -80,18 +122,18 @@ def random_case(seed):
     rng = np.random.default_rng(seed)
     ties, place = bool(seed % 2), bool(seed % 4 < 2)
     surfels = random_cloud(rng, int(10 ** rng.uniform(0, 3)), ties)
-    if place:
-        order = np.lexsort(np.floor(surfels.positions_world).T)
-        surfels = Surfels(*(field[order] for field in surfels))
     if seed % 3 == 0:  # all facing, so that much hides much
-        none = np.zeros_like(surfels.normals)
-        surfels = surfels._replace(normals=none, fronts=none)
+        normals = surfels.normals
+        surfels = plain(positions_of(surfels), footprints_of(surfels))._replace(normals=normals)
+    if place:
+        surfels = sorted_by(np.floor(positions_of(surfels)), surfels)
     size = (int(rng.integers(1, 7)), int(rng.integers(1, 9)))
     return surfels, cameras([random_pose(rng, ties) for _ in range(2)], size)
 
 
-def as_tensors(surfels, device="cpu"):
-    return Surfels(*(torch.from_numpy(field).to(device) for field in surfels))
+def sorted_by(place, surfels):
+    order = np.lexsort(place.T)
+    return surfels._replace(places=surfels.places[order], normals=surfels.normals[order])
 
 
 def assert_same(one, other):
@@ -125,11 +167,18 @@ def test_a_full_view_equals_brute_force(ties):
 
 
 def dense_cloud(n):
-    """Tokens in front of the camera at the origin that looks along y, sorted by place."""
-    rng = np.random.default_rng(n)
-    positions = rng.uniform((-6, 1, -3), (6, 9, 3), (n, 3))
-    positions = positions[np.lexsort(np.floor(2 * positions).T)]
-    return plain(positions, positions[:, 1] / 57 * rng.uniform(0.3, 1.5, n))
+    """Tokens in front of a camera at the origin that looks along y, sorted by place: random depth
+    in the cells of cameras nearby, of footprints of 0.3 to 1.5 cells."""
+    rng, size = np.random.default_rng(n), (44, 80)
+    at = rng.uniform(-0.3, 0.3, (200, 3))
+    numbers = np.arange(len(at))
+    seen = views_of(cameras([look(x, x + (0, 1, 0)) for x in at], size), numbers, numbers)
+    focals = (seen["focals"] / rng.uniform(0.3, 1.5, len(at))).astype(np.float32)
+    views, cells = rng.integers(0, len(at), n), rng.integers(0, size, (n, 2))
+    places = pack(views, cells, rng.uniform(1, 9, n), np.ones(n, bool))
+    normals = np.tile(np.int8([0, -127]), (n, 1))
+    surfels = Surfels(places, normals, seen["rays"], focals)
+    return sorted_by(np.floor(2 * positions_of(surfels)), surfels)
 
 
 @pytest.mark.parametrize("kind", ["random", "dense"])
@@ -137,7 +186,7 @@ def test_no_count_of_threads_and_no_bounds_change_a_bit(kind):
     rng = np.random.default_rng(0)
     surfels = dense_cloud(80_000) if kind == "dense" else random_cloud(rng, 30_000, ties=False)
     batch = cameras([look(rng.uniform(-1, 1, 3), (0, 5, 0)) for _ in range(4)], (22, 40))
-    everywhere = Blocks.of(surfels.positions_world, surfels.footprints_m)
+    everywhere = Blocks.of(surfels)
     for bounds in (everywhere.bounds, everywhere.groups):
         bounds[:, :3], bounds[:, 3:6], bounds[:, 6] = -1e3, 1e3, 1e3
     together = zbuffer(surfels, batch, RULE, everywhere, threads=1)
@@ -153,13 +202,13 @@ def test_torch_gives_the_same_bits(monkeypatch):
     for seed in range(30):
         surfels, batch = random_case(seed)
         one = zbuffer(surfels, batch, RULE)
-        assert_same(one, zbuffer(as_tensors(surfels), batch, RULE))
+        assert_same(one, zbuffer(surfels.to("cpu"), batch, RULE))
     surfels = dense_cloud(60_000)
     batch = cameras([look((0.2, 0.1, 0.3), (0, 5, 0), roll_deg=5)])
     one = zbuffer(surfels, batch, RULE)
-    assert_same(one, zbuffer(as_tensors(surfels), batch, RULE))
+    assert_same(one, zbuffer(surfels.to("cpu"), batch, RULE))
     monkeypatch.setattr("mirage_ros.core.zbuffer_torch.PAIRS_AT_ONCE", 20_000)
-    assert_same(one, zbuffer(as_tensors(surfels), batch, RULE))
+    assert_same(one, zbuffer(surfels.to("cpu"), batch, RULE))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch sees none")
@@ -167,14 +216,8 @@ def test_a_gpu_and_the_cpu_agree():
     surfels = dense_cloud(1_000_000)
     batch = cameras([look((0.1 * i, 0.1, 0.3), (0, 5, 0)) for i in range(9)])
     one = zbuffer(surfels, batch, RULE)
-    other = zbuffer(as_tensors(surfels, "cuda"), batch, RULE)
+    other = zbuffer(surfels.to("cuda"), batch, RULE)
     assert (one.index != other.index).mean() <= 1e-6
-
-
-def plain(positions, footprints):
-    """Surfels that face every camera."""
-    none = np.zeros((len(positions), 3), np.int8)
-    return Surfels(np.float32(positions), np.float32(footprints), none, none)
 
 
 def test_ties_go_to_the_lower_index():

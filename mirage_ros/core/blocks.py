@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from mirage_ros.core.surfels import Surfels, footprint, position
+
 BLOCK_ROWS = 128
 GROUP_BLOCKS = 32
 
@@ -27,10 +29,10 @@ class Blocks:
     groups: np.ndarray
 
     @classmethod
-    def of(cls, positions_world: np.ndarray, footprints_m: np.ndarray) -> Blocks:
+    def of(cls, surfels: Surfels) -> Blocks:
         """Tight bounds of n rows."""
-        blocks = cls.empty(len(footprints_m))
-        blocks.refit(positions_world, footprints_m)
+        blocks = cls.empty(len(surfels.places))
+        blocks.refit(surfels)
         return blocks
 
     @classmethod
@@ -43,11 +45,11 @@ class Blocks:
     def nbytes(self) -> int:
         return self.bounds.nbytes + self.groups.nbytes
 
-    def refit(self, positions_world: np.ndarray, footprints_m: np.ndarray) -> None:
+    def refit(self, surfels: Surfels) -> None:
         """Makes the bounds tight around n rows, which are all there is."""
         for bounds in (self.bounds, self.groups):
             bounds[:, :3], bounds[:, 3:6], bounds[:, 6] = np.inf, -np.inf, 0
-        widen_all(self.bounds, self.groups, positions_world, footprints_m)
+        _widen_all(self.bounds, self.groups, tuple(surfels))
 
     def grown(self, rows: int) -> Blocks:
         """A copy with room for more rows."""
@@ -67,28 +69,31 @@ def _nothing(count: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _widen(bound, position, footprint):
-    for axis in range(3):
-        bound[axis] = min(bound[axis], position[axis])
-        bound[3 + axis] = max(bound[3 + axis], position[axis])
-    bound[6] = max(bound[6], footprint)
+def _widen(bound, x, y, z, width):
+    for axis, value in enumerate((x, y, z)):
+        bound[axis] = min(bound[axis], value)
+        bound[3 + axis] = max(bound[3 + axis], value)
+    bound[6] = max(bound[6], width)
 
 
 @njit(cache=True, nogil=True)
-def widen(bounds, groups, row, position, footprint):
+def widen(bounds, groups, surfels, row):
     """Takes one row's new place into the bounds of its block and group."""
+    (x, y, z), width = position(surfels, row), footprint(surfels, row)
     block = row // BLOCK_ROWS
-    _widen(bounds[block], position, footprint)
-    _widen(groups[block // GROUP_BLOCKS], position, footprint)
+    _widen(bounds[block], x, y, z, width)
+    _widen(groups[block // GROUP_BLOCKS], x, y, z, width)
 
 
 @njit(cache=True, nogil=True)
-def widen_all(bounds, groups, positions, footprints):
+def _widen_all(bounds, groups, surfels):
     """Takes rows 0..n-1 into the bounds."""
-    for block in range((len(footprints) + BLOCK_ROWS - 1) // BLOCK_ROWS):
+    rows = len(surfels[0])
+    for block in range((rows + BLOCK_ROWS - 1) // BLOCK_ROWS):
         bound = bounds[block]
-        for row in range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, len(footprints))):
-            _widen(bound, positions[row], footprints[row])
+        for row in range(block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, rows)):
+            (x, y, z), width = position(surfels, row), footprint(surfels, row)
+            _widen(bound, x, y, z, width)
         group = groups[block // GROUP_BLOCKS]
-        _widen(group, bound[:3], bound[6])
-        _widen(group, bound[3:6], bound[6])
+        _widen(group, bound[0], bound[1], bound[2], bound[6])
+        _widen(group, bound[3], bound[4], bound[5], bound[6])

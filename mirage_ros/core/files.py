@@ -13,8 +13,9 @@ import numpy as np
 
 from mirage_ros.core.errors import MirageError
 
-VERSION = 1
-"""Of the memory and world files; files of a newer version are refused."""
+VERSION = 2
+"""Of the memory and world files; files of another version are refused. Version 1 kept tokens by
+their place in the world, without the views that they come from."""
 
 _KEY = "mirage_ros"
 
@@ -113,7 +114,7 @@ def save_tensors(
 def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarray], dict]:
     """Tensors and `info` of a file of this kind.
 
-    A file that is missing, damaged, of another kind or of a newer version raises MirageError.
+    A file that is missing, damaged, of another kind or of another version raises MirageError.
     """
     try:
         data = np.fromfile(path, np.uint8)
@@ -130,10 +131,11 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarr
         raise MirageError(
             f"{path} is not a saved {kind} or its header is damaged; save it again."
         ) from error
-    if found != kind or version > VERSION:
+    if found != kind or version != VERSION:
+        way = "update mirage_ros" if version > VERSION else "make it anew with this one"
         raise MirageError(
-            f"{path} holds a {found} of version {version}; this program reads a {kind} up to "
-            f"version {VERSION}: give another file or update mirage_ros."
+            f"{path} holds a {found} of version {version}; this program reads a {kind} of version "
+            f"{VERSION}: give another file or {way}."
         )
     return _checked(path, kind, data[8 + length :], table, header)
 

@@ -1,4 +1,4 @@
-"""From latent cells with depth to surfels: position, footprint, normal, front."""
+"""From latent cells with depth to surfels: which cell, how deep, and which way it faces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numba import njit
 
+from mirage_ros.core.births import tiles_of
 from mirage_ros.core.camera import Camera
+from mirage_ros.core.surfels import VIEW_SIDE, octahedral, packed
 
 EDGE_FOOTPRINTS = 6.0
 """Neighbours farther apart along z than this many footprints lie on different surfaces."""
@@ -23,62 +25,52 @@ def lift_surfels(
 ) -> dict[str, np.ndarray]:
     """Rows (n, ...) of the chosen cells in raster order, frame after frame.
 
-    positions_world float32, footprints_m float32 (a cell's width at that depth), normals and
-    fronts int8 (unit vectors times 127), confidence uint8 (255 times the cosine between normal
-    and view). The front is the direction that the token faces for sure: its normal where the
-    neighbours on all sides agree on it, else the direction it was seen from.
+    places (with the views' numbers in births.views_of) and normals are as in Surfels. A token is
+    sure which way it faces where the neighbours on all sides agree on its normal.
     """
-    depth = np.ascontiguousarray(depth_m, np.float64)
+    depth = np.ascontiguousarray(depth_m, np.float32)
     chosen = np.ascontiguousarray(chosen, np.bool_)
     number = int(np.count_nonzero(chosen))
-    rows = {
-        "positions_world": np.empty((number, 3), np.float32),
-        "footprints_m": np.empty(number, np.float32),
-        "normals": np.empty((number, 3), np.int8),
-        "fronts": np.empty((number, 3), np.int8),
-        "confidence": np.empty(number, np.uint8),
-    }
+    rows = {"places": np.empty(number, np.int64), "normals": np.empty((number, 2), np.int8)}
     intrinsics = np.ascontiguousarray(cameras.intrinsics)
     poses = np.ascontiguousarray(cameras.world_from_camera)
-    _lift(intrinsics, poses, depth, chosen, tuple(rows.values()))
+    _lift(intrinsics, poses, depth, chosen, tiles_of(cameras.size), tuple(rows.values()))
     return rows
 
 
 @njit(cache=True, nogil=True)
-def _lift(intrinsics, poses, depth, chosen, out):
+def _lift(intrinsics, poses, depth, chosen, tiles, out):
+    places, normals = out
     frames, height, width = depth.shape
     points, row = np.empty((height, width, 3)), 0
     for f in range(frames):
         k, pose, eye = intrinsics[f], poses[f], poses[f, :3, 3]
         for r in range(height):
             for c in range(width):
-                z = depth[f, r, c] if _valid(depth[f, r, c]) else 0.0
+                z = float(depth[f, r, c]) if _valid(depth[f, r, c]) else 0.0
                 x, y = (c - k[0, 2]) / k[0, 0] * z, (r - k[1, 2]) / k[1, 1] * z
                 for i in range(3):
                     points[r, c, i] = pose[i, 0] * x + pose[i, 1] * y + pose[i, 2] * z + eye[i]
         focal = 0.5 * (k[0, 0] + k[1, 1])
         for r in range(height):
             for c in range(width):
-                if chosen[f, r, c]:
-                    _surfel(points, depth[f], r, c, eye, focal, row, out)
-                    row += 1
+                if not chosen[f, r, c]:
+                    continue
+                direction, sure = _direction(points, depth[f], r, c, eye, focal)
+                tile = r // VIEW_SIDE * tiles[1] + c // VIEW_SIDE
+                view = f * tiles[0] * tiles[1] + tile
+                cell = r % VIEW_SIDE, c % VIEW_SIDE
+                places[row] = packed(view, cell[0], cell[1], depth[f, r, c], sure)
+                normals[row, 0], normals[row, 1] = octahedral(direction)
+                row += 1
 
 
 @njit(cache=True, nogil=True)
-def _surfel(points, depth, r, c, eye, focal, row, out):
-    """Writes one cell to one row of the outputs."""
-    positions, footprints, normals, fronts, confidence = out
-    footprint = depth[r, c] / focal
+def _direction(points, depth, r, c, eye, focal):
+    """Which way a cell faces, and whether that is sure."""
     view = _unit(_minus(eye, points[r, c]))
-    normal, sure = _normal(points, depth, r, c, footprint, view)
-    cosine = min(max(_dot(normal, view), 0.0), 1.0)
-    front = normal if sure and cosine >= GRAZING_COSINE else view
-    for i in range(3):
-        positions[row, i] = points[r, c, i]
-        normals[row, i] = np.int8(np.rint(normal[i] * 127))
-        fronts[row, i] = np.int8(np.rint(front[i] * 127))
-    footprints[row] = footprint
-    confidence[row] = np.uint8(np.rint(cosine * 255))
+    direction, sure = _normal(points, depth, r, c, depth[r, c] / focal, view)
+    return direction, sure and _dot(direction, view) >= GRAZING_COSINE
 
 
 @njit(cache=True, nogil=True)

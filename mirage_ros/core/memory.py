@@ -16,19 +16,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8, UInt16
 
+from mirage_ros.core.births import views_of
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
-from mirage_ros.core.features import latents_of_rows, rows_of_latents
+from mirage_ros.core.features import FEATURE_TYPES, latents_of_rows, rows_of_latents
 from mirage_ros.core.frames import Points
 from mirage_ros.core.lifting import lift_surfels
 from mirage_ros.core.memory_files import load_store, save_store
-from mirage_ros.core.store import FEATURE_TYPES, TokenStore, row_bytes
+from mirage_ros.core.store import TokenStore, row_bytes
+from mirage_ros.core.surfels import Surfels, cosines_of, footprints_of, of_views, positions_of
 from mirage_ros.core.types import Readout
-from mirage_ros.core.zbuffer import SplatRule, Surfels, zbuffer
+from mirage_ros.core.zbuffer import SplatRule, zbuffer
 
 __all__ = ["LatentMemory", "MemoryConfig", "Points"]
+
+_LAST_TICK = 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,17 @@ class MemoryConfig:
         channels: of a latent.
         max_bytes: the hard cap on the memory's bytes.
         rule: of reading.
-        dtype: what latents are kept as, "float16" or "bfloat16" (coarser, but of wider range).
+        dtype: what latents are kept as. "int6": 6 bits a number, times a scale of the token's
+            own, which decoded pictures do not tell from "float16" (docs/log.md); "int8" and "int4"
+            likewise; "bfloat16" is coarser than "float16", but of wider range.
         device: None reads with CPU threads. The name of a torch device ("cuda") keeps a copy of
-            positions and normals there and reads with torch: the same bits.
+            what the z-buffer needs there and reads with torch: the same bits.
     """
 
     channels: int
     max_bytes: int = 512 * 2**20
     rule: SplatRule = field(default_factory=SplatRule)
-    dtype: str = "float16"
+    dtype: str = "int6"
     device: str | None = None
 
 
@@ -58,7 +64,7 @@ class LatentMemory:
     """
 
     def __init__(self, config: MemoryConfig) -> None:
-        if config.max_bytes < 64 * 2**10 + 4 * row_bytes(config.channels):
+        if config.max_bytes < 64 * 2**10 + 4 * row_bytes(config.channels, "float16"):
             raise MirageError(
                 f"The memory's cap is {config.max_bytes} bytes; give at least 128 KiB to it."
             )
@@ -97,7 +103,7 @@ class LatentMemory:
         before anything is changed.
         """
         shape = (len(cameras), *cameras.size)
-        depth = np.asarray(depth_m, np.float64)
+        depth = np.asarray(depth_m, np.float32)
         self._check_write(latents, depth, np.asarray(static), np.asarray(rgb), shape)
         chosen = np.asarray(static, bool) & np.isfinite(depth) & (depth > 0)
         features = rows_of_latents(latents, chosen, self.config.dtype)
@@ -106,14 +112,10 @@ class LatentMemory:
                 "Latents to remember hold NaN, infinity or values beyond "
                 f"{self.config.dtype}; check the model."
             )
-        frame = np.nonzero(chosen)[0]
-        rows = lift_surfels(cameras, depth, chosen)
-        rows["features"] = features
+        rows = lift_surfels(cameras, depth, chosen) | features
         rows["rgb"] = np.asarray(rgb, np.uint8)[chosen]
-        rows["births_ns"] = np.asarray(stamps_ns, np.int64).reshape(-1)[frame]
-        rows["frame_ids"] = np.asarray(frame_ids, np.int32).reshape(-1)[frame]
-        rows["used"] = np.full(len(frame), self._next_tick(), np.int32)
-        return self._owned_store().insert(rows)
+        rows["used"] = np.full(len(rows["rgb"]), self._next_tick(), np.uint16)
+        return self._owned_store().insert(rows, views_of(cameras, stamps_ns, frame_ids))
 
     def write_new(
         self,
@@ -152,10 +154,12 @@ class LatentMemory:
         rows = index[visible]
         stamps = np.asarray(stamps_ns, np.int64).reshape(-1, 1, 1)
         age = np.zeros(index.shape, np.int64)
-        age[visible] = np.broadcast_to(stamps, index.shape)[visible] - store["births_ns"][rows]
-        self._owned_use()[rows] = self._next_tick()
+        births = of_views(store["places"][rows], store.births["stamps_ns"])
+        age[visible] = np.broadcast_to(stamps, index.shape)[visible] - births
+        tick = self._next_tick()
+        self._owned_use()[rows] = tick
         return Readout(
-            latents=latents_of_rows(store["features"], index, config.dtype),
+            latents=latents_of_rows(store.arrays, index, config.channels, config.dtype),
             visible=visible,
             depth_m=np.where(visible, winners.depth_m, np.nan).astype(np.float32),
             index=index,
@@ -167,7 +171,8 @@ class LatentMemory:
     def birth_frames(self, readout: Readout) -> Int[np.ndarray, "f h w"]:
         """The id of the frame in which each cell's winner was born, -1 unseen."""
         frames = np.full(readout.index.shape, -1, np.int32)
-        frames[readout.visible] = self._store["frame_ids"][readout.index[readout.visible]]
+        places = self._store["places"][readout.index[readout.visible]]
+        frames[readout.visible] = of_views(places, self._store.births["frame_ids"])
         return frames
 
     def references(self, readout: Readout, count: int) -> list[int]:
@@ -184,12 +189,12 @@ class LatentMemory:
                 f"The box to erase spans {low.tolist()} to {high.tolist()}; "
                 "give two corners (x, y, z) with min <= max."
             )
-        xyz = self._store["positions_world"]
+        xyz = positions_of(self._store.surfels)
         return self._owned_store().keep(~((xyz >= low) & (xyz <= high)).all(-1))
 
     def erase_frame(self, frame_id: int) -> int:
         """Forgets the tokens born in a frame; returns how many."""
-        return self._owned_store().keep(self._store["frame_ids"] != frame_id)
+        return self._owned_store().keep(self._store.frame_ids != frame_id)
 
     def forget(self, rows: Bool[np.ndarray, "n"]) -> int:
         """Forgets the marked tokens, in the order of `to_points`; returns how many."""
@@ -198,7 +203,7 @@ class LatentMemory:
     @property
     def footprints_m(self) -> Float[np.ndarray, "n"]:
         """Width of each token's cell in the world, in the order of `to_points`."""
-        return self._store["footprints_m"]
+        return footprints_of(self._store.surfels)
 
     def clear(self) -> None:
         """Forgets everything."""
@@ -207,14 +212,9 @@ class LatentMemory:
 
     def to_points(self) -> Points:
         """Copies of what a viewer needs; a token keeps its colour for life."""
-        store = self._store
-        confidence = store["confidence"].astype(np.float32) / 255
-        return Points(
-            store["positions_world"].copy(),
-            store["rgb"].copy(),
-            confidence,
-            store["births_ns"].copy(),
-        )
+        surfels = self._store.surfels
+        rgb, births = self._store["rgb"].copy(), self._store.births_ns
+        return Points(positions_of(surfels), rgb, cosines_of(surfels), births)
 
     def fork(self) -> LatentMemory:
         """A memory of its own that shares the arrays until either of the two is changed."""
@@ -230,10 +230,8 @@ class LatentMemory:
 
     @classmethod
     def load(cls, path: str | os.PathLike, config: MemoryConfig | None = None) -> LatentMemory:
-        """A saved memory; without a config it keeps its channels, cap and type.
-
-        A missing, damaged, newer or otherwise unfit file raises MirageError.
-        """
+        """A saved memory; without a config it keeps its channels, cap and type. A file that is
+        missing, damaged, of another version or unfit raises MirageError."""
         wanted = (None, None, None)
         if config is not None:
             wanted = (config.channels, config.max_bytes, config.dtype)
@@ -257,7 +255,7 @@ class LatentMemory:
         self._on_device = None
         return self._store
 
-    def _owned_use(self) -> Int[np.ndarray, "n"]:
+    def _owned_use(self) -> UInt16[np.ndarray, "n"]:
         """When each token last won a cell, to change it: reads of one fork are not the other's."""
         if len(self._use_sharers) > 1:
             self._use_sharers.discard(self)
@@ -273,15 +271,18 @@ class LatentMemory:
 
     def _surfels(self) -> Surfels:
         """What the z-buffer reads, on the memory's device."""
-        surfels = Surfels(*(self._store[name] for name in Surfels._fields))
         if self.config.device is None:
-            return surfels
+            return self._store.surfels
         if self._on_device is None:
-            device = self.config.device
-            self._on_device = Surfels(*(torch.from_numpy(x).to(device) for x in surfels))
+            self._on_device = self._store.surfels.to(self.config.device)
         return self._on_device
 
     def _next_tick(self) -> int:
+        """The number of this read or write. When 16 bits are used up all are halved, so that what
+        was seen long ago is told apart the more coarsely."""
+        if self._tick == _LAST_TICK:
+            self._owned_use()[:] //= 2
+            self._tick //= 2
         self._tick += 1
         return self._tick
 

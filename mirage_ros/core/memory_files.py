@@ -6,16 +6,23 @@ import os
 
 import numpy as np
 
+from mirage_ros.core.births import VIEW_FIELDS
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.features import FEATURE_TYPES, Fields
 from mirage_ros.core.files import load_tensors, save_tensors
-from mirage_ros.core.store import FEATURE_TYPES, FIELDS, TokenStore
+from mirage_ros.core.store import TokenStore
+from mirage_ros.core.surfels import view_numbers
 
 KIND = "memory"
+
+_VIEW = "view."
+"""What the names of the views' fields start with."""
 
 
 def save_store(path: str | os.PathLike, store: TokenStore, max_bytes: int, tick: int) -> None:
     """Writes every field; table and bounds follow from them."""
-    tensors = {name: store[name] for name in _saved_fields(store.channels, store.dtype)}
+    tensors = {name: store[name] for name in store.fields()}
+    tensors |= {f"{_VIEW}{name}": store.births[name] for name in VIEW_FIELDS}
     info = {"channels": store.channels, "max_bytes": max_bytes, "tick": tick}
     info["dtype"] = store.dtype
     save_tensors(path, KIND, tensors, info)
@@ -35,32 +42,36 @@ def load_store(
             f"{path} holds latents of {saved} channels where {channels} are needed; load it with "
             "the model it was saved with."
         )
-    kept = info.get("dtype", "float16")
+    kept = info["dtype"]
     if kept not in FEATURE_TYPES or dtype not in (None, kept):
         raise MirageError(
             f"{path} keeps latents as {kept} where {dtype or 'a known type'} is needed; load it "
             "with the type it was saved with."
         )
-    _check_rows(path, tensors, saved, kept)
     max_bytes = int(info["max_bytes"]) if max_bytes is None else max_bytes
     store = TokenStore(saved, max_bytes, kept)
-    store.restore(tensors)
+    views = {name: tensors.pop(f"{_VIEW}{name}", None) for name in VIEW_FIELDS}
+    if not (_fit(tensors, store.fields()) and _fit(views, VIEW_FIELDS) and _sound(tensors, views)):
+        raise MirageError(f"{path} does not hold the fields of a latent memory; save it again.")
+    store.restore(tensors, views)
     return store, max_bytes, tick
 
 
-def _saved_fields(channels: int, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return dict(FIELDS, features=(FEATURE_TYPES[dtype], (channels,)))
+def _fit(tensors: dict[str, np.ndarray | None], fields: Fields) -> bool:
+    """Are all fields there, and nothing else, each with as many rows?"""
+    if set(tensors) != set(fields) or any(tensor is None for tensor in tensors.values()):
+        return False
+    rows = len(next(iter(tensors.values())))
+    return all(
+        tensors[name].dtype == dtype and tensors[name].shape == (rows, *shape)
+        for name, (dtype, shape) in fields.items()
+    )
 
 
-def _check_rows(path, tensors: dict[str, np.ndarray], channels: int, dtype: str) -> None:
-    fields = _saved_fields(channels, dtype)
-    sound = set(tensors) == set(fields)
-    rows = len(tensors["positions_world"]) if sound else 0
-    for name, (dtype, shape) in fields.items() if sound else ():
-        sound = sound and tensors[name].dtype == dtype and tensors[name].shape == (rows, *shape)
-    if not (
-        sound
-        and np.isfinite(tensors["positions_world"]).all()
-        and (tensors["footprints_m"] > 0).all()
-    ):
-        raise MirageError(f"{path} does not hold the fields of a latent memory; save it again.")
+def _sound(tensors: dict[str, np.ndarray], views: dict[str, np.ndarray]) -> bool:
+    """Does every token lie somewhere, and was it born in one of the views?"""
+    return bool(
+        view_numbers(tensors["places"]).max(initial=-1) < len(views["focals"])
+        and np.isfinite(views["rays"]).all()
+        and (views["focals"] > 0).all()
+    )

@@ -11,61 +11,60 @@ import math
 
 import numpy as np
 
+from mirage_ros.core.births import VIEW_BYTES, Births
 from mirage_ros.core.blocks import BLOCK_ROWS, BOUND_BYTES_PER_ROW, Blocks
-from mirage_ros.core.voxels import (
-    by_place,
-    compact,
-    copy_rows,
-    fill_table,
-    place_rows,
-    table_size,
+from mirage_ros.core.features import Fields, feature_fields
+from mirage_ros.core.rows import as_bytes, compact, copy_rows
+from mirage_ros.core.surfels import (
+    MOST_VIEWS,
+    Surfels,
+    last_used,
+    of_views,
+    present,
+    renumber,
+    view_numbers,
 )
+from mirage_ros.core.table import BYTES_PER_ROW, EMPTY, is_full, new_table
+from mirage_ros.core.voxels import by_place, fill_table, place_rows
 
-FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "positions_world": ("float32", (3,)),
-    "footprints_m": ("float32", ()),
-    "normals": ("int8", (3,)),
-    "fronts": ("int8", (3,)),
-    "births_ns": ("int64", ()),
-    "rgb": ("uint8", (3,)),
-    "confidence": ("uint8", ()),
-    "frame_ids": ("int32", ()),
-    "used": ("int32", ()),
+SURFEL_FIELDS: Fields = {
+    "places": ("int64", ()),
+    "normals": ("int8", (2,)),
 }
-"""Name -> dtype and row shape; `features` (16 bits, channels) comes on top."""
+"""Name -> dtype and row shape of what the z-buffer reads (see Surfels)."""
 
-FEATURE_TYPES = {"float16": "float16", "bfloat16": "uint16"}
-"""What latents are kept as -> what numpy holds (it has no bfloat16, so that type's bits)."""
-
-TABLE_BYTES_PER_ROW = 16
-"""At most: a table is between 2 and 4 times as long as the rows it serves, int32 each."""
+FIELDS: Fields = SURFEL_FIELDS | {"rgb": ("uint8", (3,)), "used": ("uint16", ())}
+"""Of what every token has; its latent comes on top (features.feature_fields)."""
 
 SCRATCH_BYTES_PER_ROW = 24
 """Sorting and placing rows while they are merged, or choosing rows while evicting."""
 
 _KEPT_SHARE = 16
 """One in so many tokens goes when the cap is reached: often enough to keep nearly all, rarely
-enough to cost little."""
+enough to cost little. One in so many views likewise."""
+
+_VIEWS_SHARE = 18
+"""One in so many bytes of the cap is for views at most, and an eighth of that while they grow."""
 
 
-def row_bytes(channels: int) -> int:
-    """Bytes one token takes, without its share of the table."""
-    own = sum(np.dtype(d).itemsize * math.prod(shape) for d, shape in FIELDS.values())
-    return own + 2 * channels
+def row_bytes(channels: int, dtype: str) -> int:
+    """Bytes one token takes, without its share of table, bounds and view."""
+    fields = (FIELDS | feature_fields(channels, dtype)).values()
+    return sum(np.dtype(d).itemsize * math.prod(shape) for d, shape in fields)
 
 
 class TokenStore:
     """Arrays of tokens whose allocation never exceeds `max_bytes`, growth and eviction included."""
 
-    def __init__(self, channels: int, max_bytes: int, dtype: str = "float16") -> None:
+    def __init__(self, channels: int, max_bytes: int, dtype: str) -> None:
         self.channels, self.dtype = channels, dtype
-        per_row = row_bytes(channels) * 9 // 8 + TABLE_BYTES_PER_ROW
+        views = min(max(max_bytes // _VIEWS_SHARE // VIEW_BYTES, 8), MOST_VIEWS)
+        per_row = row_bytes(channels, dtype) * 9 // 8 + BYTES_PER_ROW
         per_row += SCRATCH_BYTES_PER_ROW + BOUND_BYTES_PER_ROW
-        self.max_rows = min(max_bytes // per_row, 2**30)
+        self.max_rows = min((max_bytes - views * VIEW_BYTES * 9 // 8) // per_row, 2**30)
         self.count = 0
         self.arrays = self._allocate(0)
-        self.table = np.full(16, -1, np.int32)
-        self.blocks = Blocks.empty(0)
+        self.table, self.blocks, self.births = new_table(0), Blocks.empty(0), Births(views)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The live rows of one field."""
@@ -78,33 +77,60 @@ class TokenStore:
     @property
     def nbytes(self) -> int:
         bounds = self.blocks.bounds[: -(-self.count // BLOCK_ROWS)]
-        return self.count * row_bytes(self.channels) + self.table.nbytes + bounds.nbytes
+        own = self.count * row_bytes(self.channels, self.dtype)
+        return own + self.table.nbytes + bounds.nbytes + self.births.nbytes
 
-    def insert(self, rows: dict[str, np.ndarray]) -> int:
+    @property
+    def surfels(self) -> Surfels:
+        """What the z-buffer reads of the live rows."""
+        return self._surfels(self.count)
+
+    @property
+    def births_ns(self) -> np.ndarray:
+        """The stamp of each token's view."""
+        return of_views(self["places"], self.births["stamps_ns"])
+
+    @property
+    def frame_ids(self) -> np.ndarray:
+        """The id of each token's frame."""
+        return of_views(self["places"], self.births["frame_ids"])
+
+    def insert(self, rows: dict[str, np.ndarray], views: dict[str, np.ndarray]) -> int:
         """Merges rows in order; in an occupied voxel the finer footprint wins, else the newer.
 
+        `views` are what births.views_of gives; the rows name theirs by its number there.
         Returns how many rows were stored.
         """
-        rows = {name: np.ascontiguousarray(rows[name], a.dtype) for name, a in self.arrays.items()}
-        total, stored = len(rows["used"]), 0
-        for start in range(0, total, max(self.max_rows, 1)):
-            part = slice(start, start + self.max_rows)
-            stored += self._insert_part({name: array[part] for name, array in rows.items()})
+        stored, once = 0, max(self.births.most // 4, 1)
+        for first in range(0, len(views["focals"]), once):
+            some = rows
+            if len(views["focals"]) > once:
+                chosen = view_numbers(rows["places"]) // once == first // once
+                some = {name: values[chosen] for name, values in rows.items()}
+            for start in range(0, len(some["places"]), max(self.max_rows, 1)):
+                part = slice(start, start + self.max_rows)
+                stored += self._insert_part({n: v[part] for n, v in some.items()}, views)
         return stored
 
-    def _insert_part(self, rows: dict[str, np.ndarray]) -> int:
-        new = rows["positions_world"], rows["footprints_m"]
-        order = by_place(*new)
+    def _insert_part(self, rows: dict[str, np.ndarray], views: dict[str, np.ndarray]) -> int:
+        rows = {name: np.ascontiguousarray(rows[name], a.dtype) for name, a in self.arrays.items()}
+        rows["places"] = rows["places"].copy()
+        alive = present(rows["places"], len(views["focals"]))
+        first = self._admit({name: values[alive] for name, values in views.items()})
+        renumber(rows["places"], first + _numbers(alive))
+        births = self.births["rays"], self.births["focals"]
+        new = Surfels(*(rows[name] for name in SURFEL_FIELDS), *births)
+        order = by_place(new, self.count)
         to, done, stored = np.empty(len(order), np.int32), 0, 0
         while done < len(order):
             self._make_room(len(order) - done)
-            old = self.arrays["positions_world"], self.arrays["footprints_m"]
+            old = tuple(self._surfels(self.capacity))
             bounds, start = (self.blocks.bounds, self.blocks.groups), done
             self.count, done, placed = place_rows(
-                old, self.count, self.table, bounds, new, order, start, to
+                old, self.count, self.table, bounds, tuple(new), order, start, to
             )
-            for name in rows.keys() - {"positions_world", "footprints_m"}:
-                arrays = _as_bytes(self.arrays[name]), _as_bytes(rows[name])
+            for name in rows.keys() - {"places"}:
+                arrays = as_bytes(self.arrays[name]), as_bytes(rows[name])
                 copy_rows(*arrays, order, to, start, done)
             stored += placed
         return stored
@@ -113,24 +139,31 @@ class TokenStore:
         """Drops the rows where the mask is False, keeping order; returns how many went."""
         before = self.count
         for array in self.arrays.values():
-            compact(_as_bytes(array), mask)
+            compact(as_bytes(array), mask)
         self.count = int(mask.sum())
-        self.blocks.refit(self["positions_world"], self["footprints_m"])
-        self._rebuild_table(self.table if self.count else np.empty(16, np.int32))
+        self.blocks.refit(self.surfels)
+        self._fill(self.table if self.count else new_table(0))
         return before - self.count
 
-    def restore(self, rows: dict[str, np.ndarray]) -> None:
-        """Copies saved rows in place of its own; of too many, those that evicting leaves."""
-        count, kept = len(rows["used"]), slice(None)
-        if count > self.max_rows:
-            kept = _without_oldest(rows["used"], rows["births_ns"], count - self.max_rows)
-            count = self.max_rows
-        self.count, self.arrays = count, self._allocate(self._capacity_for(count))
+    def restore(self, rows: dict[str, np.ndarray], views: dict[str, np.ndarray]) -> None:
+        """Copies saved rows and views in place of its own; of too many, those that evicting
+        leaves."""
+        places, stamps = rows["places"], views["stamps_ns"]
+        gone = _least_used(rows["used"], places, stamps, len(stamps) - self.births.most)
+        kept = of_views(places, ~gone)
+        if (over := int(kept.sum()) - self.max_rows) > 0:
+            kept[kept] = _without_oldest(rows["used"][kept], places[kept], stamps, over)
+        self.count = int(kept.sum())
+        self.arrays = self._allocate(self._capacity_for(self.count))
         for name, array in rows.items():
-            self[name][:] = array[kept]
+            self[name][:] = array if kept.all() else array[kept]
+        self.births, alive = Births(self.births.most), present(self["places"], len(stamps))
+        self.births.make_room(int(alive.sum()))
+        self.births.add({name: values[alive] for name, values in views.items()})
+        renumber(self["places"], _numbers(alive))
         self.blocks = Blocks.empty(self.capacity)
-        self.blocks.refit(self["positions_world"], self["footprints_m"])
-        self._rebuild_table(np.empty(table_size(self.count), np.int32))
+        self.blocks.refit(self.surfels)
+        self._fill(new_table(self.count))
 
     def copy(self) -> TokenStore:
         """An independent store with the same tokens."""
@@ -139,6 +172,7 @@ class TokenStore:
         for name in self.arrays:
             twin[name][:] = self[name]
         twin.table, twin.blocks = self.table.copy(), self.blocks.copy()
+        twin.births = self.births.copy()
         return twin
 
     def share(self) -> TokenStore:
@@ -147,23 +181,29 @@ class TokenStore:
         twin.__dict__.update(self.__dict__, arrays=dict(self.arrays))
         return twin
 
-    def _fields(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        return dict(FIELDS, features=(FEATURE_TYPES[self.dtype], (self.channels,)))
+    def fields(self) -> Fields:
+        """Name -> dtype and row shape of all that a token has."""
+        return FIELDS | feature_fields(self.channels, self.dtype)
 
     def _allocate(self, rows: int) -> dict[str, np.ndarray]:
-        return {name: np.empty((rows, *shape), d) for name, (d, shape) in self._fields().items()}
+        return {name: np.empty((rows, *shape), d) for name, (d, shape) in self.fields().items()}
+
+    def _surfels(self, rows: int) -> Surfels:
+        fields = (self.arrays[name][:rows] for name in SURFEL_FIELDS)
+        return Surfels(*fields, self.births["rays"], self.births["focals"])
 
     def _make_room(self, wanted: int) -> None:
-        """At least one free row, and a table that is not half full (nor twice in memory)."""
+        """At least one free row, and a table that is not full (nor twice in memory)."""
         if self.count == self.capacity:
             if self.capacity < self.max_rows:
                 self._grow(self.count + wanted)
             else:
                 number = max(1, self.count // _KEPT_SHARE)
-                self.keep(_without_oldest(self["used"], self["births_ns"], number))
-        if self.count >= len(self.table) // 2:
+                stamps = self.births["stamps_ns"]
+                self.keep(_without_oldest(self["used"], self["places"], stamps, number))
+        if is_full(self.table, self.count):
             self.table = None
-            self._rebuild_table(np.empty(table_size(max(self.count, 128)), np.int32))
+            self._fill(new_table(self.count))
 
     def _grow(self, wanted: int) -> None:
         """Doubles, field by field; from an eighth of the cap on goes straight to the cap.
@@ -172,7 +212,7 @@ class TokenStore:
         Pages that hold no token yet are not touched.
         """
         rows = self._capacity_for(max(wanted, 2 * self.capacity, 256))
-        for name, (dtype, shape) in self._fields().items():
+        for name, (dtype, shape) in self.fields().items():
             grown = np.empty((rows, *shape), dtype)
             grown[: self.count] = self[name]
             self.arrays[name] = grown
@@ -181,29 +221,62 @@ class TokenStore:
     def _capacity_for(self, rows: int) -> int:
         return self.max_rows if 8 * rows > self.max_rows else rows
 
-    def _rebuild_table(self, table: np.ndarray) -> None:
-        table.fill(-1)
+    def _fill(self, table: np.ndarray) -> None:
+        """Takes a table, and enters all rows."""
+        table.fill(EMPTY)
         self.table = table
-        fill_table(table, self["positions_world"], self["footprints_m"])
+        fill_table(table, tuple(self.surfels))
+
+    def _admit(self, views: dict[str, np.ndarray]) -> int:
+        """Takes in views, in the place of those without tokens and then of those whose tokens
+        were seen least recently; returns the first's number."""
+        births, wanted = self.births, len(views["focals"])
+        if births.count + wanted > births.capacity:
+            self._drop_views(0)
+            free = births.most - births.most // _KEPT_SHARE
+            if births.count + wanted > free:
+                self._drop_views(births.count + wanted - free)
+            births.make_room(wanted)
+        return births.add(views)
+
+    def _drop_views(self, number: int) -> None:
+        """Forgets the tokens of the `number` least used views, then all views without tokens."""
+        births = self.births
+        gone = _least_used(self["used"], self["places"], births["stamps_ns"], number)
+        if gone.any():
+            self.keep(of_views(self["places"], ~gone))
+        alive = present(self["places"], births.count)
+        births.keep(alive)
+        renumber(self["places"], _numbers(alive))
 
 
-def _without_oldest(used: np.ndarray, births_ns: np.ndarray, number: int) -> np.ndarray:
-    """False for the tokens that won a cell longest ago, the oldest first among equals.
+def _without_oldest(used, places, stamps_ns, number: int) -> np.ndarray:
+    """False for the tokens that won a cell longest ago, those of the oldest views among equals.
 
     Takes time and memory (at most 20 bytes a row) in proportion to the rows.
     """
     last = np.partition(used, number - 1)[number - 1]
     keep, equal = used >= last, used == last
-    births = births_ns[equal]
-    number -= len(used) - int(keep.sum())
+    births = of_views(places, stamps_ns, equal)
+    number -= len(used) - int(np.count_nonzero(keep))
     youngest = np.partition(births, number - 1)[number - 1]
     older = births < youngest
-    some = np.flatnonzero(births == youngest)[: number - int(older.sum())]
+    some = np.flatnonzero(births == youngest)[: number - int(np.count_nonzero(older))]
     older[some] = True
     keep[equal] = ~older
     return keep
 
 
-def _as_bytes(array: np.ndarray) -> np.ndarray:
-    width = array.dtype.itemsize * math.prod(array.shape[1:])
-    return array.reshape(-1).view(np.uint8).reshape(len(array), width)
+def _least_used(used, places, stamps_ns, number: int) -> np.ndarray:
+    """True for the `number` views whose tokens won a cell longest ago, the oldest first among
+    equals."""
+    gone = np.zeros(len(stamps_ns), bool)
+    if number > 0:
+        last = last_used(used, places, len(stamps_ns))
+        gone[np.lexsort((stamps_ns, last))[:number]] = True
+    return gone
+
+
+def _numbers(alive: np.ndarray) -> np.ndarray:
+    """The number that each view has when only those alive are counted."""
+    return np.cumsum(alive) - 1

@@ -4,7 +4,8 @@ One meaning, whatever the kernel (and whatever the machine, every run, the same 
 
 1. A token projects to (u, v, z) in cells and metres, in float64. It is skipped when z is below
    `near_m`, or when it is seen from its back: its normal points away from the camera (cosine
-   below -0.03), and so does its front, the direction that it faces for sure (see lifting.py).
+   below -0.03) and it is sure of it, or the direction that it was first seen from points away
+   as well (see surfels.py).
 2. It covers the cells whose centres lie in the square around (u, v) that is
    `splat * footprint * focal / z` cells wide, and always the cell that (u, v) falls in.
    So zooming in leaves no holes.
@@ -26,10 +27,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int8
 
 from mirage_ros.core.blocks import Blocks
 from mirage_ros.core.camera import Camera
+from mirage_ros.core.surfels import Surfels
 from mirage_ros.core.zbuffer_cpu import winners_cpu
 from mirage_ros.core.zbuffer_torch import winners_torch
 
@@ -49,19 +50,6 @@ class SplatRule:
 
     def numbers(self) -> tuple[float, float, float, float]:
         return (self.splat, self.tolerance, self.scale_weight, self.near_m)
-
-
-class Surfels(NamedTuple):
-    """What the z-buffer knows of n tokens.
-
-    positions_world in metres, footprints in metres; normals and fronts are unit vectors in the
-    world times 127. All numpy arrays, or all torch tensors on one device.
-    """
-
-    positions_world: Float32[np.ndarray | torch.Tensor, "n 3"]
-    footprints_m: Float32[np.ndarray | torch.Tensor, "n"]
-    normals: Int8[np.ndarray | torch.Tensor, "n 3"]
-    fronts: Int8[np.ndarray | torch.Tensor, "n 3"]
 
 
 class Winners(NamedTuple):
@@ -90,12 +78,12 @@ def zbuffer(
     cores, unless told), surfels in torch tensors by torch on their device: the same bits either
     way. `blocks` bound the surfels' rows; without them they are worked out first.
     """
+    on_device = torch.is_tensor(surfels.places)
     if blocks is None:
-        arrays = (surfels.positions_world, surfels.footprints_m)
-        blocks = Blocks.of(*(x.cpu().numpy() if torch.is_tensor(x) else x for x in arrays))
+        blocks = Blocks.of(Surfels(*(x.cpu().numpy() for x in surfels)) if on_device else surfels)
     maps, eyes = cameras.camera_from_world, cameras.position_world
     views = tuple(np.ascontiguousarray(x) for x in (maps, eyes, _pinholes(cameras)))
-    if torch.is_tensor(surfels.positions_world):
+    if on_device:
         return Winners(*winners_torch(surfels, blocks, views, rule.numbers(), cameras.size))
     found = winners_cpu(tuple(surfels), blocks, views, rule.numbers(), cameras.size, threads)
     return Winners(*found)

@@ -21,13 +21,17 @@ import numpy as np
 from numba import njit
 
 from mirage_ros.core.blocks import BLOCK_ROWS
-from mirage_ros.core.culling import ROUNDING, blocks_in_view, hidden
-
-SLANT_REACH = 8.0
-"""How many tolerances a slanted surface may reach along z within one cell."""
-
-BACK_COSINE_SQUARED = 0.0009
-"""Square of the cosine (-0.03) beyond which a normal points away: normals are kept to 0.01."""
+from mirage_ros.core.culling import blocks_in_view, hidden
+from mirage_ros.core.splats import (
+    from_back,
+    on_surface,
+    penalties,
+    project,
+    project_block,
+    room,
+    surfaces,
+)
+from mirage_ros.core.surfels import footprint
 
 _THREADS_FROM = 60_000
 """Tokens in view of all cameras together from which threads pay."""
@@ -39,7 +43,7 @@ def winners_cpu(surfels, blocks, cameras, rule, size, threads=None):
     `surfels` and `blocks` are numpy, `cameras` the triple (maps, eyes, pinholes) of f cameras,
     `rule` the numbers of a SplatRule. As many threads as there are cores, unless told.
     """
-    count, rows = len(cameras[0]), len(surfels[1])
+    count, rows = len(cameras[0]), len(surfels[0])
     views = []
     for m, eye, pinhole in zip(*cameras, strict=True):
         seen = blocks_in_view(blocks.bounds, blocks.groups, rows, m, pinhole, rule, size)
@@ -48,7 +52,7 @@ def winners_cpu(surfels, blocks, cameras, rule, size, threads=None):
     threads = threads or (_cores() if work >= _THREADS_FROM else 1)
     nearest, index = (np.full((threads, count, *size), -1, np.int32) for _ in range(2))
     nearest_z, cost = (np.full((threads, count, *size), np.inf) for _ in range(2))
-    limit = np.empty((count, *size))
+    limit, planes = np.empty((count, *size)), np.empty((count, *size, 8))
 
     def first(t: int) -> None:
         for f, view in enumerate(views):
@@ -56,14 +60,14 @@ def winners_cpu(surfels, blocks, cameras, rule, size, threads=None):
 
     def second(t: int) -> None:
         for f, view in enumerate(views):
-            surface = (nearest[0, f], nearest_z[0, f], limit[f])
+            surface = (nearest_z[0, f], limit[f], planes[f])
             _pass_two(surfels, view, t, threads, surface, index[t, f], cost[t, f])
 
     with _threads(threads) as run:
         run(first)
         for f, view in enumerate(views):
             _merge(nearest[:, f], nearest_z[:, f])
-            _limits(surfels, view, nearest[0, f], nearest_z[0, f], limit[f])
+            surfaces(surfels, view, nearest[0, f], nearest_z[0, f], limit[f], planes[f])
         run(second)
     depth, offset, ratio = (np.zeros((count, *s, *size)) for s in ((), (2,), ()))
     for f, view in enumerate(views):
@@ -93,105 +97,26 @@ def _cores() -> int:
     return min(len(os.sched_getaffinity(0)), 16)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _from_back(position, normal, front, eye):
-    """Is the token seen from its back by a camera at `eye`?"""
-    dx, dy, dz = eye[0] - position[0], eye[1] - position[1], eye[2] - position[2]
-    facing = normal[0] * dx + normal[1] * dy + normal[2] * dz
-    if facing >= 0:
-        return False
-    length = normal[0] * normal[0] + normal[1] * normal[1] + normal[2] * normal[2]
-    length = length * (dx * dx + dy * dy + dz * dz)
-    if facing * facing <= BACK_COSINE_SQUARED * length:
-        return False
-    return front[0] * dx + front[1] * dy + front[2] * dz < 0
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _first(centre, half, size):
-    """First cell that a splat covers, as a float, at most `size`."""
-    cell = max(min(np.ceil(centre - half), np.floor(centre + 0.5)), 0.0)
-    return min(cell, size)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _last(centre, half, size):
-    """Last cell that a splat covers, as a float, at least -1; before the first: none."""
-    cell = min(max(np.floor(centre + half), np.floor(centre + 0.5)), size - 1)
-    return max(cell, -1.0)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _project(xyz, m, pinhole, near):
-    """(u, v, z) of a token; u and v mean nothing where z < near."""
-    x, y, z = float(xyz[0]), float(xyz[1]), float(xyz[2])
-    depth = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
-    safe = depth if depth >= near else 1.0
-    u = (m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]) / safe * pinhole[0] + pinhole[2]
-    v = (m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]) / safe * pinhole[1] + pinhole[3]
-    return u, v, depth
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _spans(centre, z, footprint, start, count, rule, focal, size, first, last):
-    """First and last cell along one axis that each row of a block covers."""
-    splat, near = rule[0], rule[3]
-    for j in range(count):
-        half = 0.5 * splat * footprint[start + j] / (z[j] if z[j] >= near else 1.0) * focal
-        first[j] = np.int32(_first(centre[j], half, size))
-        last[j] = np.int32(_last(centre[j], half, size) if z[j] >= near else -1.0)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _project_block(surfels, start, count, m, pinhole, rule, size, room):
-    """Fills u, v, z and the spans of consecutive rows; a row that shows nowhere has c1 < c0."""
-    (x, y, u, v, z), (c0, c1, r0, r1) = room
-    positions, footprints, near = surfels[0], surfels[1], rule[3]
-    m00, m01, m02, m03 = m[0, 0], m[0, 1], m[0, 2], m[0, 3]
-    m10, m11, m12, m13 = m[1, 0], m[1, 1], m[1, 2], m[1, 3]
-    m20, m21, m22, m23 = m[2, 0], m[2, 1], m[2, 2], m[2, 3]
-    fx, fy, cx, cy = pinhole[0], pinhole[1], pinhole[2], pinhole[3]
-    for j in range(count):
-        x[j], y[j], z[j] = positions[start + j, 0], positions[start + j, 1], positions[start + j, 2]
-    for j in range(count):
-        px, py, pz = x[j], y[j], z[j]
-        depth = m20 * px + m21 * py + m22 * pz + m23
-        safe = depth if depth >= near else 1.0
-        u[j] = (m00 * px + m01 * py + m02 * pz + m03) / safe * fx + cx
-        v[j] = (m10 * px + m11 * py + m12 * pz + m13) / safe * fy + cy
-        z[j] = depth
-    _spans(u, z, footprints, start, count, rule, fx, float(size[1]), c0, c1)
-    _spans(v, z, footprints, start, count, rule, fy, float(size[0]), r0, r1)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _room():
-    """What the rows of a block are projected into."""
-    f, i = np.empty((5, BLOCK_ROWS)), np.empty((4, BLOCK_ROWS), np.int32)
-    return (f[0], f[1], f[2], f[3], f[4]), (i[0], i[1], i[2], i[3])
-
-
 @njit(cache=True, nogil=True, error_model="numpy")
 def _pass_one(surfels, view, share, shares, nearest, nearest_z):
     """The nearest token per cell among every `shares`-th block in view."""
     order, least, rects, m, eye, pinhole, rule = view
-    positions, footprints, normals, fronts = surfels
-    room = _room()
-    (_, _, u, v, z), (c0, c1, r0, r1) = room
+    into = room()
+    (x, y, z, _, _, _, depth), (c0, c1, r0, r1) = into
     for k in range(share, len(order), shares):
         if hidden(least[k], rects[k], nearest_z):
             continue
         start = order[k] * BLOCK_ROWS
-        count = min(BLOCK_ROWS, len(footprints) - start)
-        _project_block(surfels, start, count, m, pinhole, rule, nearest.shape, room)
+        count = min(BLOCK_ROWS, len(surfels[0]) - start)
+        project_block(surfels, start, count, m, pinhole, rule, nearest.shape, into)
         for j in range(count):
-            zj, i, facing = z[j], np.int32(start + j), False
+            zj, i, facing = depth[j], np.int32(start + j), False
             for r in range(r0[j], r1[j] + 1):
                 for c in range(c0[j], c1[j] + 1):
                     best = nearest_z[r, c]
                     if zj > best or (zj == best and i > nearest[r, c]):
                         continue
-                    if not facing and _from_back(positions[i], normals[i], fronts[i], eye):
+                    if not facing and from_back(surfels, i, x[j], y[j], z[j], eye):
                         break
                     facing = True
                     nearest[r, c] = i
@@ -212,66 +137,22 @@ def _merge(index, value):
                     value[0, r, c] = x
 
 
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _reach(footprint, z, pinhole, rule):
-    """How far behind its nearest token a surface may reach, metres."""
-    return rule[1] * max(float(footprint), z / (0.5 * (pinhole[0] + pinhole[1])))
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _limits(surfels, view, nearest, nearest_z, limit):
-    """The z behind which nothing can belong to the surface of a cell."""
-    _, _, _, _, _, pinhole, rule = view
-    for r in range(nearest.shape[0]):
-        for c in range(nearest.shape[1]):
-            limit[r, c] = -1.0
-            if nearest[r, c] >= 0:
-                z = nearest_z[r, c]
-                reach = _reach(surfels[1][nearest[r, c]], z, pinhole, rule)
-                limit[r, c] = (z + SLANT_REACH * reach) * (1 + ROUNDING)
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _on_surface(surfels, i, z, first, first_z, pinhole, rule):
-    """Does token i lie on the surface whose nearest token is `first`?"""
-    reach = _reach(surfels[1][first], first_z, pinhole, rule)
-    gap = z - first_z
-    if gap <= reach:
-        return True
-    if gap > SLANT_REACH * reach:
-        return False
-    p, q, n = surfels[0][i], surfels[0][first], surfels[2][first]
-    away = n[0] * (float(p[0]) - q[0]) + n[1] * (float(p[1]) - q[1]) + n[2] * (float(p[2]) - q[2])
-    return abs(away) <= 127.0 * reach
-
-
-@njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _penalties(footprints, start, count, z, focal, weight, penalty):
-    """How ill the scale of each row of a block fits its cells."""
-    for j in range(count):
-        ratio = footprints[start + j] * focal / (z[j] if z[j] > 0 else 1.0)
-        misfit = (ratio if ratio >= 1 else 1 / ratio) - 1
-        penalty[j] = weight * (misfit * misfit)
-
-
 @njit(cache=True, nogil=True, error_model="numpy")
 def _pass_two(surfels, view, share, shares, surface, index, cost):
     """The best centred token of each cell's surface among every `shares`-th block in view."""
     order, least, rects, m, eye, pinhole, rule = view
-    positions, footprints, normals, fronts = surfels
-    nearest, nearest_z, limit = surface
-    focal, penalty = 0.5 * (pinhole[0] + pinhole[1]), np.empty(BLOCK_ROWS)
-    room = _room()
-    (_, _, u, v, z), (c0, c1, r0, r1) = room
+    nearest_z, limit, planes = surface
+    focal, penalty, into = 0.5 * (pinhole[0] + pinhole[1]), np.empty(BLOCK_ROWS), room()
+    (x, y, z, width, u, v, depth), (c0, c1, r0, r1) = into
     for k in range(share, len(order), shares):
         if hidden(least[k], rects[k], limit):
             continue
         start = order[k] * BLOCK_ROWS
-        count = min(BLOCK_ROWS, len(footprints) - start)
-        _project_block(surfels, start, count, m, pinhole, rule, index.shape, room)
-        _penalties(footprints, start, count, z, focal, rule[2], penalty)
+        count = min(BLOCK_ROWS, len(surfels[0]) - start)
+        project_block(surfels, start, count, m, pinhole, rule, index.shape, into)
+        penalties(width, count, depth, focal, rule[2], penalty)
         for j in range(count):
-            uj, vj, zj, i, facing = u[j], v[j], z[j], np.int32(start + j), False
+            uj, vj, zj, i, facing = u[j], v[j], depth[j], np.int32(start + j), False
             for r in range(r0[j], r1[j] + 1):
                 for c in range(c0[j], c1[j] + 1):
                     if zj > limit[r, c]:
@@ -280,10 +161,9 @@ def _pass_two(surfels, view, share, shares, surface, index, cost):
                     best = cost[r, c]
                     if badness > best or (badness == best and i > index[r, c]):
                         continue
-                    first, first_z = nearest[r, c], nearest_z[r, c]
-                    if not _on_surface(surfels, i, zj, first, first_z, pinhole, rule):
+                    if not on_surface(planes[r, c], x[j], y[j], z[j], zj - nearest_z[r, c]):
                         continue
-                    if not facing and _from_back(positions[i], normals[i], fronts[i], eye):
+                    if not facing and from_back(surfels, i, x[j], y[j], z[j], eye):
                         break
                     facing = True
                     index[r, c] = i
@@ -299,6 +179,6 @@ def _details(surfels, view, index, depth, offset, ratio):
         for c in range(index.shape[1]):
             i = index[r, c]
             if i >= 0:
-                u, v, z = _project(surfels[0][i], m, pinhole, rule[3])
-                depth[r, c], ratio[r, c] = z, surfels[1][i] * focal / z
+                u, v, z = project(surfels, i, m, pinhole, rule[3])
+                depth[r, c], ratio[r, c] = z, footprint(surfels, i) * focal / z
                 offset[0, r, c], offset[1, r, c] = u - c, v - r

@@ -16,7 +16,18 @@ import torch
 
 from mirage_ros.core.blocks import BLOCK_ROWS
 from mirage_ros.core.culling import blocks_in_view
-from mirage_ros.core.zbuffer_cpu import BACK_COSINE_SQUARED, SLANT_REACH
+from mirage_ros.core.splats import BACK_COSINE_SQUARED, SLANT_REACH
+from mirage_ros.core.surfels import (
+    COLUMN,
+    DEPTH_BITS,
+    DROPPED,
+    LEAST,
+    MOST_VIEWS,
+    ROW,
+    UNSURE,
+    VIEW,
+    Surfels,
+)
 
 PAIRS_AT_ONCE = 2**24
 """Bounds the memory that pairs take: about 100 bytes each while they are worked on."""
@@ -25,9 +36,11 @@ _NONE = torch.iinfo(torch.int64).max
 
 
 class _Splats(NamedTuple):
-    """Tokens that a camera sees: row number, place, what they cover, how ill their scale fits."""
+    """Tokens that a camera sees: row number, position, place in the picture, what they cover, how
+    ill their scale fits."""
 
     rows: torch.Tensor
+    xyz: torch.Tensor
     u: torch.Tensor
     v: torch.Tensor
     z: torch.Tensor
@@ -49,7 +62,7 @@ def winners_torch(surfels, blocks, cameras, rule, size):
 
 
 def _one(surfels, blocks, m, eye, pinhole, rule, size):
-    device, count = surfels[1].device, len(surfels[1])
+    device, count = surfels.places.device, len(surfels.places)
     ids = blocks_in_view(blocks.bounds, blocks.groups, count, m, pinhole, rule, size)[0]
     starts = torch.from_numpy(ids.astype(np.int64)).to(device) * BLOCK_ROWS
     rows = (starts[:, None] + torch.arange(BLOCK_ROWS, device=device)).reshape(-1)
@@ -57,25 +70,49 @@ def _one(surfels, blocks, m, eye, pinhole, rule, size):
     splats = _facing(splats, surfels, eye.tolist())
     first, first_z = _least(splats, size, lambda pair, cell: splats.z[pair])
     focal = 0.5 * (pinhole[0] + pinhole[1])
-    nearest = first.clamp(max=count - 1) if count else first
-    surface = (nearest, first_z, *(field[nearest] for field in surfels[:3])) if count else None
+    surface = _surface(surfels, first, first_z, focal, rule[1]) if count else None
 
     def badness(pair, cell):
         column, line = cell % size[1], torch.div(cell, size[1], rounding_mode="floor")
         across, along = splats.u[pair] - column, splats.v[pair] - line
         value = across * across + along * along + splats.penalty[pair]
-        on = _on_surface(surfels, splats, pair, cell, surface, focal, rule[1])
-        return torch.where(on, value, torch.inf)
+        return torch.where(_on_surface(splats, pair, cell, surface), value, torch.inf)
 
     index, _ = _least(splats, size, badness)
     return _details(splats, index, size)
 
 
+def _views(places: torch.Tensor) -> torch.Tensor:
+    return (places >> VIEW) & (MOST_VIEWS - 1)
+
+
+def _positions(surfels: Surfels, rows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions (n, 3) and footprints, as surfels.position and surfels.footprint have them."""
+    places = surfels.places[rows]
+    views, row, column = _views(places), (places >> ROW) & 255, (places >> COLUMN) & 255
+    bits = ((places & DEPTH_BITS) + LEAST) << DROPPED
+    depth, row, column = bits.int().view(torch.float32).double(), row.double(), column.double()
+    axes = []
+    for axis in range(3):
+        ray = surfels.rays[:, :, axis][views].double().unbind(-1)
+        axes.append(ray[3] + depth * (ray[0] * column + ray[1] * row + ray[2]))
+    footprints = (depth / surfels.focals[views].double()).float().double()
+    return torch.stack(axes, -1).float().double(), footprints
+
+
+def _normals(surfels: Surfels, rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As surfels.normal has them."""
+    a, b = surfels.normals[rows].double().unbind(-1)
+    c = 127 - a.abs() - b.abs()
+    fold = (-c).clamp(min=0)
+    return torch.where(a >= 0, a - fold, a + fold), torch.where(b >= 0, b - fold, b + fold), c
+
+
 def _project(surfels, rows, m, pinhole, rule, size) -> _Splats:
     """The tokens of `rows` that cover any cell, whichever way they face."""
     splat, _, weight, near = rule
-    x, y, z = surfels[0][rows].double().unbind(-1)
-    footprints = surfels[1][rows].double()
+    xyz, footprints = _positions(surfels, rows)
+    x, y, z = xyz.unbind(-1)
     across, along, depth = (row[0] * x + row[1] * y + row[2] * z + row[3] for row in m[:3])
     safe = torch.where(depth >= near, depth, 1.0)
     u = across / safe * pinhole[0] + pinhole[2]
@@ -88,7 +125,7 @@ def _project(surfels, rows, m, pinhole, rule, size) -> _Splats:
     penalty = weight * (misfit * misfit)
     columns, lines = c1 - c0 + 1, r1 - r0 + 1
     seen = (depth >= near) & (columns > 0) & (lines > 0)
-    fields = (rows, u, v, depth, c0, r0, columns, lines, ratio, penalty)
+    fields = (rows, xyz, u, v, depth, c0, r0, columns, lines, ratio, penalty)
     return _Splats(*(field[seen] for field in fields))
 
 
@@ -100,16 +137,17 @@ def _span(centre, half, size):
     return first.long(), last.clamp(min=-1).long()
 
 
-def _facing(splats: _Splats, surfels, eye) -> _Splats:
+def _facing(splats: _Splats, surfels: Surfels, eye) -> _Splats:
     """Without the tokens seen from their back."""
-    rows = splats.rows
-    x, y, z = surfels[0][rows].double().unbind(-1)
+    x, y, z = splats.xyz.unbind(-1)
     to_eye = (eye[0] - x, eye[1] - y, eye[2] - z)
-    normal, front = (field[rows].double().unbind(-1) for field in surfels[2:])
+    normal, places = _normals(surfels, splats.rows), surfels.places[splats.rows]
     facing = _dot(normal, to_eye)
     length = _dot(normal, normal) * _dot(to_eye, to_eye)
+    seen_from = (surfels.rays[:, 3][_views(places)].double() - splats.xyz).unbind(-1)
+    sure = (places & (1 << UNSURE)) == 0
     back = (facing < 0) & (facing * facing > BACK_COSINE_SQUARED * length)
-    back &= _dot(front, to_eye) < 0
+    back &= sure | (_dot(seen_from, to_eye) < 0)
     return _Splats(*(field[~back] for field in splats))
 
 
@@ -153,15 +191,23 @@ def _least(splats: _Splats, size, value_of):
     return row, torch.where(row < _NONE, least, 0).view(torch.float64)
 
 
-def _on_surface(surfels, splats: _Splats, pair, cell, surface, focal, tolerance):
-    """Does each splat lie on the surface of its cell? (zbuffer_cpu.py has the same for one.)"""
-    first, first_z, positions, footprints, normals = surface
-    z = first_z[cell]
-    reach = tolerance * torch.maximum(footprints[cell].double(), z / focal)
+def _surface(surfels: Surfels, first, first_z, focal, tolerance):
+    """Of each cell's nearest token: position, normal, z, and how far its surface reaches along z,
+    at a slant, and from its plane (squared, times the normal's square)."""
+    nearest = first.clamp(max=len(surfels.places) - 1)
+    xyz, footprints = _positions(surfels, nearest)
+    normal = torch.stack(_normals(surfels, nearest), -1)
+    reach = tolerance * torch.maximum(footprints, first_z / focal)
+    plane = reach * reach * _dot(normal.unbind(-1), normal.unbind(-1))
+    return xyz, normal, first_z, reach, SLANT_REACH * reach, plane
+
+
+def _on_surface(splats: _Splats, pair, cell, surface):
+    """Does each splat lie on the surface of its cell?"""
+    xyz, normal, z, reach, slant, plane = (field[cell] for field in surface)
     gap = splats.z[pair] - z
-    step = surfels[0][splats.rows[pair]].double() - positions[cell].double()
-    away = _dot(normals[cell].double().unbind(-1), step.unbind(-1)).abs()
-    return (gap <= reach) | ((gap <= SLANT_REACH * reach) & (away <= 127.0 * reach))
+    away = _dot(normal.unbind(-1), (splats.xyz[pair] - xyz).unbind(-1))
+    return (gap <= reach) | ((gap <= slant) & (away * away <= plane))
 
 
 def _details(splats: _Splats, index, size):

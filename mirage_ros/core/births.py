@@ -1,0 +1,102 @@
+"""The views that tokens were born in: what all tokens of a frame share, kept once."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.rows import as_bytes, compact
+from mirage_ros.core.surfels import VIEW_SIDE
+
+VIEW_FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "rays": ("float32", (4, 3)),
+    "focals": ("float32", ()),
+    "stamps_ns": ("int64", ()),
+    "frame_ids": ("int32", ()),
+}
+"""Name -> dtype and row shape; see Surfels for rays and focals."""
+
+VIEW_BYTES = sum(np.dtype(d).itemsize * math.prod(shape) for d, shape in VIEW_FIELDS.values())
+
+
+class Births:
+    """A growing list of views, numbered from 0, at most so many. `fields` have room for more."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.count = most, 0
+        self.fields = {name: np.empty((0, *s), d) for name, (d, s) in VIEW_FIELDS.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.fields[name][: self.count]
+
+    @property
+    def capacity(self) -> int:
+        return len(self.fields["focals"])
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * VIEW_BYTES
+
+    def make_room(self, wanted: int) -> None:
+        """Room for `wanted` more, and some to spare; no more than `most` in all.
+
+        From an eighth of that on goes straight to it (pages that hold no view yet are not
+        touched), so that the old copy of a field never adds more than an eighth.
+        """
+        if self.capacity < self.most and 4 * (self.count + wanted) > 3 * self.capacity:
+            rows = max(self.count + wanted, 2 * self.capacity, 16)
+            rows = self.most if 8 * rows > self.most else rows
+            for name, field in self.fields.items():
+                grown = np.empty((rows, *field.shape[1:]), field.dtype)
+                grown[: self.count] = field[: self.count]
+                self.fields[name] = grown
+
+    def add(self, views: dict[str, np.ndarray]) -> int:
+        """Appends views, for which there is room; returns the first's number."""
+        first, self.count = self.count, self.count + len(views["focals"])
+        for name, values in views.items():
+            self[name][first:] = values
+        return first
+
+    def keep(self, mask: Bool[np.ndarray, "n"]) -> None:
+        """Drops the views where the mask is False; the others are numbered anew in their order."""
+        for field in self.fields.values():
+            compact(as_bytes(field), mask)
+        self.count = int(np.count_nonzero(mask))
+
+    def copy(self) -> Births:
+        twin = object.__new__(Births)
+        fields = {name: field.copy() for name, field in self.fields.items()}
+        twin.__dict__.update(self.__dict__, fields=fields)
+        return twin
+
+
+def views_of(
+    cameras: Camera, stamps_ns: Int[np.ndarray, "f"], frame_ids: Int[np.ndarray, "f"]
+) -> dict[str, np.ndarray]:
+    """The views of f cameras at latent size: each frame's tiles (see tiles_of) in raster order."""
+    height, width = tiles_of(cameras.size)
+    k, pose = cameras.intrinsics, cameras.world_from_camera
+    rays = np.empty((len(cameras), height, width, 4, 3))
+    rays[..., 0, :] = (pose[:, :3, 0] / k[:, 0, 0, None])[:, None, None]
+    rays[..., 1, :] = (pose[:, :3, 1] / k[:, 1, 1, None])[:, None, None]
+    column = VIEW_SIDE * np.arange(width)[None, None] - k[:, 0, 2, None, None]
+    row = VIEW_SIDE * np.arange(height)[None, :, None] - k[:, 1, 2, None, None]
+    rays[..., 2, :] = pose[:, None, None, :3, 2]
+    rays[..., 2, :] += rays[..., 0, :] * column[..., None] + rays[..., 1, :] * row[..., None]
+    rays[..., 3, :] = pose[:, None, None, :3, 3]
+    each = height * width
+    return {
+        "rays": rays.reshape(-1, 4, 3),
+        "focals": np.repeat(0.5 * (k[:, 0, 0] + k[:, 1, 1]), each),
+        "stamps_ns": np.repeat(np.asarray(stamps_ns, np.int64).reshape(-1), each),
+        "frame_ids": np.repeat(np.asarray(frame_ids, np.int32).reshape(-1), each),
+    }
+
+
+def tiles_of(size: tuple[int, int]) -> tuple[int, int]:
+    """How many views a frame takes down and across: one, unless a side exceeds VIEW_SIDE."""
+    return -(-size[0] // VIEW_SIDE), -(-size[1] // VIEW_SIDE)
