@@ -21,6 +21,7 @@ from rosbags.rosbag2 import Reader
 
 from mirage_ros.evaluation.posed_rgbd import PosedRgbd
 from mirage_ros.recording.recovery import recover
+from mirage_ros.ros.conversions import stamp_from_ros
 from mirage_ros.ros.image_conversions import depth_from_ros, picture_from_ros
 from mirage_ros.seeds import load_seed
 
@@ -90,12 +91,15 @@ def stop(client: Client):
 
 
 def roll_out(client: Client, seed_folder, first: int = 0, count: int = FRAMES) -> None:
-    """More frames, in the order of the plan."""
+    """More frames, in the order of the plan, and all that is told of them."""
     before = len(client.got["color/image_raw"])
     poses = sideways(seed_folder, first + count)[first:]
-    client.send_tf(stamps(first + count)[first:], poses)
+    planned = stamps(first + count)[first:]
+    client.send_tf(planned, poses)
     client.wait_for_frames(before + count)
     client.spin(lambda: all(len(client.bytes[name]) >= before + count for name in PICTURES))
+    # A chunk's status is the last that is published of it.
+    client.spin(lambda: planned[-1] in {stamp_from_ros(s.header.stamp) for s in client.got["status"]})
 
 
 def expect_equal(kept: list[bytes], received: list[bytes]) -> None:
