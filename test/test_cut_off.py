@@ -177,11 +177,24 @@ def test_full_disk_is_one_clear_error_and_loses_nothing_finished(tmp_path, forma
     dataset.close()
 
 
-def test_full_disk_keeps_what_was_recorded_until_then(tmp_path):
-    path = tmp_path / "walk.mcap"
-    words = [sys.executable, "-c", FULL, TESTS, path, "mcap", "single", "2500000"]
+def full_disk(path: Path, format: str, limit: int) -> None:
+    """Records one stream until a file reaches the limit."""
+    words = [sys.executable, "-c", FULL, TESTS, path, format, "single", str(limit)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("The disk is full"), done.stderr
+
+
+def test_full_disk_keeps_what_was_recorded_until_then(tmp_path):
+    path = tmp_path / "walk.mcap"
+    full_disk(path, "mcap", 2_500_000)
     assert "messages" in recover(path)[0]
     with Reader(path) as bag:
         assert bag.message_count > 10
+
+
+def test_full_disk_keeps_the_whole_seconds_of_a_lerobot_stream(tmp_path):
+    full_disk(tmp_path / "walk", "lerobot", 100_000)
+    assert "0 frames of a half one kept" in recover(tmp_path / "walk")[0]
+    dataset = open_dataset(tmp_path / "walk", "lerobot", config())
+    assert dataset.episodes == 1
+    dataset.close()
