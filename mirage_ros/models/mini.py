@@ -22,6 +22,9 @@ from mirage_ros.models.sampler import TIMESTEPS, SamplerConfig, sample
 
 #: Fewer anchored cells than this say too little about a frame's scale.
 MIN_ANCHORS = 8
+#: Logit from which a pixel is taken for a moving thing's: a ghost in memory stays, while a still
+#: cell that was left out is seen again (what each costs: docs/log.md).
+MOVING_LOGIT = -1.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class MiniModel:
         self.denoiser = MemoryDenoiser(transformer, branch).eval().to(self.device)
         self.size, self.chunk_frames = config.size, config.chunk_frames
         self.stride, self.channels = codec.stride, codec.config.latent_channels
+        self.readout_cells = branch.cells
 
     @torch.inference_mode()
     def encode(self, rgb: UInt8[np.ndarray, "f h w 3"]) -> Float[Tensor, "f c lh lw"]:
@@ -92,9 +96,10 @@ class MiniModel:
         """
         count = len(readout.visible)
         frames = np.minimum(np.arange(self.chunk_frames), count - 1)
-        told = condition_from_readout(readout)[:, frames]
+        told = condition_from_readout(readout, self.readout_cells)[:, frames]
         context = preceding[-1:].float().transpose(0, 1)
-        condition = torch.cat([condition_from_context(context), told], 1)[None].to(self.device)
+        before = condition_from_context(context, self.readout_cells)
+        condition = torch.cat([before, told], 1)[None].to(self.device)
         context = context[None].to(self.device)
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self.channels, self.chunk_frames, *context.shape[-2:])
@@ -115,11 +120,12 @@ class MiniModel:
         self,
         rgb: UInt8[np.ndarray, "f h w 3"],
         cameras: Camera,
-        anchor_depth_m: Float[np.ndarray, "f lh lw"] | None,
+        anchor_depth_m: Float[np.ndarray, "f ah aw"] | None,
     ) -> Perception:
         """Metric depth, moving things and sky; depth takes its scale from the anchor."""
         rays = torch.from_numpy(cameras.rays()[..., :2]).float().permute(0, 3, 1, 2)
-        cells = (len(rgb), rgb.shape[1] // self.stride, rgb.shape[2] // self.stride)
+        side = self.stride // self.readout_cells
+        cells = (len(rgb), rgb.shape[1] // side, rgb.shape[2] // side)
         anchor = np.full(cells, np.nan, np.float32) if anchor_depth_m is None else anchor_depth_m
         log_anchor = torch.from_numpy(np.log(anchor.astype(np.float32)))[:, None]
         log_depth, moving, sky = self.perception(
@@ -127,9 +133,9 @@ class MiniModel:
         )
         sky = (sky > 0).cpu().numpy()
         depth = log_depth.exp().float().cpu().numpy()
-        depth = depth * _scale_to_anchor(depth, anchor, self.stride)[:, None, None]
+        depth = depth * _scale_to_anchor(depth, anchor)[:, None, None]
         depth[sky] = np.inf
-        return Perception(depth, (moving > 0).cpu().numpy() & ~sky, sky)
+        return Perception(depth, (moving > MOVING_LOGIT).cpu().numpy() & ~sky, sky)
 
     @property
     def _text(self) -> Tensor:
@@ -141,9 +147,9 @@ class MiniModel:
         return picture_from_rgb(picture).contiguous(memory_format=torch.channels_last)
 
 
-def _scale_to_anchor(depth_m: np.ndarray, anchor_m: np.ndarray, stride: int) -> np.ndarray:
+def _scale_to_anchor(depth_m: np.ndarray, anchor_m: np.ndarray) -> np.ndarray:
     """Per frame, the median ratio of anchor to depth over the anchored cells; 1 where too few."""
-    ratio = anchor_m / cell_depth(depth_m, stride)
+    ratio = anchor_m / cell_depth(depth_m, depth_m.shape[1] // anchor_m.shape[1])
     scale = np.ones(len(depth_m), np.float32)
     for frame, row in enumerate(ratio):
         known = row[np.isfinite(row)]
