@@ -41,15 +41,19 @@ def sigmas(config: SamplerConfig) -> Float[Tensor, "levels"]:
 
 
 def sample(
-    network: Callable[[Tensor, Tensor], Tensor], noise: Tensor, config: SamplerConfig
+    network: Callable[[Tensor, Tensor], Tensor],
+    noise: Tensor,
+    config: SamplerConfig,
+    until: int | None = None,
 ) -> Tensor:
     """Integrates from noise to a clean sample.
 
     Args:
         network: (noisy, sigma scalar) -> prediction of the kind that the config names.
         noise: standard normal, any shape.
+        until: steps to take; all of them where it is None.
     """
-    levels = sigmas(config)
+    levels = sigmas(config)[: None if until is None else until + 1]
     x = noise
     for now, after in zip(levels[:-1], levels[1:], strict=True):
         predicted = network(x, now)
