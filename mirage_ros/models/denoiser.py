@@ -7,8 +7,8 @@ what they found to the backbone's residual stream. At the start the backbone is 
 
 A network trained from nothing need not learn to copy either: with `shortcut` its output is a
 correction of the readout, which a few convolutions first set right (alignment.py). So the
-untrained network already shows what memory shows, and the correction is added only as far as
-memory does not see: a small network would else lay its own noise over what is known.
+untrained network already shows what memory shows, and the correction is added only where memory
+sees less than half of a cell: a small network would else lay its own noise over what is known.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from torch import Tensor, nn
 from mirage_ros.models.alignment import Aligner
 from mirage_ros.models.conditioning import GEOMETRY_CHANNELS, told_per_latent
 from mirage_ros.models.finishing import Finisher
+
+
+#: Share of a latent's readout cells from which memory is said to see it.
+MOSTLY = 0.5
 
 
 class SideBranch(ModelMixin, ConfigMixin):
@@ -170,8 +174,8 @@ class MemoryDenoiser(nn.Module):
         output = self._unpatchify(net.proj_out(hidden), latents.shape)
         if self.branch.config.shortcut:
             shortcut = self.branch.aligned(condition) if shortcut is None else shortcut
-            visible = told[:, -GEOMETRY_CHANNELS:][:, :1]
-            output = shortcut + (1 - visible) * self.branch.finish(output, shortcut, told)
+            unseen = told[:, -GEOMETRY_CHANNELS:][:, :1] < MOSTLY
+            output = shortcut + unseen * self.branch.finish(output, shortcut, told)
         return output
 
     def _embed(self, timestep: Tensor, text: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,15 +16,12 @@ from mirage_ros.core.types import Perception, Readout
 from mirage_ros.models.codec import MiniCodec
 from mirage_ros.models.conditioning import condition_from_context, condition_from_readout
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
-from mirage_ros.models.perception import MiniPerception
+from mirage_ros.models.perception import CUT, MiniPerception
 from mirage_ros.models.pixels import picture_from_rgb, rgb_from_picture
 from mirage_ros.models.sampler import TIMESTEPS, SamplerConfig, sample
 
 #: Fewer anchored cells than this say too little about a frame's scale.
 MIN_ANCHORS = 8
-#: Logit from which a pixel is taken for a moving thing's: a ghost in memory stays, while a still
-#: cell that was left out is seen again (what each costs: docs/log.md).
-MOVING_LOGIT = -1.0
 
 
 @dataclass(frozen=True)
@@ -127,6 +124,8 @@ class MiniModel:
         side = self.stride // self.readout_cells
         cells = (len(rgb), rgb.shape[1] // side, rgb.shape[2] // side)
         anchor = np.full(cells, np.nan, np.float32) if anchor_depth_m is None else anchor_depth_m
+        finer = anchor.shape[1] * CUT // rgb.shape[1]
+        anchor = cell_depth(anchor, finer) if finer > 1 else anchor
         log_anchor = torch.from_numpy(np.log(anchor.astype(np.float32)))[:, None]
         log_depth, moving, sky = self.perception(
             self._picture(rgb), rays.to(self.device), log_anchor.to(self.device)
@@ -135,7 +134,7 @@ class MiniModel:
         depth = log_depth.exp().float().cpu().numpy()
         depth = depth * _scale_to_anchor(depth, anchor)[:, None, None]
         depth[sky] = np.inf
-        return Perception(depth, (moving > MOVING_LOGIT).cpu().numpy() & ~sky, sky)
+        return Perception(depth, (moving > 0).cpu().numpy() & ~sky, sky)
 
     @property
     def _text(self) -> Tensor:
