@@ -100,7 +100,7 @@ class MiniModel:
         context = context[None].to(self.device)
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self.channels, self.chunk_frames, *context.shape[-2:])
-        noise = torch.randn(shape, generator=generator).to(self.device)
+        noise = torch.randn(shape, generator=generator).to(self.device) * self.config.sampler.noise
         shortcut = self.denoiser.branch.aligned(condition)
 
         def network(noisy: Tensor, sigma: Tensor) -> Tensor:

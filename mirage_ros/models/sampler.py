@@ -23,11 +23,13 @@ class SamplerConfig:
     steps: network calls per chunk.
     shift: > 1 spends more steps at high noise.
     prediction: what the network returns, the clean sample or the velocity (noise - clean).
+    noise: standard deviation of the noise at the start; below 1 samples are nearer to each other.
     """
 
     steps: int = 4
     shift: float = 3.0
     prediction: Literal["sample", "velocity"] = "sample"
+    noise: float = 1.0
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:
