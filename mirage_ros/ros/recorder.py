@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import rclpy
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
@@ -252,8 +252,11 @@ def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> Ta
     try:
         with (BytesSink if config.format == "mcap" else FrameSink)(config) as sink:
             recorder = TopicRecorder(config, sink, tally)
+            # Made before anyone is told: an interrupt shuts the context, and then none can be.
+            executor = SingleThreadedExecutor()
+            executor.add_node(recorder)
             tell("listening", 0)
-            _spin(recorder, tell)
+            _spin(executor, recorder, tell)
     except (KeyboardInterrupt, ExternalShutdownException):
         return tally
     finally:
@@ -266,10 +269,10 @@ def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> Ta
     return tally
 
 
-def _spin(recorder: TopicRecorder, tell: Callable[[str, int], None]) -> None:
+def _spin(executor: Executor, recorder: TopicRecorder, tell: Callable[[str, int], None]) -> None:
     ready, told = False, 0
     while not recorder.finished():
-        rclpy.spin_once(recorder, timeout_sec=0.1)
+        executor.spin_once(timeout_sec=0.1)
         if not ready and recorder.connected():
             ready = True
             tell("ready", 0)
