@@ -15,7 +15,7 @@ demo: $(READY)
 	.venv/bin/mirage demo
 
 test: $(READY)
-	.venv/bin/python -m pytest -q --durations=10 test
+	.venv/bin/python -m pytest -q --durations=10 --timeout 300 test
 
 prove: $(READY)
 	MIRAGE_KILLS=20 MIRAGE_CALLS=1000 $(PROVE) -k "killed or answered" test/test_lifecycle.py

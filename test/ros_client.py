@@ -67,6 +67,16 @@ def make_path(stamps_ns, poses, frame: str = "world") -> Path:
     return message
 
 
+def end(process: subprocess.Popen, patience_s: float = 20.0) -> None:
+    """Asks a ROS program to end; middleware that hangs on its way out is killed."""
+    process.terminate()
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class NodeProcess:
     """The node in a process of its own, its log in a file."""
 

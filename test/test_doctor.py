@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ros_client import LOCAL, new_domain
+from ros_client import LOCAL, end, new_domain
 
 from mirage_ros.cli import main
 from mirage_ros.doctor.findings import FAULT, OK, WARN, Finding, describe, exit_code
@@ -43,8 +43,7 @@ def nodes(*faults):
         assert process.stdout.readline() == "up\n"
         yield process
     finally:
-        process.terminate()
-        process.wait()
+        end(process)
         process.stdout.close()
 
 
