@@ -76,7 +76,7 @@ def _anchored_anew(world: World, draft: Draft) -> Draft:
 
     What came from memory is still what the network was shown.
     """
-    cells = world._latent(draft.cameras)
+    cells = world._shown(draft.cameras)
     fresh = world._seeded().memory.read(cells, draft.stamps_ns)
     return replace(draft, shown=replace(draft.shown, depth_m=fresh.depth_m))
 

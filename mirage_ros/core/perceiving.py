@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.checks import check_depth_scale, check_perception
 from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.grids import readout_side
 from mirage_ros.core.types import Perception, WorldModel
 
 
@@ -25,7 +26,7 @@ def perceive_seed(
     both where both are valid.
     """
     given = np.asarray(depth_m, np.float32)[None]
-    anchor = cell_depth(given, model.stride)
+    anchor = cell_depth(given, readout_side(model))
     anchor = np.where(np.isfinite(anchor), anchor, np.float32(np.nan))
     perceived = model.perceive(rgb, cameras, anchor if np.isfinite(anchor).any() else None)
     perceived = check_perception(perceived, model, 1)

@@ -17,7 +17,7 @@ __all__ = ["Chunk", "Frame", "Perception", "Readout", "WorldModel"]
 
 @dataclass(frozen=True)
 class Readout:
-    """What memory shows to f cameras, per latent cell.
+    """What memory shows to f cameras, per cell of the cameras' pictures.
 
     Unseen cells hold zeros, depth NaN, index -1.
 
@@ -71,7 +71,7 @@ class SpatialMemory(Protocol):
     nbytes: int
 
     def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
-        """What f cameras at latent size see."""
+        """What f cameras of as many pixels as there shall be cells see."""
         ...
 
     def references(self, readout: Readout, count: int) -> list[int]:
@@ -86,6 +86,9 @@ class SpatialMemory(Protocol):
 @runtime_checkable
 class WorldModel(Protocol):
     """The neural parts as the cycle sees them. A model holds no state of the world.
+
+    A model may have `readout_cells` besides: it is shown a readout of so many cells to a side of
+    each latent cell (grids.py).
 
     Attributes:
         name: what checkpoints and saved worlds are tagged with.
@@ -116,14 +119,14 @@ class WorldModel(Protocol):
         references: Float[torch.Tensor, "r c lh lw"],
         seed: int,
     ) -> Float[torch.Tensor, "f c lh lw"]:
-        """Latents of the chunk. `cameras` is the batch of f target cameras at latent size."""
+        """Latents of the chunk. `cameras` is the batch of f target cameras at the readout's size."""
         ...
 
     def perceive(
         self,
         rgb: UInt8[np.ndarray, "f h w 3"],
         cameras: Camera,
-        anchor_depth_m: Float[np.ndarray, "f lh lw"] | None,
+        anchor_depth_m: Float[np.ndarray, "f ah aw"] | None,
     ) -> Perception:
         """Depth and masks of pictures; `anchor_depth_m` is the readout's depth (NaN unseen)."""
         ...

@@ -30,6 +30,7 @@ from mirage_ros.core.checks import (
 )
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.grids import latent_size, readout_side, readout_size
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.overlap import overlapped
 from mirage_ros.core.perceiving import in_range, perceive_seed
@@ -141,7 +142,7 @@ class World:
             self._write(memory, latents, cameras, perception, decoded, stamps, first_id=0)
         kept = {0: latents[0].to("cpu", torch.float16)}
         self._state = WorldState(memory, kept, 1, cameras[0], int(stamp_ns), decoder)
-        visible = np.ones((1, *self._latent(cameras).size), bool)
+        visible = np.ones((1, *self._shown(cameras).size), bool)
         return self._chunk(decoded, cameras, perception, visible, stamps, seconds)
 
     def step(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Chunk:
@@ -197,7 +198,7 @@ class World:
         model, seconds = self.model, dict.fromkeys(STAGES, 0.0)
         stamps = check_plan(cameras, stamps_ns, state.stamp_ns, model.chunk_frames)
         cameras = cameras.resized(model.size)
-        cells, anchors = self._latent(cameras), self._anchors(len(stamps))
+        cells, anchors = self._shown(cameras), self._anchors(len(stamps))
         with _timed(seconds, "read"):
             shown = state.memory.read(cells, stamps)
             readout = rows(shown, anchors)
@@ -228,8 +229,10 @@ class World:
         return self._chunk(rgb, cameras, perception, shown.visible, stamps, seconds)
 
     def _latent(self, cameras: Camera) -> Camera:
-        height, width = self.model.size
-        return cameras.resized((height // self.model.stride, width // self.model.stride))
+        return cameras.resized(latent_size(self.model))
+
+    def _shown(self, cameras: Camera) -> Camera:
+        return cameras.resized(readout_size(self.model))
 
     def _anchors(self, frames: int) -> Int[np.ndarray, "n"]:
         return anchor_frames(frames, frames_per_latent(self.model))
@@ -280,7 +283,7 @@ class World:
         return WorldState(state.memory, kept, seen, *last, decoder, grouped)
 
     def _chunk(self, rgb, cameras, perception, visible, stamps, seconds) -> Chunk:
-        observed = upsample(visible, self.model.stride)
+        observed = upsample(visible, readout_side(self.model))
         frames = tuple(
             Frame(int(stamps[i]), cameras[i], rgb[i], perception.depth_m[i], observed[i])
             for i in range(len(stamps))

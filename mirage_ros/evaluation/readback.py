@@ -18,6 +18,7 @@ from jaxtyping import Bool, UInt8
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.grids import latent_size, readout_size
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.pictures import cell_colours, fit_seed, upsample
 from mirage_ros.core.types import WorldModel
@@ -143,8 +144,7 @@ def _fit(frame: PosedFrame, model: WorldModel) -> PosedFrame:
 
 
 def _latent(camera: Camera, model: WorldModel) -> Camera:
-    height, width = model.size
-    return Camera.stack([camera.resized((height // model.stride, width // model.stride))])
+    return Camera.stack([camera.resized(latent_size(model))])
 
 
 def _remember(seed: PosedFrame, model: WorldModel) -> LatentMemory:
@@ -175,7 +175,9 @@ def _compare(
     shared = upsample(readout.visible & same, model.stride)[0]
     shown = model.decode(readout.latents)[0]
     context = model.encode(seed.rgb[None])
-    generated = model.decode(model.generate(readout, cells, context, context, seed=0))[0]
+    shown_to_it = Camera.stack([real.camera.resized(readout_size(model))])
+    told = memory.read(shown_to_it, np.ones(1, np.int64))
+    generated = model.decode(model.generate(told, shown_to_it, context, context, seed=0))[0]
     warped, covered = warp_pixels(seed, real.camera)
     return ReadBack(
         number,

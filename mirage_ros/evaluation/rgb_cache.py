@@ -6,6 +6,7 @@ model, same rules of what is written, other memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import cv2
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.grids import readout_cells
 from mirage_ros.core.pictures import cell_share, upsample
 from mirage_ros.core.types import Readout
 from mirage_ros.core.world import World
@@ -30,13 +32,15 @@ class RgbMemory:
     Args:
         encode: pictures (f, h, w, 3) uint8 to latents (f, c, h / stride, w / stride).
         stride: pixels per latent cell.
+        cells: of a readout to a side of each latent cell.
     """
 
     def __init__(
         self, encode: Callable[[np.ndarray], torch.Tensor], stride: int,
-        config: CloudConfig = CloudConfig(),
+        config: CloudConfig = CloudConfig(), cells: int = 1,
     ) -> None:  # fmt: skip
-        self.encode, self.stride, self.cloud = encode, stride, PointCloud(config)
+        self.encode, self.cells, self.cloud = encode, cells, PointCloud(config)
+        self.side = stride // cells
 
     @property
     def tokens(self) -> int:
@@ -48,32 +52,38 @@ class RgbMemory:
         return self.cloud.nbytes
 
     def draw(self, cameras: Camera) -> Drawing:
-        """The cloud at cameras of latent size, in pixels."""
-        height, width = cameras.size
-        return self.cloud.draw(cameras.resized((height * self.stride, width * self.stride)))
+        """The cloud at cameras of a readout's size, in pixels."""
+        return self.cloud.draw(cameras.resized(tuple(n * self.side for n in cameras.size)))
 
     def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
         """Draws, fills the holes from their nearest neighbours, encodes.
 
         A cell is visible where points cover at least half of it. What is drawn lies in its place
-        and scale, so offset and log scale are 0; the age is not kept.
+        and scale: every cell is told of a token in the middle of its latent's cell and as wide as
+        that. The age is not kept.
         """
         drawing = self.draw(cameras)
-        depth = cell_depth(drawing.depth_m, self.stride)
+        depth = cell_depth(drawing.depth_m, self.side)
         visible = np.isfinite(depth)
         latents = self.encode(fill_holes(drawing.rgb, drawing.covered)).float().cpu()
+        latents = latents.repeat_interleave(self.cells, 2).repeat_interleave(self.cells, 3)
         latents = latents * torch.from_numpy(visible)[:, None]
-        index = np.where(visible, _middle(drawing.index, self.stride), -1).astype(np.int32)
-        zero = np.zeros(visible.shape, np.float32)
+        index = np.where(visible, _middle(drawing.index, self.side), -1).astype(np.int32)
         return Readout(
             latents=latents.contiguous(),
             visible=visible,
             depth_m=np.where(visible, depth, np.nan).astype(np.float32),
             index=index,
-            offset=np.zeros((len(visible), 2, *visible.shape[1:]), np.float32),
-            log_scale=zero,
+            offset=self._to_middles(visible),
+            log_scale=visible * np.float32(math.log(self.cells)),
             age_ns=np.zeros(visible.shape, np.int64),
         )
+
+    def _to_middles(self, visible: Bool[np.ndarray, "f h w"]) -> Float[np.ndarray, "f 2 h w"]:
+        """(du, dv) in cells from every visible cell's centre to its latent cell's."""
+        rows, columns = ((self.cells - 1) / 2 - np.arange(n) % self.cells for n in visible.shape[1:])
+        offset = np.stack(np.broadcast_arrays(columns[None], rows[:, None]))
+        return (offset * visible[:, None]).astype(np.float32)
 
     def references(self, readout: Readout, count: int) -> list[int]:
         """At most `count` birth frames, most winners first, then the lower id."""
@@ -103,7 +113,7 @@ class RgbMemory:
         return added
 
     def fork(self) -> RgbMemory:
-        twin = RgbMemory(self.encode, self.stride, self.cloud.config)
+        twin = RgbMemory(self.encode, self.side * self.cells, self.cloud.config, self.cells)
         twin.cloud = self.cloud.copy()
         return twin
 
@@ -114,7 +124,8 @@ class RgbWorld(World):
     cloud_config = CloudConfig()
 
     def _new_memory(self) -> RgbMemory:
-        return RgbMemory(self.model.encode, self.model.stride, self.cloud_config)
+        cells = readout_cells(self.model)
+        return RgbMemory(self.model.encode, self.model.stride, self.cloud_config, cells)
 
     def _write(self, memory, latents, cameras, perception, rgb, stamps, first_id: int) -> None:
         if not self.config.use_memory:

@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from mirage_ros.core.grids import latent_size
 from mirage_ros.core.types import Readout, WorldModel
 from mirage_ros.core.world import STAGES, World
 from mirage_ros.evaluation.truth import TrueWorld
@@ -129,8 +130,7 @@ def _plain(array: np.ndarray):
 
 def _decode_readout(world: World, truth: TrueWorld, part: slice) -> np.ndarray:
     model: WorldModel = world.model
-    height, width = model.size
-    cells = truth.cameras[part].resized((height // model.stride, width // model.stride))
+    cells = truth.cameras[part].resized(latent_size(model))
     readout: Readout = world.memory.read(cells, truth.stamps_ns[part])
     with torch.inference_mode():
         return model.decode(readout.latents)

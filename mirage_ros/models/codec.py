@@ -1,8 +1,13 @@
-"""The mini codec: one picture <-> one latent of stride 8 and 16 channels.
+"""The mini codec: one picture <-> one latent of stride 8.
 
-Pictures are cut into sub-pixel channels before the first convolution and after the last, so
-that no convolution runs at full resolution: that is what makes it fast on a CPU. Tokens are
-warped and quantised by the memory before they are decoded, so training adds noise to them.
+Its skeleton is linear: a block of 8 x 8 pixels to its principal components, and back. The
+convolutions beside it add what a linear code cannot know, starting from nothing. Trained without
+the skeleton the same convolutions stayed below plain principal components (docs/log.md); and what
+is linear can be moved by less than a cell, which memory asks of every latent.
+
+Pictures are cut into sub-pixel channels before the first convolution and after the last, so that
+no convolution runs at full resolution: that is what makes it fast on a CPU. Tokens are warped
+and quantised by the memory before they are decoded, so training adds noise to them.
 """
 
 from __future__ import annotations
@@ -17,29 +22,26 @@ from torch import Tensor, nn
 
 from mirage_ros.models.layers import residual_stage
 
+STRIDE = 8
+
 
 class MiniCodec(ModelMixin, ConfigMixin):
-    """A deterministic autoencoder of single pictures.
+    """A deterministic autoencoder of single pictures; latents have about unit variance."""
 
-    `encode` and `decode` speak normalised latents (zero mean, unit variance per channel over the
-    training pictures); `latents_mean` and `latents_std` stand in the config as in diffusers'
-    video VAEs.
-    """
-
-    stride = 8
+    stride = STRIDE
 
     @register_to_config
     def __init__(
         self,
-        latent_channels: int = 16,
+        latent_channels: int = 48,
         widths: Sequence[int] = (32, 64, 128),
         encoder_blocks: Sequence[int] = (2, 3),
         decoder_blocks: Sequence[int] = (1, 3, 4),
-        latents_mean: Sequence[float] | None = None,
-        latents_std: Sequence[float] | None = None,
     ):
         super().__init__()
         half, quarter, eighth = widths
+        self.blocks_in = nn.Conv2d(3, latent_channels, STRIDE, stride=STRIDE)
+        self.blocks_out = nn.Conv2d(latent_channels, 3 * STRIDE**2, 1)
         self.encoder = nn.Sequential(
             nn.PixelUnshuffle(4),
             nn.Conv2d(48, quarter, 3, padding=1),
@@ -63,18 +65,33 @@ class MiniCodec(ModelMixin, ConfigMixin):
             nn.Conv2d(half, 12, 3, padding=1),
             nn.PixelShuffle(2),
         )
-        mean = torch.tensor(latents_mean or [0.0] * latent_channels)
-        std = torch.tensor(latents_std or [1.0] * latent_channels)
-        self.register_buffer("mean", mean.view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(-1, 1, 1), persistent=False)
+        for last in (self.encoder[-1], self.decoder[-2]):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def encode(self, picture: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c lh lw"]:
         """Latents of pictures in [-1, 1] whose sides are multiples of 8."""
-        return (self.encoder(picture) - self.mean) / self.std
+        return self.blocks_in(picture) + self.encoder(picture)
 
     def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
         """Pictures in about [-1, 1]; clamp before showing them."""
-        return self.decoder(latents * self.std + self.mean)
+        blocks = nn.functional.pixel_shuffle(self.blocks_out(latents), STRIDE)
+        return blocks + self.decoder(latents)
 
     def forward(self, picture: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         return self.decode(self.encode(picture))
+
+    @torch.no_grad()
+    def fit_blocks(self, pictures: Float[Tensor, "n 3 h w"]) -> None:
+        """Sets the skeleton to the principal components of the pictures' blocks, of unit variance."""
+        blocks = nn.functional.pixel_unshuffle(pictures, STRIDE).transpose(0, 1).flatten(1).double()
+        mean = blocks.mean(1)
+        variance, basis = torch.linalg.eigh(torch.cov(blocks))
+        count = self.blocks_in.out_channels
+        spread = variance.flip(0)[:count].clamp(min=1e-8).sqrt()
+        basis = basis.flip(1)[:, :count]
+        into = (basis / spread).T
+        self.blocks_in.weight.copy_(into.reshape(self.blocks_in.weight.shape))
+        self.blocks_in.bias.copy_(-into @ mean)
+        self.blocks_out.weight.copy_((basis * spread)[..., None, None])
+        self.blocks_out.bias.copy_(mean)

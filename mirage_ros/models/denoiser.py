@@ -7,8 +7,8 @@ what they found to the backbone's residual stream. At the start the backbone is 
 
 A network trained from nothing need not learn to copy either: with `shortcut` its output is a
 correction of the readout, which a few convolutions first set right (alignment.py). So the
-untrained network already shows what memory shows, and where memory sees, the correction passes
-a gate that starts closed: a small network would else lay its own noise over what is known.
+untrained network already shows what memory shows, and the correction is added only where memory
+sees less than half of a cell: a small network would else lay its own noise over what is known.
 """
 
 from __future__ import annotations
@@ -23,14 +23,22 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from mirage_ros.models.alignment import GEOMETRY_CHANNELS, Aligner
+from mirage_ros.models.alignment import Aligner
+from mirage_ros.models.conditioning import GEOMETRY_CHANNELS, told_per_latent
+from mirage_ros.models.finishing import Finisher
+
+
+#: Share of a latent's readout cells from which memory is said to see it.
+MOSTLY = 0.5
 
 
 class SideBranch(ModelMixin, ConfigMixin):
     """Copies of every `every`-th backbone block, fed with the readout, closed by zero layers.
 
     `shortcut`: the readout's latents, aligned by convolutions that start at zero as well, are
-    added to the network's output. Only for networks that predict the clean sample.
+    added to the network's output. Only for networks that predict the clean sample. Such a branch
+    may be told a readout of `aligner_cells` cells to a side of each latent cell (alignment.py), and
+    go over the network's output with `finisher_blocks` blocks of convolutions (finishing.py).
     """
 
     _supports_gradient_checkpointing = True
@@ -43,7 +51,9 @@ class SideBranch(ModelMixin, ConfigMixin):
         transformer_config: dict,
         every: int = 2,
         shortcut: bool = False,
-        aligner_blocks: int = 2,
+        aligner_blocks: int = 4,
+        aligner_cells: int = 4,
+        finisher_blocks: int = 2,
     ):
         super().__init__()
         self.every, self.gradient_checkpointing = every, False
@@ -59,7 +69,7 @@ class SideBranch(ModelMixin, ConfigMixin):
         """A fresh branch whose blocks are copies of the backbone's own.
 
         Args:
-            settings: `shortcut` and `aligner_blocks`, as for the class.
+            settings: what follows `every` in the class.
         """
         config = {k: v for k, v in transformer.config.items() if not k.startswith("_")}
         with torch.device("meta"):
@@ -88,21 +98,20 @@ class SideBranch(ModelMixin, ConfigMixin):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         if self.config.shortcut:
-            self.align = Aligner(told, blocks=self.config.aligner_blocks)
-            self.gate = nn.Parameter(torch.zeros(told, 1, 1, 1))
+            depth, cells = self.config.aligner_blocks, self.config.aligner_cells
+            self.align = Aligner(told, blocks=depth, cells=cells)
+            self.finish = Finisher(told, self.config.finisher_blocks)
 
-    def aligned(self, condition: Float[Tensor, "b told f h w"]) -> Float[Tensor, "b c f h w"]:
+    @property
+    def cells(self) -> int:
+        """Of the readout to a side of each latent cell."""
+        return self.config.aligner_cells if self.config.shortcut else 1
+
+    def aligned(self, condition: Float[Tensor, "b told f hc wc"]) -> Float[Tensor, "b c f h w"]:
         """The readout's latents as they would be if every token sat in its cell's centre."""
         frames = condition.transpose(1, 2)
         aligned = self.align(frames.flatten(0, 1))
         return aligned.unflatten(0, frames.shape[:2]).transpose(1, 2)
-
-    def gated(
-        self, correction: Float[Tensor, "b c f h w"], condition: Float[Tensor, "b told f h w"]
-    ) -> Float[Tensor, "b c f h w"]:
-        """The correction, as far as the gate lets it pass where memory sees."""
-        visible = condition[:, -GEOMETRY_CHANNELS:][:, :1]
-        return correction * (1 - visible * (1 - self.gate))
 
     def forward(
         self, hidden: Tensor, condition: Tensor, text: Tensor, temb: Tensor, rotary: tuple
@@ -133,7 +142,7 @@ class MemoryDenoiser(nn.Module):
         self,
         latents: Float[Tensor, "b c f h w"],
         timestep: Num[Tensor, "b f"],
-        condition: Float[Tensor, "b told f h w"],
+        condition: Float[Tensor, "b told f hc wc"],
         text: Float[Tensor, "b n d"],
         shortcut: Float[Tensor, "b c f h w"] | None = None,
     ) -> Float[Tensor, "b c f h w"]:
@@ -142,7 +151,8 @@ class MemoryDenoiser(nn.Module):
         Args:
             latents: context frames clean, target frames noisy.
             timestep: 0 ... 1000 per frame, 0 for context.
-            condition: readout latents and geometry of every frame.
+            condition: readout latents and geometry of every frame, `branch.cells` cells to a side
+                of each latent cell.
             text: prompt embedding; one zero token when the model knows no text.
             shortcut: `branch.aligned(condition)`, where the caller has it from another step.
         """
@@ -151,7 +161,8 @@ class MemoryDenoiser(nn.Module):
         hidden = net.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
         temb, temb_blocks, text = self._embed(timestep, text, hidden.shape[1])
 
-        residuals = self.branch(hidden, condition, text, temb_blocks, rotary)
+        told = told_per_latent(condition, self.branch.cells)
+        residuals = self.branch(hidden, told, text, temb_blocks, rotary)
         for index, block in enumerate(net.blocks):
             hidden = _run(net, block, hidden, text, temb_blocks, rotary)
             if index % self.branch.every == 0:
@@ -163,7 +174,8 @@ class MemoryDenoiser(nn.Module):
         output = self._unpatchify(net.proj_out(hidden), latents.shape)
         if self.branch.config.shortcut:
             shortcut = self.branch.aligned(condition) if shortcut is None else shortcut
-            output = shortcut + self.branch.gated(output, condition)
+            unseen = told[:, -GEOMETRY_CHANNELS:][:, :1] < MOSTLY
+            output = shortcut + unseen * self.branch.finish(output, shortcut, told)
         return output
 
     def _embed(self, timestep: Tensor, text: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:

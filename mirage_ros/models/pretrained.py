@@ -23,7 +23,7 @@ from mirage_ros.models.perception import MiniPerception
 from mirage_ros.models.sampler import SamplerConfig
 from mirage_ros.models.wan_config import is_wan_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SHIPPED = {"mini": Path(__file__).parent.parent / "weights" / "mini"}
 PARTS = {
     "codec": MiniCodec,
@@ -61,6 +61,12 @@ def load_model(
     sampler = SamplerConfig(**index["sampler"])
     config = MiniConfig(tuple(index["size"]), int(index["chunk_frames"]), sampler)
     return MiniModel(**parts, config=config, name=index["name"], device=device)
+
+
+def load_perception(name_or_path: str) -> MiniPerception:
+    """The perceiver alone, of a checkpoint of any version."""
+    folder = SHIPPED.get(str(name_or_path)) or find_folder(name_or_path)
+    return load_part(folder / "perception", MiniPerception)
 
 
 def save_model(model: MiniModel, folder: Path) -> None:

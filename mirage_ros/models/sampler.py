@@ -23,11 +23,13 @@ class SamplerConfig:
     steps: network calls per chunk.
     shift: > 1 spends more steps at high noise.
     prediction: what the network returns, the clean sample or the velocity (noise - clean).
+    noise: standard deviation of the noise at the start; below 1 samples are nearer to each other.
     """
 
     steps: int = 4
     shift: float = 3.0
     prediction: Literal["sample", "velocity"] = "sample"
+    noise: float = 1.0
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:
@@ -41,15 +43,19 @@ def sigmas(config: SamplerConfig) -> Float[Tensor, "levels"]:
 
 
 def sample(
-    network: Callable[[Tensor, Tensor], Tensor], noise: Tensor, config: SamplerConfig
+    network: Callable[[Tensor, Tensor], Tensor],
+    noise: Tensor,
+    config: SamplerConfig,
+    until: int | None = None,
 ) -> Tensor:
     """Integrates from noise to a clean sample.
 
     Args:
         network: (noisy, sigma scalar) -> prediction of the kind that the config names.
         noise: standard normal, any shape.
+        until: steps to take; all of them where it is None.
     """
-    levels = sigmas(config)
+    levels = sigmas(config)[: None if until is None else until + 1]
     x = noise
     for now, after in zip(levels[:-1], levels[1:], strict=True):
         predicted = network(x, now)

@@ -198,7 +198,7 @@ def _fold_first_projection(found: dict[str, Tensor]) -> None:
 
 def _widen_embedding(found: dict[str, Tensor], wanted: tuple[int, ...]) -> None:
     """Zero weights for the geometry channels, which a reference branch is not told."""
-    from mirage_ros.models.alignment import GEOMETRY_CHANNELS
+    from mirage_ros.models.conditioning import GEOMETRY_CHANNELS
 
     kernel = found.get("patch_embedding.weight")
     if kernel is None or kernel.shape[1] != wanted[1] - GEOMETRY_CHANNELS:

@@ -25,7 +25,7 @@ def save_checkpoint(
     step: int,
 ) -> None:
     """Writes to a temporary name and renames, so that a kill leaves the old file or the new."""
-    tensors = {f"network.{k}": v for k, v in network.named_parameters()}
+    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
@@ -71,6 +71,6 @@ def load_checkpoint(
 
 @torch.no_grad()
 def _take(tensors: dict[str, Tensor], network: nn.Module, average: dict[str, Tensor]) -> None:
-    for key, value in network.named_parameters():
-        value.copy_(tensors[f"network.{key}"])
-        average[key].copy_(tensors[f"average.{key}"])
+    network.load_state_dict({key: tensors[f"network.{key}"] for key in network.state_dict()})
+    for key, value in average.items():
+        value.copy_(tensors[f"average.{key}"])

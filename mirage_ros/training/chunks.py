@@ -34,6 +34,7 @@ class ChunksConfig:
     depth_noise: standard deviation of the log depth error per frame; a third of it per cell.
     references: context frames at most that memory shows most, before the preceding one; how
         many is drawn for each batch.
+    cells: of the readout to a side of each latent cell.
     """
 
     chunk_frames: int = 4
@@ -42,6 +43,7 @@ class ChunksConfig:
     latent_noise: float = 0.15
     depth_noise: float = 0.02
     references: int = 0
+    cells: int = 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Chunks:
     def draw(
         self, generator: torch.Generator, references: int = 0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean targets (c, f, h, w), context latents (c, p, h, w), condition (c+5, p+f, h, w).
+        """Clean targets (c, f, h, w), context latents (c, p, h, w), condition (c+5, p+f, hc, wc).
 
         Context is [references | preceding]: as in a run, references are the frames that memory
         shows most at the target cameras, and there are fewer of them where it shows few.
@@ -124,13 +126,16 @@ class Chunks:
         target = np.arange(start, start + count)
         sources = self._sources(rng, start, len(clip.latents))
         memory = self._grow(rng, clip, sources)
-        readout = memory.read(clip.cameras[target], target.astype(np.int64))
+        cells = self.config.cells
+        size = tuple(side * cells for side in clip.cameras.size)
+        readout = memory.read(clip.cameras[target].resized(size), target.astype(np.int64))
         far = [i for i in memory.references(readout, references + 1) if i != start - 1]
         context = clip.latents[[*far[:references], start - 1]].float().transpose(0, 1)
         context = context + float(rng.uniform(0, 0.1)) * torch.randn(
             context.shape, generator=generator
         )
-        condition = torch.cat([condition_from_context(context), condition_from_readout(readout)], 1)
+        told = [condition_from_context(context, cells), condition_from_readout(readout, cells)]
+        condition = torch.cat(told, 1)
         return clip.latents[target].float().transpose(0, 1), context, condition
 
     def _sources(self, rng: np.random.Generator, start: int, length: int) -> np.ndarray:

@@ -9,6 +9,7 @@ moves are those that memory makes, and the aligner is told them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from mirage_ros.models.alignment import Aligner
 from mirage_ros.models.codec import MiniCodec
+from mirage_ros.models.conditioning import GEOMETRY_CHANNELS
 from mirage_ros.models.pixels import picture_from_rgb
 from mirage_ros.training.pictures import sheet
 from mirage_ros.training.shards import StoredClip
@@ -48,6 +50,8 @@ class CodecLossConfig:
 
 #: Keeps latents near zero mean and unit variance without shaping them otherwise.
 UNIT_WEIGHT = 1e-3
+#: Pixels to a side of the pictures whose blocks give the codec its skeleton.
+MAX_BLOCK_SIDE = 96
 
 
 class MovedCodec(nn.Module):
@@ -92,12 +96,14 @@ class CodecLoss:
         noisy = latents + self.config.latent_noise * noise
         told = torch.stack(
             [
-                planar_readout(row, warp, codec.stride, float(rng.uniform(0.1, 1)))
+                planar_readout(
+                    row, warp, codec.stride, float(rng.uniform(0.1, 1)), network.align.cells
+                )
                 for row, warp in zip(noisy, warps, strict=True)
             ]
         )
         again, moved = codec.decode(torch.cat([noisy, network.align(told)])).chunk(2)
-        seen = told[:, -5:-4].repeat_interleave(codec.stride, 2).repeat_interleave(codec.stride, 3)
+        seen = F.interpolate(told[:, -GEOMETRY_CHANNELS :][:, :1], second.shape[-2:])
         return first, second, again, moved, latents, seen
 
     def _score(self, picture: Tensor, truth: Tensor, where: Tensor) -> Tensor:
@@ -127,6 +133,12 @@ class CodecLoss:
         picture = picture[:, ::-1] if rng.random() < 0.5 else picture
         picture = picture.swapaxes(0, 1) if rng.random() < 0.5 else picture
         return np.ascontiguousarray(picture)
+
+
+def block_pictures(groups: Sequence[UInt8[np.ndarray, "f h w 3"]]) -> Float[Tensor, "n 3 s s"]:
+    """Corners of every eighth picture of each group, all of one size: what a code has to carry."""
+    side = min(MAX_BLOCK_SIDE, *(n for group in groups for n in group.shape[1:3]))
+    return _tensor([picture[:side, :side] for group in groups for picture in group[::8]])
 
 
 def _tensor(pictures: list[np.ndarray]) -> Float[Tensor, "b 3 h w"]:

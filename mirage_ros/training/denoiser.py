@@ -9,6 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
+from mirage_ros.models.conditioning import GEOMETRY_CHANNELS, told_per_latent
 from mirage_ros.models.sampler import TIMESTEPS, SamplerConfig, sample, shifted
 from mirage_ros.training.chunks import Chunks
 from mirage_ros.training.pictures import sheet
@@ -89,12 +90,13 @@ class AlignerLoss:
         return ((made - true).square() * nn.functional.interpolate(weight, true.shape[-2:])).mean()
 
     def _draw(self, network, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean latents, condition and aligned latents, (c or told, frames, h, w)."""
+        """Clean latents, what each cell is told and aligned latents, (c or told, frames, h, w)."""
         device = next(network.parameters()).device
         rows = [self.chunks.draw(generator) for _ in range(self.config.batch)]
         clean = torch.cat([row[0] for row in rows], 1).to(device)
         condition = torch.cat([row[2][:, -row[0].shape[1] :] for row in rows], 1).to(device)
-        return clean, condition, network(condition.transpose(0, 1)).transpose(0, 1)
+        aligned = network(condition.transpose(0, 1)).transpose(0, 1)
+        return clean, told_per_latent(condition[None], network.cells)[0], aligned
 
 
 class DenoiserLoss:
@@ -115,7 +117,7 @@ class DenoiserLoss:
         predicted = predict(network, noisy, sigma, context, condition)
         error = self.weights.to(clean.device) * (predicted - clean).square()
         loss = (error / sigma.clamp(min=config.min_sigma).square()).mean()
-        geometry = condition[:, -5:, context.shape[2] :]
+        geometry = told_targets(network, condition, context)[:, -GEOMETRY_CHANNELS:]
         return {"loss": loss, **self._report(error.detach(), geometry, sigma)}
 
     def picture(self, network: nn.Module, generator: torch.Generator) -> UInt8[np.ndarray, "h w 3"]:
@@ -127,7 +129,7 @@ class DenoiserLoss:
             noise,
             SamplerConfig(steps=2, shift=self.config.shift),
         )
-        readout = condition[:, : clean.shape[1], context.shape[2] :]
+        readout = told_targets(network, condition, context)[:, : clean.shape[1]]
         columns = (part.transpose(1, 2).flatten(0, 1)[:8] for part in (clean, readout, sampled))
         return sheet([self.codec.decode(column) for column in columns])
 
@@ -158,10 +160,23 @@ class DenoiserLoss:
         return report
 
 
-def predict(network, noisy: Tensor, sigma: Tensor, context: Tensor, condition: Tensor) -> Tensor:
-    """The clean targets as the network sees them; `sigma` is a scalar or one per sample."""
+def told_targets(network, condition: Tensor, context: Tensor) -> Tensor:
+    """What the target frames are told, one token for each latent."""
+    return told_per_latent(condition[:, :, context.shape[2] :], network.branch.cells)
+
+
+def predict(
+    network, noisy: Tensor, sigma: Tensor, context: Tensor, condition: Tensor, shortcut=None
+) -> Tensor:
+    """The clean targets as the network sees them.
+
+    Args:
+        sigma: a scalar or one per sample.
+        shortcut: what the branch makes of the condition, where that is known.
+    """
     frames = context.shape[2]
     timestep = (sigma * TIMESTEPS).reshape(-1, 1).expand(len(noisy), noisy.shape[2])
     timestep = torch.cat([timestep.new_zeros(len(noisy), frames), timestep], 1)
     text = noisy.new_zeros(len(noisy), 1, network.transformer.config.text_dim)
-    return network(torch.cat([context, noisy], 2), timestep, condition, text)[:, :, frames:]
+    inputs = (torch.cat([context, noisy], 2), timestep, condition, text)
+    return network(*inputs, *([] if shortcut is None else [shortcut]))[:, :, frames:]

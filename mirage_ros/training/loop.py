@@ -25,6 +25,8 @@ from mirage_ros.training.checkpoints import load_checkpoint, save_checkpoint
 
 #: Keeps validation draws apart from training draws.
 VALIDATION_SEED = 2**40
+#: Of AdamW's moments.
+BETAS = (0.9, 0.95)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,6 @@ class LoopConfig:
     learning_rate: after the warm-up, until the final decay.
     warmup_steps: linear from zero.
     decay_fraction: the last share of the steps decays linearly to zero.
-    betas: of AdamW's moments; a contest of two networks wants a short first one.
     ema: decay of the averaged weights, which are the ones that ship.
     checkpoint_s: seconds between checkpoints.
     validate_steps: steps between validations; their pictures and scores go to TensorBoard.
@@ -46,7 +47,6 @@ class LoopConfig:
     warmup_steps: int = 100
     decay_fraction: float = 0.3
     weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
     ema: float = 0.998
     checkpoint_s: float = 120.0
@@ -66,17 +66,6 @@ class Loss(Protocol):
     def picture(self, network: nn.Module, generator: torch.Generator) -> np.ndarray: ...
 
 
-def _groups(network: nn.Module) -> list[dict]:
-    """What is trained; a network may scale the learning rate of parameters by their prefix."""
-    scales = getattr(network, "learning_rates", {})
-    groups: dict[float, list[nn.Parameter]] = {1.0: []}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            scale = next((s for prefix, s in scales.items() if name.startswith(prefix)), 1.0)
-            groups.setdefault(scale, []).append(parameter)
-    return [{"params": each, "scale": scale} for scale, each in groups.items()]
-
-
 class Loop:
     """Runs a loss until `steps`, from the last checkpoint in `folder`."""
 
@@ -85,13 +74,17 @@ class Loop:
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.network = network.to(self.accelerator.device)
         self.optimizer = torch.optim.AdamW(
-            _groups(network),
+            [p for p in network.parameters() if p.requires_grad],
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            betas=config.betas,
+            betas=BETAS,
         )
-        self.average = {k: v.detach().clone() for k, v in network.named_parameters()}
+        self.start_averages()
         self.step = load_checkpoint(folder, network, self.average, self.optimizer)
+
+    def start_averages(self) -> None:
+        """The averages begin with the weights as they are now."""
+        self.average = {k: v.detach().clone() for k, v in self.network.named_parameters()}
 
     @property
     def is_finished(self) -> bool:
@@ -139,7 +132,7 @@ class Loop:
 
     def _update(self, loss: Loss) -> dict[str, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate() * group["scale"]
+            group["lr"] = self._learning_rate()
         values = loss(self.network, self._generator())
         self.optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()

@@ -26,6 +26,8 @@ class PerceptionLossConfig:
     anchor_noise: standard deviation of the readout's log depth error per cell.
     moving_share: frames from clips with moving bodies.
     paste_share: frames into which the bodies of another frame are pasted, by depth.
+    anchor_px: side of the readout's cells in pixels.
+    coarse_share: readouts whose tokens are twice as wide as its cells.
     """
 
     batch: int = 8
@@ -37,7 +39,8 @@ class PerceptionLossConfig:
     sky_weight: float = 0.2
     moving_share: float = 0.3
     paste_share: float = 0.4
-    stride: int = 8
+    anchor_px: int = 4
+    coarse_share: float = 0.6
 
 
 class PerceptionLoss:
@@ -46,7 +49,7 @@ class PerceptionLoss:
     def __init__(self, clips: list[StoredClip], config: PerceptionLossConfig):
         self.clips, self.config = clips, config
         self.cells = [
-            torch.from_numpy(cell_depth(clip.depth_m.astype(np.float32), config.stride))
+            torch.from_numpy(cell_depth(clip.depth_m.astype(np.float32), config.anchor_px))
             for clip in clips
         ]
         moving = [(i, np.flatnonzero(c.moving.any((1, 2)))) for i, c in enumerate(clips)]
@@ -98,9 +101,13 @@ class PerceptionLoss:
         which, frame = self._pick(config.moving_share, generator)
         clip, cells = self.clips[which], self.cells[which][frame].clone()
         moving = torch.from_numpy(clip.moving[frame])
+        is_coarse = _chance(generator) < config.coarse_share
         # Memory never holds a body, so the readout has a hole there, or what was seen behind it.
-        touched = F.max_pool2d(moving[None].float(), config.stride)[0] > 0
-        cells[touched] = float("nan")
+        token_px = config.anchor_px * (2 if is_coarse else 1)
+        touched = F.max_pool2d(moving[None].float(), token_px)
+        cells[F.interpolate(touched[None], cells.shape)[0, 0] > 0] = float("nan")
+        if is_coarse:
+            cells = _coarsened(cells, generator)
         picture = picture_from_rgb(torch.from_numpy(clip.rgb[frame]))
         depth = torch.from_numpy(clip.depth_m[frame].astype(np.float32))
         sky = torch.from_numpy(clip.sky[frame])
@@ -157,6 +164,13 @@ class PerceptionLoss:
         seen = holes <= torch.quantile(holes, covered)
         log_depth = torch.where(seen, log_depth, float("nan"))
         return torch.where(torch.isfinite(log_depth), log_depth, float("nan"))
+
+
+def _coarsened(cells: Tensor, generator: torch.Generator) -> Tensor:
+    """Depth of cells as tokens twice as wide show it, which lie anywhere over the grid."""
+    shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
+    wide = cells[1::2, 1::2].repeat_interleave(2, 0).repeat_interleave(2, 1)
+    return torch.roll(wide, shift, (0, 1))
 
 
 def _chance(generator: torch.Generator) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +19,16 @@ from mirage_ros.models.codec import MiniCodec
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.mini import MiniConfig, MiniModel
 from mirage_ros.models.perception import MiniPerception
-from mirage_ros.models.pretrained import load_model, save_model
+from mirage_ros.models.pretrained import load_perception, save_model
 from mirage_ros.models.sampler import SamplerConfig
-from mirage_ros.training.adversary import SharpenLossConfig
 from mirage_ros.training.chunks import ChunksConfig
-from mirage_ros.training.codec import CodecLoss, CodecLossConfig, MovedCodec
+from mirage_ros.training.codec import CodecLoss, CodecLossConfig, MovedCodec, block_pictures
 from mirage_ros.training.denoiser import AlignerLossConfig, DenoiserLossConfig
+from mirage_ros.training.imagination import ImaginationLossConfig
 from mirage_ros.training.loop import Loop, LoopConfig
 from mirage_ros.training.perception import PerceptionLoss, PerceptionLossConfig
 from mirage_ros.training.regimes import REGIMES
 from mirage_ros.training.shards import ShardConfig, StoredClip, load_shards, make_shards
-from mirage_ros.training.widening import widened
 
 #: One class, two sizes: this is the small one (the large one is Wan 2.2 TI2V 5B).
 MINI_TRANSFORMER = {
@@ -44,6 +43,15 @@ MINI_TRANSFORMER = {
 
 
 @dataclass(frozen=True)
+class BranchConfig:
+    """Sizes of the branch, as SideBranch calls them."""
+
+    aligner_blocks: int = 4
+    aligner_cells: int = 4
+    finisher_blocks: int = 2
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Attributes:
     data: folder of the rendered clips.
@@ -51,9 +59,8 @@ class Recipe:
     output: checkpoint folder to write.
     regime: "single" trains backbone and branch together; "paper" the backbone without memory, then
         the branch alone, then the branch and LoRA adapters of rank `lora_rank`, which are merged.
-    start_from: a checkpoint's name or folder whose weights are taken on; empty for new ones.
-    latent_channels, aligner_blocks: of the codec, and of the aligner's depth; smaller weights to
-        start from are enlarged.
+    perception_from: a checkpoint's name or folder whose perceiver is trained on; empty for a new one.
+    latent_channels, branch: sizes of codec and branch.
     textures, collages: procedural pictures beside the clips for the codec.
     clips: what is rendered; `validation_seeds` are rendered alike and never trained on.
     decoy_seeds: clips with bright things that stand still, drawn three times as often as others,
@@ -64,11 +71,11 @@ class Recipe:
     data: str = "data/mini"
     run: str = "runs/mini"
     output: str = "runs/mini/model"
-    start_from: str = ""
+    perception_from: str = ""
     regime: str = "single"
     lora_rank: int = 32
-    latent_channels: int = 32
-    aligner_blocks: int = 4
+    latent_channels: int = 48
+    branch: BranchConfig = field(default_factory=BranchConfig)
     textures: int = 1000
     collages: int = 0
     threads: int = 2
@@ -88,8 +95,8 @@ class Recipe:
     denoiser: LoopConfig = field(default_factory=LoopConfig)
     lora: LoopConfig = field(default_factory=LoopConfig)
     denoiser_loss: DenoiserLossConfig = field(default_factory=DenoiserLossConfig)
-    sharpen: LoopConfig = field(default_factory=lambda: LoopConfig(steps=0))
-    sharpen_loss: SharpenLossConfig = field(default_factory=SharpenLossConfig)
+    imagination: LoopConfig = field(default_factory=lambda: LoopConfig(steps=0))
+    imagination_loss: ImaginationLossConfig = field(default_factory=ImaginationLossConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
 
@@ -140,26 +147,21 @@ def _decoys(recipe: Recipe) -> list[StoredClip]:
 
 
 def start(recipe: Recipe) -> tuple[MiniCodec, MemoryDenoiser, MiniPerception]:
-    """The networks of `start_from`, enlarged if they are too small, or new ones."""
+    """New networks, but for the perceiver of `perception_from`."""
     torch.manual_seed(recipe.denoiser.seed)
-    if recipe.start_from:
-        model = load_model(recipe.start_from)
-        codec, denoiser = widened(
-            model.codec, model.denoiser, recipe.latent_channels, recipe.aligner_blocks
-        )
-        parts = (codec, denoiser, model.perception)
-        return tuple(part.train().requires_grad_(True) for part in parts)
     channels = {"in_channels": recipe.latent_channels, "out_channels": recipe.latent_channels}
     transformer = WanTransformer3DModel(**MINI_TRANSFORMER, **channels)
     torch.nn.init.zeros_(transformer.proj_out.weight)
     torch.nn.init.zeros_(transformer.proj_out.bias)
-    branch = SideBranch.from_transformer(
-        transformer, shortcut=True, aligner_blocks=recipe.aligner_blocks
-    )
+    branch = SideBranch.from_transformer(transformer, shortcut=True, **asdict(recipe.branch))
     layout = {"memory_format": torch.channels_last}
     denoiser = MemoryDenoiser(transformer, branch)
     codec = MiniCodec(latent_channels=recipe.latent_channels)
-    return codec.to(**layout), denoiser, MiniPerception().to(**layout)
+    perception = MiniPerception()
+    if recipe.perception_from:
+        perception = load_perception(recipe.perception_from)
+    perception = perception.train().requires_grad_(True)
+    return codec.to(**layout), denoiser, perception.to(**layout)
 
 
 def train_codec(recipe, codec: MiniCodec, align: Aligner, clips, held_out) -> None:
@@ -167,6 +169,11 @@ def train_codec(recipe, codec: MiniCodec, align: Aligner, clips, held_out) -> No
     loop = Loop(MovedCodec(codec, align), Path(recipe.run) / "codec", recipe.codec)
     if not loop.is_finished:
         textures, config = _textures(recipe), recipe.codec_loss
+        if loop.step == 0:
+            pictures = block_pictures([*(clip.rgb for clip in clips), *textures[:, None]])
+            codec.fit_blocks(pictures)
+            align.fit(codec.encode(pictures).detach(), pictures)
+            loop.start_averages()
         loop.run(CodecLoss(clips, textures, config), CodecLoss(held_out, textures[:8], config))
     loop.averaged().eval()
 

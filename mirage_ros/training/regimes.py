@@ -8,25 +8,30 @@ small model has no such backbone, so a stage zero makes one: the transformer tra
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import nn
 
+from mirage_ros.models.alignment import Aligner
 from mirage_ros.models.codec import MiniCodec
 from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.lora import add_lora
-from mirage_ros.training.adversary import Contest, SharpenLoss
 from mirage_ros.training.checkpoints import checkpoint_path
 from mirage_ros.training.chunks import Chunks, encode_clips, pixel_weights
+from mirage_ros.training.codec import block_pictures
 from mirage_ros.training.denoiser import AlignerLoss, DenoiserLoss
+from mirage_ros.training.imagination import ImaginationLoss
 from mirage_ros.training.loop import Loop, LoopConfig
 
 
 class _Data:
     """Encoded clips and held-out clips, and the losses on them."""
 
-    def __init__(self, recipe, codec: MiniCodec, clips, held_out):
+    def __init__(self, recipe, codec: MiniCodec, align: Aligner, clips, held_out):
         self.recipe, self.codec = recipe, codec.requires_grad_(False)
+        pictures = block_pictures([clip.rgb for clip in clips])
+        align.fit(codec.encode(pictures), pictures)
         self.encoded = [encode_clips(codec, part) for part in (clips, held_out)]
         self.weights = pixel_weights(codec, self.encoded[0])
 
@@ -38,14 +43,15 @@ class _Data:
         config = self.recipe.denoiser_loss
         return [DenoiserLoss(c, self.codec, self.weights, config) for c in self._chunks()]
 
-    def sharpen(self) -> list[SharpenLoss]:
-        recipe = self.recipe
-        settings = {"sampler": recipe.sampler, "sharpen": recipe.sharpen_loss}
-        config = recipe.denoiser_loss
-        return [SharpenLoss(c, self.codec, self.weights, config, **settings) for c in self._chunks()]
+    def imagination(self) -> list[ImaginationLoss]:
+        recipe, config = self.recipe, self.recipe.denoiser_loss
+        settings = {"sampler": recipe.sampler, "imagination": recipe.imagination_loss}
+        chunks = self._chunks()
+        return [ImaginationLoss(c, self.codec, self.weights, config, **settings) for c in chunks]
 
     def _chunks(self) -> list[Chunks]:
-        return [Chunks(part, self.recipe.chunks) for part in self.encoded]
+        config = replace(self.recipe.chunks, cells=self.recipe.branch.aligner_cells)
+        return [Chunks(part, config) for part in self.encoded]
 
 
 def train_single(recipe, codec, network: MemoryDenoiser, clips, held_out) -> MemoryDenoiser:
@@ -53,22 +59,22 @@ def train_single(recipe, codec, network: MemoryDenoiser, clips, held_out) -> Mem
 
     The aligner stays as it is then: it was judged by pictures, they are judged by latents.
     """
-    run, data = Path(recipe.run), _Data(recipe, codec, clips, held_out)
+    run, data = Path(recipe.run), _Data(recipe, codec, network.branch.align, clips, held_out)
     if not checkpoint_path(run / "denoiser").exists():
         _stage(network.branch.align, run / "aligner", recipe.aligner, data.aligner())
     network.branch.align.requires_grad_(False)
     network = _stage(network, run / "denoiser", recipe.denoiser, data.denoiser())
-    return _sharpened(recipe, network, data)
+    return _imagining(recipe, network, data)
 
 
 def train_paper(recipe, codec, network: MemoryDenoiser, clips, held_out) -> MemoryDenoiser:
     """Backbone without memory; aligner; branch; branch and LoRA, merged at the end."""
-    run, data = Path(recipe.run), _Data(recipe, codec, clips, held_out)
+    run, data = Path(recipe.run), _Data(recipe, codec, network.branch.align, clips, held_out)
     _train_only(network, network.transformer)
     _stage(WithoutMemory(network), run / "base", recipe.base, data.denoiser())
     align = network.branch.align.state_dict()
-    settings = {"shortcut": True, "aligner_blocks": network.branch.config.aligner_blocks}
-    branch = SideBranch.from_transformer(network.transformer, **settings)
+    settings = asdict(recipe.branch)
+    branch = SideBranch.from_transformer(network.transformer, shortcut=True, **settings)
     branch.align.load_state_dict(align)
     network = MemoryDenoiser(network.transformer, branch)
     _train_only(network, branch.align)
@@ -78,17 +84,17 @@ def train_paper(recipe, codec, network: MemoryDenoiser, clips, held_out) -> Memo
     adapted = add_lora(network.transformer, recipe.lora_rank)
     _stage(network, run / "lora", recipe.lora, data.denoiser())
     network = MemoryDenoiser(adapted.merge_and_unload(safe_merge=True), branch)
-    return _sharpened(recipe, network, data)
+    return _imagining(recipe, network, data)
 
 
-def _sharpened(recipe, network: MemoryDenoiser, data: _Data) -> MemoryDenoiser:
-    """Trained for the sampler's few steps against a discriminator, where the recipe asks for it."""
-    if not recipe.sharpen.steps:
+def _imagining(recipe, network: MemoryDenoiser, data: _Data) -> MemoryDenoiser:
+    """Trained to imagine in the sampler's few steps, where the recipe asks for it."""
+    if not recipe.imagination.steps:
         return network.eval()
     network.requires_grad_(True)
     network.branch.align.requires_grad_(False)
-    contest = Contest(network)
-    return _stage(contest, Path(recipe.run) / "sharpen", recipe.sharpen, data.sharpen()).denoiser
+    folder = Path(recipe.run) / "imagination"
+    return _stage(network, folder, recipe.imagination, data.imagination())
 
 
 class WithoutMemory(nn.Module):

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mirage_ros.models.conditioning import GEOMETRY_CHANNELS
+
 
 @dataclass(frozen=True)
 class WarpConfig:
@@ -60,18 +62,24 @@ def planar_readout(
     first_from_second: np.ndarray,
     stride: int,
     inverse_depth: float,
-) -> Float[Tensor, "told h w"]:
-    """The second view's condition from the first view's latents, in conditioning.py's channels."""
-    channels, height, width = latents.shape
+    cells: int = 1,
+) -> Float[Tensor, "told hc wc"]:
+    """The second view's condition from the first view's latents, in conditioning.py's channels.
+
+    Args:
+        cells: of the readout to a side of each latent cell.
+    """
+    _, height, width = latents.shape
     linear, shift = first_from_second[:, :2], first_from_second[:, 2]
-    cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1)
-    centres = (cells + 0.5) * stride - 0.5
+    grid = np.stack(np.meshgrid(np.arange(width * cells), np.arange(height * cells)), -1)
+    centres = (grid + 0.5) * stride / cells - 0.5
+    middles = (grid // cells + 0.5) * stride - 0.5
     nearest = np.rint((centres @ linear.T + shift + 0.5) / stride - 0.5).astype(int)
     seen = ((nearest >= 0) & (nearest < (width, height))).all(-1)
     tokens = (nearest + 0.5) * stride - 0.5
-    offset = ((tokens - shift) @ np.linalg.inv(linear).T - centres) / stride
+    offset = ((tokens - shift) @ np.linalg.inv(linear).T - middles) / stride
     log_scale = -0.5 * math.log(abs(np.linalg.det(linear)))
-    geometry = np.zeros((5, height, width), np.float32)
+    geometry = np.zeros((GEOMETRY_CHANNELS, *seen.shape), np.float32)
     geometry[0], geometry[1] = 1, inverse_depth
     geometry[2], geometry[3], geometry[4] = offset[..., 0], offset[..., 1], log_scale
     column, row = (nearest[..., i].clip(0, n - 1) for i, n in enumerate((width, height)))

@@ -1,0 +1,31 @@
+"""How many cells a model's latents and its readouts have.
+
+Latents have one cell for each `stride` pixels. A model may ask for a finer readout, with
+`readout_cells` cells to a side of each latent cell, where one token a cell would be too little.
+"""
+
+from __future__ import annotations
+
+from mirage_ros.core.types import WorldModel
+
+
+def readout_cells(model: WorldModel) -> int:
+    """Cells of a readout to a side of each latent cell; 1 where the model asks for no more."""
+    return int(getattr(model, "readout_cells", 1))
+
+
+def latent_size(model: WorldModel) -> tuple[int, int]:
+    """(height, width) of the model's latents."""
+    height, width = model.size
+    return height // model.stride, width // model.stride
+
+
+def readout_size(model: WorldModel) -> tuple[int, int]:
+    """(height, width) of what memory shows to the model."""
+    height, width = latent_size(model)
+    return height * readout_cells(model), width * readout_cells(model)
+
+
+def readout_side(model: WorldModel) -> int:
+    """Pixels to a side of each cell of a readout."""
+    return model.stride // readout_cells(model)
