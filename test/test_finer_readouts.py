@@ -65,8 +65,11 @@ def test_what_is_told_has_the_same_units_on_every_grid():
     # The finer grid may find a token nearer to the centre, seldom another one.
     same = (coarse[:4] == told[:4]).all(0) & both
     assert same.float().mean() > 0.85
-    for row in (6, 7, 8):
-        assert torch.allclose(coarse[row][same], told[row][same], atol=1e-4)
+    assert torch.allclose(coarse[8][same], told[8][same], atol=1e-4)
+    # Both tell where the token lies, in latent cells, each as its own centre shows it.
+    for row in (6, 7):
+        away = (coarse[row] - told[row])[same].abs()
+        assert away.median() < 0.01 and away.max() < 0.15
 
 
 def test_the_finer_grid_keeps_more_tokens_of_what_is_seen_from_farther():
@@ -156,4 +159,6 @@ def test_the_cycle_reads_as_finely_as_the_model_asks():
         world.reset(rgb, camera)
         chunk = world.step(Camera.stack([camera]), np.array([1]))
         assert model.shapes == [(CELLS, CELLS)] and model.anchor == CELLS
-        assert np.array_equal(chunk.frames[0].rgb, rgb) and chunk.frames[0].observed.all()
+        # Memory keeps a number in six bits.
+        assert np.abs(chunk.frames[0].rgb.astype(int) - rgb).max() <= 2
+        assert chunk.frames[0].observed.all()

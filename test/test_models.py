@@ -134,6 +134,7 @@ def test_the_condition_says_nothing_where_memory_sees_nothing():
         depth_m=np.where(visible, 2.0, np.nan).astype(np.float32),
         index=np.where(visible, 0, -1),
         offset=np.full((1, 2, 2, 3), 0.3, np.float32),
+        place=np.full((1, 2, 2, 3), -0.3 * np.exp(-0.1), np.float32),
         log_scale=np.full((1, 2, 3), 0.1, np.float32),
         age_ns=np.zeros((1, 2, 3), np.int64),
     )

@@ -25,6 +25,7 @@ from mirage_ros.core.features import FEATURE_TYPES, latents_of_rows, rows_of_lat
 from mirage_ros.core.frames import Points
 from mirage_ros.core.lifting import lift_surfels
 from mirage_ros.core.memory_files import load_store, save_store
+from mirage_ros.core.places import places_in_tokens
 from mirage_ros.core.store import TokenStore, row_bytes
 from mirage_ros.core.surfels import Surfels, cosines_of, footprints_of, of_views, positions_of
 from mirage_ros.core.types import Readout
@@ -164,6 +165,7 @@ class LatentMemory:
             depth_m=np.where(visible, winners.depth_m, np.nan).astype(np.float32),
             index=index,
             offset=winners.offset.astype(np.float32),
+            place=places_in_tokens(store.surfels, cameras, winners),
             log_scale=np.log(np.where(visible, winners.ratio, 1)).astype(np.float32),
             age_ns=age,
         )

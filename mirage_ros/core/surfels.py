@@ -150,12 +150,12 @@ def is_sure(place):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _row(place):
+def row_of(place):
     return float(np.int32((place >> ROW) & 255))
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _column(place):
+def column_of(place):
     return float(np.int32((place >> COLUMN) & 255))
 
 
@@ -169,7 +169,7 @@ def _depth(place):
 def position(surfels, i):
     """Where a token lies: float64 numbers that float32 can hold."""
     place, depth = surfels[0][i], _depth(surfels[0][i])
-    ray, row, column = surfels[2][view_of(place)], _row(place), _column(place)
+    ray, row, column = surfels[2][view_of(place)], row_of(place), column_of(place)
     x = float(ray[0, 0]) * column + float(ray[1, 0]) * row + float(ray[2, 0])
     y = float(ray[0, 1]) * column + float(ray[1, 1]) * row + float(ray[2, 1])
     z = float(ray[0, 2]) * column + float(ray[1, 2]) * row + float(ray[2, 2])
@@ -199,7 +199,7 @@ def position_block(surfels, start, count, x, y, z, width):
         az, bz, cz, ez = float(ray[0, 2]), float(ray[1, 2]), float(ray[2, 2]), float(ray[3, 2])
         for k in range(j, stop):
             place = places[start + k]
-            row, column, depth = _row(place), _column(place), _depth(place)
+            row, column, depth = row_of(place), column_of(place), _depth(place)
             x[k] = float(np.float32(ex + depth * (ax * column + bx * row + cx)))
             y[k] = float(np.float32(ey + depth * (ay * column + by * row + cy)))
             z[k] = float(np.float32(ez + depth * (az * column + bz * row + cz)))

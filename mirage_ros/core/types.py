@@ -29,6 +29,8 @@ class Readout:
         offset: (du, dv) of the winning token's projected centre from the cell's centre, in
             cells. Within +-0.5 when the token's centre lies in the cell; larger when the cell is
             only covered by the token's footprint.
+        place: (du, dv) of the cell's centre from the winning token's, in the token's own cells, on
+            the token's plane and as seen from the view it was born in (places.py).
         log_scale: natural log of the token's footprint over the cell's width at that depth;
             positive when the token is coarser than the cell.
         age_ns: target stamp minus the token's birth stamp, 0 unseen.
@@ -39,6 +41,7 @@ class Readout:
     depth_m: Float[np.ndarray, "f h w"]
     index: Int[np.ndarray, "f h w"]
     offset: Float[np.ndarray, "f 2 h w"]
+    place: Float[np.ndarray, "f 2 h w"]
     log_scale: Float[np.ndarray, "f h w"]
     age_ns: Int[np.ndarray, "f h w"]
 

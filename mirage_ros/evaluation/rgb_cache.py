@@ -69,12 +69,14 @@ class RgbMemory:
         latents = latents.repeat_interleave(self.cells, 2).repeat_interleave(self.cells, 3)
         latents = latents * torch.from_numpy(visible)[:, None]
         index = np.where(visible, _middle(drawing.index, self.side), -1).astype(np.int32)
+        offset = self._to_middles(visible)
         return Readout(
             latents=latents.contiguous(),
             visible=visible,
             depth_m=np.where(visible, depth, np.nan).astype(np.float32),
             index=index,
-            offset=self._to_middles(visible),
+            offset=offset,
+            place=-offset / self.cells,
             log_scale=visible * np.float32(math.log(self.cells)),
             age_ns=np.zeros(visible.shape, np.int64),
         )

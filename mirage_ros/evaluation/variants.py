@@ -103,6 +103,7 @@ def blinded(readout: Readout, ablation: str) -> Readout:
         return replace(
             readout,
             offset=np.zeros_like(readout.offset),
+            place=np.zeros_like(readout.place),
             log_scale=np.zeros_like(readout.log_scale),
         )
     if ablation == "visibility":

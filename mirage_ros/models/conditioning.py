@@ -27,16 +27,19 @@ MAX_LOG_SCALE = 2.0
 def condition_from_readout(readout: Readout, cells: int = 1) -> Float[Tensor, "told f h w"]:
     """Latents, visibility, inverse depth (1/m), du, dv (cells), log scale; zero where unseen.
 
+    (du, dv) is where a token of that scale would have to be centred, from the latent cell's
+    centre, to show in the readout cell's centre what the winning one shows there.
+
     Args:
         cells: of the readout to a side of each latent cell.
     """
     visible = torch.from_numpy(readout.visible)
     depth = torch.from_numpy(readout.depth_m).float()
-    place = torch.from_numpy(_places(readout.visible.shape[1:], cells))
-    offset = torch.from_numpy(readout.offset).float() / cells + place
-    offset = offset.clamp(-MAX_OFFSET_CELLS, MAX_OFFSET_CELLS)
     scale = torch.from_numpy(readout.log_scale).float() - math.log(cells)
     scale = scale.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
+    centre = torch.from_numpy(_centres(readout.visible.shape[1:], cells))
+    offset = centre - torch.from_numpy(readout.place).float() * scale.exp()[:, None]
+    offset = offset.clamp(-MAX_OFFSET_CELLS, MAX_OFFSET_CELLS)
     geometry = torch.stack(
         [
             visible.float(),
@@ -80,7 +83,7 @@ def told_per_latent(
     return torch.cat([told[:, :channels], share, told[:, channels + 1 :]], 1)
 
 
-def _places(size: tuple[int, int], cells: int) -> Float[np.ndarray, "2 h w"]:
+def _centres(size: tuple[int, int], cells: int) -> Float[np.ndarray, "2 h w"]:
     """(du, dv) of every readout cell's centre from its latent cell's centre, in latent cells."""
     rows, columns = (((np.arange(n) % cells) + 0.5) / cells - 0.5 for n in size)
     return np.stack(np.broadcast_arrays(columns[None], rows[:, None])).astype(np.float32)
