@@ -23,12 +23,15 @@ class DenoiserLossConfig:
     shift: of the noise levels drawn (sampler.py).
     min_sigma: floor of the velocity weight 1 / sigma^2 (the sample is predicted, the velocity
         is scored: Li and He 2025, "Back to Basics").
+    least_unseen: share of a chunk's cells that memory must leave open; other chunks teach little
+        where the correction is added to open cells alone.
     """
 
     batch: int = 4
     first_step_share: float = 0.25
     shift: float = 3.0
     min_sigma: float = 0.3
+    least_unseen: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class AlignerLossConfig:
 
 #: Cells that memory does not see count this much of a seen one.
 UNSEEN_WEIGHT = 0.2
+#: Chunks drawn at most in search of one that memory leaves open enough.
+DRAWS = 8
 
 
 class AlignerLoss:
@@ -140,7 +145,12 @@ class DenoiserLoss:
         return tuple(torch.stack(part).to(device) for part in zip(*rows, strict=True))
 
     def _row(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        return self.chunks.draw(generator)
+        """A chunk that memory leaves open enough, if one comes up soon."""
+        for _ in range(DRAWS):
+            row = self.chunks.draw(generator)
+            if (row[2][-GEOMETRY_CHANNELS] < 0.5).float().mean() >= self.config.least_unseen:
+                break
+        return row
 
     def _sigma(self, generator: torch.Generator) -> Tensor:
         uniform = torch.rand(self.config.batch, generator=generator)

@@ -27,21 +27,16 @@ from mirage_ros.models.sampler import SamplerConfig, sample, sigmas
 from mirage_ros.training.denoiser import DenoiserLoss, predict, told_targets
 from mirage_ros.training.pictures import sheet
 
-#: Chunks drawn at most in search of one with enough to imagine.
-DRAWS = 8
-
 
 @dataclass(frozen=True)
 class ImaginationLossConfig:
     """Attributes:
-    least_unseen: share of a chunk's cells; chunks with less to imagine are drawn anew.
     filters: per scale and step.
     side: of each filter, in pixels of its scale.
     scales: pictures are shrunk by these before they are filtered.
     latent_weight: of the latents' own score beside that of the filters.
     """
 
-    least_unseen: float = 0.25
     filters: int = 32
     side: int = 5
     scales: tuple[int, ...] = (1, 2, 4, 8)
@@ -85,15 +80,6 @@ class ImaginationLoss(DenoiserLoss):
         readout = told_targets(network, condition, context)[:, : clean.shape[1]]
         columns = (_frames(part)[:8] for part in (clean, readout, *samples))
         return sheet([self.codec.decode(column) for column in columns])
-
-    def _row(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """A chunk in which there is something to imagine, if one comes up soon."""
-        for _ in range(DRAWS):
-            row = super()._row(generator)
-            share = (row[2][-5] < 0.5).float().mean()
-            if share >= self.imagination.least_unseen:
-                break
-        return row
 
     def _samples(self, network, generator, clean, context, condition) -> tuple[Tensor, Tensor]:
         """Two samples of each chunk; only the last step is trained."""
