@@ -20,6 +20,9 @@ from mirage_ros.models.perception import CUT, MiniPerception
 from mirage_ros.models.pixels import picture_from_rgb, rgb_from_picture
 from mirage_ros.models.sampler import TIMESTEPS, SamplerConfig, sample
 
+#: Logit from which a pixel counts as moving. A ghost stays in the world for good, a still cell that
+#: is taken for moving is seen again: so below the even odds of 0 (docs/log.md has the trade).
+MOVING_LOGIT = -0.5
 #: Fewer anchored cells than this say too little about a frame's scale.
 MIN_ANCHORS = 8
 
@@ -134,7 +137,7 @@ class MiniModel:
         depth = log_depth.exp().float().cpu().numpy()
         depth = depth * _scale_to_anchor(depth, anchor)[:, None, None]
         depth[sky] = np.inf
-        return Perception(depth, (moving > 0).cpu().numpy() & ~sky, sky)
+        return Perception(depth, (moving > MOVING_LOGIT).cpu().numpy() & ~sky, sky)
 
     @property
     def _text(self) -> Tensor:
