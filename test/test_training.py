@@ -191,7 +191,7 @@ def test_the_papers_stages_train_what_they_say(tmp_path, monkeypatch):
         denoiser_loss=DenoiserLossConfig(batch=1),
     )  # fmt: skip
     clips = [_stored_wall()]
-    codec = MiniCodec(widths=(8, 8, 8)).eval()
+    codec = MiniCodec(latent_channels=16, widths=(8, 8, 8)).eval()
     trained = {}
     run = Loop.run
 

@@ -80,10 +80,12 @@ def pixel_weights(codec: nn.Module, clips: list[LatentClip], step: float = 0.1) 
     """
     latents = torch.stack([clip.latents[0].float() for clip in clips[:32]]).to(codec.device)
     picture = codec.decode(latents)
-    response = []
+    # A generator of its own, so that a resumed run weighs as the whole one does.
+    generator, response = torch.Generator().manual_seed(0), []
     for channel in range(latents.shape[1]):
         moved = latents.clone()
-        moved[:, channel] += step * torch.randn_like(moved[:, channel])
+        noise = torch.randn(moved[:, channel].shape, generator=generator)
+        moved[:, channel] += step * noise.to(moved)
         response.append((codec.decode(moved) - picture).square().mean())
     weights = torch.stack(response)
     return weights / weights.mean()

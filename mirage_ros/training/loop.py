@@ -137,7 +137,9 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
         self._share_gradients()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        # Of what is trained: frozen parts may hold gradients of an earlier stage.
+        trained = self.optimizer.param_groups[0]["params"]
+        nn.utils.clip_grad_norm_(trained, self.config.clip_norm)
         self.optimizer.step()
         self.step += 1
         decay = min(self.config.ema, self.step / (self.step + 20))

@@ -102,7 +102,15 @@ class WithoutMemory(nn.Module):
 
     def __init__(self, network: MemoryDenoiser):
         super().__init__()
-        self.network, self.transformer = network, network.transformer
+        self.network = network
+
+    @property
+    def transformer(self) -> nn.Module:
+        return self.network.transformer
+
+    @property
+    def branch(self) -> SideBranch:
+        return self.network.branch
 
     def forward(self, latents, timestep, condition, text):
         blank = condition * (timestep == 0).to(condition).view(len(timestep), 1, -1, 1, 1)
