@@ -9,7 +9,7 @@ centre, where an offset and one scale alone would be wrong for all that is seen 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32
 from numba import njit
 
 from mirage_ros.core.camera import Camera

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.grids import readout_side
 from mirage_ros.core.types import Perception, Readout
 from mirage_ros.models.codec import MiniCodec
 from mirage_ros.models.conditioning import condition_from_context, condition_from_readout
@@ -124,7 +125,7 @@ class MiniModel:
     ) -> Perception:
         """Metric depth, moving things and sky; depth takes its scale from the anchor."""
         rays = torch.from_numpy(cameras.rays()[..., :2]).float().permute(0, 3, 1, 2)
-        side = self.stride // self.readout_cells
+        side = readout_side(self)
         cells = (len(rgb), rgb.shape[1] // side, rgb.shape[2] // side)
         anchor = np.full(cells, np.nan, np.float32) if anchor_depth_m is None else anchor_depth_m
         finer = anchor.shape[1] * CUT // rgb.shape[1]

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from mirage_ros.models.conditioning import GEOMETRY_CHANNELS
 from mirage_ros.models.denoiser import MOSTLY
 from mirage_ros.models.sampler import SamplerConfig, sample, sigmas
 from mirage_ros.training.denoiser import DenoiserLoss, predict, told_targets
@@ -52,7 +53,7 @@ class ImaginationLoss(DenoiserLoss):
 
     def __call__(self, network, generator: torch.Generator) -> dict[str, Tensor]:
         clean, context, condition = self._draw(network, generator)
-        unseen = told_targets(network, condition, context)[:, -5:-4] < MOSTLY
+        unseen = told_targets(network, condition, context)[:, -GEOMETRY_CHANNELS:][:, :1] < MOSTLY
         first, second = self._samples(network, generator, clean, context, condition)
         weights = self.weights.to(clean.device).sqrt()
         latent = (weights * fair_score(first, second, clean)).mean(1, keepdim=True)
