@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mirage_ros.models.conditioning import GEOMETRY_CHANNELS, told_per_latent
 from mirage_ros.models.sampler import TIMESTEPS, SamplerConfig, sample, shifted
+from mirage_ros.training.ahead import Ahead
 from mirage_ros.training.chunks import Chunks
 from mirage_ros.training.pictures import sheet
 
@@ -51,17 +52,38 @@ UNSEEN_WEIGHT = 0.2
 DRAWS = 8
 
 
-class AlignerLoss:
-    """Scores what the aligner makes of the readout, as latents and as pictures."""
+class _ChunkLoss:
+    """Draws batches of chunks and weighs latents by how much they move the picture.
 
-    def __init__(
-        self, chunks: Chunks, codec: nn.Module, weights: Tensor, config: AlignerLossConfig
-    ):
+    Args:
+        workers, stride: of the batches drawn ahead (ahead.py).
+    """
+
+    def __init__(self, chunks: Chunks, codec: nn.Module, weights: Tensor, config, **ahead):
         self.chunks, self.codec, self.config = chunks, codec, config
         self.weights = weights.view(-1, 1, 1, 1)
+        self._batches = Ahead(self._batch, **ahead)
+
+    def _draw(self, network, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean targets, context and condition of a batch, on the network's device."""
+        device = next(network.parameters()).device
+        parts = self._batches(generator.initial_seed())
+        return tuple(part.to(device, non_blocking=True).float() for part in parts)
+
+    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """In half precision, as latents are stored: batches are large."""
+        rows = [self._row(generator) for _ in range(self.config.batch)]
+        return tuple(torch.stack(part).half() for part in zip(*rows, strict=True))
+
+    def _row(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        return self.chunks.draw(generator)
+
+
+class AlignerLoss(_ChunkLoss):
+    """Scores what the aligner makes of the readout, as latents and as pictures."""
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-        clean, condition, aligned = self._draw(network, generator)
+        clean, condition, aligned = self._aligned(network, generator)
         weights = self.weights.to(clean.device)
         error = weights * (aligned - clean).square()
         bare = weights * (condition[: len(clean)] - clean).square()
@@ -79,7 +101,7 @@ class AlignerLoss:
 
     def picture(self, network: nn.Module, generator: torch.Generator) -> UInt8[np.ndarray, "h w 3"]:
         """Columns: true latents decoded, the bare readout decoded, the aligned one."""
-        clean, condition, aligned = self._draw(network, generator)
+        clean, condition, aligned = self._aligned(network, generator)
         columns = (clean, condition[: len(clean)], aligned)
         return sheet([self.codec.decode(column.transpose(0, 1)[:6]) for column in columns])
 
@@ -94,30 +116,23 @@ class AlignerLoss:
         weight = torch.where(seen[chosen], 1.0, UNSEEN_WEIGHT)[:, None]
         return ((made - true).square() * nn.functional.interpolate(weight, true.shape[-2:])).mean()
 
-    def _draw(self, network, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _aligned(self, network, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clean latents, what each cell is told and aligned latents, (c or told, frames, h, w)."""
-        device = next(network.parameters()).device
-        rows = [self.chunks.draw(generator) for _ in range(self.config.batch)]
-        clean = torch.cat([row[0] for row in rows], 1).to(device)
-        condition = torch.cat([row[2][:, -row[0].shape[1] :] for row in rows], 1).to(device)
-        aligned = network(condition.transpose(0, 1)).transpose(0, 1)
-        return clean, told_per_latent(condition[None], network.cells)[0], aligned
+        clean, context, condition = self._draw(network, generator)
+        condition = condition[:, :, context.shape[2] :]
+        told = told_per_latent(condition, network.cells)
+        aligned = network(condition.transpose(1, 2).flatten(0, 1)).transpose(0, 1)
+        return *(part.transpose(0, 1).flatten(1, 2) for part in (clean, told)), aligned
 
 
-class DenoiserLoss:
+class DenoiserLoss(_ChunkLoss):
     """Scores the predicted clean latents of chunks."""
-
-    def __init__(
-        self, chunks: Chunks, codec: nn.Module, weights: Tensor, config: DenoiserLossConfig
-    ):
-        self.chunks, self.codec, self.config = chunks, codec, config
-        self.weights = weights.view(-1, 1, 1, 1)
 
     def __call__(self, network: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         clean, context, condition = self._draw(network, generator)
         sigma = self._sigma(generator).view(-1, 1, 1, 1, 1).to(clean.device)
-        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+        noise = noise_like(clean, generator)
         noisy = (1 - sigma) * clean + sigma * noise
         predicted = predict(network, noisy, sigma, context, condition)
         error = self.weights.to(clean.device) * (predicted - clean).square()
@@ -128,7 +143,7 @@ class DenoiserLoss:
     def picture(self, network: nn.Module, generator: torch.Generator) -> UInt8[np.ndarray, "h w 3"]:
         """Columns: true latents decoded, the bare readout decoded, a sample of two steps."""
         clean, context, condition = self._draw(network, generator)
-        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+        noise = noise_like(clean, generator)
         sampled = sample(
             lambda x, sigma: predict(network, x, sigma.to(x), context, condition),
             noise,
@@ -137,12 +152,6 @@ class DenoiserLoss:
         readout = told_targets(network, condition, context)[:, : clean.shape[1]]
         columns = (part.transpose(1, 2).flatten(0, 1)[:8] for part in (clean, readout, sampled))
         return sheet([self.codec.decode(column) for column in columns])
-
-    def _draw(self, network, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean targets, context and condition of a batch, on the network's device."""
-        device = next(network.parameters()).device
-        rows = [self._row(generator) for _ in range(self.config.batch)]
-        return tuple(torch.stack(part).to(device) for part in zip(*rows, strict=True))
 
     def _row(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """A chunk that memory leaves open enough, if one comes up soon."""
@@ -170,6 +179,14 @@ class DenoiserLoss:
         return report
 
 
+def noise_like(latents: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal, drawn on the latents' device by what a CPU generator says."""
+    if latents.device != generator.device:
+        seed = int(torch.randint(2**62, (), generator=generator))
+        generator = torch.Generator(latents.device).manual_seed(seed)
+    return torch.randn(latents.shape, generator=generator, device=latents.device)
+
+
 def told_targets(network, condition: Tensor, context: Tensor) -> Tensor:
     """What the target frames are told, one token for each latent."""
     return told_per_latent(condition[:, :, context.shape[2] :], network.branch.cells)
@@ -189,4 +206,6 @@ def predict(
     timestep = torch.cat([timestep.new_zeros(len(noisy), frames), timestep], 1)
     text = noisy.new_zeros(len(noisy), 1, network.transformer.config.text_dim)
     inputs = (torch.cat([context, noisy], 2), timestep, condition, text)
-    return network(*inputs, *([] if shortcut is None else [shortcut]))[:, :, frames:]
+    with torch.autocast(noisy.device.type, torch.bfloat16, enabled=noisy.is_cuda):
+        output = network(*inputs, *([] if shortcut is None else [shortcut]))
+    return output[:, :, frames:].float()

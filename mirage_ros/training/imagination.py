@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from mirage_ros.models.conditioning import GEOMETRY_CHANNELS
 from mirage_ros.models.denoiser import MOSTLY
 from mirage_ros.models.sampler import SamplerConfig, sample, sigmas
-from mirage_ros.training.denoiser import DenoiserLoss, predict, told_targets
+from mirage_ros.training.denoiser import DenoiserLoss, noise_like, predict, told_targets
 from mirage_ros.training.pictures import sheet
 
 
@@ -47,8 +47,10 @@ class ImaginationLossConfig:
 class ImaginationLoss(DenoiserLoss):
     """Scores pairs of samples where memory sees nothing; draws what DenoiserLoss draws."""
 
-    def __init__(self, *arguments, sampler: SamplerConfig, imagination: ImaginationLossConfig):
-        super().__init__(*arguments)
+    def __init__(
+        self, *arguments, sampler: SamplerConfig, imagination: ImaginationLossConfig, **ahead
+    ):
+        super().__init__(*arguments, **ahead)
         self.sampler, self.imagination = sampler, imagination
 
     def __call__(self, network, generator: torch.Generator) -> dict[str, Tensor]:
@@ -85,8 +87,7 @@ class ImaginationLoss(DenoiserLoss):
     def _samples(self, network, generator, clean, context, condition) -> tuple[Tensor, Tensor]:
         """Two samples of each chunk; only the last step is trained."""
         context, condition = (torch.cat([part, part]) for part in (context, condition))
-        shape = (2 * len(clean), *clean.shape[1:])
-        noise = torch.randn(shape, generator=generator).to(clean.device)
+        noise = noise_like(clean.expand(2, *clean.shape).flatten(0, 1), generator)
         with torch.no_grad():
             shortcut = network.branch.aligned(condition)
 

@@ -144,8 +144,8 @@ class Loop:
         self.step += 1
         decay = min(self.config.ema, self.step / (self.step + 20))
         with torch.no_grad():
-            for key, value in self.network.named_parameters():
-                self.average[key].lerp_(value, 1 - decay)
+            values_now = [value for _, value in self.network.named_parameters()]
+            torch._foreach_lerp_(list(self.average.values()), values_now, 1 - decay)
         return {key: float(value.detach()) for key, value in values.items()}
 
     def _generator(self) -> torch.Generator:

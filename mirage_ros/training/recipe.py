@@ -65,6 +65,8 @@ class Recipe:
     clips: what is rendered; `validation_seeds` are rendered alike and never trained on.
     decoy_seeds: clips with bright things that stand still, drawn three times as often as others,
         for the perceiver alone; not among those of `clips`.
+    chunk_seeds: clips that chunks are drawn from, for aligner and denoiser; (0, 0): of `clips`.
+    chunk_workers: processes that draw chunks ahead of the training.
     evaluate_seeds: worlds in which the result is judged at the end, over `evaluate_frames`.
     """
 
@@ -92,6 +94,8 @@ class Recipe:
     aligner: LoopConfig = field(default_factory=LoopConfig)
     aligner_loss: AlignerLossConfig = field(default_factory=AlignerLossConfig)
     chunks: ChunksConfig = field(default_factory=ChunksConfig)
+    chunk_seeds: tuple[int, int] = (0, 0)
+    chunk_workers: int = 0
     denoiser: LoopConfig = field(default_factory=LoopConfig)
     lora: LoopConfig = field(default_factory=LoopConfig)
     denoiser_loss: DenoiserLossConfig = field(default_factory=DenoiserLossConfig)
@@ -123,6 +127,8 @@ def train(recipe: Recipe) -> bool:
     codec, denoiser, perception = start(recipe)
     train_codec(recipe, codec, denoiser.branch.align, clips, held_out)
     train_perception(recipe, perception, clips + 3 * _decoys(recipe), held_out)
+    if recipe.chunk_seeds[0] < recipe.chunk_seeds[1]:
+        clips = _clips(recipe, recipe.chunk_seeds)
     denoiser = REGIMES[recipe.regime](recipe, codec, denoiser, clips, held_out)
     config = MiniConfig(recipe.clips.size, recipe.chunks.chunk_frames, recipe.sampler)
     parts = (codec, denoiser.transformer, denoiser.branch, perception)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from accelerate import Accelerator
 from torch import nn
 
 from mirage_ros.models.alignment import Aligner
@@ -30,24 +31,29 @@ class _Data:
 
     def __init__(self, recipe, codec: MiniCodec, align: Aligner, clips, held_out):
         self.recipe, self.codec = recipe, codec.requires_grad_(False)
-        pictures = block_pictures([clip.rgb for clip in clips])
+        pictures = block_pictures([clip.rgb for clip in clips]).to(codec.device)
         align.fit(codec.encode(pictures), pictures)
         self.encoded = [encode_clips(codec, part) for part in (clips, held_out)]
         self.weights = pixel_weights(codec, self.encoded[0])
 
     def aligner(self) -> list[AlignerLoss]:
-        config = self.recipe.aligner_loss
-        return [AlignerLoss(c, self.codec, self.weights, config) for c in self._chunks()]
+        return self._losses(AlignerLoss, self.recipe.aligner_loss)
 
     def denoiser(self) -> list[DenoiserLoss]:
-        config = self.recipe.denoiser_loss
-        return [DenoiserLoss(c, self.codec, self.weights, config) for c in self._chunks()]
+        return self._losses(DenoiserLoss, self.recipe.denoiser_loss)
 
     def imagination(self) -> list[ImaginationLoss]:
-        recipe, config = self.recipe, self.recipe.denoiser_loss
+        recipe = self.recipe
         settings = {"sampler": recipe.sampler, "imagination": recipe.imagination_loss}
-        chunks = self._chunks()
-        return [ImaginationLoss(c, self.codec, self.weights, config, **settings) for c in chunks]
+        return self._losses(ImaginationLoss, recipe.denoiser_loss, **settings)
+
+    def _losses(self, kind: type, config, **settings) -> list:
+        """Of the training chunks, which workers draw ahead, and of the held-out ones."""
+        ahead = {"workers": self.recipe.chunk_workers, "stride": Accelerator().num_processes}
+        return [
+            kind(chunks, self.codec, self.weights, config, **settings, **more)
+            for chunks, more in zip(self._chunks(), (ahead, {}), strict=True)
+        ]
 
     def _chunks(self) -> list[Chunks]:
         config = replace(self.recipe.chunks, cells=self.recipe.branch.aligner_cells)
