@@ -16,8 +16,10 @@ VIEW_FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "focals": ("float32", ()),
     "stamps_ns": ("int64", ()),
     "frame_ids": ("int32", ()),
+    "parts": ("uint8", ()),
 }
-"""Name -> dtype and row shape; see Surfels for rays and focals."""
+"""Name -> dtype and row shape; see Surfels for rays and focals. Cells of a view of several parts
+are so many to a side of each latent cell, and their tokens parts of one latent (splitting.py)."""
 
 VIEW_BYTES = sum(np.dtype(d).itemsize * math.prod(shape) for d, shape in VIEW_FIELDS.values())
 
@@ -75,9 +77,13 @@ class Births:
 
 
 def views_of(
-    cameras: Camera, stamps_ns: Int[np.ndarray, "f"], frame_ids: Int[np.ndarray, "f"]
+    cameras: Camera,
+    stamps_ns: Int[np.ndarray, "f"],
+    frame_ids: Int[np.ndarray, "f"],
+    parts: int = 1,
 ) -> dict[str, np.ndarray]:
-    """The views of f cameras at latent size: each frame's tiles (see tiles_of) in raster order."""
+    """The views of f cameras at latent size, or `parts` times that, each frame's tiles (see
+    tiles_of) in raster order."""
     height, width = tiles_of(cameras.size)
     k, pose = cameras.intrinsics, cameras.world_from_camera
     rays = np.empty((len(cameras), height, width, 4, 3))
@@ -94,6 +100,7 @@ def views_of(
         "focals": np.repeat(0.5 * (k[:, 0, 0] + k[:, 1, 1]), each),
         "stamps_ns": np.repeat(np.asarray(stamps_ns, np.int64).reshape(-1), each),
         "frame_ids": np.repeat(np.asarray(frame_ids, np.int32).reshape(-1), each),
+        "parts": np.full(len(cameras) * each, parts, np.uint8),
     }
 
 

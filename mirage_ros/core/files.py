@@ -13,9 +13,9 @@ import numpy as np
 
 from mirage_ros.core.errors import MirageError
 
-VERSION = 2
+VERSION = 3
 """Of the memory and world files; files of another version are refused. Version 1 kept tokens by
-their place in the world, without the views that they come from."""
+their place in the world, without the views that they come from; 2 had no parts of cells."""
 
 _KEY = "mirage_ros"
 

@@ -26,10 +26,11 @@ from mirage_ros.core.frames import Points
 from mirage_ros.core.lifting import lift_surfels
 from mirage_ros.core.memory_files import load_store, save_store
 from mirage_ros.core.places import places_in_tokens
+from mirage_ros.core.splitting import by_surfaces, in_whole_cells
 from mirage_ros.core.store import TokenStore, row_bytes
 from mirage_ros.core.surfels import Surfels, cosines_of, footprints_of, of_views, positions_of
 from mirage_ros.core.types import Readout
-from mirage_ros.core.zbuffer import SplatRule, zbuffer
+from mirage_ros.core.zbuffer import SplatRule, Winners, zbuffer
 
 __all__ = ["LatentMemory", "MemoryConfig", "Points"]
 
@@ -96,12 +97,14 @@ class LatentMemory:
         stamps_ns: Int[np.ndarray, "f"],
         rgb: UInt8[np.ndarray, "f h w 3"],
         frame_ids: Int[np.ndarray, "f"],
+        parts: int = 1,
     ) -> int:
         """Lifts the static cells of finite positive depth and merges them, frame by frame.
 
-        `cameras` is the batch at latent size. Returns how many tokens were stored (new ones and
-        replacements). Refuses wrong shapes and latents that are not finite with a MirageError,
-        before anything is changed.
+        `cameras` is the batch at latent size, or at `parts` times that: then every cell is a part
+        of a latent cell, and has that one's whole latent. Returns how many tokens were stored (new
+        ones and replacements). Refuses wrong shapes and latents that are not finite with a
+        MirageError, before anything is changed.
         """
         shape = (len(cameras), *cameras.size)
         depth = np.asarray(depth_m, np.float32)
@@ -116,13 +119,14 @@ class LatentMemory:
         rows = lift_surfels(cameras, depth, chosen) | features
         rows["rgb"] = np.asarray(rgb, np.uint8)[chosen]
         rows["used"] = np.full(len(rows["rgb"]), self._next_tick(), np.uint16)
-        return self._owned_store().insert(rows, views_of(cameras, stamps_ns, frame_ids))
+        views = views_of(cameras, stamps_ns, frame_ids, parts)
+        return self._owned_store().insert(rows, views)
 
     def write_new(
         self,
         latents: Float[torch.Tensor, "f c h w"],
         cameras: Camera,
-        depth_m: Float[np.ndarray, "f h w"],
+        depth_m: Float[np.ndarray, "f hp wp"],
         static: Bool[np.ndarray, "f h w"],
         stamps_ns: Int[np.ndarray, "f"],
         rgb: UInt8[np.ndarray, "f h w 3"],
@@ -134,6 +138,9 @@ class LatentMemory:
         Frame by frame, each seeing what the frames before it wrote: so a surface keeps the
         tokens of its first view until a view comes whose cells are finer by more than
         `rewrite_log_scale` (natural log). Returns how many tokens were stored.
+
+        Depth may be finer than latents, p values to a side of each: then cells that show two
+        surfaces are kept by parts (splitting.py).
         """
         stamps, ids, stored = np.asarray(stamps_ns), np.asarray(frame_ids), 0
         for i in range(len(cameras)):
@@ -142,9 +149,9 @@ class LatentMemory:
             new = np.asarray(static[one]) & ~(
                 shown.visible & (shown.log_scale <= rewrite_log_scale)
             )
-            stored += self.write(
-                latents[one], cameras[one], depth_m[one], new, stamps[one], rgb[one], ids[one]
-            )
+            told = latents[one], cameras[one], np.asarray(depth_m[one]), new, rgb[one]
+            for cells in by_surfaces(*told):
+                stored += self.write(*cells[:4], stamps[one], cells[4], ids[one], cells[5])
         return stored
 
     def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
@@ -159,16 +166,28 @@ class LatentMemory:
         age[visible] = np.broadcast_to(stamps, index.shape)[visible] - births
         tick = self._next_tick()
         self._owned_use()[rows] = tick
+        place, log_scale = self._places(cameras, winners, rows)
         return Readout(
             latents=latents_of_rows(store.arrays, index, config.channels, config.dtype),
             visible=visible,
             depth_m=np.where(visible, winners.depth_m, np.nan).astype(np.float32),
             index=index,
             offset=winners.offset.astype(np.float32),
-            place=places_in_tokens(store.surfels, cameras, winners),
-            log_scale=np.log(np.where(visible, winners.ratio, 1)).astype(np.float32),
+            place=place,
+            log_scale=log_scale,
             age_ns=age,
         )
+
+    def _places(self, cameras: Camera, winners: Winners, rows: Int[np.ndarray, "n"]):
+        """`place` and `log_scale` of a Readout; `rows` are those of the visible cells."""
+        store, visible = self._store, winners.index >= 0
+        place = places_in_tokens(store.surfels, cameras, winners)
+        log_scale = np.log(np.where(visible, winners.ratio, 1)).astype(np.float32)
+        within = place.transpose(0, 2, 3, 1)
+        within[visible], log_scale[visible] = in_whole_cells(
+            store["places"][rows], store.births["parts"], within[visible], log_scale[visible]
+        )
+        return place, log_scale
 
     def birth_frames(self, readout: Readout) -> Int[np.ndarray, "f h w"]:
         """The id of the frame in which each cell's winner was born, -1 unseen."""

@@ -30,7 +30,7 @@ from mirage_ros.core.checks import (
 )
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.errors import MirageError
-from mirage_ros.core.grids import latent_size, readout_side, readout_size
+from mirage_ros.core.grids import latent_size, readout_cells, readout_side, readout_size
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.overlap import overlapped
 from mirage_ros.core.perceiving import in_range, perceive_seed
@@ -260,10 +260,13 @@ class World:
             return
         stride, config, at = self.model.stride, self.config, self._anchors(len(stamps))
         dynamic = any_in_group(perception.dynamic, frames_per_latent(self.model))
+        # One token a cell tells nothing of parts: such a model remembers whole cells.
+        depth = perception.depth_m[at]
+        depth = depth if readout_cells(self.model) > 1 else cell_depth(depth, stride)
         memory.write_new(
             latents,
             self._latent(cameras[at]),
-            cell_depth(perception.depth_m[at], stride),
+            depth,
             cell_share(dynamic, stride) <= config.max_dynamic_share,
             stamps[at],
             cell_colours(rgb[at], stride),

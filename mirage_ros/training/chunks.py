@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from mirage_ros.core.camera import Camera
-from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.world import WorldConfig
 from mirage_ros.models.conditioning import condition_from_context, condition_from_readout
@@ -48,7 +47,10 @@ class ChunksConfig:
 
 @dataclass(frozen=True)
 class LatentClip:
-    """A clip after the codec: latents (f, c, h, w), depth and static per cell, cell cameras."""
+    """A clip after the codec: latents (f, c, h, w), static per cell, cell cameras.
+
+    Depth is that of the cells, or of the pixels where memory may split cells by it.
+    """
 
     latents: Tensor
     depth_m: np.ndarray
@@ -61,13 +63,12 @@ def encode_clips(codec: nn.Module, clips: list[StoredClip]) -> list[LatentClip]:
     """Runs the codec once over every clip."""
     encoded = []
     for clip in clips:
-        picture = picture_from_rgb(torch.from_numpy(clip.rgb))
-        latents = codec.encode(picture.to(codec.device)).cpu()
-        depth = cell_depth(clip.depth_m.astype(np.float32), codec.stride)
-        moving = torch.from_numpy(clip.moving).float()[:, None]
-        touched = nn.functional.max_pool2d(moving, codec.stride)[:, 0].bool().numpy()
+        picture = picture_from_rgb(torch.from_numpy(clip.rgb).to(codec.device))
+        latents = codec.encode(picture).half().cpu()
+        moving = torch.from_numpy(clip.moving).to(codec.device).float()[:, None]
+        touched = nn.functional.max_pool2d(moving, codec.stride)[:, 0].bool().cpu().numpy()
         cameras = clip.cameras.resized(latents.shape[-2:])
-        encoded.append(LatentClip(latents.half(), depth, ~touched, cameras))
+        encoded.append(LatentClip(latents, clip.depth_m, ~touched, cameras))
     return encoded
 
 
@@ -159,6 +160,8 @@ class Chunks:
             static, stamps = clip.static[part], part.astype(np.int64)
             log_error = rng.normal(0, self.config.depth_noise, (len(part), 1, 1))
             cell_error = rng.normal(0, self.config.depth_noise / 3, static.shape)
+            side = clip.depth_m.shape[-1] // static.shape[-1]
+            cell_error = cell_error.repeat(side, 1).repeat(side, 2)
             depth = clip.depth_m[part] * np.exp(log_error + cell_error).astype(np.float32)
             latents = clip.latents[part].float()
             spread = float(rng.uniform(0, self.config.latent_noise))
