@@ -7,6 +7,7 @@
 What keeps the world in place: a cell that memory already shows at an equal or finer
 resolution is never written again, so a generated copy cannot drift over its original. Only
 what was not visible, or was seen by much coarser tokens (`WorldConfig.rewrite_log_scale`), is new.
+And what is new never comes to stand in space that an earlier view saw to be free (carving.py).
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Int
 
 from mirage_ros.core.camera import Camera
+from mirage_ros.core.carving import Sights, carved
 from mirage_ros.core.checks import (
     check_latents,
     check_perception,
@@ -141,7 +143,9 @@ class World:
         with _timed(seconds, "write"):
             self._write(memory, latents, cameras, perception, decoded, stamps, first_id=0)
         kept = {0: latents[0].to("cpu", torch.float16)}
-        self._state = WorldState(memory, kept, 1, cameras[0], int(stamp_ns), decoder)
+        sights = Sights.none().with_real(cameras[0], perception.depth_m[0], readout_side(model))
+        last = cameras[0], int(stamp_ns)
+        self._state = WorldState(memory, kept, 1, *last, decoder, sights=sights)
         visible = np.ones((1, *self._shown(cameras).size), bool)
         return self._chunk(decoded, cameras, perception, visible, stamps, seconds)
 
@@ -224,7 +228,10 @@ class World:
             perception = self._perceive(rgb, cameras, anchor)
         with _timed(seconds, "write"):
             first_id = state.latents_seen
-            self._write(state.memory, latents, cameras, perception, rgb, stamps, first_id)
+            cells = model.stride, readout_side(model)
+            sound, sights = carved(state.sights, cameras, perception, *cells)
+            self._write(state.memory, latents, cameras, sound, rgb, stamps, first_id)
+        state = replace(state, sights=sights)
         self._state = self._advanced(state, latents, cameras, stamps, decoder)
         return self._chunk(rgb, cameras, perception, shown.visible, stamps, seconds)
 
@@ -283,7 +290,7 @@ class World:
         oldest = seen - grouped - self.config.kept_latents
         kept = {i: latent for i, latent in kept.items() if i == 0 or i >= oldest}
         last = cameras[-1], int(stamps[-1])
-        return WorldState(state.memory, kept, seen, *last, decoder, grouped)
+        return WorldState(state.memory, kept, seen, *last, decoder, grouped, state.sights)
 
     def _chunk(self, rgb, cameras, perception, visible, stamps, seconds) -> Chunk:
         observed = upsample(visible, readout_side(self.model))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
 from mirage_ros.core.camera import Camera
+from mirage_ros.core.carving import Sights
 from mirage_ros.core.types import Readout, SpatialMemory
 from mirage_ros.core.video import DecoderState
 
@@ -20,7 +21,7 @@ class WorldState:
     `latents` maps latent ids to (c, h, w) float16, a frame's id where each frame has a latent;
     camera and stamp are the last frame's, the camera at the model's picture size. `decoder` is
     what a causal video codec remembers (video.py), None for a picture codec; `grouped` counts
-    the frames that share a latent with one before them.
+    the frames that share a latent with one before them; `sights` tells which space is free.
     """
 
     memory: SpatialMemory
@@ -30,6 +31,7 @@ class WorldState:
     stamp_ns: int
     decoder: DecoderState | None = None
     grouped: int = 0
+    sights: Sights = field(default_factory=Sights.none)
 
     @property
     def latents_seen(self) -> int:
