@@ -126,3 +126,21 @@ def test_what_is_imagined_never_hides_the_seed_from_its_own_camera():
     assert world.memory.tokens > tokens, "elsewhere the world grows"
     assert np.abs(shown[-1].rgb.astype(int) - picture().astype(int)).max() <= 2
     np.testing.assert_allclose(shown[-1].depth_m, 3.0, rtol=carving.MARGIN)
+
+
+def test_free_space_is_saved_and_forked_with_the_world(tmp_path):
+    world = started()
+    plan, stamps = turning()
+    before = world.snapshot()
+    list(world.rollout(plan[:8], stamps[:8]))
+    world.save(tmp_path / "world")
+    other = World(Foggy(), WorldConfig())
+    other.load(tmp_path / "world")
+    one, two = world.snapshot().sights, other.snapshot().sights
+    assert len(one.real) > 1
+    for name in ("reach_m", "real"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    np.testing.assert_array_equal(one.cameras.world_from_camera, two.cameras.world_from_camera)
+    assert one.cameras.size == two.cameras.size
+    world.restore(before)
+    assert len(world.snapshot().sights.real) == 1

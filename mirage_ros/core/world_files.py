@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from mirage_ros.core.camera import Camera
+from mirage_ros.core.carving import Sights
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.files import VERSION, load_tensors, save_tensors, write_file
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
@@ -83,8 +84,9 @@ def load_world(folder: str | os.PathLike, model: WorldModel, config: MemoryConfi
         )
         memory = LatentMemory.load(folder / "memory.safetensors", config)
         decoder = _load_decoder(folder, info) if "decoder" in info else None
-        seen, grouped = info["frames_seen"], info.get("grouped", 0)
-        return WorldState(memory, kept, seen, camera, info["stamp_ns"], decoder, grouped)
+        seen, last = info["frames_seen"], (camera, info["stamp_ns"])
+        grouped, sights = info.get("grouped", 0), _sights_of(tensors)
+        return WorldState(memory, kept, seen, *last, decoder, grouped, sights)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise MirageError(f"{folder} is not a whole saved world; take a sound copy.") from error
 
@@ -107,8 +109,27 @@ def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
         save_tensors(folder / "decoder.safetensors", KIND, raw, info)
     state.memory.save(folder / "memory.safetensors")
     latents = torch.stack(list(state.latents.values())).numpy()
-    save_tensors(folder / "latents.safetensors", KIND, {"latents": latents}, info)
+    tensors = {"latents": latents} | _tensors_of(state.sights)
+    save_tensors(folder / "latents.safetensors", KIND, tensors, info)
     write_file(folder / "world.json", json.dumps(info, indent=1).encode())
+
+
+def _tensors_of(sights: Sights) -> dict[str, np.ndarray]:
+    return {
+        "sights.intrinsics": sights.cameras.intrinsics,
+        "sights.world_from_camera": sights.cameras.world_from_camera,
+        "sights.reach_m": sights.reach_m,
+        "sights.real": sights.real,
+    }
+
+
+def _sights_of(tensors: dict[str, np.ndarray]) -> Sights:
+    """None in a world that was saved without."""
+    if "sights.reach_m" not in tensors:
+        return Sights.none()
+    reach, poses = tensors["sights.reach_m"], tensors["sights.world_from_camera"]
+    cameras = Camera(tensors["sights.intrinsics"], poses, reach.shape[1:])
+    return Sights(cameras, reach, tensors["sights.real"])
 
 
 def _load_decoder(folder: Path, info: dict) -> DecoderState:
