@@ -1,6 +1,7 @@
 """Free space: what may stand in it, which views are kept, and that a world's seed stays in view."""
 
 import numpy as np
+import pytest
 from analytic import cameras, look
 from fakes import PixelModel
 from test_world import SIZE, camera, frames, picture
@@ -8,6 +9,8 @@ from test_world import SIZE, camera, frames, picture
 from mirage_ros.core import carving
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.carving import Sights
+from mirage_ros.core.observing import observe
+from mirage_ros.core.rig import Rig
 from mirage_ros.core.types import Perception
 from mirage_ros.core.world import World, WorldConfig
 
@@ -144,3 +147,16 @@ def test_free_space_is_saved_and_forked_with_the_world(tmp_path):
     assert one.cameras.size == two.cameras.size
     world.restore(before)
     assert len(world.snapshot().sights.real) == 1
+
+
+def test_observed_pictures_and_all_cameras_of_a_rig_tell_what_is_free():
+    world = started()
+    right, back = look((5, 0, 1), (5, 1, 1)), look((0, 0, 1), (0, -1, 1))
+    place = Camera(camera().intrinsics, right, SIZE)
+    observe(world, picture(), place, np.full(SIZE, 2.0, np.float32), 1)
+    assert world.snapshot().sights.real.tolist() == [True, True]
+    plans = [Camera(camera().intrinsics, np.stack([pose] * 2), SIZE) for pose in (HERE, back)]
+    Rig(world, 2).step(plans, np.array([2, 3]))
+    sights = world.snapshot().sights
+    assert sights.real.tolist() == [True, True, False]
+    assert sights.cameras.world_from_camera[2, :3, 2] @ [0, -1, 0] == pytest.approx(1)

@@ -2,7 +2,8 @@
 
 A depth picture tells two things: where surfaces are, and that nothing stands before them. So every
 token in view that lies at a measured surface or before it goes, real ones of an older picture too,
-and the picture's own tokens come in. What lies behind, or where depth is invalid, stays.
+and the picture's own tokens come in. What lies behind, or where depth is invalid, stays. The
+space that was seen to be free is so for what is imagined later, too (carving.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from mirage_ros.core.camera import Camera
 from mirage_ros.core.checks import check_latents
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.grids import readout_side
 from mirage_ros.core.memory import LatentMemory
 from mirage_ros.core.pictures import cell_colours, fit_seed
 from mirage_ros.core.world import World
@@ -70,7 +72,8 @@ def observe(
     )
     kept = {i: latent for i, latent in state.latents.items() if i < FIRST_ID or i > number - KEPT}
     kept[number] = latents[0].to("cpu", torch.float16)
-    world._state = replace(state, latents=kept)
+    sights = state.sights.with_real(camera, depth_m, readout_side(model))
+    world._state = replace(state, latents=kept, sights=sights)
     return erased, stored
 
 

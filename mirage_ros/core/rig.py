@@ -53,18 +53,20 @@ class Rig:
         if self.cameras == 1:
             return (self.world.step(cameras[0], stamps_ns),)
         start, after = self.world._seeded(), []
-        latents, chunks = dict(start.latents), []
+        latents, chunks, sights = dict(start.latents), [], start.sights
         try:
             for index in range(self.cameras):
-                self.world._state = self._entry(index, start, latents)
+                entry = self._entry(index, start, latents)
+                self.world._state = replace(entry, sights=sights)
                 chunks.append(self.world.step(cameras[index], stamps_ns))
                 after.append(self.world._state)
+                sights = after[-1].sights
                 latents |= self._new(after[-1], len(chunks[-1].frames))
         except BaseException:
             self.world._state = start
             raise
         kept = self._kept(latents, [state.frames_seen for state in after])
-        self.world._state = replace(after[0], latents=kept)
+        self.world._state = replace(after[0], latents=kept, sights=sights)
         return tuple(chunks)
 
     def _entry(self, index: int, start: WorldState, latents: dict) -> WorldState:
