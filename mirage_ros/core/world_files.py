@@ -124,9 +124,6 @@ def _tensors_of(sights: Sights) -> dict[str, np.ndarray]:
 
 
 def _sights_of(tensors: dict[str, np.ndarray]) -> Sights:
-    """None in a world that was saved without."""
-    if "sights.reach_m" not in tensors:
-        return Sights.none()
     reach, poses = tensors["sights.reach_m"], tensors["sights.world_from_camera"]
     cameras = Camera(tensors["sights.intrinsics"], poses, reach.shape[1:])
     return Sights(cameras, reach, tensors["sights.real"])
