@@ -150,8 +150,8 @@ class LatentMemory:
                 shown.visible & (shown.log_scale <= rewrite_log_scale)
             )
             told = latents[one], cameras[one], np.asarray(depth_m[one]), new, rgb[one]
-            for cells in by_surfaces(*told):
-                stored += self.write(*cells[:4], stamps[one], cells[4], ids[one], cells[5])
+            for *cells, colours, parts in by_surfaces(*told):
+                stored += self.write(*cells, stamps[one], colours, ids[one], parts)
         return stored
 
     def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:

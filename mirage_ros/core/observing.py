@@ -18,9 +18,10 @@ from mirage_ros.core.camera import Camera
 from mirage_ros.core.checks import check_latents
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.errors import MirageError
-from mirage_ros.core.grids import readout_side
+from mirage_ros.core.grids import readout_cells, readout_side
 from mirage_ros.core.memory import LatentMemory
 from mirage_ros.core.pictures import cell_colours, fit_seed
+from mirage_ros.core.splitting import by_surfaces
 from mirage_ros.core.world import World
 
 # A token this much behind the measured surface, relative to its depth, is taken for the surface.
@@ -57,19 +58,17 @@ def observe(
     cameras = Camera.stack([camera])
     cells = world._latent(cameras)
     latents = check_latents(model.encode(rgb[None]), model, 1)
-    depth = cell_depth(depth_m[None], model.stride)
-    known = np.isfinite(depth) & (depth <= world.config.max_depth_m)
+    fine = np.where(depth_m > world.config.max_depth_m, np.float32(np.inf), depth_m)[None]
+    depth = cell_depth(fine, model.stride)
+    known = np.isfinite(depth)
     number = max((i for i in state.latents if i >= FIRST_ID), default=FIRST_ID - 1) + 1
     erased = state.memory.forget(contradicted(state.memory, cells[0], depth[0]))
-    stored = state.memory.write(
-        latents,
-        cells,
-        depth,
-        known,
-        np.array([stamp_ns], np.int64),
-        cell_colours(rgb[None], model.stride),
-        np.array([number]),
-    )
+    fine = fine if readout_cells(model) > 1 else depth
+    colours = cell_colours(rgb[None], model.stride)
+    stored = 0
+    for *told, shown, parts in by_surfaces(latents, cells, fine, known, colours):
+        stamp = np.array([stamp_ns], np.int64)
+        stored += state.memory.write(*told, stamp, shown, np.array([number]), parts)
     kept = {i: latent for i, latent in state.latents.items() if i < FIRST_ID or i > number - KEPT}
     kept[number] = latents[0].to("cpu", torch.float16)
     sights = state.sights.with_real(camera, depth_m, readout_side(model))

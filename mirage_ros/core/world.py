@@ -141,7 +141,8 @@ class World:
                 perception = in_range(perception, self.config.max_depth_m)
         memory = self._new_memory()
         with _timed(seconds, "write"):
-            self._write(memory, latents, cameras, perception, decoded, stamps, first_id=0)
+            told = latents, cameras, perception, decoded, stamps
+            self._write(memory, *told, first_id=0, measured=depth_m is not None)
         kept = {0: latents[0].to("cpu", torch.float16)}
         sights = Sights.none().with_real(cameras[0], perception.depth_m[0], readout_side(model))
         last = cameras[0], int(stamp_ns)
@@ -261,19 +262,26 @@ class World:
         perception = self.model.perceive(rgb, cameras, anchor)
         return in_range(check_perception(perception, self.model, len(rgb)), self.config.max_depth_m)
 
-    def _write(self, memory, latents, cameras, perception, rgb, stamps, first_id: int) -> None:
-        """Remembers the static cells that memory does not show finely enough yet."""
+    def _write(
+        self, memory, latents, cameras, perception, rgb, stamps, first_id: int, measured=False
+    ) -> None:
+        """Remembers the static cells that memory does not show finely enough yet.
+
+        Args:
+            measured: whether depth is, rather than perceived.
+        """
         if not self.config.use_memory:
             return
         stride, config, at = self.model.stride, self.config, self._anchors(len(stamps))
         dynamic = any_in_group(perception.dynamic, frames_per_latent(self.model))
-        # One token a cell tells nothing of parts: such a model remembers whole cells.
+        # A guess of where one surface ends is too vague to split cells by. And a model that is told
+        # one token a cell can tell no part from a whole.
+        by_parts = measured and readout_cells(self.model) > 1
         depth = perception.depth_m[at]
-        depth = depth if readout_cells(self.model) > 1 else cell_depth(depth, stride)
         memory.write_new(
             latents,
             self._latent(cameras[at]),
-            depth,
+            depth if by_parts else cell_depth(depth, stride),
             cell_share(dynamic, stride) <= config.max_dynamic_share,
             stamps[at],
             cell_colours(rgb[at], stride),

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from mirage_ros.core.grids import readout_cells
 from mirage_ros.core.memory import LatentMemory
 from mirage_ros.core.store import SURFEL_FIELDS, row_bytes
 from mirage_ros.core.types import WorldModel
@@ -96,7 +97,8 @@ def run_bench(
 def grids(model: WorldModel, config: BenchConfig) -> tuple[Grid, Grid, Grid]:
     """The small codec as it is; a large one's grid, at the same size and at its own, with the
     cheapest encoder that there is (bytes do not depend on what it has learned)."""
-    small = Grid(f"{model.name} codec", model.size, model.stride, model.channels, model.encode)
+    told = model.size, model.stride, model.channels, model.encode
+    small = Grid(f"{model.name} codec", *told, by_parts=readout_cells(model) > 1)
     patches = linear_patches(48, 16)
     return (
         small,

@@ -26,13 +26,15 @@ PERIOD_S = 0.4
 
 @dataclass(frozen=True)
 class Grid:
-    """A codec as the memory sees it: picture size, stride, channels, and what encodes."""
+    """A codec as the memory sees it: picture size, stride, channels, what encodes, and whether cells
+    that show two surfaces are kept by parts."""
 
     name: str
     size: tuple[int, int]
     stride: int
     channels: int
     encode: Callable[[UInt8[np.ndarray, "f h w 3"]], torch.Tensor]
+    by_parts: bool = False
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -100,13 +102,13 @@ def _still_room(seed: int):
 
 def remember_latents(memory: LatentMemory, walk: Walk, grid: Grid, latents: torch.Tensor) -> None:
     """Writes what memory does not show yet, as the cycle does, frame by frame."""
-    depth = cell_depth(walk.depth_m, grid.stride)
+    depth = walk.depth_m if grid.by_parts else cell_depth(walk.depth_m, grid.stride)
     count = len(walk)
     memory.write_new(
         latents,
         walk.cameras.resized(grid.cells),
         depth,
-        np.isfinite(depth),
+        np.ones((count, *grid.cells), bool),
         np.arange(count, dtype=np.int64),
         cell_colours(walk.rgb, grid.stride),
         np.arange(count),

@@ -129,7 +129,9 @@ class RgbWorld(World):
         cells = readout_cells(self.model)
         return RgbMemory(self.model.encode, self.model.stride, self.cloud_config, cells)
 
-    def _write(self, memory, latents, cameras, perception, rgb, stamps, first_id: int) -> None:
+    def _write(
+        self, memory, latents, cameras, perception, rgb, stamps, first_id: int, measured=False
+    ) -> None:
         if not self.config.use_memory:
             return
         still = cell_share(perception.dynamic, self.model.stride) <= self.config.max_dynamic_share

@@ -9,6 +9,7 @@ inference reads a grown one; that gap is what this avoids.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mirage_ros.core.camera import Camera
+from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.world import WorldConfig
 from mirage_ros.models.conditioning import condition_from_context, condition_from_readout
@@ -47,29 +49,36 @@ class ChunksConfig:
 
 @dataclass(frozen=True)
 class LatentClip:
-    """A clip after the codec: latents (f, c, h, w), static per cell, cell cameras.
+    """A clip after the codec: latents (f, c, h, w), depth and static per cell, cell cameras.
 
-    Depth is that of the cells, or of the pixels where memory may split cells by it.
+    `seed_depth_m` (H, W) is that of the first frame's pixels, as a seed's is measured; None
+    where memory need not split cells by it.
     """
 
     latents: Tensor
     depth_m: np.ndarray
     static: np.ndarray
     cameras: Camera
+    seed_depth_m: np.ndarray | None = None
 
 
 @torch.no_grad()
 def encode_clips(codec: nn.Module, clips: list[StoredClip]) -> list[LatentClip]:
     """Runs the codec once over every clip."""
-    encoded = []
-    for clip in clips:
-        picture = picture_from_rgb(torch.from_numpy(clip.rgb).to(codec.device))
-        latents = codec.encode(picture).half().cpu()
-        moving = torch.from_numpy(clip.moving).to(codec.device).float()[:, None]
-        touched = nn.functional.max_pool2d(moving, codec.stride)[:, 0].bool().cpu().numpy()
-        cameras = clip.cameras.resized(latents.shape[-2:])
-        encoded.append(LatentClip(latents, clip.depth_m, ~touched, cameras))
-    return encoded
+    stride = codec.stride
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        depths = pool.map(lambda clip: cell_depth(clip.depth_m.astype(np.float32), stride), clips)
+        return [_encoded(codec, clip, depth) for clip, depth in zip(clips, depths, strict=True)]
+
+
+def _encoded(codec: nn.Module, clip: StoredClip, depth_m: np.ndarray) -> LatentClip:
+    picture = picture_from_rgb(torch.from_numpy(clip.rgb).to(codec.device))
+    latents = codec.encode(picture).half().cpu()
+    moving = torch.from_numpy(clip.moving).to(codec.device).float()[:, None]
+    touched = nn.functional.max_pool2d(moving, codec.stride)[:, 0].bool().cpu().numpy()
+    cameras = clip.cameras.resized(latents.shape[-2:])
+    seed_depth = clip.depth_m[0].astype(np.float32)
+    return LatentClip(latents, depth_m, ~touched, cameras, seed_depth)
 
 
 @torch.no_grad()
@@ -155,23 +164,29 @@ class Chunks:
         memory = LatentMemory(MemoryConfig(channels=clip.latents.shape[1]))
         if rng.random() < self.config.blank_share:
             return memory
-        # The cycle writes chunk by chunk, so whole chunks are lifted at a time here as well.
-        for part in np.array_split(sources, -(-len(sources) // self.config.chunk_frames)):
+        # The cycle writes the seed and then chunk by chunk, so that is done here as well.
+        later = sources[1:]
+        chunks = np.array_split(later, -(-len(later) // self.config.chunk_frames) or 1)
+        for part in (sources[:1], *chunks):
             static, stamps = clip.static[part], part.astype(np.int64)
-            log_error = rng.normal(0, self.config.depth_noise, (len(part), 1, 1))
-            cell_error = rng.normal(0, self.config.depth_noise / 3, static.shape)
-            side = clip.depth_m.shape[-1] // static.shape[-1]
-            cell_error = cell_error.repeat(side, 1).repeat(side, 2)
-            depth = clip.depth_m[part] * np.exp(log_error + cell_error).astype(np.float32)
             latents = clip.latents[part].float()
             spread = float(rng.uniform(0, self.config.latent_noise))
             latents = latents + spread * torch.from_numpy(
                 rng.standard_normal(latents.shape, dtype=np.float32)
             )
+            told = latents, clip.cameras[part], self._depth(rng, clip, part), static, stamps
             grey = np.full((*static.shape, 3), 128, np.uint8)
-            finer = WorldConfig.rewrite_log_scale
-            memory.write_new(latents, clip.cameras[part], depth, static, stamps, grey, part, finer)
+            memory.write_new(*told, grey, part, WorldConfig.rewrite_log_scale)
         return memory
+
+    def _depth(self, rng, clip: LatentClip, part: np.ndarray) -> np.ndarray:
+        """Of a seed as it was measured, of other frames as it is guessed."""
+        noise = self.config.depth_noise
+        log_error = rng.normal(0, noise, (len(part), 1, 1)).astype(np.float32)
+        if clip.seed_depth_m is not None and part.tolist() == [0]:
+            return clip.seed_depth_m[None] * np.exp(log_error)
+        cell_error = rng.normal(0, noise / 3, clip.static[part].shape).astype(np.float32)
+        return clip.depth_m[part] * np.exp(log_error + cell_error)
 
 
 def _few(frames: Tensor, references: int, rest: int) -> Tensor:
