@@ -74,14 +74,20 @@ class Aligner(nn.Module):
 
         Where nothing is to be moved nothing changes, whatever the matrices leave out.
         """
-        blocks = self._blocks(nearest[:, : self.latent_channels])
-        still = F.pixel_shuffle(blocks, BLOCK)
+        still = self.pictures(nearest[:, : self.latent_channels])
         side = BLOCK // self.cells
         taken = F.pixel_shuffle(self._taken(condition), side)
         visible = F.interpolate(condition[:, self.latent_channels :][:, :1], scale_factor=side)
-        change = F.pixel_unshuffle((taken - still) * visible, BLOCK)
-        change = torch.einsum("co,bohw->bchw", self.latent_from_block, change)
-        return nearest[:, : self.latent_channels] + change
+        return nearest[:, : self.latent_channels] + self.change((taken - still) * visible)
+
+    def pictures(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """What the linear part of the codec decodes them to, in about [-1, 1]."""
+        return F.pixel_shuffle(self._blocks(latents), BLOCK)
+
+    def change(self, pictures: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """By how much latents change where their pictures change by so much."""
+        blocks = F.pixel_unshuffle(pictures, BLOCK)
+        return torch.einsum("co,bohw->bchw", self.latent_from_block, blocks)
 
     def _blocks(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
         blocks = torch.einsum("oc,bchw->bohw", self.block_from_latent, latents)

@@ -15,8 +15,14 @@ from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.grids import readout_side
 from mirage_ros.core.types import Perception, Readout
 from mirage_ros.models.codec import MiniCodec
-from mirage_ros.models.conditioning import condition_from_context, condition_from_readout
-from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.models.conditioning import (
+    GEOMETRY_CHANNELS,
+    condition_from_context,
+    condition_from_readout,
+    told_per_latent,
+)
+from mirage_ros.models.denoiser import MOSTLY, MemoryDenoiser, SideBranch
+from mirage_ros.models.exemplars import borrow_detail
 from mirage_ros.models.perception import CUT, MiniPerception
 from mirage_ros.models.pixels import picture_from_rgb, rgb_from_picture
 from mirage_ros.models.sampler import TIMESTEPS, SamplerConfig, sample
@@ -46,8 +52,8 @@ class MiniModel:
     """A WorldModel that runs on two CPU cores. Holds weights, no state of any world."""
 
     preceding_frames = 1
-    # Measured to be worth nothing to this model: memory shows what they show (docs/log.md).
-    reference_frames = 0
+    # Nothing that the network needs (docs/log.md): what is imagined borrows its detail from it.
+    reference_frames = 1
 
     def __init__(
         self,
@@ -94,6 +100,7 @@ class MiniModel:
         """Latents of up to `chunk_frames` frames; needs one preceding frame at least.
 
         A shorter chunk is filled up with its last view, because the network knows one length.
+        What memory does not show takes its detail from what it shows and from the reference.
         """
         count = len(readout.visible)
         frames = np.minimum(np.arange(self.chunk_frames), count - 1)
@@ -114,7 +121,11 @@ class MiniModel:
             output = self.denoiser(frames, timestep, condition, self._text, shortcut)
             return output[:, :, context.shape[2] :]
 
-        return sample(network, noise, self.config.sampler)[0, :, :count].transpose(0, 1).cpu()
+        latents = sample(network, noise, self.config.sampler)[0, :, :count].transpose(0, 1).cpu()
+        unseen = _share_seen(told[:, :count], self.readout_cells) < MOSTLY
+        exemplar = references[0] if len(references) else preceding[-1]
+        align = self.denoiser.branch.align
+        return borrow_detail(align, latents, unseen, exemplar, cameras, readout.depth_m)
 
     @torch.inference_mode()
     def perceive(
@@ -148,6 +159,10 @@ class MiniModel:
     def _picture(self, rgb: np.ndarray) -> Tensor:
         picture = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device)
         return picture_from_rgb(picture).contiguous(memory_format=torch.channels_last)
+
+
+def _share_seen(told: Float[Tensor, "told f hc wc"], cells: int) -> Float[np.ndarray, "f h w"]:
+    return told_per_latent(told[None], cells)[0, -GEOMETRY_CHANNELS].numpy()
 
 
 def _scale_to_anchor(depth_m: np.ndarray, anchor_m: np.ndarray) -> np.ndarray:

@@ -1,0 +1,250 @@
+"""Filling the unknown cells of a picture with patches of what is known: image quilting.
+
+After Efros and Freeman, "Image quilting for texture synthesis and transfer" (SIGGRAPH 2001): a
+patch is taken from where the known pixels around the gap are most alike and where its mean colours
+are those that are wanted in the gap. That neighbouring patches tend to come from neighbouring
+places is from Ashikhmin, "Synthesizing natural textures" (I3D 2001).
+
+A least difference alone prefers smooth patches: they differ from everything by little. So a busy
+patch is let off part of its own variance, up to that of the pixels around the gap: sky stays calm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, UInt8
+from numba import njit
+
+#: Pixels to a side of a cell, around it on each side of a patch, and to a side of a patch. Patches
+#: are large enough to hold whole things: smaller ones are stirred to a pulp.
+CELL = 8
+RING = 12
+SIDE = CELL + 2 * RING
+#: States of a pixel: to be filled, filled by a patch that the next may blend into, not to change.
+OPEN, FILLED, FIXED = 0, 1, 2
+
+#: Where patches are sought: rows above and below the gap (cameras are upright), any column.
+_REACH_ROWS = 12
+_STEP = 4
+#: How far a patch's colours may be shifted, of a range of 2: enough for shade, not for new colours.
+_MAX_SHIFT = 0.06
+#: Costs, of squared colour differences: of a shift, of other colours than wanted, of colours that
+#: are quite other, of a row off.
+_SHIFT, _WANTED, _FAR, _ROW = 0.5, 0.1, 1.0, 8e-5
+#: The share of the cost that is let off a patch which continues its neighbour's.
+_COHERENT = 0.2
+#: The share of a patch's variance that is let off, and up to which variance of it.
+_BUSY, _CALM, _LIVELY = 0.15, 0.02, 2.0
+#: Pixels from a patch's edge from where it is blended in, and over how many.
+_BLEND_FROM, _BLEND = 6, 4
+
+
+def quilt(
+    picture: Float32[np.ndarray, "h w 3"],
+    state: UInt8[np.ndarray, "h w"],
+    cells: Int32[np.ndarray, "n 2"],
+    wanted: Float32[np.ndarray, "r c 3"],
+    sources: Sequence[tuple[Float32[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]],
+) -> None:
+    """Fills open pixels in place; where no source has a whole patch they stay as they were.
+
+    Args:
+        picture: colours in [-1, 1].
+        state: `OPEN`, `FILLED` or `FIXED`; what is filled becomes `FILLED`.
+        cells: (row, column) of the cells with open pixels, in the order of filling.
+        wanted: mean colour of each cell.
+        sources: pictures of the same size, and where they may be borrowed from.
+    """
+    pictures = np.stack([picture for picture, _ in sources])
+    usable = np.stack([_whole_patches(known) for _, known in sources])
+    means = np.stack([cv2.blur(one, (CELL, CELL), anchor=(0, 0)) for one in pictures])
+    busy = np.stack([_variance(one) for one in pictures])
+    _fill(picture, state, cells, wanted, (pictures, usable, means, busy))
+
+
+def _whole_patches(known: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "hp wp"]:
+    """By first row and column (+ RING), whether all of a patch that is in the picture is known."""
+    padded = np.pad(known.astype(np.uint8), RING, constant_values=1)
+    window = np.ones((SIDE, SIDE), np.uint8)
+    return cv2.erode(padded, window, anchor=(0, 0), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+
+
+def _variance(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "hp wp"]:
+    """By first row and column (+ RING), a patch's variance, summed over colours."""
+    padded = cv2.copyMakeBorder(picture, RING, RING, RING, RING, cv2.BORDER_REPLICATE)
+    mean, square = (
+        cv2.blur(values, (SIDE, SIDE), anchor=(0, 0)) for values in (padded, padded * padded)
+    )
+    return (square - mean * mean).sum(-1)
+
+
+@njit(cache=True, nogil=True)
+def _fill(picture, state, cells, wanted, sources):
+    shifts = np.full((*wanted.shape[:2], 3), -1, np.int32)
+    for i in range(len(cells)):
+        r, c = cells[i]
+        top, left = r * CELL - RING, c * CELL - RING
+        own = state[r * CELL : (r + 1) * CELL, c * CELL : (c + 1) * CELL]
+        if (own != OPEN).all():
+            continue
+        gap = _wanted(wanted, state, top, left)
+        around = _known(picture, state, top, left, 8)
+        limit = _CALM + _LIVELY * _spread(around)
+        k, y, x = _search(sources, top, left, around, gap, limit)
+        if k < 0:
+            continue
+        around = _known(picture, state, top, left, 2)
+        k, y, x = _refine(sources, top, left, around, gap, limit, k, y, x, shifts, r, c)
+        _, red, green, blue = _cost(sources, k, y, x, around, gap, limit)
+        _paste(picture, state, top, left, sources[0][k], y, x, (red, green, blue))
+        shifts[r, c, 0], shifts[r, c, 1], shifts[r, c, 2] = k, y - top, x - left
+
+
+@njit(cache=True, nogil=True)
+def _known(picture, state, top, left, step):
+    """Places in the patch and colours of every step-th pixel that is not open."""
+    places, values = np.empty((SIDE * SIDE, 2), np.int32), np.empty((SIDE * SIDE, 3), np.float32)
+    n = 0
+    for y in range(max(0, -top), min(SIDE, state.shape[0] - top)):
+        for x in range(y % step, SIDE, step):
+            if 0 <= left + x < state.shape[1] and state[top + y, left + x] != OPEN:
+                places[n, 0], places[n, 1] = y, x
+                values[n] = picture[top + y, left + x]
+                n += 1
+    return places[:n], values[:n]
+
+
+@njit(cache=True, nogil=True)
+def _wanted(wanted, state, top, left):
+    """Places in the patch and mean colours of its cells that are open in the middle."""
+    places, values = np.empty((SIDE, 2), np.int32), np.empty((SIDE, 3), np.float32)
+    n, half = 0, CELL // 2
+    for r in range(len(wanted)):
+        for c in range(wanted.shape[1]):
+            y, x = r * CELL - top, c * CELL - left
+            inside = 0 <= y <= SIDE - CELL and 0 <= x <= SIDE - CELL
+            if inside and state[r * CELL + half, c * CELL + half] == OPEN:
+                places[n, 0], places[n, 1] = y, x
+                values[n] = wanted[r, c]
+                n += 1
+    return places[:n], values[:n]
+
+
+@njit(cache=True, nogil=True)
+def _spread(around):
+    values, total = around[1], 0.0
+    for colour in range(3):
+        if len(values):
+            total += np.var(values[:, colour])
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _differences(picture, y, x, samples, far):
+    """Mean differences from the picture by colour, and the mean of their squares (and fourths)."""
+    places, values = samples
+    red = green = blue = squares = np.float32(0)
+    for i in range(len(places)):
+        v, u = y + places[i, 0], x + places[i, 1]
+        a = values[i, 0] - picture[v, u, 0]
+        b = values[i, 1] - picture[v, u, 1]
+        c = values[i, 2] - picture[v, u, 2]
+        square = a * a + b * b + c * c
+        red, green, blue = red + a, green + b, blue + c
+        squares += square + np.float32(far) * square * square
+    n = np.float32(max(len(places), 1))
+    return red / n, green / n, blue / n, squares / n
+
+
+@njit(cache=True, nogil=True)
+def _cost(sources, k, y, x, around, gap, limit):
+    """What the patch at (y, x) of source k costs, and the shift of its three colours."""
+    pictures, _, means, busy = sources
+    near = _differences(pictures[k], y, x, around, 0.0)
+    off = _differences(means[k], y, x, gap, _FAR / _WANTED)
+    share = len(around[0]) / (len(around[0]) + len(gap[0]) + 1.0)
+    red = _shift(share * near[0] + (1 - share) * off[0])
+    green = _shift(share * near[1] + (1 - share) * off[1])
+    blue = _shift(share * near[2] + (1 - share) * off[2])
+    squares = red * red + green * green + blue * blue
+    cost = near[3] + _WANTED * off[3] + (_SHIFT + _WANTED) * squares
+    if len(around[0]):
+        cost += squares - 2 * (red * near[0] + green * near[1] + blue * near[2])
+    cost -= 2 * _WANTED * (red * off[0] + green * off[1] + blue * off[2])
+    cost -= _BUSY * min(busy[k, y + RING, x + RING], limit)
+    return cost, red, green, blue
+
+
+@njit(cache=True, nogil=True)
+def _shift(value):
+    return np.float32(min(max(value, -_MAX_SHIFT), _MAX_SHIFT))
+
+
+@njit(cache=True, nogil=True)
+def _usable(usable, k, y, x, top, left):
+    """Whether the patch is known, and in its picture wherever the gap's patch is in its own."""
+    height, width = usable.shape[1] - 2 * RING, usable.shape[2] - 2 * RING
+    if y < min(0, top) or y + SIDE > max(height, top + SIDE):
+        return False
+    if x < min(0, left) or x + SIDE > max(width, left + SIDE):
+        return False
+    return usable[k, y + RING, x + RING] > 0
+
+
+@njit(cache=True, nogil=True)
+def _search(sources, top, left, around, gap, limit):
+    """Source, row and column of the best patch of a coarse grid; -1 where there is none."""
+    best, found = np.inf, (-1, 0, 0)
+    for k in range(len(sources[0])):
+        for y in range(top - _REACH_ROWS, top + _REACH_ROWS + 1, _STEP):
+            for x in range(-RING, sources[0].shape[2] - SIDE + RING + 1, _STEP):
+                if _usable(sources[1], k, y, x, top, left):
+                    cost = _cost(sources, k, y, x, around, gap, limit)[0] + _ROW * (y - top) ** 2
+                    if cost < best:
+                        best, found = cost, (k, y, x)
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _refine(sources, top, left, around, gap, limit, k, y, x, shifts, r, c):
+    """The best patch close to (y, x), or one that continues a neighbour's if it is about as good."""
+    best, found = np.inf, (k, y, x)
+    for v in range(y - _STEP + 1, y + _STEP):
+        for u in range(x - _STEP + 1, x + _STEP):
+            if _usable(sources[1], k, v, u, top, left):
+                cost = _cost(sources, k, v, u, around, gap, limit)[0] + _ROW * (v - top) ** 2
+                if cost < best:
+                    best, found = cost, (k, v, u)
+    for dr, dc in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+        row, column = r + dr, c + dc
+        if not (0 <= row < shifts.shape[0] and 0 <= column < shifts.shape[1]):
+            continue
+        j, v, u = shifts[row, column]
+        v, u = top + v, left + u
+        if j >= 0 and _usable(sources[1], j, v, u, top, left):
+            cost = _cost(sources, j, v, u, around, gap, limit)[0]
+            cost += _ROW * (v - top) ** 2 - _COHERENT * abs(cost)
+            if cost < best:
+                best, found = cost, (j, v, u)
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _paste(picture, state, top, left, source, y, x, shift):
+    """Copies a patch: as it is where open, blended in where filled, not where fixed."""
+    for dy in range(max(0, -top), min(SIDE, state.shape[0] - top)):
+        for dx in range(max(0, -left), min(SIDE, state.shape[1] - left)):
+            v, u = top + dy, left + dx
+            if state[v, u] == FIXED:
+                continue
+            weight = 1.0
+            if state[v, u] == FILLED:
+                inside = min(min(dy, SIDE - 1 - dy), min(dx, SIDE - 1 - dx)) + 0.5
+                weight = min(max((inside - _BLEND_FROM) / _BLEND, 0.0), 1.0)
+            for colour in range(3):
+                new = source[y + dy, x + dx, colour] + shift[colour]
+                picture[v, u, colour] += np.float32(weight) * (new - picture[v, u, colour])
+            state[v, u] = FILLED
