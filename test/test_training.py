@@ -126,7 +126,6 @@ aligner: {{steps: 4, validate_steps: 4, checkpoint_s: 0.0}}
 aligner_loss: {{batch: 1}}
 denoiser: {{steps: 6, validate_steps: 3, checkpoint_s: 0.0}}
 denoiser_loss: {{batch: 1}}
-imagination: {{steps: 4, validate_steps: 4, checkpoint_s: 0.0}}
 sampler: {{steps: 2}}
 """
 
@@ -150,7 +149,7 @@ def _kill_when(process, path):
 
 def test_the_recipe_killed_twice_ends_in_the_same_model(tmp_path):
     pytest.importorskip("mujoco")
-    for stage in ("codec", "imagination"):
+    for stage in ("codec", "denoiser"):
         _kill_when(
             _training(tmp_path, "killed"), checkpoint_path(tmp_path / "killed" / stage)
         )

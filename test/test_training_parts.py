@@ -1,37 +1,17 @@
-"""The codec's start, finer readouts, the score of what is imagined, pasted bodies and collages."""
+"""The codec's start, finer readouts, pasted bodies and collages."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.models.codec import MiniCodec
 from mirage_ros.models.conditioning import told_per_latent
-from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
-from mirage_ros.models.sampler import SamplerConfig
 from mirage_ros.scenes.collage import collage
-from mirage_ros.training.chunks import Chunks
-from mirage_ros.training.denoiser import DenoiserLossConfig
-from mirage_ros.training.imagination import ImaginationLoss, ImaginationLossConfig, fair_score
 from mirage_ros.training.perception import PerceptionLoss, PerceptionLossConfig
-from mirage_ros.training.recipe import MINI_TRANSFORMER
 from mirage_ros.training.shards import StoredClip
-
-
-def _denoiser(channels):
-    torch.manual_seed(0)
-    shape = {"num_attention_heads": 1, "attention_head_dim": 24, "ffn_dim": 32, "num_layers": 2}
-    shape |= {"in_channels": channels, "out_channels": channels}
-    transformer = WanTransformer3DModel(**(MINI_TRANSFORMER | shape))
-    branch = SideBranch.from_transformer(transformer, shortcut=True, aligner_cells=1)
-    denoiser = MemoryDenoiser(transformer, branch)
-    with torch.no_grad():  # layers that start at zero would hide what does not fit
-        for parameter in denoiser.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return denoiser
 
 
 def test_the_codec_begins_as_principal_components():
@@ -58,82 +38,6 @@ def test_of_four_tokens_a_latent_is_told_the_nearest():
     assert told[0, 0, 0, 0].tolist() == [4.0, 2.0]
     assert told[0, 2, 0, 0].tolist() == [1.0, 0.25]
     assert torch.allclose(told[0, 4, 0, 0], torch.tensor([0.1, 0.4]))
-
-
-class _Rows(Chunks):
-    """Draws one chunk whose left half memory sees."""
-
-    def __init__(self):
-        pass
-
-    def draw(self, generator):
-        clean = torch.randn(4, 2, 4, 8, generator=generator)
-        context = torch.randn(4, 2, 4, 8, generator=generator)
-        condition = torch.zeros(9, 4, 4, 8)
-        condition[:4, 2:, :, :4], condition[4, :, :, :4] = clean[..., :4], 1.0
-        return clean, context, condition
-
-
-class _Codec(torch.nn.Module):
-    """Paints each cell by itself, linearly."""
-
-    def __init__(self):
-        super().__init__()
-        self.paint = torch.nn.ConvTranspose2d(4, 3, 8, stride=8, bias=False).requires_grad_(False)
-
-    def decode(self, latents):
-        return 2 * self.paint(latents)
-
-
-def _imagining(**settings):
-    torch.manual_seed(1)
-    loss = ImaginationLoss(
-        _Rows(), _Codec(), torch.ones(4), DenoiserLossConfig(batch=2),
-        sampler=SamplerConfig(steps=2), imagination=ImaginationLossConfig(scales=(1, 2), **settings),
-    )  # fmt: skip
-    return loss, _denoiser(4)
-
-
-def test_the_fair_score_is_least_for_the_spread_of_the_truth():
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(3, 200_000, generator=generator)
-    scores = {
-        (mean, spread): float(fair_score(*(mean + spread * draws[:2]), draws[2]).mean())
-        for mean in (0.0, 0.5) for spread in (0.0, 0.5, 1.0, 2.0)
-    }  # fmt: skip
-    assert min(scores, key=scores.get) == (0.0, 1.0)
-
-
-def test_the_score_is_about_what_memory_does_not_see():
-    loss, network = _imagining()
-    made = []
-
-    def kept(*arguments):
-        made.append(ImaginationLoss._samples(loss, *arguments))
-        for part in made[-1]:
-            part.retain_grad()
-        return made[-1]
-
-    loss._samples = kept
-    loss.imagination = ImaginationLossConfig(scales=(1,), side=3)
-    loss(network, torch.Generator().manual_seed(2))["loss"].backward()
-    for part in made[-1]:
-        # A filter reaches one pixel over the border, so into the seen cell beside it.
-        assert part.grad[..., 4:].abs().max() > 0 and part.grad[..., :3].abs().max() == 0
-
-
-def test_the_score_brings_edges_to_a_flat_guess():
-    loss, network = _imagining()
-    torch.nn.init.zeros_(network.transformer.proj_out.weight)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3, betas=(0.9, 0.95))
-    edges = []
-    for step in range(40):
-        values = loss(network, torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        values["loss"].backward()
-        optimizer.step()
-        edges.append(float(values["gradients"]))
-    assert edges[0] < 0.2 and 0.5 < edges[-1] < 1.5
 
 
 def _clip(depth_m, moving_columns=()):

@@ -24,7 +24,6 @@ from mirage_ros.models.sampler import SamplerConfig
 from mirage_ros.training.chunks import ChunksConfig
 from mirage_ros.training.codec import CodecLoss, CodecLossConfig, MovedCodec, block_pictures
 from mirage_ros.training.denoiser import AlignerLossConfig, DenoiserLossConfig
-from mirage_ros.training.imagination import ImaginationLossConfig
 from mirage_ros.training.loop import Loop, LoopConfig
 from mirage_ros.training.perception import PerceptionLoss, PerceptionLossConfig
 from mirage_ros.training.regimes import REGIMES
@@ -99,8 +98,6 @@ class Recipe:
     denoiser: LoopConfig = field(default_factory=LoopConfig)
     lora: LoopConfig = field(default_factory=LoopConfig)
     denoiser_loss: DenoiserLossConfig = field(default_factory=DenoiserLossConfig)
-    imagination: LoopConfig = field(default_factory=lambda: LoopConfig(steps=0))
-    imagination_loss: ImaginationLossConfig = field(default_factory=ImaginationLossConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
 

@@ -22,7 +22,6 @@ from mirage_ros.training.checkpoints import checkpoint_path
 from mirage_ros.training.chunks import Chunks, encode_clips, pixel_weights
 from mirage_ros.training.codec import block_pictures
 from mirage_ros.training.denoiser import AlignerLoss, DenoiserLoss
-from mirage_ros.training.imagination import ImaginationLoss
 from mirage_ros.training.loop import Loop, LoopConfig
 
 
@@ -42,16 +41,11 @@ class _Data:
     def denoiser(self) -> list[DenoiserLoss]:
         return self._losses(DenoiserLoss, self.recipe.denoiser_loss)
 
-    def imagination(self) -> list[ImaginationLoss]:
-        recipe = self.recipe
-        settings = {"sampler": recipe.sampler, "imagination": recipe.imagination_loss}
-        return self._losses(ImaginationLoss, recipe.denoiser_loss, **settings)
-
-    def _losses(self, kind: type, config, **settings) -> list:
+    def _losses(self, kind: type, config) -> list:
         """Of the training chunks, which workers draw ahead, and of the held-out ones."""
         ahead = {"workers": self.recipe.chunk_workers, "stride": Accelerator().num_processes}
         return [
-            kind(chunks, self.codec, self.weights, config, **settings, **more)
+            kind(chunks, self.codec, self.weights, config, **more)
             for chunks, more in zip(self._chunks(), (ahead, {}), strict=True)
         ]
 
@@ -69,8 +63,7 @@ def train_single(recipe, codec, network: MemoryDenoiser, clips, held_out) -> Mem
     if not checkpoint_path(run / "denoiser").exists():
         _stage(network.branch.align, run / "aligner", recipe.aligner, data.aligner())
     network.branch.align.requires_grad_(False)
-    network = _stage(network, run / "denoiser", recipe.denoiser, data.denoiser())
-    return _imagining(recipe, network, data)
+    return _stage(network, run / "denoiser", recipe.denoiser, data.denoiser())
 
 
 def train_paper(recipe, codec, network: MemoryDenoiser, clips, held_out) -> MemoryDenoiser:
@@ -89,18 +82,7 @@ def train_paper(recipe, codec, network: MemoryDenoiser, clips, held_out) -> Memo
     _stage(network, run / "denoiser", recipe.denoiser, data.denoiser())
     adapted = add_lora(network.transformer, recipe.lora_rank)
     _stage(network, run / "lora", recipe.lora, data.denoiser())
-    network = MemoryDenoiser(adapted.merge_and_unload(safe_merge=True), branch)
-    return _imagining(recipe, network, data)
-
-
-def _imagining(recipe, network: MemoryDenoiser, data: _Data) -> MemoryDenoiser:
-    """Trained to imagine in the sampler's few steps, where the recipe asks for it."""
-    if not recipe.imagination.steps:
-        return network.eval()
-    network.requires_grad_(True)
-    network.branch.align.requires_grad_(False)
-    folder = Path(recipe.run) / "imagination"
-    return _stage(network, folder, recipe.imagination, data.imagination())
+    return MemoryDenoiser(adapted.merge_and_unload(safe_merge=True), branch).eval()
 
 
 class WithoutMemory(nn.Module):
