@@ -1,9 +1,8 @@
 """Detail for what is imagined, borrowed from what is seen.
 
 A small network that is asked what lies beyond the picture answers with the mean of all that could:
-fog in the room's colours. So patches of what memory shows, of an earlier frame and of the mirror
-images of both are quilted over the fog, which tells them the colours that are wanted (quilting.py).
-A mirrored patch meets the picture's edge as a corner of the room does.
+fog in the room's colours. So patches of what memory shows and of an earlier frame are quilted over
+the fog, which tells the colours that are wanted (quilting.py).
 
 The widest gap of a chunk is filled first, with the largest pieces; the other frames show the same
 fill from where they stand (carrying.py), so that the chunk agrees with itself.
@@ -26,7 +25,7 @@ from mirage_ros.models.quilting import FILLED, FIXED, OPEN, quilt
 
 #: What is borrowed was blurred by memory once and will be again: left as it is it would fade from
 #: one copy to the next. The share of its difference from a blurred self (px) that is added.
-_SHARPEN, _BLUR_PX = 0.2, 1.0
+_SHARPEN, _BLUR_PX = 0.6, 1.0
 
 
 @torch.no_grad()
@@ -83,17 +82,11 @@ def _filled(
             places = places_in(cameras[j], cameras[i], inverse, gaps.shape[1:])
             _carry(filled[j], gaps[j], places, filled[i], state)
         wanted = cv2.resize(pictures[i], unseen.shape[:0:-1], interpolation=cv2.INTER_AREA)
-        quilt(filled[i], state, _inwards(state), wanted, _sources(pictures[i], gaps[i], exemplar))
+        sources = [(pictures[i], ~gaps[i]), (exemplar, np.ones_like(gaps[i]))]
+        quilt(filled[i], state, _inwards(state), wanted, sources)
         _sharpen(filled[i], state == FILLED)
         done.append(i)
     return filled
-
-
-def _sources(picture, gap, exemplar):
-    """What is seen and the exemplar, each with its mirror image."""
-    whole = np.ones_like(gap)
-    sources = [(picture, ~gap), (exemplar, whole)]
-    return sources + [(source[:, ::-1], known[:, ::-1]) for source, known in sources]
 
 
 def _carry(

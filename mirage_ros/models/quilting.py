@@ -33,11 +33,13 @@ _STEP = 4
 _MAX_SHIFT = 0.06
 #: Costs, of squared colour differences: of a shift, of other colours than wanted, of colours that
 #: are quite other, of a row off.
-_SHIFT, _WANTED, _FAR, _ROW = 0.5, 0.1, 1.0, 8e-5
+_SHIFT, _WANTED, _FAR, _ROW = 0.5, 0.1, 0.4, 8e-5
 #: The share of the cost that is let off a patch which continues its neighbour's.
 _COHERENT = 0.2
 #: The share of a patch's variance that is let off, and up to which variance of it.
 _BUSY, _CALM, _LIVELY = 0.15, 0.02, 2.0
+#: Pixels along a patch's edge that belong to no whole cell of it: their colours were not compared.
+_UNTOLD = RING % CELL
 #: Pixels from a patch's edge from where it is blended in, and over how many.
 _BLEND_FROM, _BLEND = 6, 4
 
@@ -56,29 +58,39 @@ def quilt(
         state: `OPEN`, `FILLED` or `FIXED`; what is filled becomes `FILLED`.
         cells: (row, column) of the cells with open pixels, in the order of filling.
         wanted: mean colour of each cell.
-        sources: pictures of the same size, and where they may be borrowed from.
+        sources: pictures of the same size, and where they may be borrowed from. Their mirror
+            images are borrowed from as well: such a patch meets the edge as a corner would.
     """
-    pictures = np.stack([picture for picture, _ in sources])
-    usable = np.stack([_whole_patches(known) for _, known in sources])
-    means = np.stack([cv2.blur(one, (CELL, CELL), anchor=(0, 0)) for one in pictures])
-    busy = np.stack([_variance(one) for one in pictures])
+    pictures = _mirrored([picture for picture, _ in sources])
+    usable = _mirrored([_whole_patches(known) for _, known in sources])
+    means = _mirrored([_cell_means(picture) for picture, _ in sources])
+    busy = _mirrored([_variances(picture) for picture, _ in sources])
     _fill(picture, state, cells, wanted, (pictures, usable, means, busy))
+
+
+def _mirrored(tables: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack([*tables, *(table[:, ::-1] for table in tables)])
 
 
 def _whole_patches(known: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "hp wp"]:
     """By first row and column (+ RING), whether all of a patch that is in the picture is known."""
     padded = np.pad(known.astype(np.uint8), RING, constant_values=1)
     window = np.ones((SIDE, SIDE), np.uint8)
-    return cv2.erode(padded, window, anchor=(0, 0), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return cv2.erode(padded, window, anchor=(0, 0))[: 1 - SIDE, : 1 - SIDE]
 
 
-def _variance(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "hp wp"]:
+def _cell_means(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "hp wp 3"]:
+    """By first row and column, the mean colour of a cell."""
+    return cv2.blur(picture, (CELL, CELL), anchor=(0, 0))[: 1 - CELL, : 1 - CELL]
+
+
+def _variances(picture: Float32[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "hp wp"]:
     """By first row and column (+ RING), a patch's variance, summed over colours."""
     padded = cv2.copyMakeBorder(picture, RING, RING, RING, RING, cv2.BORDER_REPLICATE)
     mean, square = (
         cv2.blur(values, (SIDE, SIDE), anchor=(0, 0)) for values in (padded, padded * padded)
     )
-    return (square - mean * mean).sum(-1)
+    return (square - mean * mean).sum(-1)[: 1 - SIDE, : 1 - SIDE]
 
 
 @njit(cache=True, nogil=True)
@@ -186,7 +198,7 @@ def _shift(value):
 @njit(cache=True, nogil=True)
 def _usable(usable, k, y, x, top, left):
     """Whether the patch is known, and in its picture wherever the gap's patch is in its own."""
-    height, width = usable.shape[1] - 2 * RING, usable.shape[2] - 2 * RING
+    height, width = usable.shape[1] + CELL - 1, usable.shape[2] + CELL - 1
     if y < min(0, top) or y + SIDE > max(height, top + SIDE):
         return False
     if x < min(0, left) or x + SIDE > max(width, left + SIDE):
@@ -210,7 +222,7 @@ def _search(sources, top, left, around, gap, limit):
 
 @njit(cache=True, nogil=True)
 def _refine(sources, top, left, around, gap, limit, k, y, x, shifts, r, c):
-    """The best patch close to (y, x), or one that continues a neighbour's if it is about as good."""
+    """The best patch close to (y, x), or one that continues a neighbour's if about as good."""
     best, found = np.inf, (k, y, x)
     for v in range(y - _STEP + 1, y + _STEP):
         for u in range(x - _STEP + 1, x + _STEP):
@@ -240,10 +252,11 @@ def _paste(picture, state, top, left, source, y, x, shift):
             v, u = top + dy, left + dx
             if state[v, u] == FIXED:
                 continue
-            weight = 1.0
+            weight, inside = 1.0, min(min(dy, SIDE - 1 - dy), min(dx, SIDE - 1 - dx)) + 0.5
             if state[v, u] == FILLED:
-                inside = min(min(dy, SIDE - 1 - dy), min(dx, SIDE - 1 - dx)) + 0.5
                 weight = min(max((inside - _BLEND_FROM) / _BLEND, 0.0), 1.0)
+            elif inside < _UNTOLD:
+                continue
             for colour in range(3):
                 new = source[y + dy, x + dx, colour] + shift[colour]
                 picture[v, u, colour] += np.float32(weight) * (new - picture[v, u, colour])
