@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import rclpy
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 
 from mirage_ros.ros.base_node import BaseConfig, BaseNode
+from mirage_ros.ros.ending import told_to_end
 from mirage_ros.ros.wander_node import WanderNode, WanderNodeConfig
 from mirage_ros.seeds import load_seed
 
@@ -28,12 +30,7 @@ def _spin(make: Callable[[], Node], ros_arguments: Sequence[str]) -> None:
     rclpy.init(args=["mirage", *(["--ros-args", *ros_arguments] if ros_arguments else [])])
     # To be told to end is how these nodes end: it is no failure.
     try:
-        rclpy.spin(make())
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except Exception:
-        # A callback that publishes while SIGTERM takes the context away fails; nobody minds.
-        if rclpy.ok():
-            raise
+        with suppress(KeyboardInterrupt, ExternalShutdownException), told_to_end():
+            rclpy.spin(make())
     finally:
         rclpy.try_shutdown()

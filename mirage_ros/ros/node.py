@@ -106,7 +106,9 @@ def _spin(node: MirageNode) -> None:
     import rclpy
     from rclpy.executors import ExternalShutdownException
 
-    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
+    from mirage_ros.ros.ending import told_to_end
+
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException), told_to_end():
         rclpy.spin(node)
 
 

@@ -21,6 +21,7 @@ from tf2_msgs.msg import TFMessage
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.conversions import SECOND_NS, stamp_from_ros, transform_to_ros
+from mirage_ros.ros.ending import told_to_end
 from mirage_ros.seeds import load_seed
 from mirage_ros.tour import plan_tour
 
@@ -121,10 +122,11 @@ def run_planner(config: PlannerConfig) -> None:
     cameras = plan_tour(seed.camera, config.frames, seed.depth_m, config.scene_depth_m)
     rclpy.init()
     try:
-        planner = Planner(cameras, config)
-        _spin_until(planner, lambda: not planner.missing(), planner.missing, config.wait_s)
-        planner.start()
-        _spin_while_rendering(planner)
+        with told_to_end():
+            planner = Planner(cameras, config)
+            _spin_until(planner, lambda: not planner.missing(), planner.missing, config.wait_s)
+            planner.start()
+            _spin_while_rendering(planner)
     except ExternalShutdownException:
         raise KeyboardInterrupt from None
     finally:

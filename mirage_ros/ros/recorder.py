@@ -25,6 +25,7 @@ from mirage_ros.recording.mcap_writer import McapRecorder
 from mirage_ros.recording.recorder import Recorder, RecordingConfig
 from mirage_ros.ros.assembly import FrameAssembler
 from mirage_ros.ros.conversions import SECOND_NS
+from mirage_ros.ros.ending import told_to_end
 from mirage_ros.ros.message_text import message_class, message_definition, offered_qos
 
 PICTURES = ("color/image_raw", "color/camera_info", "depth/image_rect", "depth/camera_info",
@@ -272,8 +273,10 @@ def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> Ta
 def _spin(executor: Executor, recorder: TopicRecorder, tell: Callable[[str, int], None]) -> None:
     ready, told = False, 0
     while not recorder.finished():
-        executor.spin_once(timeout_sec=0.1)
-        if not ready and recorder.connected():
+        with told_to_end():
+            executor.spin_once(timeout_sec=0.1)
+            connected = ready or recorder.connected()
+        if connected and not ready:
             ready = True
             tell("ready", 0)
         if (complete := recorder.tally.complete) > told:

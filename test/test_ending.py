@@ -1,0 +1,29 @@
+"""A context that goes away in the middle of a call is the order to end, and nothing else is."""
+
+import pytest
+import rclpy
+from rclpy.executors import ExternalShutdownException
+
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.ending import told_to_end
+
+
+@pytest.fixture
+def context(ros_domain):
+    rclpy.init()
+    yield
+    rclpy.try_shutdown()
+
+
+def test_a_call_that_finds_no_context_says_to_end(context):
+    rclpy.shutdown()
+    with pytest.raises(ExternalShutdownException), told_to_end():
+        rclpy.create_node("too_late")
+
+
+def test_other_errors_stay_what_they_are(context):
+    with pytest.raises(ZeroDivisionError), told_to_end():
+        1 / 0
+    rclpy.shutdown()
+    with pytest.raises(MirageError), told_to_end():
+        raise MirageError("The disk is full; free some space.")
