@@ -139,8 +139,7 @@ class LatentMemory:
         tokens of its first view until a view comes whose cells are finer by more than
         `rewrite_log_scale` (natural log). Returns how many tokens were stored.
 
-        Depth may be finer than latents, p values to a side of each: then cells that show two
-        surfaces are kept by parts (splitting.py).
+        Depth may be finer than latents, see `write_by_surfaces`.
         """
         stamps, ids, stored = np.asarray(stamps_ns), np.asarray(frame_ids), 0
         for i in range(len(cameras)):
@@ -149,10 +148,21 @@ class LatentMemory:
             new = np.asarray(static[one]) & ~(
                 shown.visible & (shown.log_scale <= rewrite_log_scale)
             )
-            told = latents[one], cameras[one], np.asarray(depth_m[one]), new, rgb[one]
-            for *cells, colours, parts in by_surfaces(*told):
-                stored += self.write(*cells, stamps[one], colours, ids[one], parts)
+            stored += self.write_by_surfaces(
+                latents[one], cameras[one], depth_m[one], new, stamps[one], rgb[one], ids[one]
+            )
         return stored
+
+    def write_by_surfaces(
+        self, latents, cameras: Camera, depth_m, static, stamps_ns, rgb, frame_ids
+    ) -> int:
+        """As `write`, but depth may be finer than latents: then cells that show two surfaces are
+        kept by parts (splitting.py)."""
+        told = latents, cameras, np.asarray(depth_m), np.asarray(static), np.asarray(rgb)
+        return sum(
+            self.write(*cells, stamps_ns, colours, frame_ids, parts)
+            for *cells, colours, parts in by_surfaces(*told)
+        )
 
     def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
         """What f cameras at latent size see of the memory (see zbuffer.py for the rule)."""

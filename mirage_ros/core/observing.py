@@ -21,7 +21,6 @@ from mirage_ros.core.errors import MirageError
 from mirage_ros.core.grids import readout_cells, readout_side
 from mirage_ros.core.memory import LatentMemory
 from mirage_ros.core.pictures import cell_colours, fit_seed
-from mirage_ros.core.splitting import by_surfaces
 from mirage_ros.core.world import World
 
 # A token this much behind the measured surface, relative to its depth, is taken for the surface.
@@ -63,12 +62,15 @@ def observe(
     known = np.isfinite(depth)
     number = max((i for i in state.latents if i >= FIRST_ID), default=FIRST_ID - 1) + 1
     erased = state.memory.forget(contradicted(state.memory, cells[0], depth[0]))
-    fine = fine if readout_cells(model) > 1 else depth
-    colours = cell_colours(rgb[None], model.stride)
-    stored = 0
-    for *told, shown, parts in by_surfaces(latents, cells, fine, known, colours):
-        stamp = np.array([stamp_ns], np.int64)
-        stored += state.memory.write(*told, stamp, shown, np.array([number]), parts)
+    stored = state.memory.write_by_surfaces(
+        latents,
+        cells,
+        fine if readout_cells(model) > 1 else depth,
+        known,
+        np.array([stamp_ns], np.int64),
+        cell_colours(rgb[None], model.stride),
+        np.array([number]),
+    )
     kept = {i: latent for i, latent in state.latents.items() if i < FIRST_ID or i > number - KEPT}
     kept[number] = latents[0].to("cpu", torch.float16)
     sights = state.sights.with_real(camera, depth_m, readout_side(model))
