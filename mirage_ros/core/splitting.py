@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.pictures import upsample
 from mirage_ros.core.surfels import COLUMN, ROW, VIEW_SIDE, of_views
 
 PARTS = 4
@@ -53,7 +54,7 @@ def by_surfaces(
         if not split.any():
             return
         latents = latents.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        chosen, rgb = (a.repeat(2, 1).repeat(2, 2) for a in (split, rgb))
+        chosen, rgb = upsample(split, 2), upsample(rgb, 2)
         cameras, parts = cameras.resized(chosen.shape[1:]), 2 * parts
 
 

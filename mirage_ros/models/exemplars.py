@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from mirage_ros.core.camera import Camera
+from mirage_ros.core.pictures import upsample
 from mirage_ros.models.alignment import BLOCK, Aligner
 from mirage_ros.models.carrying import places_in, spread_inverse_depth
 from mirage_ros.models.quilting import FILLED, FIXED, OPEN, quilt
@@ -73,7 +74,7 @@ def _filled(
 ) -> Float32[np.ndarray, "f H W 3"]:
     """The pictures with their unseen cells filled, the frame with the most of them first."""
     filled = pictures.copy()
-    gaps = unseen.repeat(BLOCK, 1).repeat(BLOCK, 2)
+    gaps = upsample(unseen, BLOCK)
     done: list[int] = []
     for i in np.argsort(-unseen.sum((1, 2)), kind="stable"):
         if not unseen[i].any():

@@ -13,14 +13,10 @@ from torch import Tensor
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.grids import readout_side
+from mirage_ros.core.pictures import cell_share
 from mirage_ros.core.types import Perception, Readout
 from mirage_ros.models.codec import MiniCodec
-from mirage_ros.models.conditioning import (
-    GEOMETRY_CHANNELS,
-    condition_from_context,
-    condition_from_readout,
-    told_per_latent,
-)
+from mirage_ros.models.conditioning import condition_from_context, condition_from_readout
 from mirage_ros.models.denoiser import MOSTLY, MemoryDenoiser, SideBranch
 from mirage_ros.models.exemplars import borrow_detail
 from mirage_ros.models.perception import CUT, MiniPerception
@@ -122,7 +118,7 @@ class MiniModel:
             return output[:, :, context.shape[2] :]
 
         latents = sample(network, noise, self.config.sampler)[0, :, :count].transpose(0, 1).cpu()
-        unseen = _share_seen(told[:, :count], self.readout_cells) < MOSTLY
+        unseen = cell_share(readout.visible, self.readout_cells) < MOSTLY
         exemplar = references[0] if len(references) else preceding[-1]
         align = self.denoiser.branch.align
         return borrow_detail(align, latents, unseen, exemplar, cameras, readout.depth_m)
@@ -159,10 +155,6 @@ class MiniModel:
     def _picture(self, rgb: np.ndarray) -> Tensor:
         picture = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device)
         return picture_from_rgb(picture).contiguous(memory_format=torch.channels_last)
-
-
-def _share_seen(told: Float[Tensor, "told f hc wc"], cells: int) -> Float[np.ndarray, "f h w"]:
-    return told_per_latent(told[None], cells)[0, -GEOMETRY_CHANNELS].numpy()
 
 
 def _scale_to_anchor(depth_m: np.ndarray, anchor_m: np.ndarray) -> np.ndarray:
