@@ -130,6 +130,26 @@ def test_a_plan_told_again_changes_nothing_and_a_changed_one_is_heard():
     assert len(replanned) == 5
 
 
+def test_asking_what_comes_next_changes_nothing():
+    buffer = Buffer()
+    plan = make_plan(buffer)
+    late, after_gap = stamps(3, first=START - 10 * PERIOD), stamps(3, first=START + 5 * SECOND + 7)
+    feed(buffer, stamps(3))
+    assert plan.pending() == 3 and plan.peek(4).stamps_ns == tuple(stamps(3))
+    feed(buffer, late)
+    assert drain(plan) == [*late, *stamps(7, first=late[-1] + PERIOD), *stamps(3)]
+    feed(buffer, after_gap)
+    assert plan.peek(4).stamps_ns == tuple(after_gap)
+    feed(buffer, stamps(10, first=START + 3 * PERIOD))
+    assert plan.pending()
+    assert drain(plan) == stamps(10, first=START + 3 * PERIOD) + after_gap
+    mark = plan.mark()
+    feed(buffer, [START + 60 * SECOND])
+    plan.commit(plan.peek(4))
+    plan.rewind(mark)
+    assert plan.mark() == mark, "taken back, the grid is where it was"
+
+
 def test_what_the_history_dropped_is_skipped():
     buffer = Buffer(history_s=1.0)
     plan = make_plan(buffer)

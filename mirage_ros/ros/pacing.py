@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.config import NodeConfig
-from mirage_ros.ros.plan import Missing, Plan, Planned
+from mirage_ros.ros.plan import Mark, Missing, Plan, Planned
 from mirage_ros.ros.tracks import TransformError
 
 SECOND_NS = 1_000_000_000
@@ -28,7 +28,7 @@ class Source(Protocol):
 
     def commit(self, planned: Planned) -> None: ...
 
-    def take_back(self, planned: Planned, cursor_ns: int | None) -> None: ...
+    def take_back(self, planned: Planned, mark: Mark) -> None: ...
 
 
 @dataclass
@@ -56,11 +56,11 @@ class Errand:
 
     def commit(self, planned: Planned) -> None:
         self.next += len(planned)
-        self._plan.commit(planned)
+        self._plan.passed(planned.stamps_ns[-1])
 
-    def take_back(self, planned: Planned, cursor_ns: int | None) -> None:
+    def take_back(self, planned: Planned, mark: Mark) -> None:
         self.next -= len(planned)
-        self._plan.rewind(cursor_ns)
+        self._plan.rewind(mark)
 
 
 class Pacing:
@@ -116,8 +116,8 @@ class Pacing:
         if self.budget is not None:
             self.budget -= len(planned)
 
-    def take_back(self, planned: Planned, cursor_ns: int | None) -> None:
-        self.plan.rewind(cursor_ns)
+    def take_back(self, planned: Planned, mark: Mark) -> None:
+        self.plan.rewind(mark)
         if self.budget is not None:
             self.budget += len(planned)
 

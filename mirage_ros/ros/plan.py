@@ -16,6 +16,9 @@ from mirage_ros.ros.planned import Planned
 from mirage_ros.ros.tf_buffer import Buffer
 from mirage_ros.ros.tracks import TransformError
 
+# The start of the grid and the last frame time that was handed out (ns).
+Mark = tuple[int | None, int | None]
+
 
 @dataclass(frozen=True)
 class PlanConfig:
@@ -92,7 +95,8 @@ class Plan:
     """Hands out the next frames: an even grid of frame times that starts at the first pose.
 
     Every frame time is handed out once. A Path goes before TF until all of it is handed out.
-    The grid starts anew at the first pose after a gap in the plan.
+    The grid starts anew at the first pose after a gap in the plan. To ask what comes next changes
+    nothing: the grid moves when frames are handed out.
     """
 
     def __init__(self, config: PlanConfig, buffer: Buffer) -> None:
@@ -163,7 +167,7 @@ class Plan:
             return 0
         if span is None:
             return 0
-        start = self._next_ns(*span)
+        start = self._next_ns(span[0])
         return max(0, (span[1] - start) // self.config.period_ns + 1)
 
     def peek(self, count: int, missing: Missing = Missing()) -> Planned | None:  # noqa: B008
@@ -178,14 +182,14 @@ class Plan:
         if span is None:
             return self._resting(count) if missing.policy == "hold" else None
         stamps, poses = [], []
-        stamp = self._next_ns(*span)
+        stamp = self._next_ns(span[0])
         while len(stamps) < count:
             if stamp <= span[1]:
                 before, after = source.gap(stamp)
                 if after - before > self.config.gap_s * SECOND_NS:
                     if stamps:
                         break
-                    stamp = self._anchor_ns = after
+                    stamp = after
                 pose = source.pose(stamp)
             else:
                 pose = self._beyond(source, span, stamp, missing)
@@ -197,12 +201,20 @@ class Plan:
         return Planned(tuple(stamps), np.stack(poses)) if stamps else None
 
     def commit(self, planned: Planned) -> None:
-        """The frames are handed out: they do not come again."""
-        self.cursor_ns = planned.stamps_ns[-1]
+        """The frames are handed out: they do not come again, and the grid goes on from them."""
+        self._anchor_ns, self.cursor_ns = planned.stamps_ns[0], planned.stamps_ns[-1]
 
-    def rewind(self, cursor_ns: int | None) -> None:
-        """Frames after the cursor were not rendered after all: they come again."""
-        self.cursor_ns = cursor_ns
+    def passed(self, stamp_ns: int) -> None:
+        """Frames up to here came from elsewhere; the grid stays."""
+        self.cursor_ns = stamp_ns
+
+    def mark(self) -> Mark:
+        """What `rewind` goes back to."""
+        return self._anchor_ns, self.cursor_ns
+
+    def rewind(self, mark: Mark) -> None:
+        """Frames handed out since the mark were not rendered after all: they come again."""
+        self._anchor_ns, self.cursor_ns = mark
 
     def is_past(self, stamp_ns: int) -> bool:
         return self.cursor_ns is not None and stamp_ns <= self.cursor_ns
@@ -210,7 +222,7 @@ class Plan:
     def _active(self) -> Source:
         if self._path is not None:
             span = self._path.span()
-            if self._next_ns(*span) <= span[1] or not self._tf_known():
+            if self._next_ns(span[0]) <= span[1] or not self._tf_known():
                 return self._path
         return self._tf
 
@@ -221,17 +233,13 @@ class Plan:
             return False
         return span is not None and not self.is_past(span[1])
 
-    def _next_ns(self, first_ns: int, last_ns: int) -> int:
-        """The next time on the grid; the grid moves to the first pose when that is later."""
-        if self._anchor_ns is None:
-            self._anchor_ns = first_ns
-        stamp = self._anchor_ns
+    def _next_ns(self, first_ns: int) -> int:
+        """The next time on the grid, which starts anew at the first pose when that is later."""
+        stamp = first_ns if self._anchor_ns is None else self._anchor_ns
         if self.cursor_ns is not None and stamp <= self.cursor_ns:
             periods = (self.cursor_ns - stamp) // self.config.period_ns + 1
             stamp += periods * self.config.period_ns
-        if stamp < first_ns:
-            stamp = self._anchor_ns = first_ns
-        return stamp
+        return max(stamp, first_ns)
 
     def _may_rest(self) -> bool:
         return self._rest is not None and self.cursor_ns is not None
@@ -240,7 +248,7 @@ class Plan:
         """Frames of a camera that nothing moves, on the grid."""
         if not self._may_rest():
             return None
-        start = self._next_ns(self.cursor_ns, self.cursor_ns)
+        start = self._next_ns(self.cursor_ns)
         stamps = tuple(start + index * self.config.period_ns for index in range(count))
         return Planned(stamps, np.stack([self._rest] * count))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.pacing import Pacing, Source
-from mirage_ros.ros.plan import Plan, Planned
+from mirage_ros.ros.plan import Mark, Plan, Planned
 from mirage_ros.ros.worker import (
     Cloud,
     Command,
@@ -69,7 +69,7 @@ class Rollout:
         self._cloud_is_old = False
         self._results: deque[Result] = deque()
         self._then: dict[int, tuple[Command, Then]] = {}
-        self._steps: list[tuple[Step, int | None, Source]] = []
+        self._steps: list[tuple[Step, Mark, Source]] = []
         self._awaited: list[Command] = []
         self._wake = wake
         self._worker = Worker(make_model, config, self._receive, preload, silence_s)
@@ -171,14 +171,14 @@ class Rollout:
 
     def replan(self) -> None:
         """Takes back chunks that are not at work yet: the plan has changed."""
-        for step, cursor_ns, source in reversed(list(self._steps)):
+        for step, mark, source in reversed(list(self._steps)):
             if not self._worker.cancel(step):
                 return
             self._steps.pop()
             self._then.pop(id(step), None)
             self.in_flight -= 1
             self.taken_back += 1
-            source.take_back(step.planned, cursor_ns)
+            source.take_back(step.planned, mark)
 
     def _step(self, planned: Planned, source: Source, cloud_period_s: float) -> None:
         try:
@@ -187,11 +187,11 @@ class Rollout:
             self._mount_missing = f"Waiting for the rig: {error}"
             return
         self._mount_missing = ""
-        cursor_ns = self.plan.cursor_ns
+        mark = self.plan.mark()
         step = Step(planned, cloud_period_s, poses)
         self.submit(step)
         source.commit(planned)
-        self._steps.append((step, cursor_ns, source))
+        self._steps.append((step, mark, source))
 
     def _receive(self, result: Result) -> None:
         self._results.append(result)
