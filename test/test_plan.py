@@ -127,7 +127,7 @@ def test_a_plan_told_again_changes_nothing_and_a_changed_one_is_heard():
     intake.moving(told(1e-9))
     assert not replanned and "jump back" in logged[0], "it has been rendered already"
     intake.moving(told(2e-9))
-    assert len(replanned) == 5
+    assert len(replanned) == 1
 
 
 def test_asking_what_comes_next_changes_nothing():
@@ -148,6 +148,37 @@ def test_asking_what_comes_next_changes_nothing():
     plan.commit(plan.peek(4))
     plan.rewind(mark)
     assert plan.mark() == mark, "taken back, the grid is where it was"
+
+
+def test_a_camera_moves_with_what_carries_it():
+    buffer, replanned = Buffer(), []
+    plan, config = make_plan(buffer), NodeConfig(camera_frame="camera")
+    health = Health(lambda text: None, lambda text: None)
+    heard = (lambda: replanned.append(1), set(), lambda: None)
+    intake = TfIntake(buffer, plan, health, config, *heard)
+
+    def told(y: float, child: str = "base") -> TFMessage:
+        pose = pose_at(0.0)
+        pose[1, 3] = y
+        transforms = [transform_to_ros(pose, "world", child, s) for s in stamps(8)]
+        return TFMessage(transforms=transforms)
+
+    intake.static(TFMessage(transforms=[transform_to_ros(pose_at(0.2), "base", "camera", 0)]))
+    intake.moving(told(0.0))
+    replanned.clear()
+    planned = plan.peek(4)
+    plan.commit(planned)
+    intake.moving(told(0.0))
+    intake.moving(told(5.0, "somebody_else"))
+    assert not replanned
+    assert np.array_equal(plan.resolved(planned).world_from_camera, planned.world_from_camera)
+    intake.moving(told(1.0))
+    assert len(replanned) == 1
+    assert plan.resolved(planned).world_from_camera[:, 1, 3] == pytest.approx(1.0)
+    raised = pose_at(0.2)
+    raised[2, 3] = 0.5
+    intake.static(TFMessage(transforms=[transform_to_ros(raised, "base", "camera", 0)]))
+    assert plan.resolved(planned).world_from_camera[:, 2, 3] == pytest.approx(0.5)
 
 
 def test_what_the_history_dropped_is_skipped():

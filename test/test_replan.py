@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gate import Gate
 from plans import PERIOD, START, expect_the_plan, sideways, stamps
-from ros_client import GATED_NODE, Client, NodeProcess
+from ros_client import CAMERA, GATED_NODE, Client, NodeProcess
 from rosgraph_msgs.msg import Clock
 
 from mirage_ros.ros.conversions import stamp_from_ros, stamp_to_ros
@@ -75,6 +75,29 @@ def test_a_changed_plan_replaces_chunks_that_are_not_at_work_yet(client, folder,
     assert moved.tolist() == [False] * 2 * CHUNK + [True] * (40 - 2 * CHUNK)
     told_s = float(client.fresh_diagnostic("plan")["plan_to_first_frame_s"])
     assert told_s > kept_s, "that frame was planned before the change"
+
+
+def test_a_changed_plan_of_the_base_that_carries_the_camera_is_heard_too(client, folder, gate):
+    planned, poses = stamps(16), sideways(folder, 16, 0.005)
+    mount = poses[0].copy()
+    mount[:2, 3] = 0
+    bases = [pose @ np.linalg.inv(mount) for pose in poses]
+    before = taken_back(client)
+    client.send_static(mount, CAMERA, "base_link")
+    client.spin_for(0.2)
+    client.send_tf(planned, bases, child="base_link")
+    client.wait_for_frames(CHUNK)
+    client.wait_for_queue(2)
+    aside = [base.copy() for base in bases]
+    for base in aside:
+        base[2, 3] += 0.3
+    client.send_tf(planned[CHUNK:], aside[CHUNK:], child="base_link")
+    client.spin(lambda: taken_back(client) > before, patience_s=20)
+    gate.open()
+    expect_the_plan(client, planned)
+    heights = np.array([t.transform.translation.z for t in client.rendered_poses()])
+    moved = heights > poses[0][2, 3] + 0.2
+    assert moved.tolist() == [False] * 2 * CHUNK + [True] * (16 - 2 * CHUNK)
 
 
 def test_a_new_plan_is_timed_until_its_first_frame(client, folder, gate):

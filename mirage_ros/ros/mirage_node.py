@@ -99,6 +99,7 @@ class MirageNode(GuardedNode):
         self._tf = TfIntake(
             self.buffer, self.plan, self.health, self.config, self._replan, own,
             lambda: self.outbox.last_stamp_ns,
+            [c.frame for c in self.rig if c.planned_from_camera is None],
         )  # fmt: skip
         self.seed_input = SeedInput()
         self.observations = Observations(self)
@@ -257,9 +258,8 @@ class MirageNode(GuardedNode):
         return callback
 
     def _replan(self) -> None:
-        """A pose that was handed out already has changed."""
-        if self.rollout is not None:
-            self.rollout.replan()
+        """A camera may stand elsewhere at times that are handed out already."""
+        if self.rollout is not None and self.rollout.replan_changed():
             self._plan_came()
 
     def _plan_came(self) -> None:

@@ -204,6 +204,27 @@ class Plan:
         """The frames are handed out: they do not come again, and the grid goes on from them."""
         self._anchor_ns, self.cursor_ns = planned.stamps_ns[0], planned.stamps_ns[-1]
 
+    def resolved(self, planned: Planned) -> Planned:
+        """Frames that were handed out, with the poses that hold now.
+
+        Poses of a Path are its own, and those that were made up for want of a plan stay.
+        """
+        stamps, poses = planned.stamps_ns, planned.world_from_camera.copy()
+        if self._path is not None and stamps[0] <= self._path.span()[1]:
+            return planned
+        try:
+            span = self._tf.span()
+            for index, stamp in enumerate(stamps):
+                if span is not None and span[0] <= stamp <= span[1] and not self._in_gap(stamp):
+                    poses[index] = self._tf.pose(stamp)
+        except TransformError:
+            return planned
+        return Planned(stamps, poses)
+
+    def _in_gap(self, stamp_ns: int) -> bool:
+        before, after = self._tf.gap(stamp_ns)
+        return after - before > self.config.gap_s * SECOND_NS
+
     def passed(self, stamp_ns: int) -> None:
         """Frames up to here came from elsewhere; the grid stays."""
         self.cursor_ns = stamp_ns

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.config import NodeConfig
@@ -27,7 +30,23 @@ from mirage_ros.ros.worker import (
 from mirage_ros.ros.worker_handle import Worker
 
 IN_FLIGHT = 2  # one at work, one waiting
+SAME = 1e-12, 1e-9  # relative and absolute tolerance of a pose: rounding is no movement
 Then = Callable[[Done | Failed], None]
+
+
+@dataclass
+class HandedOut:
+    """A chunk that is not rendered yet.
+
+    Attributes:
+        mark: where the plan was before.
+        outdated: it is known that its poses have changed since.
+    """
+
+    step: Step
+    mark: Mark
+    source: Source
+    outdated: bool = False
 
 
 class Rollout:
@@ -69,7 +88,7 @@ class Rollout:
         self._cloud_is_old = False
         self._results: deque[Result] = deque()
         self._then: dict[int, tuple[Command, Then]] = {}
-        self._steps: list[tuple[Step, Mark, Source]] = []
+        self._steps: list[HandedOut] = []
         self._awaited: list[Command] = []
         self._wake = wake
         self._worker = Worker(make_model, config, self._receive, preload, silence_s)
@@ -87,7 +106,7 @@ class Rollout:
     @property
     def at_work(self) -> list[Step]:
         """Chunks that are handed out and not rendered yet."""
-        return [step for step, _, _ in self._steps]
+        return [entry.step for entry in self._steps]
 
     @property
     def worker_pid(self) -> int | None:
@@ -129,7 +148,7 @@ class Rollout:
             self.lost = isinstance(result, Died)
         elif result.command is not None:
             self.in_flight -= 1
-            self._steps = [entry for entry in self._steps if entry[0] is not result.command]
+            self._steps = [entry for entry in self._steps if entry.step is not result.command]
             self._awaited = [command for command in self._awaited if command is not result.command]
         elif isinstance(result, Failed):
             self.in_flight, self._steps, self._awaited = 0, [], []
@@ -171,14 +190,39 @@ class Rollout:
 
     def replan(self) -> None:
         """Takes back chunks that are not at work yet: the plan has changed."""
-        for step, mark, source in reversed(list(self._steps)):
-            if not self._worker.cancel(step):
+        for entry in reversed(list(self._steps)):
+            if not self._worker.cancel(entry.step):
                 return
             self._steps.pop()
-            self._then.pop(id(step), None)
+            self._then.pop(id(entry.step), None)
             self.in_flight -= 1
             self.taken_back += 1
-            source.take_back(step.planned, mark)
+            entry.source.take_back(entry.step.planned, entry.mark)
+
+    def replan_changed(self) -> bool:
+        """`replan` where a camera that is handed out stands elsewhere by now, and whether one does.
+
+        Whatever moved it: its own transform or one of those that carry it.
+        """
+        changed = [
+            entry
+            for entry in self._steps
+            if entry.source is self.pacing and not entry.outdated and self._moved(entry.step)
+        ]
+        for entry in changed:
+            entry.outdated = True
+        if changed:
+            self.replan()
+        return bool(changed)
+
+    def _moved(self, step: Step) -> bool:
+        planned = self.plan.resolved(step.planned)
+        try:
+            now = (planned.world_from_camera, *self._mounts(planned))
+        except MirageError:
+            return False
+        then = (step.planned.world_from_camera, *step.poses)
+        return not all(np.allclose(*pair, *SAME) for pair in zip(then, now, strict=True))
 
     def _step(self, planned: Planned, source: Source, cloud_period_s: float) -> None:
         try:
@@ -191,7 +235,7 @@ class Rollout:
         step = Step(planned, cloud_period_s, poses)
         self.submit(step)
         source.commit(planned)
-        self._steps.append((step, mark, source))
+        self._steps.append(HandedOut(step, mark, source))
 
     def _receive(self, result: Result) -> None:
         self._results.append(result)

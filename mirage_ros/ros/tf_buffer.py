@@ -121,8 +121,12 @@ class Buffer:
 
     def chain(self, target: str, source: str) -> list[Track]:
         """The tracks between two frames. Raises LookupException, which names the missing frame."""
+        return [self.tracks[name] for name in self.links(target, source)]
+
+    def links(self, target: str, source: str) -> list[str]:
+        """Child frames of the transforms between two frames. Raises like `chain`."""
         up_from_target, up_from_source = self._branches(target, source)
-        return [self.tracks[name] for name in up_from_target + up_from_source]
+        return up_from_target + up_from_source
 
     def span(self, target: str, source: str) -> tuple[int, int] | None:
         """First and last stamp (ns) at which all moving tracks of the chain are known.

@@ -12,14 +12,16 @@ from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.plan import Plan
 from mirage_ros.ros.tf_buffer import Buffer
+from mirage_ros.ros.tracks import TransformError
 
 
 class TfIntake:
     """The two callbacks. A bad transform is left out and told; the others of a message count.
 
     Args:
-        replan: called when a pose changes that was handed out already.
+        replan: called when a camera may stand elsewhere at a time that was handed out already.
         own_frames: that the node itself publishes.
+        cameras: frames of a rig's cameras that TF mounts.
         published_ns: gives the stamp of the last frame that went out.
     """
 
@@ -32,14 +34,17 @@ class TfIntake:
         replan: Callable[[], None],
         own_frames: Collection[str],
         published_ns: Callable[[], int | None],
+        cameras: Collection[str] = (),
     ) -> None:
         self._buffer, self._plan, self._health = buffer, plan, health
         self._replan, self._published_ns = replan, published_ns
-        self._planned = config.camera_frame
+        self._world, self._planned = config.world_frame, config.camera_frame
+        self._cameras = (config.camera_frame, *cameras)
         self._own = own_frames
 
     def moving(self, message: TFMessage) -> None:
         """Callback of /tf. What the node itself publishes there is no news."""
+        touched = False
         for transform in message.transforms:
             child = transform.child_frame_id
             if child in self._own:
@@ -52,8 +57,15 @@ class TfIntake:
             except MirageError as error:
                 self._health.error("tf", str(error))
                 continue
+            stamp_ns = stamp_from_ros(transform.header.stamp)
+            # Also between the end of the plan and this pose, where frames may have been made up.
+            touched |= not known and self._plan.is_past(min(stamp_ns, latest_ns)) and (
+                self._carries_a_camera(child)
+            )
             if child == self._planned:
-                self._check_order(stamp_from_ros(transform.header.stamp), latest_ns, known)
+                self._check_order(stamp_ns, latest_ns, known)
+        if touched:
+            self._replan()
 
     def static(self, message: TFMessage) -> None:
         """Callback of /tf_static."""
@@ -62,14 +74,23 @@ class TfIntake:
                 self._buffer.set_transform_static(transform)
             except MirageError as error:
                 self._health.error("tf", str(error))
+        self._replan()
+
+    def _carries_a_camera(self, child: str) -> bool:
+        """Its transform is one of those between the world and a camera."""
+        for camera in self._cameras:
+            try:
+                if child in self._buffer.links(self._world, camera):
+                    return True
+            except TransformError:
+                continue
+        return False
 
     def _check_order(self, stamp_ns: int, latest_ns: int, known: bool) -> None:
         """A plan may be told again while its frames are on their way: nothing changes by that."""
         past = self._plan.is_past(stamp_ns)
         if known and past and stamp_ns > (self._published_ns() or 0):
             return
-        if stamp_ns <= latest_ns and past and not known:
-            self._replan()
         if stamp_ns < latest_ns and past:
             self._health.warn(
                 "tf",
