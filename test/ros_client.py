@@ -183,9 +183,12 @@ class Client:
         )
 
     def reset(self) -> None:
-        """The world back to its seed and the plan forgotten."""
-        answer = self.call(self._reset, Trigger.Request())
-        assert answer.success, answer.message
+        """The world back to its seed and the plan forgotten; waits for a node that still starts."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (answer := self.call(self._reset, Trigger.Request())).success:
+            assert "not configured" in answer.message, answer.message
+            assert time.monotonic() < deadline, answer.message
+            self.spin_for(0.2)
         self.spin_for(0.1)
         self.clear()
 
