@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import numpy as np
 import torch
@@ -77,6 +78,34 @@ class Greedy(PixelModel):
         if len(rgb) > 1 and -0.3 < cameras.world_from_camera[0, 1, 3] < -0.22:
             torch.empty(2**60)
         return super().perceive(rgb, cameras, anchor_depth_m)
+
+
+class Mined(PixelModel):
+    """Takes its process down where a file says so: at a prompt, a picture, or what a world asks."""
+
+    def __init__(self, mine):
+        self._mine = mine
+        super().__init__()
+
+    def _tread_on(self, part: str) -> None:
+        if self._mine.exists() and self._mine.read_text() == part:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    @property
+    def channels(self):
+        self._tread_on("world")
+        return self._channels
+
+    @channels.setter
+    def channels(self, count):
+        self._channels = count
+
+    def set_prompt(self, text):
+        self._tread_on("prompt")
+
+    def encode(self, rgb):
+        self._tread_on("picture")
+        return super().encode(rgb)
 
 
 class Wooden(PixelModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import Greedy, PixelModel, Wooden
+from fakes import Greedy, Mined, PixelModel, Wooden
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
@@ -28,6 +29,7 @@ from mirage_ros.ros.worker import (
     Fork,
     Load,
     ModelReady,
+    Prompt,
     Reset,
     Restore,
     Revived,
@@ -37,7 +39,7 @@ from mirage_ros.ros.worker import (
     Unload,
     WorkerConfig,
 )
-from mirage_ros.ros.worker_handle import QUEUE_SIZE, Worker
+from mirage_ros.ros.worker_handle import MOST_TRIES, QUEUE_SIZE, Worker
 from mirage_ros.seeds import Seed, level_camera_pose
 
 PERIOD = 100_000_000
@@ -188,6 +190,54 @@ def test_a_step_that_takes_all_memory_is_left_out_and_the_world_stays(hire):
     assert all("ran out of memory" in died.message for died in one.wait(Died, 2))
     after = one.ask(step(2))
     assert isinstance(after, Done) and after.chunk.tokens >= tokens
+
+
+def test_a_command_that_kills_when_it_is_repeated_is_left_out_and_told(hire, tmp_path):
+    mine = tmp_path / "mine"
+    one = hire(functools.partial(Mined, mine))
+    one.ask(Prompt("rain"))
+    one.ask(Reset(seed(), 0, "test"))
+    tokens = one.ask(step(0)).chunk.tokens
+    mine.write_text("prompt")
+    one.kill()
+    (revived,) = one.wait(Revived)
+    assert len(one.wait(Died)) == 1 + MOST_TRIES
+    assert "Prompt, repeated, took the inference worker down 5 times" in revived.message
+    one.kill()
+    assert one.wait(Revived, 2)[1].message == "", "left out once and for all"
+    after = one.ask(step(1))
+    assert isinstance(after, Done) and after.chunk.tokens >= tokens
+
+
+@pytest.mark.parametrize("part", ["picture", "world"])
+def test_a_world_that_kills_whoever_takes_it_over_ends_inference_and_says_so(hire, tmp_path, part):
+    """Repeated from its seed, and loaded from a snapshot."""
+    mine = tmp_path / "mine"
+    one = hire(functools.partial(Mined, mine))
+    one.ask(Reset(seed(), 0, "test"))
+    if part == "world":
+        assert one.ask(step(0)).snapshot
+    mine.write_text(part)
+    one.kill()
+    (failed,) = one.wait(Failed)
+    assert failed.command is None
+    assert failed.message.endswith("It died 5 times when it took over the world.")
+    assert len(one.wait(Died)) == 1 + MOST_TRIES and not one.wait(Revived, 0)
+
+
+def test_a_command_that_waits_is_not_blamed_for_deaths_before_it_was_begun(hire, tmp_path):
+    mine = tmp_path / "mine"
+    one = hire(functools.partial(Mined, mine))
+    one.ask(Prompt("rain"))
+    one.ask(Reset(seed(), 0, "test"))
+    mine.write_text("prompt")
+    one.kill(signal.SIGSTOP)
+    waiting = step(0)
+    one.worker.submit(waiting)
+    os.kill(one.worker.pid, signal.SIGKILL)
+    one.wait(Revived)
+    assert isinstance(next(iter_until(one, waiting)), Done)
+    assert not one.wait(Failed, 0)
 
 
 def test_a_model_that_never_loads_is_told_once(hire):

@@ -19,6 +19,7 @@ class Journal:
 
     def __init__(self) -> None:
         self.snapshot: str | None = None
+        self._begin: Load | None = None
         self._since: list[Command] = []
         # What the model was last told, and what it had been told before `_since`.
         self._prompt: Prompt | None = None
@@ -31,13 +32,18 @@ class Journal:
         if isinstance(command, Prompt):
             self._prompt = command
         if result.snapshot is not None:
-            self.snapshot, self._since, self._told = result.snapshot, [], self._prompt
+            self._start(result.snapshot)
             return
         if isinstance(command, (Reset, Load, Unload)):
-            self.snapshot, self._since, self._told = None, [], self._prompt
+            self._start(None)
         if not isinstance(command, Unload):
             self._since.append(command)
         self._shorten()
+
+    def _start(self, snapshot: str | None) -> None:
+        """What was done before now is in a snapshot, or is of no use any more."""
+        self.snapshot, self._since, self._told = snapshot, [], self._prompt
+        self._begin = None if snapshot is None else Load(snapshot)
 
     def _shorten(self) -> None:
         """The oldest commands go, but never the one that the world began with."""
@@ -49,9 +55,19 @@ class Journal:
         del self._since[begin:end]
 
     def replay(self) -> Iterator[Command]:
-        """What brings a new worker to where the last one was."""
+        """What brings a new worker to where the last one was: the same objects every time."""
         if self._told is not None:
             yield self._told
-        if self.snapshot is not None:
-            yield Load(self.snapshot)
+        if self._begin is not None:
+            yield self._begin
         yield from list(self._since)
+
+    def leave_out(self, command: Command) -> bool:
+        """Takes out a command that cannot be repeated. False for what the world begins with."""
+        if isinstance(command, (Reset, Load)):
+            return False
+        self._since = [kept for kept in self._since if kept is not command]
+        self._told = None if command is self._told else self._told
+        prompts = [kept for kept in self._since if isinstance(kept, Prompt)]
+        self._prompt = prompts[-1] if prompts else self._told
+        return True

@@ -2,7 +2,9 @@
 
 A worker that dies (killed, out of memory, silent for too long) is followed by another one. The new
 one takes over the last snapshot, repeats what was done since then without handing it out again, and
-goes on with the command at which the last one stopped: nothing is lost, nothing comes twice.
+goes on with the command at which the last one stopped: nothing is lost, nothing comes twice. Deaths
+are counted for the command that was being done or repeated; one that kills again and again is left
+out, and where the world cannot be brought back without it there is no other worker.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ QUEUE_SIZE = 8
 # A worker that has not given a sign of life for so long is taken for stuck.
 SILENCE_S = 60.0
 MOST_TRIES = 5
+# Of deaths in a row while the world is brought back, whatever was being repeated.
+MOST_FAILED_REVIVALS = 20
 MOST_FAILED_STARTS = 3
 
 
@@ -62,7 +66,11 @@ class Worker:
         self._ready = False
         self._process = None
         self._journal = Journal()
+        self._repeated: Command | None = None
+        self._suspect: Command | None = None
         self._tries: dict[int, int] = {}
+        self._failed_revivals = 0
+        self._left_out: list[str] = []
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._supervise, name="mirage_worker", daemon=True)
 
@@ -127,7 +135,10 @@ class Worker:
             with contextlib.suppress(OSError):
                 self._scratch.keep(self._journal.snapshot)
             self._on_result(Died(reason))
-            self._give_up_on_deadly()
+            hopeless = self._blame()
+            if hopeless:
+                self._on_result(Failed(None, f"{reason} {hopeless}"))
+                return
 
     def _live(self, lost_s: float | None) -> tuple[str | None, bool]:
         """One process from start to end: why it ended (None: for good), and if it had started."""
@@ -159,7 +170,8 @@ class Worker:
             reason = str(error) if isinstance(error, (_Silent, _End)) else ""
         finally:
             with self._lock:
-                self._ready = False
+                self._suspect = self._repeated or (self._at_work if self._ready else None)
+                self._ready, self._repeated = False, None
             self._kill()
             self._process.join(5.0)
             self._connection.close()
@@ -203,28 +215,42 @@ class Worker:
 
     def _revive(self, lost_s: float) -> None:
         """The world as it was: the last snapshot, and what was done since."""
-        message = ""
+        self._failed_revivals += 1
+        failed = ""
         for command in self._journal.replay():
+            self._repeated = command
             send(self._connection, command)
             result = self._next()
+            self._tries.pop(id(command), None)
             if isinstance(result, Failed):
-                message = result.message
+                failed = result.message
+        message = " ".join([*self._left_out, failed]).strip()
+        self._repeated, self._failed_revivals, self._left_out = None, 0, []
         self._on_result(Revived(time.monotonic() - lost_s, message))
 
-    def _give_up_on_deadly(self) -> None:
-        """A command that took more than one process down is not tried again."""
+    def _blame(self) -> str:
+        """A command that took one process down after the other is not tried again. Returns why
+        another process would be of no use, '' where it may be."""
+        if self._failed_revivals >= MOST_FAILED_REVIVALS:
+            return f"It died {self._failed_revivals} times while the world was brought back."
+        command, self._suspect = self._suspect, None
+        if command is None:
+            return ""
+        tries = self._tries[id(command)] = self._tries.get(id(command), 0) + 1
+        if tries < MOST_TRIES:
+            return ""
+        del self._tries[id(command)]
+        reason = f"took the inference worker down {tries} times; it is left out."
         with self._lock:
-            command = self._at_work
-            if command is None:
-                return
-            tries = self._tries[id(command)] = self._tries.get(id(command), 0) + 1
-            if tries < MOST_TRIES:
-                return
-            self._at_work = None
-            del self._tries[id(command)]
-        self._on_result(
-            Failed(command, f"It took the inference worker down {tries} times; it is left out.")
-        )
+            waits = command is self._at_work
+            self._at_work = None if waits else self._at_work
+        if waits:
+            self._on_result(Failed(command, f"It {reason}"))
+        elif self._journal.leave_out(command):
+            self._left_out.append(f"{type(command).__name__}, repeated, {reason}")
+        else:
+            return f"It died {tries} times when it took over the world."
+        return ""
 
 
 class _Silent(Exception):
