@@ -51,10 +51,7 @@ class Births:
         if self.capacity < self.most and 4 * (self.count + wanted) > 3 * self.capacity:
             rows = max(self.count + wanted, 2 * self.capacity, 16)
             rows = self.most if 8 * rows > self.most else rows
-            for name, field in self.fields.items():
-                grown = np.empty((rows, *field.shape[1:]), field.dtype)
-                grown[: self.count] = field[: self.count]
-                self.fields[name] = grown
+            self.fields = self._of_rows(rows)
 
     def add(self, views: dict[str, np.ndarray]) -> int:
         """Appends views, for which there is room; returns the first's number."""
@@ -71,9 +68,15 @@ class Births:
 
     def copy(self) -> Births:
         twin = object.__new__(Births)
-        fields = {name: field.copy() for name, field in self.fields.items()}
-        twin.__dict__.update(self.__dict__, fields=fields)
+        twin.__dict__.update(self.__dict__, fields=self._of_rows(self.capacity))
         return twin
+
+    def _of_rows(self, rows: int) -> dict[str, np.ndarray]:
+        """The fields with room for so many views, those there are copied."""
+        own = {name: np.empty((rows, *s), d) for name, (d, s) in VIEW_FIELDS.items()}
+        for name, field in own.items():
+            field[: self.count] = self[name]
+        return own
 
 
 def views_of(

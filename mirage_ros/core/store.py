@@ -168,9 +168,7 @@ class TokenStore:
     def copy(self) -> TokenStore:
         """An independent store with the same tokens."""
         twin = self.share()
-        twin.arrays = self._allocate(self.capacity)
-        for name in self.arrays:
-            twin[name][:] = self[name]
+        twin.arrays = self._of_rows(self.capacity)
         twin.table, twin.blocks = self.table.copy(), self.blocks.copy()
         twin.births = self.births.copy()
         return twin
@@ -187,6 +185,13 @@ class TokenStore:
 
     def _allocate(self, rows: int) -> dict[str, np.ndarray]:
         return {name: np.empty((rows, *shape), d) for name, (d, shape) in self.fields().items()}
+
+    def _of_rows(self, rows: int) -> dict[str, np.ndarray]:
+        """The fields with room for so many tokens, those there are copied."""
+        own = self._allocate(rows)
+        for name, array in own.items():
+            array[: self.count] = self[name]
+        return own
 
     def _surfels(self, rows: int) -> Surfels:
         fields = (self.arrays[name][:rows] for name in SURFEL_FIELDS)
@@ -206,17 +211,14 @@ class TokenStore:
             self._fill(new_table(self.count))
 
     def _grow(self, wanted: int) -> None:
-        """Doubles, field by field; from an eighth of the cap on goes straight to the cap.
+        """Doubles; from an eighth of the cap on goes straight to the cap.
 
-        So the old copy of the field in hand never adds more than an eighth to the whole.
-        Pages that hold no token yet are not touched.
+        So the old rows never add more than an eighth to the whole. Pages that hold no token yet
+        are not touched. All is there before any of it is taken over: where memory runs out in
+        between, compiled loops must not meet arrays of unequal lengths.
         """
         rows = self._capacity_for(max(wanted, 2 * self.capacity, 256))
-        for name, (dtype, shape) in self.fields().items():
-            grown = np.empty((rows, *shape), dtype)
-            grown[: self.count] = self[name]
-            self.arrays[name] = grown
-        self.blocks = self.blocks.grown(rows)
+        self.arrays, self.blocks = self._of_rows(rows), self.blocks.grown(rows)
 
     def _capacity_for(self, rows: int) -> int:
         return self.max_rows if 8 * rows > self.max_rows else rows
