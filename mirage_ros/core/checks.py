@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.features import LARGEST, representable
 from mirage_ros.core.types import Perception, WorldModel
 
 
@@ -35,17 +36,17 @@ def check_plan(
 
 
 def check_latents(latents: torch.Tensor, model: WorldModel, frames: int) -> torch.Tensor:
-    """The latents, if they have the model's shape and can be remembered as float16."""
+    """The latents, if they have the model's shape and memory can hold them."""
     wanted = (frames, model.channels, *(side // model.stride for side in model.size))
     if tuple(latents.shape) != wanted:
         raise MirageError(
             f"The model {model.name} gave latents of shape {tuple(latents.shape)} where {wanted} "
             "is needed; check the checkpoint."
         )
-    if not bool(torch.isfinite(latents.half()).all()):
+    if not representable(latents):
         raise MirageError(
-            f"The model {model.name} gave latents with NaN or values beyond float16, finite ones "
-            "are needed; check the checkpoint."
+            f"The model {model.name} gave latents with NaN or values beyond {LARGEST:,.0f}, which "
+            "memory cannot hold; check the checkpoint."
         )
     return latents
 

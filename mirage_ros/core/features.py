@@ -22,6 +22,9 @@ _SCALES = (1 + np.arange(256) % 8 / 8).astype(np.float32) * np.float32(2) ** (
 ).astype(np.float32)
 """What a scale's byte stands for: 5 bits of exponent, 3 of mantissa, 2^-16 to 61,440."""
 
+LARGEST = float(_SCALES[-1])
+"""The largest magnitude that every type holds."""
+
 Fields = dict[str, tuple[str, tuple[int, ...]]]
 
 
@@ -32,6 +35,11 @@ def feature_fields(channels: int, dtype: str) -> Fields:
         return {"features": ("uint8", (width,)), "scales": ("uint8", ())}
     # numpy has no bfloat16, so that type's bits.
     return {"features": ("float16" if dtype == "float16" else "uint16", (channels,))}
+
+
+def representable(latents: torch.Tensor) -> bool:
+    """Whether every type can keep all of the numbers: none is NaN or beyond LARGEST."""
+    return bool((latents.detach().abs() <= LARGEST).all())
 
 
 def rows_of_latents(latents, chosen: np.ndarray, dtype: str) -> dict[str, np.ndarray] | None:

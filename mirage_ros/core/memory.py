@@ -21,7 +21,13 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt16
 from mirage_ros.core.births import views_of
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
-from mirage_ros.core.features import FEATURE_TYPES, latents_of_rows, rows_of_latents
+from mirage_ros.core.features import (
+    FEATURE_TYPES,
+    LARGEST,
+    latents_of_rows,
+    representable,
+    rows_of_latents,
+)
 from mirage_ros.core.frames import Points
 from mirage_ros.core.lifting import lift_surfels
 from mirage_ros.core.memory_files import load_store, save_store
@@ -110,6 +116,8 @@ class LatentMemory:
         depth = np.asarray(depth_m, np.float32)
         self._check_write(latents, depth, np.asarray(static), np.asarray(rgb), shape)
         chosen = np.asarray(static, bool) & np.isfinite(depth) & (depth > 0)
+        if not chosen.any():
+            return 0
         features = rows_of_latents(latents, chosen, self.config.dtype)
         if features is None:
             raise MirageError(
@@ -141,6 +149,7 @@ class LatentMemory:
 
         Depth may be finer than latents, see `write_by_surfaces`.
         """
+        self._check_values(latents)
         stamps, ids, stored = np.asarray(stamps_ns), np.asarray(frame_ids), 0
         for i in range(len(cameras)):
             one = slice(i, i + 1)
@@ -158,6 +167,7 @@ class LatentMemory:
     ) -> int:
         """As `write`, but depth may be finer than latents: then cells that show two surfaces are
         kept by parts (splitting.py)."""
+        self._check_values(latents)
         told = latents, cameras, np.asarray(depth_m), np.asarray(static), np.asarray(rgb)
         return sum(
             self.write(*cells, stamps_ns, colours, frame_ids, parts)
@@ -281,19 +291,21 @@ class LatentMemory:
     def _owned_store(self) -> TokenStore:
         """The store, to change it: a copy if another living memory shares it."""
         if len(self._sharers) > 1:
+            own = self._store.copy()
             self._leave()
-            self._own(self._store.copy())
+            self._own(own)
         self._on_device = None
         return self._store
 
     def _owned_use(self) -> UInt16[np.ndarray, "n"]:
         """When each token last won a cell, to change it: reads of one fork are not the other's."""
         if len(self._use_sharers) > 1:
+            used, count = self._store.arrays["used"], self._store.count
+            own = np.empty_like(used)
+            own[:count] = used[:count]
             self._use_sharers.discard(self)
             self._use_sharers = weakref.WeakSet([self])
-            used = self._store.arrays["used"]
-            self._store.arrays["used"] = np.empty_like(used)
-            self._store["used"][:] = used[: self._store.count]
+            self._store.arrays["used"] = own
         return self._store["used"]
 
     def _leave(self) -> None:
@@ -316,6 +328,13 @@ class LatentMemory:
             self._tick //= 2
         self._tick += 1
         return self._tick
+
+    def _check_values(self, latents) -> None:
+        """What is written in several goes is checked before the first of them."""
+        if not representable(latents):
+            raise MirageError(
+                f"Latents to remember hold NaN or values beyond {LARGEST:,.0f}; check the model."
+            )
 
     def _check_write(self, latents, depth, static, rgb, shape) -> None:
         wanted = (shape[0], self.config.channels, *shape[1:])

@@ -61,8 +61,9 @@ def observe(
     depth = cell_depth(fine, model.stride)
     known = np.isfinite(depth)
     number = max((i for i in state.latents if i >= FIRST_ID), default=FIRST_ID - 1) + 1
-    erased = state.memory.forget(contradicted(state.memory, cells[0], depth[0]))
-    stored = state.memory.write_by_surfaces(
+    fork = state.forked()
+    erased = fork.memory.forget(contradicted(fork.memory, cells[0], depth[0]))
+    stored = fork.memory.write_by_surfaces(
         latents,
         cells,
         fine if readout_cells(model) > 1 else depth,
@@ -74,7 +75,7 @@ def observe(
     kept = {i: latent for i, latent in state.latents.items() if i < FIRST_ID or i > number - KEPT}
     kept[number] = latents[0].to("cpu", torch.float16)
     sights = state.sights.with_real(camera, depth_m, readout_side(model))
-    world._state = replace(state, latents=kept, sights=sights)
+    world.state = replace(fork, latents=kept, sights=sights)
     return erased, stored
 
 

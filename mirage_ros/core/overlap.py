@@ -25,7 +25,7 @@ import torch
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.frames import Chunk
-from mirage_ros.core.world_state import Draft
+from mirage_ros.core.world_state import Draft, WorldState
 
 if TYPE_CHECKING:
     from mirage_ros.core.world import World
@@ -46,38 +46,41 @@ def overlapped(world: World, plans: Sequence[Plan]) -> Iterator[Chunk]:
 
 def lagged(world: World, plans: Sequence[Plan], thread: Executor) -> Iterator[Chunk]:
     """The order of work itself; `thread` generates."""
-    draft = world._read(world._seeded(), *plans[0])
+    fork = world._seeded().forked()
+    draft = world._read(fork, *plans[0])
     latents = thread.submit(world._generate, draft).result()
     for index in range(len(plans)):
         if index + 1 < len(plans):
-            after = _read_ahead(world, draft, latents, plans[index + 1])
+            after = _read_ahead(world, fork, draft, latents, plans[index + 1])
             coming = thread.submit(world._generate, after)
-        chunk = world._finish(draft, latents)
-        left = world._seeded()
+        left, chunk = world._finish(fork, draft, latents)
+        world.state = left
         yield chunk
-        if world._seeded() is not left:
+        if world.state is not left:
             raise MirageError(
                 "The world was changed between two chunks of a rollout with overlap_decode, whose "
                 "next chunk was begun already; end the rollout first, or set it to false."
             )
         if index + 1 < len(plans):
-            draft, latents = _anchored_anew(world, after), coming.result()
+            fork = left.forked()
+            draft, latents = _anchored_anew(world, fork, after), coming.result()
 
 
-def _read_ahead(world: World, draft: Draft, latents: torch.Tensor, plan: Plan) -> Draft:
+def _read_ahead(
+    world: World, state: WorldState, draft: Draft, latents: torch.Tensor, plan: Plan
+) -> Draft:
     """The next chunk's draft, with this one's latents before it and not yet its memory."""
-    state = world._seeded()
     ahead = world._advanced(state, latents, draft.cameras, draft.stamps_ns, state.decoder)
     return world._read(ahead, *plan)
 
 
-def _anchored_anew(world: World, draft: Draft) -> Draft:
+def _anchored_anew(world: World, state: WorldState, draft: Draft) -> Draft:
     """The draft with what memory shows by now, which its depth is aligned to.
 
     What came from memory is still what the network was shown.
     """
     cells = world._shown(draft.cameras)
-    fresh = world._seeded().memory.read(cells, draft.stamps_ns)
+    fresh = state.memory.read(cells, draft.stamps_ns)
     return replace(draft, shown=replace(draft.shown, depth_m=fresh.depth_m))
 
 

@@ -46,27 +46,24 @@ class Rig:
     def step(self, cameras: Sequence[Camera], stamps_ns: Int[np.ndarray, "f"]) -> tuple[Chunk, ...]:
         """The next chunk of every camera at the same stamps; `cameras` holds one batch for each.
 
-        Bad plans raise MirageError; what cameras before the bad one have written stays in memory.
+        Bad plans raise MirageError, and none of the cameras has written anything.
         """
         if len(cameras) != self.cameras:
             raise MirageError(f"The rig has {self.cameras} cameras and got {len(cameras)} plans.")
         if self.cameras == 1:
             return (self.world.step(cameras[0], stamps_ns),)
         start, after = self.world._seeded(), []
-        latents, chunks, sights = dict(start.latents), [], start.sights
-        try:
-            for index in range(self.cameras):
-                entry = self._entry(index, start, latents)
-                self.world._state = replace(entry, sights=sights)
-                chunks.append(self.world.step(cameras[index], stamps_ns))
-                after.append(self.world._state)
-                sights = after[-1].sights
-                latents |= self._new(after[-1], len(chunks[-1].frames))
-        except BaseException:
-            self.world._state = start
-            raise
+        latents, chunks, last = dict(start.latents), [], start
+        for index in range(self.cameras):
+            entry = self._entry(index, start, latents)
+            entry = replace(entry, memory=last.memory, sights=last.sights)
+            last, chunk = self.world.stepped(entry, cameras[index], stamps_ns)
+            after.append(last)
+            chunks.append(chunk)
+            latents |= self._new(last, len(chunk.frames))
         kept = self._kept(latents, [state.frames_seen for state in after])
-        self.world._state = replace(after[0], latents=kept, sights=sights)
+        remembered = {"memory": last.memory, "sights": last.sights}
+        self.world.state = replace(after[0], latents=kept, **remembered)
         return tuple(chunks)
 
     def _entry(self, index: int, start: WorldState, latents: dict) -> WorldState:
@@ -96,10 +93,10 @@ class Rig:
 
 def redated(world: World, stamp_ns: int) -> None:
     """Sets the stamp of the world's last frame: what comes next may bear any later one."""
-    world._state = replace(world._seeded(), stamp_ns=int(stamp_ns))
+    world.state = replace(world._seeded(), stamp_ns=int(stamp_ns))
 
 
 def memory_of(world: World, state: WorldState) -> None:
     """Gives the world another state's memory and keeps its own time and camera."""
     now, then = world._seeded(), state.forked()
-    world._state = replace(then, stamp_ns=now.stamp_ns, camera=now.camera)
+    world.state = replace(then, stamp_ns=now.stamp_ns, camera=now.camera)

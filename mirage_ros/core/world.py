@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.carving import Sights, carved
@@ -58,7 +58,8 @@ class WorldConfig:
     Attributes:
         seed: of all noise; the same seed, picture and plan give the same frames. At least 0.
         use_memory: False never writes to memory: the baseline that forgets.
-        max_memory_bytes: hard cap of the latent memory.
+        max_memory_bytes: hard cap of the latent memory, of which there are two for as long as a
+            call writes.
         max_depth_m: what lies farther is beyond range (+inf) and not remembered.
         rewrite_log_scale: visible cells are rewritten when the natural log of the token's
             footprint over the cell's width exceeds this (0.35: tokens 1.4 times too coarse).
@@ -81,7 +82,12 @@ class WorldConfig:
 class World:
     """A generated world: one picture in, frames for any planned cameras out.
 
-    A call that fails leaves the world as it was.
+    A call that fails leaves the world as it was, whatever failed: a state is never changed, each
+    call works on a fork and takes it over as its last act. So memory is there twice while a call
+    writes to it.
+
+    Attributes:
+        state: what there is now, None before the first reset. An older one brings that back.
     """
 
     def __init__(self, model: WorldModel, config: WorldConfig = WorldConfig()) -> None:
@@ -91,7 +97,7 @@ class World:
                 f"seed of at least 0 and kept_latents of at least {model.preceding_frames}."
             )
         self.model, self.config = model, config
-        self._state: WorldState | None = None
+        self.state: WorldState | None = None
 
     @property
     def memory(self) -> SpatialMemory:
@@ -99,7 +105,7 @@ class World:
 
     @property
     def frames_seen(self) -> int:
-        return 0 if self._state is None else self._state.frames_seen
+        return 0 if self.state is None else self.state.frames_seen
 
     @property
     def camera(self) -> Camera:
@@ -146,18 +152,27 @@ class World:
         kept = {0: latents[0].to("cpu", torch.float16)}
         sights = Sights.none().with_real(cameras[0], perception.depth_m[0], readout_side(model))
         last = cameras[0], int(stamp_ns)
-        self._state = WorldState(memory, kept, 1, *last, decoder, sights=sights)
+        state = WorldState(memory, kept, 1, *last, decoder, sights=sights)
         visible = np.ones((1, *self._shown(cameras).size), bool)
-        return self._chunk(decoded, cameras, perception, visible, stamps, seconds)
+        chunk = self._chunk(state, decoded, cameras, perception, visible, stamps, seconds)
+        self.state = state
+        return chunk
 
     def step(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Chunk:
         """The next chunk: at most `model.chunk_frames` cameras at increasing stamps.
 
         Frames seen before come back, the rest is imagined. Bad plans raise MirageError.
         """
-        draft = self._read(self._seeded(), cameras, stamps_ns)
-        latents = self._generate(draft)
-        return self._finish(draft, latents)
+        self.state, chunk = self.stepped(self._seeded(), cameras, stamps_ns)
+        return chunk
+
+    def stepped(
+        self, state: WorldState, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]
+    ) -> tuple[WorldState, Chunk]:
+        """A state after the next chunk, and the chunk; the state itself stays as it is."""
+        fork = state.forked()
+        draft = self._read(fork, cameras, stamps_ns)
+        return self._finish(fork, draft, self._generate(draft))
 
     def rollout(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Iterator[Chunk]:
         """Steps through a plan of any length, yielding chunk after chunk."""
@@ -170,13 +185,20 @@ class World:
         else:
             yield from (self.step(*plan) for plan in plans)
 
+    def erase(self, box_min: Float[np.ndarray, "3"], box_max: Float[np.ndarray, "3"]) -> int:
+        """Forgets what memory holds in an axis-aligned box; returns how many tokens went."""
+        fork = self._seeded().forked()
+        erased = fork.memory.erase(box_min, box_max)
+        self.state = fork
+        return erased
+
     def snapshot(self) -> WorldState:
         """The world as it is now; cheap, memory is shared until one side changes."""
         return self._seeded().forked()
 
     def restore(self, state: WorldState) -> None:
         """Back to a snapshot, which stays good for further restores."""
-        self._state = state.forked()
+        self.state = state.forked()
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the whole world to a folder, all or nothing."""
@@ -184,12 +206,12 @@ class World:
 
     def load(self, folder: str | os.PathLike) -> None:
         """Takes over a saved world of the same model; a bad folder raises MirageError."""
-        self._state = load_world(folder, self.model, self._memory_config())
+        self.state = load_world(folder, self.model, self._memory_config())
 
     def _seeded(self) -> WorldState:
-        if self._state is None:
+        if self.state is None:
             raise MirageError("The world has no seed yet; call reset with a picture first.")
-        return self._state
+        return self.state
 
     def _new_memory(self) -> SpatialMemory:
         """An empty memory; a world that remembers otherwise overrides this and `_write`."""
@@ -217,9 +239,12 @@ class World:
         with _timed(draft.seconds, "generate"):
             return check_latents(self.model.generate(*told), self.model, len(draft.cells))
 
-    def _finish(self, draft: Draft, latents: torch.Tensor) -> Chunk:
-        """Decodes, perceives and writes: the chunk's pictures, and the world after it."""
-        state, model, seconds = self._seeded(), self.model, draft.seconds
+    def _finish(
+        self, state: WorldState, draft: Draft, latents: torch.Tensor
+    ) -> tuple[WorldState, Chunk]:
+        """Decodes, perceives and writes into a state that is nobody else's: the state after the
+        chunk, and the chunk's pictures."""
+        model, seconds = self.model, draft.seconds
         cameras, stamps, shown = draft.cameras, draft.stamps_ns, draft.shown
         with _timed(seconds, "decode"):
             rgb, decoder = decode_next(model, latents, state.decoder, len(stamps))
@@ -233,8 +258,8 @@ class World:
             sound, sights = carved(state.sights, cameras, perception, *cells)
             self._write(state.memory, latents, cameras, sound, rgb, stamps, first_id)
         state = replace(state, sights=sights)
-        self._state = self._advanced(state, latents, cameras, stamps, decoder)
-        return self._chunk(rgb, cameras, perception, shown.visible, stamps, seconds)
+        after = self._advanced(state, latents, cameras, stamps, decoder)
+        return after, self._chunk(after, rgb, cameras, perception, shown.visible, stamps, seconds)
 
     def _latent(self, cameras: Camera) -> Camera:
         return cameras.resized(latent_size(self.model))
@@ -300,15 +325,14 @@ class World:
         last = cameras[-1], int(stamps[-1])
         return WorldState(state.memory, kept, seen, *last, decoder, grouped, state.sights)
 
-    def _chunk(self, rgb, cameras, perception, visible, stamps, seconds) -> Chunk:
+    def _chunk(self, state, rgb, cameras, perception, visible, stamps, seconds) -> Chunk:
         observed = upsample(visible, readout_side(self.model))
         frames = tuple(
             Frame(int(stamps[i]), cameras[i], rgb[i], perception.depth_m[i], observed[i])
             for i in range(len(stamps))
         )
-        memory = self._seeded().memory
         share = float(visible.mean())
-        return Chunk(frames, seconds, share, memory.tokens, memory.nbytes)
+        return Chunk(frames, seconds, share, state.memory.tokens, state.memory.nbytes)
 
 
 def _noise_seed(seed: int, frame: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,23 @@ MOST_UNDATED = 16
 FRESH = (Reset, Load, Restore, Erase, Observe)
 
 
+@dataclass(frozen=True)
+class Dating:
+    """Whether the world's time is settled; its first frame settles it.
+
+    Attributes:
+        done: it is.
+        seed: what the world begins with, to begin again at the time just before that frame.
+        changes: what was done to the world since, to be done again then.
+        given_ns: the time that the world was given, which holds if it is before that frame.
+    """
+
+    done: bool = True
+    seed: Seed | None = None
+    changes: tuple[Command, ...] = ()
+    given_ns: int | None = None
+
+
 class Engine:
     """One world and what may be done to it. A command that raises leaves the world as it was."""
 
@@ -48,9 +65,7 @@ class Engine:
         self.config = config
         self.model = model
         self._snapshots = Snapshots(config.snapshots)
-        self._fresh: Seed | None = None
-        self._undated: list[Command] = []
-        self._dated, self._given_ns = True, None
+        self._dating = Dating()
         self._cloud_sent_s = -np.inf
         self._start()
         self._actions = {
@@ -70,11 +85,21 @@ class Engine:
 
     def carry_out(self, command: Command) -> Done:
         """Does it and tells what came of it. Raises MirageError for what cannot be done."""
+        world, rig, dating = self._world, self._rig, self._dating
+        state = world.state
+        try:
+            return self._carried_out(command)
+        except BaseException:
+            self._world, self._rig, self._dating = world, rig, dating
+            world.state = state
+            raise
+
+    def _carried_out(self, command: Command) -> Done:
         start_s = time.perf_counter()
         done = self._actions[type(command)](command)
         self._note_undated(command)
         snapshot = None
-        if isinstance(command, CHANGING) and self._world.frames_seen and self._dated:
+        if isinstance(command, CHANGING) and self._world.frames_seen and self._dating.done:
             snapshot = self._snapshots.take(self._world, force=isinstance(command, FRESH))
         points = self._due_points(command)
         seconds = time.perf_counter() - start_s
@@ -97,8 +122,7 @@ class Engine:
     def _reset(self, command: Reset) -> Done:
         seed = command.seed.load() if isinstance(command.seed, SeedName) else command.seed
         chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns or 0)
-        self._fresh, self._dated = seed, False
-        self._given_ns = command.stamp_ns
+        self._dating = Dating(False, seed, given_ns=command.stamp_ns)
         return _done(command, chunk)
 
     def _step(self, command: Step) -> Done:
@@ -117,7 +141,7 @@ class Engine:
 
     def _redate(self, command: Redate) -> Done:
         self._world.memory  # noqa: B018 - raises without a world
-        self._dated, self._fresh, self._given_ns = False, None, None
+        self._dating = Dating(False)
         return _done(command)
 
     def _cloud(self, command: Cloud) -> Done:
@@ -132,16 +156,14 @@ class Engine:
 
     def _load(self, command: Load) -> Done:
         self._world.load(command.path)
-        self._fresh, self._dated, self._given_ns = None, True, None
+        self._dating = Dating(command.stamp_ns is not None or not command.redate)
         if command.stamp_ns is not None:
             redated(self._world, command.stamp_ns)
-        elif command.redate:
-            self._dated = False
         memory, pose = self._world.memory, self._world.camera.world_from_camera
         return _done(command, tokens=memory.tokens, bytes=memory.nbytes, world_from_camera=pose)
 
     def _erase(self, command: Erase) -> Done:
-        erased = self._world.memory.erase(np.array(command.low), np.array(command.high))
+        erased = self._world.erase(np.array(command.low), np.array(command.high))
         return _done(command, erased=erased, tokens=self._world.memory.tokens)
 
     def _fork(self, command: Fork) -> Done:
@@ -174,9 +196,9 @@ class Engine:
         return _done(command)
 
     def _unload(self, command: Unload) -> Done:
-        self._snapshots.clear()
-        self._fresh, self._dated = None, True
+        self._dating = Dating()
         self._start()
+        self._snapshots.clear()
         return _done(command)
 
     def _due_points(self, command: Command) -> Points | None:
@@ -191,32 +213,24 @@ class Engine:
 
     def _date(self, first_ns: int) -> None:
         """A world begins before its first frame, whatever clock its stamp is from."""
-        if self._dated:
+        dating, self._dating = self._dating, Dating()
+        if dating.done or (dating.given_ns is not None and dating.given_ns < first_ns):
             return
-        self._dated = True
-        seed, self._fresh = self._fresh, None
-        undated, self._undated = self._undated, []
-        if self._given_ns is not None and self._given_ns < first_ns:
-            return
-        stamp_ns = first_ns - self.config.period_ns
-        if seed is not None:
-            self._world.reset(seed.rgb, seed.camera, seed.depth_m, stamp_ns)
-            for command in undated:
-                self._actions[type(command)](command)
-        else:
+        stamp_ns, seed = first_ns - self.config.period_ns, dating.seed
+        if seed is None:
             redated(self._world, stamp_ns)
+            return
+        self._world.reset(seed.rgb, seed.camera, seed.depth_m, stamp_ns)
+        for command in dating.changes:
+            self._actions[type(command)](command)
 
     def _note_undated(self, command: Command) -> None:
-        """What is done to a world before its first frame is done again when that dates it.
-
-        A world to which much is done keeps the dates that it has: its seed's age is wrong then.
-        """
-        if isinstance(command, (Reset, Redate, Load, Unload)):
-            self._undated = []
-        elif isinstance(command, (Erase, Restore, Observe)) and self._fresh is not None:
-            self._undated.append(command)
-            if len(self._undated) > MOST_UNDATED:
-                self._fresh, self._undated = None, []
+        """A world to which much is done keeps the dates that it has: its seed's age is wrong."""
+        dating = self._dating
+        if isinstance(command, (Erase, Restore, Observe)) and dating.seed is not None:
+            changes = (*dating.changes, command)
+            seed = dating.seed if len(changes) <= MOST_UNDATED else None
+            self._dating = replace(dating, seed=seed, changes=changes if seed else ())
 
     def _camera(self, view: View, world_from_camera: np.ndarray) -> Camera:
         seen = self._world.camera

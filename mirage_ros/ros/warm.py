@@ -47,7 +47,7 @@ def warm() -> None:
     poses = np.stack([np.eye(4)] * 2)
     poses[:, 0, 3] = [0.1, 0.4]
     world.step(Camera(camera.intrinsics, poses, SIZE), np.array([1, 2]))
-    world.memory.erase(np.full(3, -9.0), np.full(3, 9.0))
+    world.erase(np.full(3, -9.0), np.full(3, 9.0))
     torch.set_num_threads(threads)
 
 
