@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.models.parts import find_folder
-from mirage_ros.models.pretrained import SHIPPED
+from mirage_ros.models.pretrained import model_digest
 from mirage_ros.recording.recorder import Feature, RecordingConfig
 
 TWIST = ("vx_m_s", "vy_m_s", "vz_m_s", "wx_rad_s", "wy_rad_s", "wz_rad_s")
@@ -69,22 +67,4 @@ class Job:
         """What has to agree before a dataset is gone on with."""
         told = asdict(self) | {"policies": list(self.policies)}
         told["starts"] = self.starts if isinstance(self.starts, str) else list(self.starts)
-        return told | {"weights": weights_digest(self.model)}
-
-
-def weights_digest(model: str) -> str:
-    """SHA-256 over a checkpoint folder's files. Raises MirageError where there are none."""
-    folder = SHIPPED.get(model) or find_folder(model)
-    digest = hashlib.sha256()
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".safetensors", ".json")]
-    if not files:
-        raise MirageError(
-            f"There is no model {model}; give a checkpoint folder, a hub id or one of the shipped "
-            f"names {sorted(SHIPPED)}."
-        )
-    for path in files:
-        digest.update(str(path.relative_to(folder)).encode())
-        with path.open("rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
-    return digest.hexdigest()
+        return told | {"weights": model_digest(self.model)}

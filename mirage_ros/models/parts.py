@@ -14,15 +14,16 @@ from mirage_ros.core.errors import MirageError
 def find_folder(name: str | Path) -> Path:
     """A folder as it is, or the local snapshot of a hub id, fetched where the hub is in reach.
 
-    Raises MirageError when there is neither.
+    A hub id may end in a revision: `owner/name@v1.0`. Raises MirageError when there is neither.
     """
-    if Path(name).exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+    repository, _, revision = str(name).partition("@")
+    if Path(name).exists() or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         return Path(name).expanduser()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(name)))
+        return Path(snapshot_download(repository, revision=revision or None))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise MirageError(

@@ -114,9 +114,14 @@ def load_perceiver(
 
 def perceiver_bytes(depth: str, masks: str) -> int:
     """What a config's depth model and segmenter take, as far as they are on this machine."""
-    total = 0
+    return sum(stored_bytes(source) for source in sources_of(depth, masks) if source != "mini")
+
+
+def sources_of(depth: str, masks: str) -> list[str]:
+    """Folders or hub ids of a config's depth model and segmenter; "mini" is the shipped model."""
+    found = []
     for name, known in ((depth, depth_estimators.SOURCES), (masks, segmenters.SOURCES)):
         kind, _, source = name.partition(":")
-        if source or kind in known:
-            total += stored_bytes(source or known[kind])
-    return total
+        if name == "mini" or source or kind in known:
+            found.append(source or known.get(kind, name))
+    return found

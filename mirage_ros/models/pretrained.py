@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from mirage_ros.models.mini import MiniConfig, MiniModel
 from mirage_ros.models.parts import find_folder, load_part, pick_device
 from mirage_ros.models.perception import MiniPerception
 from mirage_ros.models.sampler import SamplerConfig
-from mirage_ros.models.wan_config import is_wan_folder
+from mirage_ros.models.wan_config import is_wan_folder, read_config
 
 FORMAT_VERSION = 2
 SHIPPED = {"mini": Path(__file__).parent.parent / "weights" / "mini"}
+DOCUMENTS = (".md", ".png", ".jpg", ".jpeg", ".gif", ".mp4")
+"""Endings of files that say something about a model and are no part of it."""
 PARTS = {
     "codec": MiniCodec,
     "transformer": WanTransformer3DModel,
@@ -61,6 +64,63 @@ def load_model(
     sampler = SamplerConfig(**index["sampler"])
     config = MiniConfig(tuple(index["size"]), int(index["chunk_frames"]), sampler)
     return MiniModel(**parts, config=config, name=index["name"], device=device)
+
+
+def model_digest(name_or_path: str) -> str:
+    """SHA-256 over the files that a model is made of, wherever they lie: two models with one digest
+    draw the same frames.
+
+    Counted are the files of the checkpoint's folder (documents and hidden files apart), and those
+    that a Wan2.2 folder only names: `base`, and the sources of depth and masks.
+
+    Raises:
+        MirageError: there is no such model.
+    """
+    digest = hashlib.sha256()
+    for folder in _folders_of(name_or_path):
+        files = list(_files_of(folder))
+        if not any(path.suffix in (".json", ".safetensors") for path in files):
+            raise MirageError(
+                f"There is no model at {folder} ({name_or_path}); give a checkpoint folder, a hub "
+                f"id or one of the shipped names {sorted(SHIPPED)}."
+            )
+        for path in files:
+            digest.update(str(path.relative_to(folder)).encode())
+            content = hashlib.sha256()
+            with path.open("rb") as file:
+                while part := file.read(1 << 20):
+                    content.update(part)
+            digest.update(content.digest())
+    return digest.hexdigest()
+
+
+def _folders_of(name_or_path: str) -> Iterator[Path]:
+    folder = SHIPPED.get(str(name_or_path)) or find_folder(name_or_path)
+    yield folder
+    if not (folder.is_dir() and is_wan_folder(folder)):
+        return
+    from mirage_ros.models.perceivers import sources_of
+    from mirage_ros.models.wan_loading import published_folder
+
+    config = read_config(folder, {})
+    if (base := published_folder(folder)) != folder:
+        yield base
+    for source in sources_of(config.depth, config.masks):
+        yield SHIPPED.get(source) or find_folder(source)
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    """In order, those behind links to folders as well."""
+    entered = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        entered.add(os.path.realpath(root))
+        folders[:] = sorted(
+            name for name in folders
+            if not name.startswith(".") and os.path.realpath(Path(root, name)) not in entered
+        )  # fmt: skip
+        for path in (Path(root, name) for name in sorted(names)):
+            if path.is_file() and not path.name.startswith(".") and path.suffix not in DOCUMENTS:
+                yield path
 
 
 def load_perception(name_or_path: str) -> MiniPerception:
