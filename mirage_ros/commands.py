@@ -150,10 +150,10 @@ def readback(arguments: argparse.Namespace) -> int:
     from mirage_ros.models.pretrained import load_model
 
     model = load_model(arguments.model)
-    results = read_back(arguments.folder, arguments.seed_frame, model, arguments.frames)
-    print(describe(results))
+    walk = read_back(arguments.folder, arguments.seed_frame, model, arguments.frames)
+    print(describe(walk))
     if arguments.out is not None:
-        draw(results, arguments.out)
+        draw(walk, arguments.out)
     return 0
 
 

@@ -1,9 +1,11 @@
 """Closed loops are judged against truth: the judge itself is what is tested here."""
 
+import hashlib
 import json
 from dataclasses import replace
 
 import cv2
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from mirage_ros.core.errors import MirageError
 from mirage_ros.core.types import WorldModel
 from mirage_ros.core.world import World
 from mirage_ros.evaluation import evaluate as evaluating
+from mirage_ros.evaluation.evaluate_report import describe
 from mirage_ros.evaluation.judging import (
     frechet_distance,
     gradient_energy,
@@ -26,8 +29,10 @@ from mirage_ros.evaluation.judging import (
     ssim_where,
 )
 from mirage_ros.evaluation.metrics import psnr_db, ssim
+from mirage_ros.evaluation.posed_rgbd import PosedRgbd
+from mirage_ros.evaluation.readback import read_back
 from mirage_ros.evaluation.rgb_cache import RgbWorld
-from mirage_ros.evaluation.rolling import Rolled, cached, hash_of_model, name_of, roll
+from mirage_ros.evaluation.rolling import Rolled, cached, name_of, roll, seed_lost, seed_remembered
 from mirage_ros.evaluation.scoring import check_model, score, summarise
 from mirage_ros.evaluation.truth import (
     TrueWorld,
@@ -44,6 +49,7 @@ from mirage_ros.evaluation.variants import (
     make_world,
     parse_variants,
 )
+from mirage_ros.models.pretrained import model_digest
 
 SIZE = (64, 80)
 MODEL = PixelModel(SIZE)
@@ -58,7 +64,7 @@ def perfect(truth: TrueWorld) -> Rolled:
     count = len(truth)
     return Rolled(
         truth.rgb, truth.depth_m, truth.grounded, truth.rgb, np.ones((2, 5)),
-        np.ones(count, int), np.ones(count, int),
+        np.ones(count, int), np.ones(count, int), np.ones((8, 10), np.float32),
     )  # fmt: skip
 
 
@@ -163,7 +169,7 @@ def test_the_truth_itself_scores_full_marks(truth):
         assert mean[name] == 60
     assert mean["depth_error"] == 0 and mean["scale_drift"] == 0
     assert mean["zncc_new"] > 0.999 and mean["gradient_ratio"] == pytest.approx(1)
-    assert mean["frames_per_s"] == pytest.approx(8 / 10)
+    assert mean["frames_per_s"] == pytest.approx(8 / 10) and mean["lost"] == mean["no_depth"] == 0
 
 
 def test_what_is_worse_scores_worse(truth):
@@ -281,13 +287,146 @@ def test_rollouts_are_made_once(tmp_path, truth):
     assert name_of(1, "a") != name_of(1, "b") and name_of(1, "a") == name_of(1, "a")
 
 
-def test_a_models_hash_follows_its_files(tmp_path):
+def test_a_models_digest_follows_its_files(tmp_path):
     (tmp_path / "codec").mkdir()
     (tmp_path / "codec" / "config.json").write_text("{}")
-    before = hash_of_model(str(tmp_path))
-    assert hash_of_model(str(tmp_path)) == before
+    before = model_digest(str(tmp_path))
+    assert model_digest(str(tmp_path)) == before
+    (tmp_path / "README.md").write_text("words")
+    assert model_digest(str(tmp_path)) == before
     (tmp_path / "codec" / "config.json").write_text("{ }")
-    assert hash_of_model(str(tmp_path)) != before
+    assert model_digest(str(tmp_path)) != before
+    linked = tmp_path.with_name("linked")
+    linked.mkdir()
+    (linked / "codec").symlink_to(tmp_path / "codec")
+    assert model_digest(str(linked)) == model_digest(str(tmp_path))
+    with pytest.raises(MirageError, match="no model at"):
+        model_digest(str(tmp_path / "nowhere"))
+
+
+def test_a_digest_counts_what_a_folder_only_names(tmp_path):
+    base, folder = tmp_path / "base", tmp_path / "own"
+    for path in (base, folder):
+        path.mkdir()
+    index = {"_class_name": "WanPipeline", "expand_timesteps": True}
+    (base / "model_index.json").write_text(json.dumps(index))
+    (folder / "mirage.json").write_text(json.dumps({"base": "../base"}))
+    before = model_digest(str(folder))
+    (base / "vae.safetensors").write_bytes(b"other weights")
+    assert model_digest(str(folder)) != before
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A function that puts a revision of a model into a local cache of the hub, out of reach."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def put(name: str, revision: str, content: str) -> None:
+        commit = hashlib.sha1(f"{name} {content}".encode()).hexdigest()
+        folder = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / revision).write_text(commit)
+        (folder / "snapshots" / commit).mkdir(parents=True)
+        (folder / "snapshots" / commit / "model_index.json").write_text(content)
+
+    return put
+
+
+def test_hub_ids_and_revisions_are_models_of_their_own(hub):
+    hub("OrgA/y", "main", '{"a": 1}')
+    hub("OrgB/x", "main", '{"a": 2}')
+    hub("OrgA/y", "v2", '{"a": 3}')
+    digests = [model_digest(name) for name in ("OrgA/y", "OrgB/x", "OrgA/y@v2", "OrgA/y@main")]
+    assert len(set(digests)) == 3 and digests[0] == digests[3]
+    with pytest.raises(MirageError, match="OrgA/y@v3"):
+        model_digest("OrgA/y@v3")
+
+
+class Inverted(PixelModel):
+    def decode(self, latents):
+        return 255 - super().decode(latents)
+
+
+def test_no_model_is_served_the_rollouts_of_another(hub, tmp_path, monkeypatch):
+    models = {"OrgA/y": PixelModel(SIZE), "OrgB/x": Inverted(SIZE)}
+    for name in models:
+        hub(name, "main", json.dumps({"name": name}))
+    monkeypatch.setattr(evaluating, "load_model", models.__getitem__)
+    config = evaluating.EvaluationConfig(
+        seeds=(2000101,), frames=5, memories=("latent",), store=tmp_path / "rollouts"
+    )
+    first, second = (
+        evaluating.evaluate(replace(config, model=name)).rolled["latent"][0].rgb[0] for name in models
+    )
+    assert np.abs(first.astype(int) - (255 - second)).max() <= 1
+
+
+def test_what_of_the_seed_was_not_remembered_is_told(truth):
+    world = World(MODEL)
+    first = world.reset(truth.rgb[0], truth.cameras[0], truth.depth_m[0]).frames[0]
+    assert seed_lost(seed_remembered(world), first.depth_m) == (0, 0)
+    points = world.memory.to_points().xyz
+    pixels, _ = truth.cameras[0].project(points.astype(np.float64))
+    world.memory.forget(pixels[:, 0] < 39.5)
+    lost, no_depth = seed_lost(seed_remembered(world), first.depth_m)
+    assert lost == pytest.approx(0.5, abs=0.02) and no_depth == 0
+    body = np.zeros(SIZE, bool)
+    body[:, :40] = True
+    assert seed_lost(seed_remembered(world), first.depth_m, body) == (0, 0)
+    holes = first.depth_m.copy()
+    holes[:, 40:] = np.nan
+    assert seed_lost(seed_remembered(world), holes) == (1, 0.5)
+    blind = make_world(Variant("none", "none"), MODEL, 0)
+    rolled = roll(blind, truth, seed_depth=True, bare=False, tick=lambda count: None)
+    assert summarise([truth], [score(truth, rolled, truth.grounded, MODEL)])["lost"] == 1
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory, truth):
+    """The way out as a recording, with holes in its depth."""
+    folder = tmp_path_factory.mktemp("walk")
+    depth = truth.depth_m.copy()
+    depth[:, 16:40, 8:30] = np.nan
+    write_folder(folder, replace(truth, depth_m=depth))
+    for picture in sorted((folder / "color").iterdir())[4:]:
+        picture.unlink()
+    np.savetxt(folder / "world_from_camera.txt", truth.cameras.world_from_camera[:4].reshape(-1, 16))
+    return folder
+
+
+def test_a_report_on_a_recording_keeps_nothing_to_itself(walk, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluating, "load_model", lambda path: MODEL)
+    config = evaluating.EvaluationConfig(folder=str(walk), store=tmp_path)
+    evaluation = evaluating.evaluate(config)
+    table = describe(evaluation)
+    variants = evaluation.report["variants"]
+    assert variants["none"]["mean"]["lost"] == 1 > 0.05 > variants["latent"]["mean"]["lost"]
+    head = next(line for line in table.splitlines() if "new views" in line)
+    assert "lost" in head and "return" not in head
+    assert "has no return to judge: every view shows the seed's surfaces" in table
+    assert "Columns left out" in table and evaluation.report["no_return"]
+
+
+def test_a_walk_that_never_comes_back_says_so(truth):
+    grounded = np.zeros_like(truth.grounded)
+    for shown, columns in zip(grounded, (80, 40, 3, 10, 8, 8, 2, 2, 2), strict=True):
+        shown[:, :columns] = True
+    gone = replace(truth, grounded=grounded, returns=np.zeros(9, bool))
+    assert "after frame 2 had left" in gone.no_return and "12% of the picture" in gone.no_return
+    assert replace(gone, returns=np.ones(9, bool)).no_return == ""
+
+
+def test_readback_remembers_as_a_world_does(walk):
+    seed = PosedRgbd(walk)[0]
+    world = World(MODEL)
+    first = world.reset(seed.rgb, seed.camera, seed.depth_m).frames[0]
+    told = read_back(walk, 0, MODEL, [1])
+    camera = cameras([PosedRgbd(walk)[1].camera.world_from_camera], SIZE)
+    camera = replace(camera, intrinsics=seed.camera.intrinsics[None])
+    readout = world.memory.read(camera.resized((8, 10)), np.ones(1, np.int64))
+    np.testing.assert_array_equal(told.frames[0].memory, MODEL.decode(readout.latents)[0])
+    assert (told.lost, told.no_depth) == seed_lost(seed_remembered(world), first.depth_m)
 
 
 def test_the_command_judges_and_does_nothing_twice(tmp_path, capsys, monkeypatch):
@@ -301,6 +440,7 @@ def test_the_command_judges_and_does_nothing_twice(tmp_path, capsys, monkeypatch
     latent, none = (report["variants"][name]["mean"] for name in ("latent", "none"))
     assert latent["psnr_return"] > none["psnr_return"] and latent["observed"] > 0.5
     assert "as shown" in table and "Codec alone" in table and "no references" in table
+    assert "lost" in table and 0 <= latent["lost"] < none["lost"] == 1
     for name in ("frames.png", "sheet.png"):
         assert cv2.imread(str(tmp_path / name)) is not None
     monkeypatch.setattr(evaluating, "roll", None)

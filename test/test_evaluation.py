@@ -74,13 +74,14 @@ def test_folder_without_poses_is_refused(tmp_path):
 @needs_real
 def test_real_pictures_read_back_at_the_right_place(tmp_path):
     """Lossless latents: what is left is geometry, in cells of 8 pixels."""
-    results = read_back(REAL, 8, PixelModel((128, 192)), [9, 10, 14, 32])
-    by_frame = {result.frame: result for result in results}
+    walk = read_back(REAL, 8, PixelModel((128, 192)), [9, 10, 14, 20, 32])
+    by_frame = {result.frame: result for result in walk.frames}
     assert by_frame[9].zncc_warp > 0.9 and by_frame[10].zncc_warp > 0.9
     assert by_frame[32].zncc_warp > 0.6  # after the loop; recorded poses drift by some pixels
-    for result in results:
+    for result in walk.frames:
         assert result.zncc_memory > result.zncc_unmoved + 0.3
         assert result.share > 0.1
-    assert "pixel warp" in describe(results)
-    draw(results, tmp_path / "a.png")
+    assert "pixel warp" in describe(walk) and "were not remembered" in describe(walk)
+    assert walk.left_out == (20,) and "frames 20" in describe(walk)
+    draw(walk, tmp_path / "a.png")
     assert cv2.imread(str(tmp_path / "a.png")) is not None

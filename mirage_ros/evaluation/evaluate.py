@@ -15,7 +15,6 @@ from mirage_ros.evaluation.rolling import (
     TRUTH,
     Rolled,
     cached,
-    hash_of_model,
     hash_of_sources,
     name_of,
     roll,
@@ -24,7 +23,7 @@ from mirage_ros.evaluation.scoring import Scored, at_the_seed, check_model, scor
 from mirage_ros.evaluation.timing import describe_machine
 from mirage_ros.evaluation.truth import TrueWorld, folder_world, scene_world
 from mirage_ros.evaluation.variants import Variant, make_world, parse_variants
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.models.pretrained import load_model, model_digest
 
 LONGEST_BARE = 300
 """Readouts are decoded beside the frames of walks up to so long."""
@@ -92,9 +91,10 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
     checks = [check_model(model, truth) for truth in tqdm(truths, desc="model", unit="world")]
     report = {
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
-        "checkpoint": hash_of_model(config.model),
+        "checkpoint": models.digest("")[:20],
         "machine": describe_machine(),
         "worlds": [truth.name for truth in truths],
+        "no_return": [truth.no_return for truth in truths if truth.no_return],
         "model": dict(zip([truth.name for truth in truths], checks, strict=True)),
         "variants": {
             name: {
@@ -119,7 +119,7 @@ class _Models:
     """Checkpoints by name ("" is the evaluated one), loaded when first asked for."""
 
     def __init__(self, main: str) -> None:
-        self._main, self._loaded = main, {}
+        self._main, self._loaded, self._digests = main, {}, {}
 
     def __getitem__(self, name: str) -> WorldModel:
         path = name or self._main
@@ -127,8 +127,12 @@ class _Models:
             self._loaded[path] = load_model(path)
         return self._loaded[path]
 
-    def hash(self, name: str) -> str:
-        return hash_of_model(name or self._main)
+    def digest(self, name: str) -> str:
+        """What the checkpoint is made of: its name alone may stand for another one tomorrow."""
+        path = name or self._main
+        if path not in self._digests:
+            self._digests[path] = model_digest(path)
+        return self._digests[path]
 
 
 def _true_world(config: EvaluationConfig, model: WorldModel, seed: int | None) -> TrueWorld:
@@ -168,11 +172,13 @@ def _roll_all(
 def _roll_one(config, variant: Variant, models: _Models, truth: TrueWorld, program, tick) -> Rolled:
     key = name_of(
         program,
-        models.hash(variant.model),
+        models.digest(variant.model),
         (variant.memory, variant.ablation),
         config.seed_depth,
         config.noise_seed,
         truth.rgb.tobytes(),
+        truth.depth_m[0].tobytes(),
+        truth.cameras.intrinsics.tobytes(),
         truth.cameras.world_from_camera.tobytes(),
     )
 

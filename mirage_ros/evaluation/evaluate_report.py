@@ -13,6 +13,7 @@ from mirage_ros.recording.panels import compose_row
 from mirage_ros.recording.sheet import save_picture
 
 COLUMNS = (
+    ("lost", "lost", "{:.1%}"),
     ("new views", "psnr_new", "{:.2f}"),
     ("bare", "bare_new", "{:.2f}"),
     ("SSIM", "ssim_new", "{:.3f}"),
@@ -29,7 +30,8 @@ COLUMNS = (
     ("Frechet", "frechet_ratio", "{:.2f}"),
     ("frames/s", "frames_per_s", "{:.1f}"),
 )
-LEGEND = """new views: PSNR in dB of views never taken before, where the seed's surfaces are in view
+LEGEND = """lost: share of the seed's cells of known depth that memory did not take (bodies that move and
+sky left out); new views: PSNR in dB of views never taken before, where the seed's surfaces are in view
 and the first variant's memory shows them (SSIM and ZNCC there too); bare: the readout itself,
 decoded; whole: the whole picture; return: views taken again, like new views; as shown: the same
 against what was shown first; vacated: PSNR where the seed's moving bodies stood and none is any
@@ -57,7 +59,11 @@ def describe(evaluation: Evaluation) -> str:
     for name, variant in report["variants"].items():
         mean = variant["mean"]
         lines.append(f"{name:<18}" + "".join(f"{_text(mean[k], f):>10}" for _, k, f in columns))
-    lines += ["", LEGEND, "", *_model_lines(report), *_stage_lines(report)]
+    unjudged = [title for title, name, _ in COLUMNS if name not in kept]
+    lines += ["", LEGEND, "", *report["no_return"]]
+    if unjudged:
+        lines.append(f"Columns left out, because nothing is there to judge: {', '.join(unjudged)}.")
+    lines += [*_model_lines(report), *_stage_lines(report)]
     return "\n".join([*lines, *_seed_lines(report)])
 
 
@@ -73,14 +79,16 @@ def _model_lines(report: dict) -> list[str]:
     checks = report["model"].values()
     psnr = np.mean([check["codec_psnr"] for check in checks])
     lines = [f"Codec alone: {psnr:.2f} dB."]
+    dropped = [check["lost"] for check in checks if math.isfinite(check["lost"])]
+    if dropped:
+        lines.append(
+            f"Perception, of these true pictures: it takes {np.mean(dropped):.1%} of the still cells "
+            "for moving or for sky."
+        )
     cells = sum(check["body_cells"] for check in checks)
     if cells:
         ghosts = sum(c["ghosts"] * c["body_cells"] for c in checks if c["body_cells"]) / cells
-        lost = np.nanmean([check["lost"] for check in checks])
-        lines.append(
-            f"Moving bodies: {ghosts:.1%} of their {cells:.0f} cells would be remembered; "
-            f"{lost:.1%} of the still cells would not."
-        )
+        lines.append(f"Of the {cells:.0f} cells of moving bodies it takes {ghosts:.1%} for still.")
     return lines
 
 

@@ -1,7 +1,7 @@
 """Does memory put a real picture's pixels where real cameras later see them?
 
-One frame of a posed RGB-D recording is written to memory as latents and read at the real
-cameras of other frames. The decoded readout is compared with the real picture where both
+One frame of a posed RGB-D recording is the seed of a world, as anybody's is, and its memory is read
+at the real cameras of other frames. The decoded readout is compared with the real picture where both
 see the same surface, beside two bounds: the pixels themselves warped by the same depth (what
 a lossless memory could reach) and the first picture left unmoved (what no geometry gives).
 """
@@ -19,11 +19,12 @@ from mirage_ros.core.camera import Camera
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.grids import latent_size, readout_size
-from mirage_ros.core.memory import LatentMemory, MemoryConfig
-from mirage_ros.core.pictures import cell_colours, fit_seed, upsample
-from mirage_ros.core.types import WorldModel
+from mirage_ros.core.pictures import fit_seed, upsample
+from mirage_ros.core.types import SpatialMemory, WorldModel
+from mirage_ros.core.world import World
 from mirage_ros.evaluation.metrics import zncc
 from mirage_ros.evaluation.posed_rgbd import PosedFrame, PosedRgbd
+from mirage_ros.evaluation.rolling import seed_lost, seed_remembered
 from mirage_ros.recording.panels import colour_observed, compose_row
 from mirage_ros.recording.sheet import save_picture
 
@@ -60,41 +61,72 @@ class ReadBack:
     shared: Bool[np.ndarray, "h w"]
 
 
+@dataclass(frozen=True)
+class WalkReadBack:
+    """The frames that see the remembered one again, and what of that one was remembered.
+
+    Attributes:
+        left_out: frames that share less than 2 % of the picture with memory.
+        lost, no_depth: shares of the seed's cells, see rolling.seed_lost.
+    """
+
+    frames: tuple[ReadBack, ...]
+    left_out: tuple[int, ...]
+    lost: float
+    no_depth: float
+
+
 def read_back(
     folder: str | Path, seed_frame: int, model: WorldModel, frames: Sequence[int] | None = None
-) -> list[ReadBack]:
-    """Remember `seed_frame` and look at it from `frames` (default: all others).
-
-    Frames that share less than 2 % of the picture with memory are left out.
+) -> WalkReadBack:
+    """Start a world from `seed_frame` and look at its memory from `frames` (default: all others).
 
     Raises:
-        MirageError: a bad folder or frame number, or a seed frame whose depth is unusable.
+        MirageError: a bad folder or frame number, or a seed frame of which nothing is remembered.
     """
-    walk = PosedRgbd(folder)
-    seed = _fit(walk[seed_frame], model)
-    memory = _remember(seed, model)
+    walk, world = PosedRgbd(folder), World(model)
+    given = walk[seed_frame]
+    first = world.reset(given.rgb, given.camera, given.depth_m).frames[0]
+    if world.memory.tokens == 0:
+        raise MirageError(
+            f"Nothing of frame {seed_frame} is remembered: no cell has depth and stands still; take "
+            "another frame."
+        )
+    lost, no_depth = seed_lost(seed_remembered(world), first.depth_m)
+    seed = _fit(given, model)
     numbers = [n for n in range(len(walk)) if n != seed_frame] if frames is None else frames
     results = [
-        _compare(number, _fit(walk[number], model), seed, memory, model) for number in numbers
+        _compare(number, _fit(walk[number], model), seed, world.memory, model) for number in numbers
     ]
-    return [result for result in results if result.share >= SMALLEST_SHARE]
+    kept = tuple(result for result in results if result.share >= SMALLEST_SHARE)
+    left_out = tuple(result.frame for result in results if result.share < SMALLEST_SHARE)
+    return WalkReadBack(kept, left_out, lost, no_depth)
 
 
-def describe(results: Sequence[ReadBack]) -> str:
-    """A table of lines."""
-    lines = ["frame  shared  readout  generated  pixel warp  unmoved  best offset"]
+def describe(walk: WalkReadBack) -> str:
+    """What was remembered, and a table of lines."""
+    lines = [
+        f"Of the seed's cells of known depth {walk.lost:.1%} were not remembered; {walk.no_depth:.1%} "
+        "of its cells have no depth."
+    ]
+    if walk.left_out:
+        lines.append(
+            f"Left out, because they share less than {SMALLEST_SHARE:.0%} with what is remembered: "
+            f"frames {', '.join(map(str, walk.left_out))}."
+        )
+    lines.append("frame  shared  readout  generated  pixel warp  unmoved  best offset")
     lines += [
         f"{result.frame:5d}  {result.share:5.0%}  {result.zncc_memory:7.3f}  "
         f"{result.zncc_generated:9.3f}  {result.zncc_warp:10.3f}  {result.zncc_unmoved:7.3f}  "
         f"{result.offset_px[0]:+d}, {result.offset_px[1]:+d} px"
-        for result in results
+        for result in walk.frames
     ]
     return "\n".join(lines)
 
 
-def draw(results: Sequence[ReadBack], path: Path) -> None:
+def draw(walk: WalkReadBack, path: Path) -> None:
     """Real picture, readout and compared area, one row per frame, into a PNG."""
-    if not results:
+    if not walk.frames:
         raise MirageError("No frame sees what was remembered, so there is nothing to draw.")
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -113,7 +145,7 @@ def draw(results: Sequence[ReadBack], path: Path) -> None:
             ],
             2.0,
         )
-        for result in results
+        for result in walk.frames
     ]
     save_picture(path, np.concatenate(rows))
 
@@ -147,25 +179,8 @@ def _latent(camera: Camera, model: WorldModel) -> Camera:
     return Camera.stack([camera.resized(latent_size(model))])
 
 
-def _remember(seed: PosedFrame, model: WorldModel) -> LatentMemory:
-    memory = LatentMemory(MemoryConfig(model.channels))
-    depth_m = cell_depth(seed.depth_m[None], model.stride)
-    memory.write(
-        model.encode(seed.rgb[None]),
-        _latent(seed.camera, model),
-        depth_m,
-        np.isfinite(depth_m),
-        np.zeros(1, np.int64),
-        cell_colours(seed.rgb[None], model.stride),
-        np.zeros(1, np.int64),
-    )
-    if memory.tokens == 0:
-        raise MirageError("The frame's depth has no cell that is half valid; take another frame.")
-    return memory
-
-
 def _compare(
-    number: int, real: PosedFrame, seed: PosedFrame, memory: LatentMemory, model: WorldModel
+    number: int, real: PosedFrame, seed: PosedFrame, memory: SpatialMemory, model: WorldModel
 ) -> ReadBack:
     cells = _latent(real.camera, model)
     readout = memory.read(cells, np.ones(1, np.int64))

@@ -13,18 +13,21 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 
-from mirage_ros.core.grids import latent_size
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.grids import latent_size, readout_cells, readout_size
+from mirage_ros.core.pictures import cell_share
 from mirage_ros.core.types import Readout, WorldModel
 from mirage_ros.core.world import STAGES, World
 from mirage_ros.evaluation.truth import TrueWorld
-from mirage_ros.models.pretrained import SHIPPED
 
 PACKAGE = Path(__file__).parent.parent
-PROGRAM = ("core/*.py", "models/*.py", "evaluation/rgb_cache.py", "evaluation/point_cloud.py",
+PROGRAM = ("core/**/*.py", "models/**/*.py", "evaluation/rgb_cache.py", "evaluation/point_cloud.py",
            "evaluation/splatting.py", "evaluation/variants.py", "evaluation/rolling.py",
            "evaluation/truth.py")  # fmt: skip
-TRUTH = ("scenes/*.py", "evaluation/truth.py")
+TRUTH = ("scenes/**/*.py", "evaluation/truth.py")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Rolled:
         bare: (f, h, w, 3) uint8, the readout itself decoded; f is 0 where it was not made.
         seconds: (chunks, 5) by stage.
         tokens, nbytes: (f,) memory after the frame's chunk.
+        remembered: (lh, lw) share of each of the seed's latent cells that memory shows to the
+            seed's own camera at once.
     """
 
     rgb: np.ndarray
@@ -47,6 +52,7 @@ class Rolled:
     seconds: np.ndarray
     tokens: np.ndarray
     nbytes: np.ndarray
+    remembered: np.ndarray
 
 
 def roll(
@@ -61,6 +67,7 @@ def roll(
     """
     depth = truth.depth_m[0] if seed_depth else None
     chunks, shown = [world.reset(truth.rgb[0], truth.cameras[0], depth)], []
+    remembered = seed_remembered(world)
     tick(1)
     stamps, length = truth.stamps_ns, world.model.chunk_frames
     for start in range(1, len(truth), length):
@@ -80,7 +87,42 @@ def roll(
         seconds=np.array([[chunk.seconds[stage] for stage in STAGES] for chunk in chunks[1:]]),
         tokens=np.repeat([chunk.tokens for chunk in chunks], counts),
         nbytes=np.repeat([chunk.memory_bytes for chunk in chunks], counts),
+        remembered=remembered,
     )
+
+
+def seed_remembered(world: World) -> Float[np.ndarray, "lh lw"]:
+    """Of a world that was just reset, the share of each of the seed's latent cells that memory
+    shows to the seed's own camera."""
+    camera = Camera.stack([world.camera.resized(readout_size(world.model))])
+    seen = world.memory.fork().read(camera, np.array([world.stamp_ns], np.int64))
+    return cell_share(seen.visible, readout_cells(world.model))[0].astype(np.float32)
+
+
+def seed_lost(
+    remembered: Float[np.ndarray, "lh lw"],
+    depth_m: Float[np.ndarray, "h w"],
+    moving: Bool[np.ndarray, "h w"] | None = None,
+) -> tuple[float, float]:
+    """What of a seed was not remembered, as shares of its latent cells, the sky left out.
+
+    Args:
+        remembered: see `seed_remembered`.
+        depth_m: the seed's, as the world took it.
+        moving: bodies that are not to be remembered; cells that show any are left out.
+
+    Returns:
+        Of the cells of known depth the share that memory does not show (by half, at least); and of
+        all cells the share without depth, which no memory can hold.
+    """
+    stride = len(depth_m) // len(remembered)
+    depth = cell_depth(depth_m[None], stride)[0]
+    rest = ~np.isposinf(depth)
+    if moving is not None:
+        rest &= cell_share(moving[None], stride)[0] == 0
+    known = rest & np.isfinite(depth)
+    lost = float((remembered[known] < 0.5).mean()) if known.any() else float("nan")
+    return lost, float(np.isnan(depth[rest]).mean()) if rest.any() else float("nan")
 
 
 def cached(path: Path, kind: type, make: Callable[[], object]):
@@ -106,20 +148,11 @@ def name_of(*parts: object) -> str:
 
 
 def hash_of_sources(patterns: tuple[str, ...]) -> str:
+    """Twenty hex digits that stand for the package's files of these patterns."""
     paths = sorted(path for pattern in patterns for path in PACKAGE.glob(pattern))
-    return _hash_of_files(paths)
-
-
-def hash_of_model(name_or_path: str) -> str:
-    folder = SHIPPED.get(name_or_path, Path(name_or_path))
-    kinds = (".json", ".safetensors")
-    return _hash_of_files(sorted(p for p in folder.rglob("*") if p.suffix in kinds))
-
-
-def _hash_of_files(paths: list[Path]) -> str:
     total = hashlib.sha256()
     for path in paths:
-        total.update(path.name.encode())
+        total.update(str(path.relative_to(PACKAGE)).encode())
         total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()[:20]
 

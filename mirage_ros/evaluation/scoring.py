@@ -25,7 +25,7 @@ from mirage_ros.evaluation.judging import (
     ssim_where,
 )
 from mirage_ros.evaluation.metrics import zncc
-from mirage_ros.evaluation.rolling import Rolled
+from mirage_ros.evaluation.rolling import Rolled, seed_lost
 from mirage_ros.evaluation.truth import TrueWorld
 
 PATCHES_A_FRAME = 24
@@ -43,6 +43,7 @@ class Scored:
         imagined, true: (n, d) latent patches of imagined regions, as made and in truth.
         seconds: (chunks, 5) by stage.
         made: frames made, the seed not counted.
+        lost, no_depth: shares of the seed's cells, see rolling.seed_lost.
     """
 
     frames: dict[str, np.ndarray]
@@ -51,6 +52,8 @@ class Scored:
     true: np.ndarray
     seconds: np.ndarray
     made: int
+    lost: float
+    no_depth: float
 
 
 def score(
@@ -87,7 +90,8 @@ def score(
         )
     columns["observed"] = rolled.observed.mean((1, 2))
     columns["tokens"], columns["bytes"] = rolled.tokens.astype(float), rolled.nbytes.astype(float)
-    return Scored(columns, *_imagined(truth, rolled, model), rolled.seconds, count - 1)
+    lost = seed_lost(rolled.remembered, rolled.depth_m[0], truth.moving[0])
+    return Scored(columns, *_imagined(truth, rolled, model), rolled.seconds, count - 1, *lost)
 
 
 def summarise(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> dict[str, float]:
@@ -97,7 +101,9 @@ def summarise(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> dict[str
     are seen and memory shows them; psnr_return: views taken again, the same against truth;
     psnr_shown: views taken again against what was shown first; psnr_vacated: where the seed's
     moving bodies stood and none is any more; depth_error: median relative error; scale_drift: how
-    far depth's scale has moved by the last tenth of the frames.
+    far depth's scale has moved by the last tenth of the frames; lost: share of the seed's cells of
+    known depth (moving bodies and sky left out) that memory did not take; no_depth: share of its
+    cells without depth.
     """
     rows = []
     for truth, one in zip(truths, scored, strict=True):
@@ -122,6 +128,8 @@ def summarise(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> dict[str
                 "observed": _mean(f["observed"][1:]),
                 "tokens": f["tokens"][-1],
                 "bytes": f["bytes"][-1],
+                "lost": one.lost,
+                "no_depth": one.no_depth,
             }
         )
     means = {name: _mean([row[name] for row in rows]) for name in rows[0]}

@@ -54,6 +54,24 @@ class TrueWorld:
         return vacated_by_bodies(self.cameras, self.depth_m, self.moving)
 
     @property
+    def no_return(self) -> str:
+        """Why no frame counts as a return, as a sentence; "" where some do."""
+        share = self.grounded.mean((1, 2))
+        if self.returns.any():
+            return ""
+        told = f"{self.name} has no return to judge: "
+        if (least := share.min()) >= LEFT_SHARE:
+            return told + (
+                f"every view shows the seed's surfaces in {least:.0%} of the picture or more, and "
+                f"a return counts after a view that shows them in less than {LEFT_SHARE:.0%}."
+            )
+        gone = int(np.argmax(share < LEFT_SHARE))
+        return told + (
+            f"after frame {gone} had left the seed's surfaces, no view showed them in more than "
+            f"{share[gone:].max():.0%} of the picture ({BACK_SHARE:.0%} is needed)."
+        )
+
+    @property
     def stamps_ns(self) -> Int[np.ndarray, "f"]:
         return np.arange(len(self), dtype=np.int64) * int(PERIOD_S * 1e9)
 
