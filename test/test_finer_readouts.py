@@ -162,3 +162,20 @@ def test_the_cycle_reads_as_finely_as_the_model_asks():
         # Memory keeps a number in six bits.
         assert np.abs(chunk.frames[0].rgb.astype(int) - rgb).max() <= 2
         assert chunk.frames[0].observed.all()
+
+
+def test_a_model_may_say_itself_what_it_takes_from_memory():
+    class Choosy(Finer):
+        def from_memory(self, readout):
+            taken = np.zeros((len(readout.visible), *latent_size(self)), bool)
+            taken[:, 2:5, 1] = True
+            return taken
+
+    world = World(Choosy())
+    camera = Camera.from_hfov(70.0, (64, 80), look((0, 0, 1), (0, 1, 1)))
+    world.reset(np.zeros((64, 80, 3), np.uint8), camera)
+    chunk = world.step(Camera.stack([camera]), np.array([1]))
+    wanted = np.zeros((64, 80), bool)
+    wanted[16:40, 8:16] = True
+    np.testing.assert_array_equal(chunk.frames[0].observed, wanted)
+    assert chunk.observed_fraction == 3 / 80

@@ -12,13 +12,15 @@ from diffusers import WanTransformer3DModel
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.pictures import upsample
 from mirage_ros.core.types import Readout
-from mirage_ros.core.world import World
+from mirage_ros.core.world import World, WorldConfig
 from mirage_ros.models.conditioning import condition_from_readout
 from mirage_ros.models.denoiser import GEOMETRY_CHANNELS, MemoryDenoiser, SideBranch
 from mirage_ros.models.pretrained import SHIPPED, load_model, save_model
 from mirage_ros.models.sampler import SamplerConfig, sample, sigmas
 from mirage_ros.seeds import load_seed
+from mirage_ros.tour import plan_tour
 
 TINY = {
     "num_attention_heads": 2,
@@ -233,6 +235,25 @@ def test_the_world_stays_put_when_the_camera_does(model):
     chunk = world.step(cameras, np.arange(1, model.chunk_frames + 1))
     assert _psnr(chunk.frames[-1].rgb, first.rgb) > 22
     assert chunk.observed_fraction > 0.9
+
+
+def test_observed_are_the_latents_that_the_model_did_not_imagine(model, monkeypatch):
+    """Two worlds that differ in their noise alone differ where they imagined, and only there."""
+    seed, made = load_seed("room"), []
+
+    def note(latents):
+        made.append(latents)
+        return type(model).decode(model, latents)
+
+    monkeypatch.setattr(model, "decode", note)
+    for noise in (0, 1):
+        world = World(model, WorldConfig(seed=noise))
+        first = world.reset(seed.rgb, seed.camera, seed.depth_m).frames[0]
+        plan = plan_tour(first.camera, 24, first.depth_m)[5:6]
+        (frame,) = world.step(plan, np.array([1])).frames
+    differ = (made[1] != made[3]).any(1)[0].numpy()
+    assert 0.05 < differ.mean() < 0.95
+    np.testing.assert_array_equal(upsample(~differ[None], model.stride)[0], frame.observed)
 
 
 def test_depth_takes_its_scale_from_the_readout(model):

@@ -20,7 +20,8 @@ class Frame:
         camera: a single Camera of the picture's size.
         rgb: the picture.
         depth_m: along z; NaN invalid, +inf beyond range (REP 117, 118).
-        observed: True where the pixel came from memory, False where it was imagined.
+        observed: True where the model took the pixel from memory, latent cell by latent cell, False
+            where it imagined it (grids.from_memory).
     """
 
     stamp_ns: int
@@ -37,7 +38,7 @@ class Chunk:
     Attributes:
         frames: in time order.
         seconds: wall seconds by stage: read, generate, decode, perceive, write.
-        observed_fraction: share of the chunk's latent cells that memory filled.
+        observed_fraction: share of the chunk's latent cells that the model took from memory.
         tokens: tokens in memory after the write.
         memory_bytes: bytes of memory after the write.
     """

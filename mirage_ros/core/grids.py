@@ -6,7 +6,14 @@ Latents have one cell for each `stride` pixels. A model may ask for a finer read
 
 from __future__ import annotations
 
-from mirage_ros.core.types import WorldModel
+import numpy as np
+from jaxtyping import Bool
+
+from mirage_ros.core.pictures import cell_share
+from mirage_ros.core.types import Readout, WorldModel
+
+MOSTLY = 0.5
+"""Share of a latent's readout cells from which memory is said to show it."""
 
 
 def readout_cells(model: WorldModel) -> int:
@@ -29,3 +36,14 @@ def readout_size(model: WorldModel) -> tuple[int, int]:
 def readout_side(model: WorldModel) -> int:
     """Pixels to a side of each cell of a readout."""
     return model.stride // readout_cells(model)
+
+
+def from_memory(model: WorldModel, readout: Readout) -> Bool[np.ndarray, "f lh lw"]:
+    """The latent cells that the model takes from memory; it imagines the others.
+
+    The model itself says which, by its method of this name. One without takes the cells of which
+    memory shows at least half.
+    """
+    if hasattr(model, "from_memory"):
+        return model.from_memory(readout)
+    return cell_share(readout.visible, readout_cells(model)) >= MOSTLY

@@ -91,7 +91,8 @@ class WorldModel(Protocol):
     """The neural parts as the cycle sees them. A model holds no state of the world.
 
     A model may have `readout_cells` besides: it is shown a readout of so many cells to a side of
-    each latent cell (grids.py).
+    each latent cell. And `from_memory(readout)`: which latents it takes from that readout, where
+    these are not the ones that memory shows at least half of (both in grids.py).
 
     Attributes:
         name: what checkpoints and saved worlds are tagged with.

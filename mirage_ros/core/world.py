@@ -32,7 +32,13 @@ from mirage_ros.core.checks import (
 )
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.errors import MirageError
-from mirage_ros.core.grids import latent_size, readout_cells, readout_side, readout_size
+from mirage_ros.core.grids import (
+    from_memory,
+    latent_size,
+    readout_cells,
+    readout_side,
+    readout_size,
+)
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.overlap import overlapped
 from mirage_ros.core.perceiving import in_range, perceive_seed
@@ -153,8 +159,8 @@ class World:
         sights = Sights.none().with_real(cameras[0], perception.depth_m[0], readout_side(model))
         last = cameras[0], int(stamp_ns)
         state = WorldState(memory, kept, 1, *last, decoder, sights=sights)
-        visible = np.ones((1, *self._shown(cameras).size), bool)
-        chunk = self._chunk(state, decoded, cameras, perception, visible, stamps, seconds)
+        taken = np.ones((1, *latent_size(model)), bool)
+        chunk = self._chunk(state, decoded, cameras, perception, taken, stamps, seconds)
         self.state = state
         return chunk
 
@@ -259,7 +265,8 @@ class World:
             self._write(state.memory, latents, cameras, sound, rgb, stamps, first_id)
         state = replace(state, sights=sights)
         after = self._advanced(state, latents, cameras, stamps, decoder)
-        return after, self._chunk(after, rgb, cameras, perception, shown.visible, stamps, seconds)
+        taken = from_memory(model, shown)
+        return after, self._chunk(after, rgb, cameras, perception, taken, stamps, seconds)
 
     def _latent(self, cameras: Camera) -> Camera:
         return cameras.resized(latent_size(self.model))
@@ -325,13 +332,13 @@ class World:
         last = cameras[-1], int(stamps[-1])
         return WorldState(state.memory, kept, seen, *last, decoder, grouped, state.sights)
 
-    def _chunk(self, state, rgb, cameras, perception, visible, stamps, seconds) -> Chunk:
-        observed = upsample(visible, readout_side(self.model))
+    def _chunk(self, state, rgb, cameras, perception, taken, stamps, seconds) -> Chunk:
+        observed = upsample(taken, self.model.stride)
         frames = tuple(
             Frame(int(stamps[i]), cameras[i], rgb[i], perception.depth_m[i], observed[i])
             for i in range(len(stamps))
         )
-        share = float(visible.mean())
+        share = float(taken.mean())
         return Chunk(frames, seconds, share, state.memory.tokens, state.memory.nbytes)
 
 

@@ -23,13 +23,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from mirage_ros.core.grids import MOSTLY
 from mirage_ros.models.alignment import Aligner
 from mirage_ros.models.conditioning import GEOMETRY_CHANNELS, told_per_latent
 from mirage_ros.models.finishing import Finisher
-
-
-#: Share of a latent's readout cells from which memory is said to see it.
-MOSTLY = 0.5
 
 
 class SideBranch(ModelMixin, ConfigMixin):

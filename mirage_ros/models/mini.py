@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.depth import cell_depth
-from mirage_ros.core.grids import readout_side
+from mirage_ros.core.grids import MOSTLY, readout_side
 from mirage_ros.core.pictures import cell_share
 from mirage_ros.core.types import Perception, Readout
 from mirage_ros.models.codec import MiniCodec
 from mirage_ros.models.conditioning import condition_from_context, condition_from_readout
-from mirage_ros.models.denoiser import MOSTLY, MemoryDenoiser, SideBranch
+from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.exemplars import borrow_detail
 from mirage_ros.models.perception import CUT, MiniPerception
 from mirage_ros.models.pixels import picture_from_rgb, rgb_from_picture
@@ -118,10 +118,14 @@ class MiniModel:
             return output[:, :, context.shape[2] :]
 
         latents = sample(network, noise, self.config.sampler)[0, :, :count].transpose(0, 1).cpu()
-        unseen = cell_share(readout.visible, self.readout_cells) < MOSTLY
+        unseen = ~self.from_memory(readout)
         exemplar = references[0] if len(references) else preceding[-1]
         align = self.denoiser.branch.align
         return borrow_detail(align, latents, unseen, exemplar, cameras, readout.depth_m)
+
+    def from_memory(self, readout: Readout) -> Bool[np.ndarray, "f lh lw"]:
+        """The latents that memory shows mostly: nothing imagined is added to those."""
+        return cell_share(readout.visible, self.readout_cells) >= MOSTLY
 
     @torch.inference_mode()
     def perceive(

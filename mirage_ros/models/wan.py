@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, SchedulerMixin, WanTransformer3DModel
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from mirage_ros.core.camera import Camera
@@ -117,6 +117,10 @@ class WanModel:
         # Drawn on the CPU, so that a seed means the same noise on every device.
         noise = torch.randn(shape, generator=generator).to(self.device)
         return self.sample(noise, context, condition)[0].transpose(0, 1).cpu()
+
+    def from_memory(self, readout: Readout) -> Bool[np.ndarray, "f lh lw"]:
+        """The network makes every pixel itself; these cells it is told the remembered latents of."""
+        return readout.visible
 
     def sample(
         self,
