@@ -195,7 +195,8 @@ def _add_record(parsers) -> None:
         "  mirage record out/walk.mcap --frames 72     until 72 whole frames came\n"
         "  mirage record out/walk.mp4                  a video to look at\n"
         "  mirage record out/walk --format lerobot     a LeRobot dataset v3.0\n"
-        "  mirage record out/walk --format png         a posed RGB-D folder (exr: exact depth)\n\n"
+        "  mirage record out/walk --format png         a posed RGB-D folder (exr: exact depth)\n"
+        "  mirage record out/walk.mp4 --ros-args -r /tf:=/bot/tf    of a node with the same remap\n\n"
         "a recording that was cut off is mended by `mirage recover PATH`.",
     )
     parser.add_argument("path", type=Path, help="the file or folder to write")
@@ -214,6 +215,8 @@ def _add_record(parsers) -> None:
     )
     parser.add_argument("--namespace", default="", help="ROS namespace of the node")
     parser.add_argument("--json", action="store_true", help="tell progress as lines of JSON")
+    parser.add_argument("--ros-args", nargs=argparse.REMAINDER, default=[],
+                        help="anything after it goes to rcl: give the node's remaps")  # fmt: skip
 
 
 def _add_recover(parsers) -> None:

@@ -122,18 +122,19 @@ def record(arguments: argparse.Namespace) -> int:
     from mirage_ros.ros.recorder import RecorderConfig, run_recorder
 
     config = RecorderConfig(
-        arguments.path,
-        arguments.namespace,
-        arguments.frames,
-        arguments.idle,
-        arguments.format or guess_format(arguments.path),
-        arguments.rate,
-        arguments.codec,
+        path=arguments.path,
+        namespace=arguments.namespace,
+        ros_arguments=tuple(arguments.ros_args),
+        frames=arguments.frames,
+        idle_s=arguments.idle,
+        format=arguments.format or guess_format(arguments.path),
+        rate_hz=arguments.rate,
+        video_codec=arguments.codec,
     )
     with closing(_RecordProgress(arguments.frames, arguments.json)) as progress:
-        tally = run_recorder(config, progress.tell)
+        told = run_recorder(config, progress.tell)
     if not arguments.json:
-        print(f"{tally.complete} whole frames and {tally.incomplete} others in {arguments.path}")
+        print(told)
     return 0
 
 

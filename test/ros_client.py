@@ -117,13 +117,18 @@ class NodeProcess:
 
 
 class Client:
-    """Collects every message of the node's topics in `got`."""
+    """Collects every message of the node's topics in `got`.
 
-    def __init__(self, process: NodeProcess) -> None:
+    Args:
+        remaps: what stands behind `--ros-args`, as the node has it.
+    """
+
+    def __init__(self, process: NodeProcess, *remaps: str) -> None:
         self.process = process
         os.environ.update(LOCAL)
         self.context = Context()
-        rclpy.init(context=self.context, domain_id=process.domain)
+        words = ["client", "--ros-args", *remaps] if remaps else []
+        rclpy.init(args=words, context=self.context, domain_id=process.domain)
         self.node = Node(f"client_{process.domain}", context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
@@ -170,6 +175,10 @@ class Client:
         counts = {name: len(messages) for name, messages in self.got.items()}
         return f"timed out with {counts} and {self.problems()}"
 
+    def resolved(self, name: str) -> str:
+        """The topic's whole name, remaps applied."""
+        return self.node.resolve_topic_name(name)
+
     def connect(self) -> None:
         """Waits until both sides know each other."""
         publishers = [self._tf, self._static, self._path, *self.seed.values()]
@@ -177,7 +186,7 @@ class Client:
             lambda: (
                 all(p.get_subscription_count() > 0 for p in publishers)
                 and self._tf.get_subscription_count() > 1
-                and all(self.node.count_publishers(name) for name in PICTURES)
+                and all(self.node.count_publishers(self.resolved(name)) for name in PICTURES)
                 and self._reset.service_is_ready()
             )
         )

@@ -131,18 +131,29 @@ def test_plan_without_a_listener_ends_with_one_line(tmp_path, ros_domain):
     assert "Traceback" not in done.stderr
 
 
-def test_record_without_a_node_ends_whole_on_ctrl_c(tmp_path, ros_domain):
-    path = tmp_path / "a.mcap"
-    partial = path.with_name("a.mcap.tmp")
+def interrupted_recording(path) -> tuple[int, str]:
+    """Exit code and words of `mirage record` that nobody gave a frame."""
     process = subprocess.Popen(
         [sys.executable, "-m", "mirage_ros.cli", "record", str(path)],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ,
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ,
     )  # fmt: skip
-    assert "Waiting" in process.stdout.readline() and partial.exists()
+    while "Waiting" not in process.stdout.readline():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "0 whole frames" in output
-    assert path.exists() and not partial.exists()
+    return process.returncode, output
+
+
+def test_record_without_a_node_ends_whole_on_ctrl_c(tmp_path, ros_domain):
+    code, words = interrupted_recording(tmp_path / "a.mcap")
+    assert code == 0 and "Recorded 0 frames" in words
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mcap"]
+
+
+def test_a_video_of_no_frame_is_no_success(tmp_path, ros_domain):
+    code, words = interrupted_recording(tmp_path / "a.mp4")
+    assert code == 2 and "0 frames were recorded" in words
+    assert not any(tmp_path.iterdir())
 
 
 def test_progress_is_told_as_json():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -124,7 +125,7 @@ def test_service_keeps_every_message_to_the_byte(client, seed_folder, tmp_path, 
     assert not stop_is_refused_twice(client, path)
     roll_out(client, seed_folder)
     answer = stop(client)
-    assert answer.success, answer.message
+    assert answer.success and f"Recorded {FRAMES} frames, " in answer.message, answer.message
     file = path if path.suffix else path / "walk_0.mcap"
     kept = read_mcap(file)
     client.spin(lambda: len(client.bytes["status"]) >= len(kept["/status"]))
@@ -175,18 +176,97 @@ def test_service_records_lerobot_and_tells_errors(client, seed_folder, tmp_path)
     assert rows["stamp_ns"].to_pylist() == stamps(FRAMES)
 
 
+@pytest.mark.parametrize("name", ["walk.mcap", "walk.mp4", "walk.lerobot", "walk.png", "walk.exr"])
+def test_a_recording_that_cannot_be_is_refused_at_its_start(client, tmp_path, name):
+    """Also for root, whom no permission stops."""
+    (tmp_path / "file").write_text("")
+    taken = tmp_path / name
+    taken.write_text("precious")
+    for path in (f"{tmp_path}/file/{name}", taken, f"/proc/{name}"):
+        answer = client.call(client.record, Record.Request(start=True, path=str(path)))
+        assert not answer.success and str(path) in answer.message, answer.message
+        assert "No recording runs" in stop(client).message
+    assert taken.read_text() == "precious"
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "file", taken])
+
+
+@pytest.mark.parametrize("name", ["walk.mp4", "walk.lerobot"])
+def test_a_recording_of_no_frame_says_so_and_leaves_nothing(client, tmp_path, name):
+    start(client, tmp_path / name)
+    answer = stop(client)
+    assert not answer.success and "0 frames were recorded" in answer.message
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_recording_of_bytes_without_a_frame_says_so(client, tmp_path):
+    start(client, tmp_path / "walk.mcap")
+    answer = stop(client)
+    assert answer.success and "Recorded 0 frames (no whole frame" in answer.message
+    assert f"{(tmp_path / 'walk.mcap').stat().st_size:,} bytes" in answer.message
+
+
+def test_what_appears_meanwhile_is_not_written_over(client, seed_folder, tmp_path):
+    path = tmp_path / "walk.mp4"
+    start(client, path)
+    roll_out(client, seed_folder)
+    path.write_text("precious")
+    answer = stop(client)
+    assert not answer.success and "appeared while it was recorded" in answer.message
+    assert path.read_text() == "precious"
+    assert "20 frames" in recover(path)[0]
+
+
+def test_every_name_is_resolved_as_the_node_does(tmp_path, seed_folder):
+    """The usual way of several robots: a namespace, and /tf below it."""
+    remaps = ("-r", "__ns:=/bot", "-r", "/tf:=/bot/tf", "-r", "color/image_raw:=eye")
+    words = ("--seed", str(seed_folder), "--ros-args", *remaps, "-p", "plan_idle_s:=0.4")
+    node = NodeProcess(tmp_path, *words)
+    client = Client(node, *remaps)
+    try:
+        client.connect()
+        node.wait_for("New world")
+        client.record = client.node.create_client(Record, "mirage_node/record")
+        client.bytes = {}
+        own = tmp_path / "own.lerobot"
+        start(client, own)
+        other = [tmp_path / "other.mp4", "--frames", FRAMES, "--idle", 30, "--ros-args", *remaps]
+        recorder = mirage_record(node, *other)
+        client.spin_for(0.5)
+        client.send_tf(stamps(FRAMES), sideways(seed_folder, FRAMES))
+        client.wait_for_frames(FRAMES)
+        answer = stop(client)
+        size = sum(file.stat().st_size for file in own.rglob("*") if file.is_file())
+        assert answer.success, answer.message
+        assert f"Recorded {FRAMES} frames, {size:,} bytes" in answer.message
+        rows = pq.read_table(own / "data/chunk-000/file-000.parquet")
+        assert rows["stamp_ns"].to_pylist() == stamps(FRAMES)
+        assert recorder.wait(60) == 0
+        with av.open(str(tmp_path / "other.mp4")) as video:
+            assert sum(1 for _ in video.decode(video=0)) == FRAMES
+        assert f"Recorded {FRAMES} frames, " in recorder.stdout.read()
+    finally:
+        client.close()
+        node.close()
+
+
+def mirage_record(node: NodeProcess, *words) -> subprocess.Popen:
+    """`mirage record`, connected."""
+    recorder = subprocess.Popen(
+        [sys.executable, "-m", "mirage_ros.cli", "record", *map(str, words)],
+        stdout=subprocess.PIPE,
+        env={**node.environment, "PYTHONUNBUFFERED": "1"},
+        text=True,
+    )
+    while not ('"ready"' in (line := recorder.stdout.readline()) or "Connected" in line):
+        assert recorder.poll() is None
+    return recorder
+
+
 @pytest.mark.parametrize("format", ["png", "lerobot"])
 def test_mirage_record_puts_frames_together(client, process, seed_folder, tmp_path, format):
     path = tmp_path / "walk"
-    words = ["record", path, "--format", format, "--frames", FRAMES, "--idle", 30, "--json"]
-    recorder = subprocess.Popen(
-        [sys.executable, "-m", "mirage_ros.cli", *map(str, words)],
-        stdout=subprocess.PIPE,
-        env=process.environment,
-        text=True,
-    )
-    while '"ready"' not in recorder.stdout.readline():
-        assert recorder.poll() is None
+    words = [path, "--format", format, "--frames", FRAMES, "--idle", 30, "--json"]
+    recorder = mirage_record(process, *words)
     client.spin_for(0.5)
     roll_out(client, seed_folder)
     assert recorder.wait(60) == 0

@@ -28,14 +28,14 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from recorded_frames import frame
-from mirage_ros.ros.recorder import FrameSink, RecorderConfig
+from mirage_ros.ros.recorder import FrameSink, RecorderConfig, Source
 class Frames:
     def add(self, name, type_name, number):
         yield frame(number)
 sink = FrameSink(RecorderConfig(Path(sys.argv[2]), format="lerobot"))
 sink._assembler = Frames()
 for number in range(int(sys.argv[3])):
-    sink.take(None, "", "", number, {})
+    sink.take(None, Source("", "", ""), number, {})
 sink._recorder._background.wait()
 os.kill(os.getpid(), 9)
 """
@@ -70,8 +70,8 @@ class Counting:
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def take(self, node, name, type_name, data, info) -> None:
-        self.names.append(name)
+    def take(self, node, source, data, info) -> None:
+        self.names.append(source.name)
 
 
 def test_nothing_that_was_not_read_yet_is_written_over(ros_domain):
@@ -103,10 +103,11 @@ class SlowRecording:
     def leave(self, drain_s: float = 2.0) -> None:
         self.left_s = drain_s
 
-    def finish(self) -> None:
+    def finish(self) -> str:
         assert self._go.wait(30)
         if self._error:
             raise MirageError(self._error)
+        return "Recorded 3 frames."
 
 
 def fake_node() -> SimpleNamespace:
@@ -136,7 +137,7 @@ def test_the_end_of_a_recording_does_not_hold_up_the_node(error):
     assert node.woken.wait(30)
     service._answer()
     (answer,) = node.answers
-    assert answer.success == (not error) and answer.message == error
+    assert answer.success == (not error) and answer.message == (error or "Recorded 3 frames.")
     assert answer.path == ("" if error else "walk.mcap")
 
 
@@ -148,7 +149,7 @@ def test_a_node_that_ends_waits_for_its_recordings():
     service._recording = other = SlowRecording(go)
     threading.Timer(0.3, go.set).start()
     service.end()
-    assert other.left_s == 2.0 and node.logged == ["Recorded into walk.mcap."]
+    assert other.left_s == 2.0 and node.logged == ["Recorded 3 frames."]
     assert [answer.success for answer in node.answers] == [True]
 
 

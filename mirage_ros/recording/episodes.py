@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -110,6 +111,21 @@ def check_left(partial: Path, told: Path) -> None:
     PathLock(file, told).release()
 
 
+def check_free(target: Path) -> None:
+    """Raises MirageError where `target` is there already or cannot be made; makes its folder."""
+    if os.path.lexists(target):
+        raise MirageError(f"{target} is there already; give another path or remove it.")
+    check_writable(target.parent, target)
+
+
+def check_writable(folder: Path, told: Path | None = None) -> None:
+    """Makes the folder where it lacks. Raises MirageError, naming `told`, where it takes no file."""
+    with disk_errors(told or folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
 class Episode(ABC):
     """One episode in a temporary folder or file beside its own; a rename finishes it.
 
@@ -126,15 +142,12 @@ class Episode(ABC):
         self.frames = 0
         self.partial = _partial(target, str(os.getpid()))
         self._open, self._lock = True, None
-        if target.exists():
-            raise MirageError(f"{target} is there already; give another path or remove it.")
+        check_free(target)
         # In a container, the process that was killed here may have had the same number.
         for number in count(1):
             if not self.partial.exists():
                 break
             self.partial = _partial(target, f"{os.getpid()}-{number}")
-        with disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
 
     def add(self, frame: Frame, values: Mapping[str, np.ndarray] = NOTHING) -> None:
         """Appends a frame and its values; see `EpisodeWriter`."""
@@ -153,6 +166,7 @@ class Episode(ABC):
         try:
             with disk_errors(self.target):
                 self._complete()
+                self._check_still_free()
                 self._rename()
         except BaseException:
             if not self.keep_half:
@@ -186,6 +200,14 @@ class Episode(ABC):
             self.leave()
         elif self._open:
             self.finish()
+
+    def _check_still_free(self) -> None:
+        """A recording of its own writes over nothing that came to be meanwhile."""
+        if self.keep_half and os.path.lexists(self.target):
+            raise MirageError(
+                f"{self.target} appeared while it was recorded; the recording is kept in "
+                f"{self.partial}: run `mirage recover {self.target}`."
+            )
 
     def _check_open(self) -> None:
         if not self._open:

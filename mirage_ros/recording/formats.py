@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.recording.episodes import remove_halves
+from mirage_ros.recording.episodes import PathLock, check_free, check_writable, remove_halves
 from mirage_ros.recording.folder_dataset import FolderDataset, SingleDataset, episode_path
 from mirage_ros.recording.queued import QueuedRecorder
 from mirage_ros.recording.recorder import (
@@ -93,6 +93,20 @@ def open_recorder(
             dataset.close()
             raise
     return QueuedRecorder(dataset, config, keep_half=single)
+
+
+def check_start(path: Path, format: str) -> None:
+    """Raises MirageError where a recording that is one episode itself could not begin.
+
+    Something else is there, somebody records to it, or the folder cannot be written.
+    """
+    check_format(format)
+    if format != "lerobot":
+        check_free(path)
+        return
+    check_folder(path, format)
+    check_writable(path)
+    PathLock(path).release()
 
 
 def begin_episode(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +21,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.frames import Frame
-from mirage_ros.recording.formats import open_recorder
+from mirage_ros.recording.formats import check_start, open_recorder
 from mirage_ros.recording.mcap_writer import McapRecorder
 from mirage_ros.recording.recorder import Recorder, RecordingConfig
 from mirage_ros.ros.assembly import FrameAssembler
@@ -59,12 +60,14 @@ class RecorderConfig:
         rate_hz: frames per second of the plan, None to take it from the first two stamps.
         video_codec: of the formats that have a choice.
         namespace: of the node.
+        ros_arguments: what stands behind `--ros-args`, such as remaps of the node's names.
         frames: end after that many frames arrived on all picture topics; None goes on.
         idle_s: end when no picture came for so long after the first one; None goes on.
     """
 
     path: Path
     namespace: str = ""
+    ros_arguments: tuple[str, ...] = ()
     frames: int | None = None
     idle_s: float | None = None
     format: str = "mcap"
@@ -72,11 +75,26 @@ class RecorderConfig:
     video_codec: str = "h264"
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a message came from.
+
+    Attributes:
+        name: in the table of topics; the topic itself where it is not in there.
+        topic: the whole name on the graph, namespaces and remaps applied.
+        type_name: such as "sensor_msgs/msg/Image".
+    """
+
+    name: str
+    topic: str
+    type_name: str
+
+
 class Sink(Protocol):
     """Takes what arrives."""
 
-    def take(self, node: Node, name: str, type_name: str, data: bytes, info: dict) -> None:
-        """One serialised message of the topic called `name` in the table."""
+    def take(self, node: Node, source: Source, data: bytes, info: dict) -> None:
+        """One serialised message."""
         ...
 
     def __enter__(self) -> Sink: ...
@@ -90,9 +108,9 @@ class BytesSink:
     def __init__(self, config: RecorderConfig) -> None:
         self._recorder = McapRecorder(config.path, flush_s=FLUSH_S)
 
-    def take(self, node: Node, name: str, type_name: str, data: bytes, info: dict) -> None:
+    def take(self, node: Node, source: Source, data: bytes, info: dict) -> None:
         """Declares the topic with its first message."""
-        topic = node.resolve_topic_name(name)
+        topic, type_name = source.topic, source.type_name
         if topic not in self._recorder.counts:
             qos_yaml, type_hash = offered_qos(node, topic)
             definition = message_definition(type_name)
@@ -108,22 +126,32 @@ class BytesSink:
 
 
 class FrameSink:
-    """Every other format: whole frames. It opens with the second one, which tells the rate."""
+    """Every other format: whole frames. Without a rate it opens with the second one, which tells it.
+
+    Attributes:
+        frames: that were handed on to be written.
+    """
 
     def __init__(self, config: RecorderConfig) -> None:
+        """Raises MirageError where nothing can be recorded."""
+        self.frames = 0
         self._config, self._assembler = config, FrameAssembler()
         self._recorder: Recorder | None = None
         self._first: Frame | None = None
+        self._made_folder = not config.path.exists()
+        check_start(config.path, config.format)
+        if config.rate_hz:
+            self._open(config.rate_hz)
 
-    def take(self, node: Node, name: str, type_name: str, data: bytes, info: dict) -> None:
+    def take(self, node: Node, source: Source, data: bytes, info: dict) -> None:
         """Adds the frame that the message completes."""
-        for frame in self._assembler.add(name, type_name, data):
+        for frame in self._assembler.add(source.name, source.type_name, data):
             if self._recorder is None and self._first is None:
                 self._first = frame
                 continue
             if self._recorder is None:
-                self._open(self._config.rate_hz or _rate_hz(self._first, frame))
-            self._recorder.add(frame)
+                self._open(_rate_hz(self._first, frame))
+            self._add(frame)
 
     def _open(self, rate_hz: float) -> None:
         config = RecordingConfig(
@@ -132,16 +160,33 @@ class FrameSink:
             episode_frames=EPISODE_FRAMES if self._config.format == "lerobot" else None,
         )
         self._recorder = open_recorder(self._config.path, self._config.format, config, single=True)
-        self._recorder.add(self._first)
+        # So that what stands in its way is told now.
+        self._recorder.start_episode()
+        self._recorder.wait()
+        if self._first is not None:
+            self._add(self._first)
+
+    def _add(self, frame: Frame) -> None:
+        self._recorder.add(frame)
+        self.frames += 1
 
     def __enter__(self) -> FrameSink:
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._recorder is None and self._first is not None:
-            self._open(self._config.rate_hz or 1.0)
+            self._open(1.0)
         if self._recorder is not None:
             self._recorder.__exit__(*exception)
+        if not self.frames and self._made_folder and self._config.path.is_dir():
+            # A dataset of nothing.
+            with suppress(OSError):
+                self._config.path.rmdir()
+
+
+def open_sink(config: RecorderConfig) -> BytesSink | FrameSink:
+    """What a format is written by. Raises MirageError where nothing can be recorded."""
+    return BytesSink(config) if config.format == "mcap" else FrameSink(config)
 
 
 def _rate_hz(first: Frame, second: Frame) -> float:
@@ -205,16 +250,14 @@ class TopicRecorder(Node):
 
     def _listen(self, name: str, type_name: str):
         qos = recorder_qos(latched=name in LATCHED)
+        source = Source(name, self.resolve_topic_name(name), type_name)
 
         def on_bytes(data: bytes, info: dict) -> None:
-            self._write(name, type_name, data, info)
+            self.sink.take(self, source, data, info)
+            if name in PICTURES:
+                self.tally.add(name, header_stamp_ns(data))
 
         return self.create_subscription(message_class(type_name), name, on_bytes, qos, raw=True)
-
-    def _write(self, name: str, type_name: str, data: bytes, info: dict) -> None:
-        self.sink.take(self, name, type_name, data, info)
-        if name in PICTURES:
-            self.tally.add(name, header_stamp_ns(data))
 
 
 def recorder_qos(
@@ -235,7 +278,31 @@ def header_stamp_ns(data: bytes) -> int:
     return seconds * SECOND_NS + nanoseconds
 
 
-def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> Tally:
+def written(sink: BytesSink | FrameSink, tally: Tally, path: Path, tf_topic: str) -> str:
+    """What a recording that has ended holds: its frames and bytes, in a sentence.
+
+    Args:
+        tf_topic: where the frames' poses were looked for.
+
+    Raises:
+        MirageError: a format of frames got none, so that there is nothing at the path.
+    """
+    if isinstance(sink, FrameSink) and not sink.frames:
+        reason = (
+            f"{tally.complete} frames' pictures came without their pose on {tf_topic}; give the "
+            "node's remaps as well (--ros-args -r ...)"
+            if tally.complete
+            else "no picture came meanwhile; look at the plan and at /diagnostics"
+        )
+        raise MirageError(f"0 frames were recorded, so nothing was written to {path}: {reason}.")
+    frames = sink.frames if isinstance(sink, FrameSink) else tally.complete
+    files = path.rglob("*") if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    note = "" if frames else " (no whole frame came meanwhile)"
+    return f"Recorded {frames} frames{note}, {size:,} bytes in {path}."
+
+
+def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> str:
     """Record until finished, interrupted or terminated; what is written is whole in any case.
 
     Args:
@@ -243,31 +310,40 @@ def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> Ta
             ("frames", count) as they come.
 
     Returns:
-        What arrived.
+        A sentence with the frames and bytes that were written.
 
     Raises:
-        MirageError: the file cannot be written, or fewer frames came than were asked for.
+        MirageError: the file cannot be written, no frame came for a format of frames, or fewer
+            frames came than were asked for.
     """
-    tally = Tally()
-    rclpy.init()
+    tally, interrupted, tf_topic = Tally(), False, "/tf"
+    rclpy.init(args=["mirage_record", *_ros_words(config.ros_arguments)])
     try:
-        with (BytesSink if config.format == "mcap" else FrameSink)(config) as sink:
-            recorder = TopicRecorder(config, sink, tally)
-            # Made before anyone is told: an interrupt shuts the context, and then none can be.
-            executor = SingleThreadedExecutor()
-            executor.add_node(recorder)
-            tell("listening", 0)
-            _spin(executor, recorder, tell)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return tally
+        with open_sink(config) as sink:
+            # Caught here, so that an error of the recording's end is told all the same.
+            try:
+                recorder = TopicRecorder(config, sink, tally)
+                tf_topic = recorder.resolve_topic_name("/tf")
+                # Made before anyone is told: an interrupt shuts the context, and then none can be.
+                executor = SingleThreadedExecutor()
+                executor.add_node(recorder)
+                tell("listening", 0)
+                _spin(executor, recorder, tell)
+            except (KeyboardInterrupt, ExternalShutdownException):
+                interrupted = True
     finally:
         rclpy.try_shutdown()
-    if config.frames is not None and tally.complete < config.frames:
+    told = written(sink, tally, config.path, tf_topic)
+    if config.frames is not None and not interrupted and tally.complete < config.frames:
         raise MirageError(
             f"Only {tally.complete} of {config.frames} frames came before {config.idle_s:.0f} s of "
             "silence; look at the node's log and at the plan."
         )
-    return tally
+    return f"{told[:-1]}, {tally.incomplete} incomplete ones left." if tally.incomplete else told
+
+
+def _ros_words(arguments: Sequence[str]) -> list[str]:
+    return ["--ros-args", *arguments] if arguments else []
 
 
 def _spin(executor: Executor, recorder: TopicRecorder, tell: Callable[[str, int], None]) -> None:

@@ -19,12 +19,14 @@ from mirage_ros.recording.queued import Background
 from mirage_ros.ros.message_text import message_class
 from mirage_ros.ros.recorder import (
     PICTURES,
-    BytesSink,
-    FrameSink,
+    TOPICS,
     RecorderConfig,
+    Source,
     Tally,
     header_stamp_ns,
+    open_sink,
     recorder_qos,
+    written,
 )
 
 TYPES = {
@@ -60,10 +62,14 @@ class FrameRecording:
         self._node = node
         prefix = node.output.cameras[0].prefix
         # As the table of topics has them, where they are of the first camera.
-        self._names = {node.resolve_topic_name(prefix + name): name for name in PICTURES}
+        self._names = {
+            node.resolve_topic_name(prefix + name if name in PICTURES else name): name
+            for name in TOPICS
+        }
         format = guess_format(self.path)
         config = RecorderConfig(self.path, format=format, rate_hz=node.config.frame_rate_hz)
-        self._sink = (BytesSink if format == "mcap" else FrameSink)(config)
+        self._sink = open_sink(config)
+        self._tf_topic = node.resolve_topic_name("/tf")
         self._background = Background(WAITING)
         self._error: Exception | None = None
         self._listeners = [
@@ -85,8 +91,15 @@ class FrameRecording:
             for listener in self._listeners:
                 self._node.destroy_subscription(listener)
 
-    def finish(self) -> None:
-        """Writes what waits and the end, on any thread. Raises MirageError when anything failed."""
+    def finish(self) -> str:
+        """Writes what waits and the end, on any thread.
+
+        Returns:
+            A sentence with the frames and bytes that are there.
+
+        Raises:
+            MirageError: anything failed, or a format of frames got none.
+        """
         try:
             if self._error is None:
                 self._background.wait()
@@ -96,6 +109,7 @@ class FrameRecording:
         self._sink.__exit__(type(self._error) if self._error else None, self._error, None)
         if self._error is not None:
             raise MirageError(f"The recording ended early: {self._error}") from self._error
+        return written(self._sink, self.tally, self.path, self._tf_topic)
 
     def _wait_for_matches(self) -> None:
         """What is published before the two ends know each other would be missing."""
@@ -111,25 +125,23 @@ class FrameRecording:
             info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for info in infos
         )
         qos = recorder_qos(latched, _reliability(infos))
-        take = functools.partial(self._take, topic, type_name)
+        source = Source(self._names.get(topic, topic), topic, type_name)
 
         def on_bytes(data: bytes, info: dict) -> None:
-            take(data, info)
+            self._take(source, data, info)
 
         return self._node.create_subscription(
             message_class(type_name), topic, on_bytes, qos, raw=True
         )
 
-    def _take(self, topic: str, type_name: str, data: bytes, info: dict) -> None:
+    def _take(self, source: Source, data: bytes, info: dict) -> None:
         if self._error is not None:
             return
-        name = self._names.get(topic, topic)
-        if name in PICTURES:
-            self.tally.add(name, header_stamp_ns(data))
-        kept = name if isinstance(self._sink, FrameSink) else topic
+        if source.name in PICTURES:
+            self.tally.add(source.name, header_stamp_ns(data))
         try:
             self._background.put(
-                functools.partial(self._sink.take, self._node, kept, type_name, data, info)
+                functools.partial(self._sink.take, self._node, source, data, info)
             )
         except Exception as error:  # noqa: BLE001 - a recording that fails must not end the node
             self._error = error

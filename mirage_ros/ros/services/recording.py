@@ -74,8 +74,7 @@ class RecordService:
             recording, self._recording = self._recording, None
             try:
                 recording.leave()
-                recording.finish()
-                self._node.get_logger().info(f"Recorded into {recording.path}.")
+                self._node.get_logger().info(recording.finish())
             except MirageError as error:
                 self._node.get_logger().error(str(error))
         for ending in self._endings:
@@ -112,7 +111,7 @@ class _Ending:
 
     def _finish(self) -> None:
         try:
-            self._recording.finish()
+            self.response.message = self._recording.finish()
             self.response.path, self.response.success = str(self._recording.path), True
         except Exception as error:  # noqa: BLE001 - whoever asked has to be answered
             self.response.success, self.response.message = False, str(error)

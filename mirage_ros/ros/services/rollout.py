@@ -138,7 +138,9 @@ class RolloutAction:
         except MirageError as error:
             self._conclude(running, reason or str(error))
             return
-        ended.bind(lambda answer: self._conclude(running, reason or answer.message))
+        ended.bind(
+            lambda answer: self._conclude(running, reason or "" if answer.success else answer.message)
+        )
 
     def _conclude(self, running: Running, reason: str) -> None:
         """Sends the result; what became of the recording is known by now."""
