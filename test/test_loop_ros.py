@@ -57,6 +57,25 @@ def test_motion_begins_anew_when_time_does():
     assert set(base.planned.values()) == {BasePose()}
 
 
+@pytest.mark.parametrize(
+    ("stamp_s", "reason"),
+    [
+        (1_795_893_280.3, "such as the wall clock's"),
+        (1.81, "such as the wall clock's"),
+        (0.9, "the stamp of no picture"),
+        (1.5, "the stamp of no picture"),
+        (1.0, ""),
+        (1.6, ""),
+    ],
+)
+def test_a_command_that_decides_nothing_is_told_why(stamp_s, reason):
+    base = motion()
+    base.tick(10**9)
+    said = base.why_ignored(round(stamp_s * 1e9))
+    assert reason in said and bool(said) == bool(reason)
+    assert not said or "waits for the command stamped 1.800 s" in said
+
+
 def test_motion_limits_commands_and_refuses_nonsense():
     base = motion(max_speed_mps=0.4, max_turn_rps=0.5)
     base.tick(10**9)
@@ -161,8 +180,22 @@ def test_the_base_heeds_only_the_command_of_its_picture(tmp_path):
         say(end - PERIOD_NS)
         client.spin_for(0.5)
         assert planned_until() == end, "that picture was not the step's last"
+        assert "cmd_vel" not in process.text(), "a policy may answer every picture"
+        for _ in range(2):
+            say(time.time_ns())
+            say(10**8)
+        process.wait_for("such as the wall clock's, and is ignored: the base waits for the command")
+        client.spin_for(0.3)
+        assert process.text().count("cmd_vel") == 1 and planned_until() == end
         say(end)
         client.spin(lambda: planned_until() == end + 4 * PERIOD_NS)
+        clock.publish(Clock(clock=stamp_to_ros(end + 4 * PERIOD_NS)))
+        say(0)
+        client.spin(lambda: planned_until() == end + 8 * PERIOD_NS)
+        say(0)
+        clock.publish(Clock(clock=stamp_to_ros(end + 8 * PERIOD_NS)))
+        client.spin(lambda: planned_until() == end + 12 * PERIOD_NS)
+        assert process.text().count("cmd_vel bears no stamp") == 1
         clock.publish(Clock(clock=stamp_to_ros(start)))
         client.clear()
         client.spin(lambda: planned_until() == end)

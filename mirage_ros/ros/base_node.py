@@ -3,7 +3,8 @@
 The base plans a chunk of frame times ahead, as many as the simulator makes in one step, and waits
 for /clock to get there. Then it takes the command that was decided on that chunk's last picture:
 the TwistStamped whose stamp is that picture's. So who drives it may be as slow as it likes, die and
-come back: time waits.
+come back: time waits. A command without a stamp (0) is for the next step, whichever that is: who
+drives by hand needs no stamps, but such a drive is not the same twice. Other stamps decide nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from mirage_ros.ros.conversions import (
 LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 KEPT_ODOMETRY = QoSProfile(depth=64, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 REPEAT_S = 1.0
+UNSTAMPED_NS = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Motion:
         self.planned: dict[int, BasePose] = {}
         self.command = Command()
         self.horizon_ns = 0
-        self.now_ns = 0
+        self.now_ns = self.began_ns = 0
         self._told_ns = -1
 
     @property
@@ -85,12 +87,33 @@ class Motion:
         """All that was planned has happened: the next command is due."""
         return bool(self.planned) and self.now_ns >= self.horizon_ns
 
+    def why_ignored(self, stamp_ns: int) -> str:
+        """Why a command of this stamp decides nothing; '' where it needs no word.
+
+        A policy may answer every picture of a step, or say its last command again.
+        """
+        if not self.planned:
+            return ""
+        begin_ns = min(self.planned)
+        if stamp_ns > self.horizon_ns:
+            where = "a stamp after the last planned picture's, such as the wall clock's"
+        elif stamp_ns < self.began_ns or (stamp_ns - begin_ns) % self.period_ns:
+            where = "the stamp of no picture"
+        else:
+            return ""
+        return (
+            f"cmd_vel bears {stamp_ns / SECOND_NS:.3f} s, {where}, and is ignored: the base waits "
+            f"for the command stamped {self.horizon_ns / SECOND_NS:.3f} s. Stamp each command as "
+            "the picture that it was decided on, or leave the stamp 0 to drive the next step."
+        )
+
     def tick(self, now_ns: int) -> bool:
         """Heeds the clock; True when time begins, for the first time or anew."""
         begins = not self.planned or now_ns < self.now_ns
         self.now_ns = now_ns
         if begins:
             self.planned, self.horizon_ns = {now_ns: self._start}, now_ns
+            self.began_ns = now_ns
             self._told_ns = -1
             self.follow(Command())
         return begins
@@ -129,7 +152,8 @@ class BaseNode(Node):
         self.config = config
         start, self._mount = base_under(world_from_camera)
         self.motion = Motion(start, config)
-        self._commands: dict[int, Command] = {}
+        self._command: Command | None = None
+        self._said: set[str] = set()
         self._tf = self.create_publisher(TFMessage, "/tf", QoSProfile(depth=100))
         self._static = self.create_publisher(TFMessage, "/tf_static", LATCHED)
         self._odom = self.create_publisher(Odometry, "odom", KEPT_ODOMETRY)
@@ -143,7 +167,8 @@ class BaseNode(Node):
     def _on_clock(self, message: Clock) -> None:
         now_ns = stamp_from_ros(message.clock)
         if self.motion.tick(now_ns):
-            self._commands.clear()
+            self._command = None
+            self._said.clear()
             self._publish_plan()
             self.get_logger().info(f"Time begins at {now_ns / SECOND_NS:.3f} s.")
         for stamp_ns, pose in self.motion.passed():
@@ -151,19 +176,41 @@ class BaseNode(Node):
         self._advance()
 
     def _on_command(self, message: TwistStamped) -> None:
+        try:
+            stamp_ns = stamp_from_ros(message.header.stamp)
+        except MirageError as error:
+            self._say_once("wrong", f"cmd_vel is ignored: {error}")
+            return
+        if stamp_ns not in (UNSTAMPED_NS, self.motion.horizon_ns):
+            reason = self.motion.why_ignored(stamp_ns)
+            if reason:
+                self._say_once("ignored", reason)
+            return
+        if stamp_ns == UNSTAMPED_NS:
+            self._say_once(
+                "unstamped",
+                "cmd_vel bears no stamp: each command drives the next step, whenever it comes, so "
+                "the same drive will not come twice; stamp it as the picture it was decided on.",
+            )
         command = Command(message.twist.linear.x, message.twist.angular.z)
         if not np.isfinite([command.speed_mps, command.turn_rps]).all():
             self.get_logger().warning("cmd_vel holds NaN or infinity; the base stands still.")
             command = Command()
-        self._commands[stamp_from_ros(message.header.stamp)] = command
+        self._command = command
         self._advance()
 
     def _advance(self) -> None:
-        """Plans on with the command that belongs to the horizon, once both are there."""
-        if self.motion.waiting and self.motion.horizon_ns in self._commands:
-            self.motion.follow(self._commands[self.motion.horizon_ns])
-            self._commands.clear()
+        """Plans on with the command for the horizon, once both are there."""
+        if self.motion.waiting and self._command is not None:
+            command, self._command = self._command, None
+            self.motion.follow(command)
             self._publish_plan()
+
+    def _say_once(self, kind: str, text: str) -> None:
+        """A warning, until time begins anew."""
+        if kind not in self._said:
+            self._said.add(kind)
+            self.get_logger().warning(text)
 
     def _publish_plan(self) -> None:
         if not self.motion.planned:

@@ -126,7 +126,7 @@ class BytesSink:
 
 
 class FrameSink:
-    """Every other format: whole frames. Without a rate it opens with the second one, which tells it.
+    """Every other format: whole frames. Without a rate it opens with the second frame's stamp.
 
     Attributes:
         frames: that were handed on to be written.

@@ -139,7 +139,9 @@ class RolloutAction:
             self._conclude(running, reason or str(error))
             return
         ended.bind(
-            lambda answer: self._conclude(running, reason or "" if answer.success else answer.message)
+            lambda answer: self._conclude(
+                running, reason or ("" if answer.success else answer.message)
+            )
         )
 
     def _conclude(self, running: Running, reason: str) -> None:
