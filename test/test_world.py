@@ -11,7 +11,6 @@ import torch
 from analytic import look
 from fakes import PixelModel
 
-from mirage_ros.core import world_files
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.errors import MirageError
@@ -232,21 +231,6 @@ def test_whoever_is_killed_while_saving_leaves_a_whole_world(tmp_path):
     assert older + newer == int(kills) and left == 0
 
 
-def test_where_folders_cannot_be_exchanged_the_old_world_is_never_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(world_files, "_exchange", lambda one, other: False)
-    world, folder = started(), tmp_path / "world"
-    for _ in range(2):
-        world.save(folder)
-    assert [path.name for path in tmp_path.iterdir()] == ["world"]
-    # As a saver leaves it that is killed between its two steps.
-    folder.rename(world_files._aside(folder))
-    other = World(NoisyModel())
-    other.load(folder)
-    assert other.memory.tokens == world.memory.tokens
-    world.save(folder)
-    assert [path.name for path in tmp_path.iterdir()] == ["world"]
-
-
 def test_a_bad_world_folder_is_refused_and_nothing_is_lost(tmp_path):
     world = started()
     with pytest.raises(MirageError, match="world.json"):
@@ -262,11 +246,6 @@ def test_a_bad_world_folder_is_refused_and_nothing_is_lost(tmp_path):
     other = World(PixelModel(stride=16))
     with pytest.raises(MirageError, match="stride 16"):
         other.load(folder)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(MirageError, match="no saved world"):
-        world.save(tmp_path / "mine")
-    assert (tmp_path / "mine" / "thesis.tex").exists()
     assert world.frames_seen == 1 and world.memory.tokens == 80
 
 

@@ -1,13 +1,17 @@
-"""Tensors on disk: safetensors with a kind, a version, a checksum, and all-or-nothing writes."""
+"""Files: safetensors with a kind, a version and a checksum, all-or-nothing writes, and which files
+make a saved world."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -16,6 +20,16 @@ from mirage_ros.core.errors import MirageError
 VERSION = 3
 """Of the memory and world files; files of another version are refused. Version 1 kept tokens by
 their place in the world, without the views that they come from; 2 had no parts of cells."""
+
+FORMAT = "mirage_ros world"
+MEMORY, LATENTS, DECODER = (f"{name}.safetensors" for name in ("memory", "latents", "decoder"))
+WORLD = "world.json"
+FILES = (MEMORY, LATENTS, DECODER, WORLD)
+"""Of a saved world, in the order in which a save puts them in their places (world_files.py)."""
+
+SAVING, SAVED = ".mirage_saving", ".mirage_saved"
+KEYS = {"version", "model", "frames_seen", "stamp_ns", "frame_ids"}
+"""Of world.json, which tell one from other programs' (the first ones named no format)."""
 
 _KEY = "mirage_ros"
 
@@ -29,6 +43,41 @@ _KINDS = {
     },
 }
 """Names of number types in safetensors -> numpy's."""
+
+
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading a damaged or hostile header may raise."""
+
+
+def open_file(path: str | os.PathLike) -> BinaryIO:
+    """A regular file to read. OSError for what is none: a pipe or device could block for ever."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds. Raises OSError, or one of UNREADABLE."""
+    with open_file(path) as file:
+        return json.loads(file.read())
+
+
+def world_file(folder: str | os.PathLike, name: str) -> Path:
+    """Where a file of a saved world is: in its place, or yet to be put there (world_files.py)."""
+    coming = Path(folder) / SAVED / name
+    return coming if coming.exists() else Path(folder) / name
+
+
+def header_of_world(path: str | os.PathLike) -> dict | None:
+    """What a world.json tells; None where it is none of a saved world, of any version or model."""
+    try:
+        told = read_json(path)
+        ours = told.get("format") == FORMAT or KEYS <= told.keys()
+    except (OSError, *UNREADABLE):
+        return None
+    return told if ours else None
 
 
 def write_file(path: str | os.PathLike, *parts: bytes | np.ndarray) -> None:
@@ -117,7 +166,8 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarr
     A file that is missing, damaged, of another kind or of another version raises MirageError.
     """
     try:
-        data = np.fromfile(path, np.uint8)
+        with open_file(path) as file:
+            data = np.fromfile(file, np.uint8)
     except OSError as error:
         raise MirageError(
             f"{path} cannot be read ({error.strerror}); give the path of a saved {kind}."
@@ -127,7 +177,7 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarr
         table = json.loads(data[8 : 8 + length].tobytes())
         header = json.loads(table.pop("__metadata__")[_KEY])
         found, version = header["kind"], int(header["version"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise MirageError(
             f"{path} is not a saved {kind} or its header is damaged; save it again."
         ) from error
@@ -145,7 +195,7 @@ def _checked(path, kind, data, table, header) -> tuple[dict[str, np.ndarray], di
     try:
         tensors, info = {name: _view(data, entry) for name, entry in table.items()}, header["info"]
         sound = _digest(header, tensors) == header["sha256"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except UNREADABLE:
         sound = False
     if not sound:
         raise MirageError(

@@ -30,7 +30,7 @@ from mirage_ros.core.features import (
 )
 from mirage_ros.core.frames import Points
 from mirage_ros.core.lifting import lift_surfels
-from mirage_ros.core.memory_files import load_store, save_store
+from mirage_ros.core.memory_files import LAST_TICK, load_store, save_store
 from mirage_ros.core.places import places_in_tokens
 from mirage_ros.core.splitting import by_surfaces, in_whole_cells
 from mirage_ros.core.store import TokenStore, row_bytes
@@ -39,8 +39,6 @@ from mirage_ros.core.types import Readout
 from mirage_ros.core.zbuffer import SplatRule, Winners, zbuffer
 
 __all__ = ["LatentMemory", "MemoryConfig", "Points"]
-
-_LAST_TICK = 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -323,7 +321,7 @@ class LatentMemory:
     def _next_tick(self) -> int:
         """The number of this read or write. When 16 bits are used up all are halved, so that what
         was seen long ago is told apart the more coarsely."""
-        if self._tick == _LAST_TICK:
+        if self._tick == LAST_TICK:
             self._owned_use()[:] //= 2
             self._tick //= 2
         self._tick += 1

@@ -9,11 +9,14 @@ import numpy as np
 from mirage_ros.core.births import VIEW_FIELDS
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.features import FEATURE_TYPES, Fields
-from mirage_ros.core.files import load_tensors, save_tensors
+from mirage_ros.core.files import UNREADABLE, load_tensors, save_tensors
 from mirage_ros.core.store import TokenStore
 from mirage_ros.core.surfels import view_numbers
 
 KIND = "memory"
+
+LAST_TICK = 2**16 - 1
+"""The highest number of a read or write, as tokens keep it."""
 
 _VIEW = "view."
 """What the names of the views' fields start with."""
@@ -36,19 +39,24 @@ def load_store(
     More tokens than the cap holds lose the ones least recently seen. Raises MirageError.
     """
     tensors, info = load_tensors(path, KIND)
-    saved, tick = int(info["channels"]), int(info["tick"])
+    try:
+        saved, tick, kept = int(info["channels"]), int(info["tick"]), info["dtype"]
+        max_bytes = int(info["max_bytes"]) if max_bytes is None else max_bytes
+        known = kept in FEATURE_TYPES and 0 <= tick <= LAST_TICK
+    except UNREADABLE:
+        known = False
+    if not known:
+        raise MirageError(f"{path} tells no latent memory in its header; save it again.")
     if channels is not None and saved != channels:
         raise MirageError(
             f"{path} holds latents of {saved} channels where {channels} are needed; load it with "
             "the model it was saved with."
         )
-    kept = info["dtype"]
-    if kept not in FEATURE_TYPES or dtype not in (None, kept):
+    if dtype not in (None, kept):
         raise MirageError(
-            f"{path} keeps latents as {kept} where {dtype or 'a known type'} is needed; load it "
-            "with the type it was saved with."
+            f"{path} keeps latents as {kept} where {dtype} is needed; load it with the type it was "
+            "saved with."
         )
-    max_bytes = int(info["max_bytes"]) if max_bytes is None else max_bytes
     store = TokenStore(saved, max_bytes, kept)
     views = {name: tensors.pop(f"{_VIEW}{name}", None) for name in VIEW_FIELDS}
     if not (_fit(tensors, store.fields()) and _fit(views, VIEW_FIELDS) and _sound(tensors, views)):

@@ -1,18 +1,20 @@
 """A whole world as a folder: world.json, memory.safetensors, latents.safetensors.
 
-A world of a causal video codec has decoder.safetensors as well: what the decoder remembers.
+A world of a causal video codec has decoder.safetensors as well: what the decoder remembers. Whatever
+else lies in the folder is somebody else's and stays.
+
+A save writes all files into a folder in the folder, and renames that when they are whole: from
+then on they are the world. Then they are moved up one by one, and who reads meanwhile, or after
+a kill in between, takes from there what has not been moved yet.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
-import glob
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,34 +24,57 @@ import torch
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.carving import Sights
 from mirage_ros.core.errors import MirageError
-from mirage_ros.core.files import VERSION, load_tensors, save_tensors, write_file
+from mirage_ros.core.features import representable
+from mirage_ros.core.files import (
+    DECODER,
+    FILES,
+    FORMAT,
+    LATENTS,
+    MEMORY,
+    SAVED,
+    SAVING,
+    UNREADABLE,
+    VERSION,
+    WORLD,
+    header_of_world,
+    load_tensors,
+    read_json,
+    save_tensors,
+    world_file,
+    write_file,
+)
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.types import WorldModel
 from mirage_ros.core.video import DecoderState
 from mirage_ros.core.world_state import WorldState
 
 KIND = "world"
-# Of linux/fcntl.h and linux/fs.h.
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def save_world(state: WorldState, model: WorldModel, folder: str | os.PathLike) -> None:
-    """Writes a new folder next to the old one and swaps them: the old world or the new one, also
-    for whoever is killed meanwhile. What a killed one left is removed by the next.
+    """Writes the world into a folder, or to where a symbolic link leads: the old world or the new
+    one, also for whoever is killed meanwhile, and nothing is touched but a saved world's files.
 
-    Refuses with MirageError to replace a folder that is not a saved world.
+    Refuses with MirageError a folder that holds other things and no saved world.
     """
-    folder = Path(folder)
-    if folder.exists() and not (folder / "world.json").is_file() and _not_empty(folder):
-        raise MirageError(f"{folder} exists and is no saved world; choose another folder.")
+    folder = Path(os.path.realpath(folder))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if not folder.exists() and _aside(folder).is_dir():
-            os.rename(_aside(folder), folder)
-        _remove_left(folder)
-        with _beside(folder) as fresh:
-            _write_world(state, model, fresh)
-            _swap(fresh, folder)
+        _check_target(folder, state)
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, fcntl.LOCK_EX):
+            try:
+                _move_up(folder)
+                shutil.rmtree(folder / SAVING, ignore_errors=True)
+                (folder / SAVING).mkdir()
+                _write_world(state, model, folder / SAVING)
+                os.rename(folder / SAVING, folder / SAVED)
+                _move_up(folder)
+            except BaseException:
+                shutil.rmtree(folder / SAVING, ignore_errors=True)
+                if made and not os.path.lexists(folder / SAVED):
+                    folder.rmdir()
+                raise
     except OSError as error:
         raise MirageError(
             f"{folder} cannot be written ({error.strerror}); choose a writable folder."
@@ -59,40 +84,49 @@ def save_world(state: WorldState, model: WorldModel, folder: str | os.PathLike) 
 def load_world(folder: str | os.PathLike, model: WorldModel, config: MemoryConfig) -> WorldState:
     """The state of a saved world; missing, damaged or another model's raises MirageError."""
     folder = Path(folder)
-    if not folder.exists() and _aside(folder).is_dir():
-        folder = _aside(folder)
     try:
-        told = json.loads((folder / "world.json").read_text())
-        version, tag = int(told["version"]), told["model"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        with _locked(folder, fcntl.LOCK_SH):
+            told = read_json(world_file(folder, WORLD))
+            version, tag = int(told["version"]), told["model"]
+            if version <= VERSION and tag == _tag(model):
+                return _read_world(folder, told, model, config)
+    except (OSError, *UNREADABLE) as error:
+        reason = getattr(error, "strerror", None) or f"its world.json or files: {error!r:.100}"
         raise MirageError(
-            f"{folder} holds no readable world.json ({type(error).__name__}); give the folder of "
-            "a saved world."
+            f"{folder} holds no whole saved world ({reason}); give the folder of a saved world, "
+            "with its world.json and all files."
         ) from error
-    if version > VERSION or tag != _tag(model):
-        raise MirageError(
-            f"{folder} is a world of version {version} and model {tag}; this program needs up to "
-            f"version {VERSION} and model {_tag(model)}: load the model it was saved with."
-        )
-    tensors, info = load_tensors(folder / "latents.safetensors", KIND)
+    raise MirageError(
+        f"{folder} is a world of version {version} and model {str(tag):.100}; this program needs up "
+        f"to version {VERSION} and model {_tag(model)}: load the model it was saved with."
+    )
+
+
+def _read_world(folder: Path, told: dict, model: WorldModel, config: MemoryConfig) -> WorldState:
+    tensors, info = load_tensors(world_file(folder, LATENTS), KIND)
     if info != told:
         raise MirageError(f"{folder} mixes files of two worlds; take a sound copy of it.")
+    latents = torch.from_numpy(tensors["latents"])
+    kept = dict(zip(info["frame_ids"], latents, strict=True))
+    numbers = [info["frames_seen"], info["stamp_ns"], info.get("grouped", 0), *kept]
+    grid = (model.channels, *(side // model.stride for side in model.size))
+    fit = latents.shape[1:] == grid and latents.dtype == torch.float16 and representable(latents)
+    if not fit or 0 not in kept or {type(number) for number in numbers} != {int}:
+        raise ValueError("latents or numbers that no world has")
+    intrinsics, pose = np.array(info["intrinsics"]), np.array(info["world_from_camera"])
     try:
-        kept = dict(zip(info["frame_ids"], torch.from_numpy(tensors["latents"]), strict=True))
-        camera = Camera(
-            np.array(info["intrinsics"]), np.array(info["world_from_camera"]), tuple(info["size"])
-        )
-        memory = LatentMemory.load(folder / "memory.safetensors", config)
-        decoder = _load_decoder(folder, info) if "decoder" in info else None
-        seen, last = info["frames_seen"], (camera, info["stamp_ns"])
-        grouped, sights = info.get("grouped", 0), _sights_of(tensors)
-        return WorldState(memory, kept, seen, *last, decoder, grouped, sights)
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise MirageError(f"{folder} is not a whole saved world; take a sound copy.") from error
+        camera, sights = Camera(intrinsics, pose, tuple(info["size"])), _sights_of(tensors)
+    except MirageError as error:
+        raise ValueError(str(error)) from error
+    memory = LatentMemory.load(world_file(folder, MEMORY), config)
+    decoder = _load_decoder(folder, info) if "decoder" in info else None
+    last = camera, info["stamp_ns"], decoder, info.get("grouped", 0)
+    return WorldState(memory, kept, info["frames_seen"], *last, sights)
 
 
 def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
     info = {
+        "format": FORMAT,
         "version": VERSION,
         "model": _tag(model),
         "frames_seen": state.frames_seen,
@@ -106,12 +140,12 @@ def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
         info["grouped"] = state.grouped
         info["decoder"] = {name: str(t.dtype)[6:] for name, t in state.decoder.items()}
         raw = {name: _bytes(tensor) for name, tensor in state.decoder.items()}
-        save_tensors(folder / "decoder.safetensors", KIND, raw, info)
-    state.memory.save(folder / "memory.safetensors")
+        save_tensors(folder / DECODER, KIND, raw, info)
+    state.memory.save(folder / MEMORY)
     latents = torch.stack(list(state.latents.values())).numpy()
     tensors = {"latents": latents} | _tensors_of(state.sights)
-    save_tensors(folder / "latents.safetensors", KIND, tensors, info)
-    write_file(folder / "world.json", json.dumps(info, indent=1).encode())
+    save_tensors(folder / LATENTS, KIND, tensors, info)
+    write_file(folder / WORLD, json.dumps(info, indent=1).encode())
 
 
 def _tensors_of(sights: Sights) -> dict[str, np.ndarray]:
@@ -130,7 +164,7 @@ def _sights_of(tensors: dict[str, np.ndarray]) -> Sights:
 
 
 def _load_decoder(folder: Path, info: dict) -> DecoderState:
-    raw, told = load_tensors(folder / "decoder.safetensors", KIND)
+    raw, told = load_tensors(world_file(folder, DECODER), KIND)
     if told != info:
         raise MirageError(f"{folder} mixes files of two worlds; take a sound copy of it.")
     kinds = {name: getattr(torch, kind) for name, kind in info["decoder"].items()}
@@ -146,72 +180,58 @@ def _tag(model: WorldModel) -> str:
     return f"{model.name} ({model.channels} channels, stride {model.stride}, size {model.size})"
 
 
+def _check_target(folder: Path, state: WorldState) -> None:
+    """Raises MirageError where a save would replace what no saved world owns."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise MirageError(f"{folder} is no folder; choose another path.")
+    found = {path.name for path in folder.iterdir()} - {SAVING}
+    told = header_of_world(world_file(folder, WORLD)) if found else {}
+    if told is None:
+        raise MirageError(f"{folder} holds other things and no saved world; choose another folder.")
+    strange = {name for name in FILES if (folder / name).is_dir()}
+    if state.decoder is not None and "decoder" not in told:
+        strange |= {DECODER} & found
+    if strange:
+        raise MirageError(
+            f"{folder} has a {' and a '.join(sorted(strange))} that the world saved there does not "
+            "own; choose another folder or move it away."
+        )
+
+
 @contextlib.contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """A new folder next to this one, locked while it is needed, and then removed."""
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder)))
-    lock = os.open(fresh, os.O_RDONLY)
+def _locked(folder: Path, kind: int) -> Iterator[None]:
+    """Keeps out who saves to the folder, and with LOCK_EX who loads from it; where the file system
+    has no locks, nobody."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # A file system without locks keeps what a killed saver left.
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield fresh
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        os.close(lock)
-
-
-def _remove_left(folder: Path) -> None:
-    """What savers of this folder left that live no more: nobody holds the lock."""
-    for left in folder.parent.glob(f"{glob.escape(_prefix(folder))}*"):
-        with contextlib.suppress(OSError):
-            lock = os.open(left, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-            finally:
-                os.close(lock)
-
-
-def _prefix(folder: Path) -> str:
-    return f".{folder.name}.saving-"
-
-
-def _aside(folder: Path) -> Path:
-    """Where the old world is for a moment, on systems that cannot exchange two folders."""
-    return folder.with_name(f"{_prefix(folder)}old")
-
-
-def _swap(fresh: Path, folder: Path) -> None:
-    """Puts `fresh` in the place of `folder`; an old world then lies at `fresh`, or is dropped."""
-    os.chmod(fresh, 0o755)
-    if not folder.exists():
-        os.rename(fresh, folder)
-    elif not _exchange(fresh, folder):
-        _swap_in_turn(fresh, folder)
-    _sync(folder.parent)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Two folders change places at once. False where that cannot be done."""
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    names = os.fsencode(one), os.fsencode(other)
-    return rename(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0
-
-
-def _swap_in_turn(fresh: Path, folder: Path) -> None:
-    """In two steps; between them `load_world` finds the old world aside."""
-    old = _aside(folder)
-    os.rename(folder, old)
-    try:
-        os.rename(fresh, folder)
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise MirageError(f"{folder} is being saved or loaded right now; try again.") from error
     except OSError:
-        os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _move_up(folder: Path) -> None:
+    """Puts the files of a finished save in their places; goes on where a killed one stopped."""
+    fresh = folder / SAVED
+    if not fresh.is_dir():
+        return
+    _sync(folder)
+    if (new := header_of_world(fresh / WORLD)) and "decoder" not in new:
+        if "decoder" in (header_of_world(folder / WORLD) or {}):
+            (folder / DECODER).unlink(missing_ok=True)
+    for name in FILES:
+        if (fresh / name).exists():
+            os.rename(fresh / name, folder / name)
+    fresh.rmdir()
+    _sync(folder)
 
 
 def _sync(folder: Path) -> None:
@@ -221,7 +241,3 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _not_empty(folder: Path) -> bool:
-    return not folder.is_dir() or any(folder.iterdir())

@@ -27,13 +27,14 @@ def add_export(parsers, command) -> None:
 
 
 def export(arguments: argparse.Namespace) -> int:
+    from mirage_ros.core.files import MEMORY, world_file
     from mirage_ros.core.memory import LatentMemory
     from mirage_ros.recording.ply import write_ply
 
     path, out = arguments.path, arguments.out or arguments.path.with_suffix(".ply")
     if out.suffix != ".ply":
         raise MirageError(f"{out} does not end in .ply, the only kind that is written; rename it.")
-    memory = LatentMemory.load(path / "memory.safetensors" if path.is_dir() else path)
+    memory = LatentMemory.load(world_file(path, MEMORY) if path.is_dir() else path)
     write_ply(out, memory.to_points())
     print(f"{out}: {memory.tokens:,} points")
     return 0
