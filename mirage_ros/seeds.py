@@ -12,15 +12,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
-from mirage_ros.evaluation.posed_rgbd import PosedRgbd, read_depth
+from mirage_ros.evaluation.posed_rgbd import PosedRgbd, read_depth, read_picture
 
 DEFAULT_HFOV_DEG = 60.0
 EYE_HEIGHT_M = 1.2
-SMALLEST_SIDE_PX = 8
 
 
 @dataclass(frozen=True)
@@ -75,28 +73,6 @@ def shipped_seeds() -> list[str]:
     if folder is None:
         return []
     return sorted(path.parent.name for path in folder.glob("*/camera.yaml"))
-
-
-def read_picture(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Any picture file as upright 8-bit RGB; EXIF orientation is applied, alpha dropped."""
-    try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I"):
-                values = np.asarray(upright, np.float64)
-                grey = np.clip(values / 257, 0, 255).astype(np.uint8)
-                return np.repeat(grey[..., None], 3, -1)
-            rgb = np.asarray(upright.convert("RGB"), np.uint8)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
-        raise MirageError(
-            f"The picture {path} cannot be read ({error}); give a PNG or JPEG."
-        ) from error
-    if min(rgb.shape[:2]) < SMALLEST_SIDE_PX:
-        raise MirageError(
-            f"The picture {path} is {rgb.shape[1]}x{rgb.shape[0]}; give one with at least "
-            f"{SMALLEST_SIDE_PX} pixels on each side."
-        )
-    return rgb
 
 
 def _resolve(name: str) -> tuple[Path, int]:

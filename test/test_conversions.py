@@ -13,6 +13,7 @@ from transforms3d.euler import euler2mat
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.pictures import SeedWarning
 from mirage_ros.core.types import Chunk, Frame
 from mirage_ros.ros import conversions as convert
 from mirage_ros.ros.cloud_conversions import cloud_from_ros, cloud_to_ros, status_to_ros
@@ -195,6 +196,14 @@ def test_colour_encodings_give_rgb(encoding, order, padding):
     rgb = np.random.default_rng(3).integers(0, 256, (4, 6, 3), np.uint8)
     message = image(np.ascontiguousarray(rgb[..., order]), encoding, padding)
     np.testing.assert_array_equal(picture_from_ros(message), rgb)
+
+
+@pytest.mark.parametrize("bigendian", [False, True])
+def test_twelve_bits_in_sixteen_are_not_black(bigendian):
+    grey = np.linspace(0, 4095, 24).astype(np.uint16).reshape(4, 6)
+    with pytest.warns(SeedWarning, match="12 bits"):
+        rgb = picture_from_ros(image(grey, "mono16", 0, bigendian))
+    np.testing.assert_array_equal(rgb, (grey >> 4)[..., None].repeat(3, -1))
 
 
 @pytest.mark.parametrize("bigendian", [False, True])

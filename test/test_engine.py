@@ -8,6 +8,8 @@ import pytest
 from fakes import PixelModel
 from test_worker import PERIOD, seed, step
 
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.pictures import SeedWarning
 from mirage_ros.ros.engine import MOST_UNDATED, Engine
 from mirage_ros.ros.journal import MOST_COMMANDS, Journal
 from mirage_ros.ros.planned import Planned
@@ -81,6 +83,17 @@ def test_an_untouched_seed_dates_from_just_before_the_first_frame():
     engine = engine_with_a_seed()
     engine.carry_out(away())
     assert births(engine).min() == LATE - PERIOD
+
+
+def test_a_seed_that_loses_much_to_cropping_is_told_of_once(recwarn):
+    engine = Engine(PixelModel(), WorkerConfig(period_ns=PERIOD))
+    assert engine.carry_out(Reset(seed(0), None)).values["warnings"] == ()
+    camera = Camera.from_hfov(60.0, (640, 480), level_camera_pose())
+    portrait = Seed("portrait", np.zeros((640, 480, 3), np.uint8), camera)
+    (told,) = engine.carry_out(Reset(portrait, None)).values["warnings"]
+    assert "40% of the seed picture is cropped away" in told
+    engine.carry_out(away())  # dates the seed anew
+    assert not [one for one in recwarn if issubclass(one.category, SeedWarning)]
 
 
 def noted(journal: Journal, *commands) -> None:

@@ -5,11 +5,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from fakes import PixelModel
 from make_seed import write_seed
 from PIL import Image
 
+from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
-from mirage_ros.seeds import load_seed, shipped_seeds
+from mirage_ros.core.pictures import seed_warnings
+from mirage_ros.core.world import World
+from mirage_ros.seeds import level_camera_pose, load_seed, shipped_seeds
 from mirage_ros.tour import central_depth_m, plan_tour
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata"
@@ -118,10 +122,75 @@ def test_missing_seed_names_what_there_is(tmp_path):
         load_seed(tmp_path)
 
 
-def test_tiny_picture_is_refused(tmp_path):
-    Image.new("RGB", (4, 300)).save(tmp_path / "a.png")
+@pytest.mark.parametrize("size", [(4, 300), (300, 7), (1, 1)])
+@pytest.mark.parametrize("number", [np.uint8, np.uint16])
+def test_tiny_picture_is_refused(tmp_path, size, number):
+    Image.fromarray(np.ones(size, number)).save(tmp_path / "a.png")
     with pytest.raises(MirageError, match="at least 8 pixels"):
         load_seed(tmp_path / "a.png")
+
+
+RAMP = np.linspace(0, 1, 40)[None].repeat(30, 0)
+"""Brightness from black to white."""
+
+
+def write_deep(path: Path, values: np.ndarray, channels: int) -> Path:
+    """Numbers of more than 8 bits, by another library than the one that reads them mostly."""
+    values = values if channels == 1 else np.stack([values] * 2 + [np.zeros_like(values)], -1)
+    assert cv2.imwrite(str(path), values)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_deep_pictures_keep_their_brightness(tmp_path, ending, channels, bits):
+    values = np.rint(RAMP * (2**bits - 1)).astype(np.uint16)
+    path = write_deep(tmp_path / f"a.{ending}", values, channels)
+    with seed_warnings() as told:
+        rgb = load_seed(path).rgb
+    green = rgb[..., 1].astype(float)
+    assert np.abs(green - 255 * RAMP).max() <= 1.5
+    assert (rgb[..., 0] == (0 if channels == 3 else rgb[..., 2])).all()  # written as b g r
+    assert len(told) == (bits < 16) and all(f"{bits} bits" in one for one in told)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_float_pictures_run_from_black_to_white(tmp_path, channels):
+    path = write_deep(tmp_path / "a.tif", RAMP.astype(np.float32), channels)
+    assert np.abs(load_seed(path).rgb[..., 1] - 255 * RAMP).max() <= 0.51
+    for values in (RAMP * 300, RAMP - 0.5, np.where(RAMP > 0.5, np.nan, RAMP)):
+        write_deep(path, values.astype(np.float32), channels)
+        with pytest.raises(MirageError, match="give 0 .black. to 1 .white."):
+            load_seed(path)
+
+
+def test_numbers_of_32_bits_are_refused(tmp_path):
+    Image.fromarray(np.full((30, 40), 70_000, np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(MirageError, match="8 or 16 bits"):
+        load_seed(tmp_path / "a.tif")
+
+
+def begin(width: int, height: int) -> list[str]:
+    """Warnings of a world that starts from a picture of this size; the model's is 80x64."""
+    camera = Camera.from_hfov(60.0, (height, width), level_camera_pose())
+    with seed_warnings() as told:
+        World(PixelModel()).reset(np.full((height, width, 3), 99, np.uint8), camera)
+    return told
+
+
+def test_what_cropping_takes_away_is_told():
+    assert begin(80, 64) == begin(640, 480) == begin(540, 360) == []
+    (portrait,) = begin(480, 640)
+    assert "40% of the seed picture" in portrait and "top and bottom" in portrait
+    assert "480x640" in portrait and "480x384" in portrait
+    (wide,) = begin(1280, 720)
+    assert "30% of the seed picture" in wide and "at the sides" in wide
+    for width, height in ((4000, 20), (20, 4000), (700, 100)):
+        with pytest.raises(MirageError, match="would be left; cut a part"):
+            begin(width, height)
+    with pytest.raises(MirageError, match="4x64 pixels; give one with at least 8"):
+        begin(4, 64)
 
 
 def test_shipped_seeds_load():

@@ -252,7 +252,7 @@ def test_a_bad_world_folder_is_refused_and_nothing_is_lost(tmp_path):
 @pytest.mark.parametrize(
     ("rgb", "depth", "told"),
     [
-        (np.zeros((0, 80, 3), np.uint8), None, "at least one pixel"),
+        (np.zeros((0, 80, 3), np.uint8), None, "at least 8 pixels"),
         (np.zeros((64, 80, 3), np.float32), None, "uint8"),
         (np.zeros((64, 80), np.uint8), None, "uint8"),
         (np.zeros((60, 80, 3), np.uint8), None, "size"),

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
+
+SMALLEST_SIDE_PX = 8
+LEAST_KEPT = 0.2
+"""A picture of which cropping would leave less than this share is refused."""
+CROPPED_IN_SILENCE = 0.2
+"""Up to this share may be cropped away without a word."""
+BITS = (8, 10, 12, 14, 16)
+"""What numbers of 16 bits may really hold."""
+
+
+class SeedWarning(UserWarning):
+    """Something about a seed that its owner should know, and that keeps no world from starting."""
 
 
 def fit_seed(
@@ -20,24 +36,112 @@ def fit_seed(
 
     Takes uint8 (H, W, 3), its camera and depth (H, W) in metres; depth
     that is not above 0 becomes NaN. Refuses with a MirageError pictures that are not
-    uint8 (H, W, 3) of the camera's size, and depth of another size or without a valid pixel.
+    uint8 (H, W, 3) of the camera's size, are too small or of another shape altogether, and depth
+    of another size or without a valid pixel.
     """
     rgb = np.asarray(rgb)
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or 0 in rgb.shape:
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
         raise MirageError(
-            f"The seed picture is {rgb.dtype} of shape {rgb.shape}; give uint8 (height, width, 3) "
-            "of at least one pixel."
+            f"The seed picture is {rgb.dtype} of shape {rgb.shape}; give uint8 (height, width, 3)."
         )
+    check_size(rgb.shape[:2], "The seed picture")
     if camera.batch_shape or camera.size != rgb.shape[:2]:
         raise MirageError(
             f"The seed picture is {rgb.shape[:2]} but its camera has the size {camera.size} and "
             f"batch shape {camera.batch_shape}; give one camera of the picture's size."
         )
     depth = None if depth_m is None else _checked_depth(depth_m, rgb.shape[:2])
+    if (kept := 1 - cropped_share(rgb.shape[:2], size)) < LEAST_KEPT:
+        raise MirageError(
+            f"The seed picture is {_told(rgb.shape)} and the model's pictures have the shape of "
+            f"{_told(size)}: only {kept:.1%} of it would be left; cut a part of about that shape "
+            "out of it."
+        )
     top, left, crop = _centre_window(rgb.shape[:2], size)
     window = (slice(top, top + crop[0]), slice(left, left + crop[1]))
     camera = camera.cropped(top, left, crop).resized(size)
     return resize_rgb(rgb[window], size), camera, _nearest(depth, window, size)
+
+
+def check_size(size: tuple[int, int], what: str) -> None:
+    """Raises MirageError for a picture (`what`, as a sentence begins) of too few pixels."""
+    if min(size) < SMALLEST_SIDE_PX:
+        raise MirageError(
+            f"{what} is {_told(size)} pixels; give one with at least {SMALLEST_SIDE_PX} pixels on "
+            "each side."
+        )
+
+
+def cropped_share(size: tuple[int, int], wanted: tuple[int, int]) -> float:
+    """The share of a picture that is lost when its middle is cropped to the aspect of `wanted`."""
+    height, width = _centre_window(size, wanted)[2]
+    return 1 - height * width / (size[0] * size[1])
+
+
+def warn_of_cropping(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """Warns (SeedWarning) when much of a seed picture is lost, and says how much of it."""
+    share, kept = cropped_share(size, wanted), _centre_window(size, wanted)[2]
+    if share > CROPPED_IN_SILENCE:
+        where = "at the top and bottom" if kept[1] == size[1] else "at the sides"
+        warnings.warn(
+            f"{share:.0%} of the seed picture is cropped away ({where}): it is {_told(size)} and "
+            f"the model's pictures have the shape of {_told(wanted)}. Give {_told(kept)} to choose "
+            "yourself what is kept.",
+            SeedWarning,
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def seed_warnings() -> Iterator[list[str]]:
+    """Collects what would be warned of seeds, for one who has a log of his own; others pass."""
+    told: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SeedWarning)
+        yield told
+    for one in caught:
+        if issubclass(one.category, SeedWarning):
+            told.append(str(one.message))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+def eight_bits(values: np.ndarray, what: str) -> UInt8[np.ndarray, "..."]:
+    """Brightness of any number type as 0 to 255.
+
+    Numbers of 16 bits are scaled by the fewest bits of `BITS` that hold them all, with a SeedWarning
+    where these are fewer than 16: cameras of 12 bits write such pictures. Floating point runs from
+    0, black, to 1, white.
+
+    Args:
+        what: whose they are, as a sentence begins.
+
+    Raises:
+        MirageError: another type, or floating point outside of 0 to 1.
+    """
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.uint16:
+        most = int(values.max(initial=0))
+        bits = next(bits for bits in BITS if most < 2**bits)
+        if bits < 16:
+            warnings.warn(
+                f"{what} is stored in 16 bits and uses {bits} of them; it is taken for a picture of "
+                f"{bits} bits.",
+                SeedWarning,
+                stacklevel=2,
+            )
+        return (values >> (bits - 8)).astype(np.uint8)
+    if values.dtype.kind == "f":
+        low, high = float(values.min(initial=0)), float(values.max(initial=0))
+        if 0 <= low and high <= 1:
+            return np.rint(values * 255).astype(np.uint8)
+        raise MirageError(
+            f"{what} holds floating-point numbers from {low:g} to {high:g}; give 0 (black) to 1 "
+            "(white), or a picture of 8 or 16 bits."
+        )
+    raise MirageError(f"{what} holds {values.dtype}; give 8 or 16 bits, or floats from 0 to 1.")
 
 
 def resize_rgb(
@@ -93,6 +197,11 @@ def _centre_window(size: tuple[int, int], wanted: tuple[int, int]):
     scale = min(size[0] / wanted[0], size[1] / wanted[1])
     crop = tuple(max(1, min(s, round(w * scale))) for s, w in zip(size, wanted, strict=True))
     return (size[0] - crop[0]) // 2, (size[1] - crop[1]) // 2, crop
+
+
+def _told(size: tuple[int, ...]) -> str:
+    """A size as people write it, width first."""
+    return f"{size[1]}x{size[0]}"
 
 
 def _nearest(depth, window, size):

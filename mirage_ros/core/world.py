@@ -42,7 +42,13 @@ from mirage_ros.core.grids import (
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.overlap import overlapped
 from mirage_ros.core.perceiving import in_range, perceive_seed
-from mirage_ros.core.pictures import cell_colours, cell_share, fit_seed, upsample
+from mirage_ros.core.pictures import (
+    cell_colours,
+    cell_share,
+    fit_seed,
+    upsample,
+    warn_of_cropping,
+)
 from mirage_ros.core.types import Chunk, Frame, Perception, Readout, SpatialMemory, WorldModel
 from mirage_ros.core.video import (
     anchor_frames,
@@ -134,11 +140,12 @@ class World:
 
         Returns one frame, the seed as the model decodes it.
         The picture's middle is cropped to the model's aspect and resized, the intrinsics
-        follow. Depth is metric and may hold NaN, which perception fills; without depth
+        follow; a SeedWarning says so where much of it is lost. Depth is metric and may hold NaN, which perception fills; without depth
         perception gives all of it. Bad input raises MirageError.
         """
         model, seconds = self.model, dict.fromkeys(STAGES, 0.0)
-        rgb, camera, depth_m = fit_seed(rgb, camera, depth_m, model.size)
+        given, (rgb, camera, depth_m) = camera.size, fit_seed(rgb, camera, depth_m, model.size)
+        warn_of_cropping(given, model.size)
         cameras, stamps = Camera.stack([camera]), np.array([stamp_ns], np.int64)
         with _timed(seconds, "generate"):
             latents = check_latents(model.encode(rgb[None]), model, 1)

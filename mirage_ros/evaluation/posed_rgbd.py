@@ -1,21 +1,24 @@
 """Reads folders of posed RGB-D frames, such as a handheld walk with a depth camera.
 
-Layout: `color/NNN.png` (8-bit RGB), `depth/NNN.png` (uint16 millimetres along z,
+Layout: `color/NNN.png` (RGB), `depth/NNN.png` (uint16 millimetres along z,
 registered to colour, 0 invalid), `K.txt` (3x3), `world_from_camera.txt` (one
 row-major 4x4 per frame, optical axes, metres).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.pictures import check_size, eight_bits
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,46 @@ class PosedRgbd:
                 f"Frame {index} of {self.folder} was asked for; it has frames 0 to {len(self) - 1}."
             )
         name = self._names[index]
-        bgr = cv2.imread(str(self.folder / "color" / f"{name}.png"), cv2.IMREAD_COLOR)
-        if bgr is None:
-            raise MirageError(f"The picture {self.folder}/color/{name}.png cannot be read.")
-        rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        rgb = read_picture(self.folder / "color" / f"{name}.png")
         depth_m = read_depth(self.folder / "depth" / f"{name}.png", rgb.shape[:2])
         camera = Camera(self.intrinsics, self.world_from_camera[index], rgb.shape[:2])
         return PosedFrame(rgb, depth_m, camera)
+
+
+def read_picture(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Any picture file as upright 8-bit RGB; EXIF orientation is applied, alpha dropped.
+
+    Pictures of more than 8 bits are scaled by `core.pictures.eight_bits`.
+
+    Raises:
+        MirageError: not readable, too small, or of numbers whose white nobody can know.
+    """
+    try:
+        values = _stored(path)
+    except (OSError, Image.DecompressionBombError, ValueError, cv2.error) as error:
+        raise MirageError(
+            f"The picture {path} cannot be read ({error}); give a PNG or JPEG."
+        ) from error
+    check_size(values.shape[:2], f"The picture {path}")
+    rgb = eight_bits(values, f"The picture {path}")
+    return np.ascontiguousarray(rgb if rgb.ndim == 3 else np.repeat(rgb[..., None], 3, -1))
+
+
+def _stored(path: str | Path) -> np.ndarray:
+    """The upright picture, (h, w) or (h, w, 3), in numbers of 8 bits or as they are stored."""
+    try:
+        with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):
+                return np.asarray(ImageOps.exif_transpose(picture))
+            # PIL would keep the upper half of the numbers, which is black in a picture of 12 bits.
+            if not re.search(r";16[BLN]", str([tile[3] for tile in picture.tile])):
+                return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except UnidentifiedImageError:
+        pass  # such as floating point in colours
+    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if bgr is None:
+        raise OSError("it is no picture in a known format")
+    return bgr[..., ::-1]
 
 
 def read_depth(path: str | Path, size: tuple[int, int]) -> Float[np.ndarray, "h w"]:

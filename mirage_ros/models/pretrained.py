@@ -81,8 +81,8 @@ def model_digest(name_or_path: str) -> str:
         files = list(_files_of(folder))
         if not any(path.suffix in (".json", ".safetensors") for path in files):
             raise MirageError(
-                f"There is no model at {folder} ({name_or_path}); give a checkpoint folder, a hub "
-                f"id or one of the shipped names {sorted(SHIPPED)}."
+                f"There is no model {name_or_path} (looked in {folder}); give a checkpoint folder, a "
+                f"hub id or one of the shipped names {sorted(SHIPPED)}."
             )
         for path in files:
             digest.update(str(path.relative_to(folder)).encode())

@@ -11,6 +11,7 @@ import numpy as np
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.frames import Chunk, Frame, Points
+from mirage_ros.core.pictures import seed_warnings
 from mirage_ros.core.rig import Rig, memory_of, redated
 from mirage_ros.core.types import WorldModel
 from mirage_ros.core.world import World, WorldConfig
@@ -120,10 +121,11 @@ class Engine:
         self._rig = Rig(self._world, len(config.views))
 
     def _reset(self, command: Reset) -> Done:
-        seed = command.seed.load() if isinstance(command.seed, SeedName) else command.seed
-        chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns or 0)
+        with seed_warnings() as told:
+            seed = command.seed.load() if isinstance(command.seed, SeedName) else command.seed
+            chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns or 0)
         self._dating = Dating(False, seed, given_ns=command.stamp_ns)
-        return _done(command, chunk)
+        return _done(command, chunk, warnings=tuple(told))
 
     def _step(self, command: Step) -> Done:
         planned = command.planned
@@ -220,7 +222,8 @@ class Engine:
         if seed is None:
             redated(self._world, stamp_ns)
             return
-        self._world.reset(seed.rgb, seed.camera, seed.depth_m, stamp_ns)
+        with seed_warnings():  # told already
+            self._world.reset(seed.rgb, seed.camera, seed.depth_m, stamp_ns)
         for command in dating.changes:
             self._actions[type(command)](command)
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from sensor_msgs.msg import Image
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.pictures import eight_bits
 from mirage_ros.ros.conversions import stamp_to_ros
 
 # encoding -> (kind of number, channels, order that gives r g b)
@@ -87,8 +88,7 @@ def picture_from_ros(message: Image) -> UInt8[np.ndarray, "h w 3"]:
         return _bridge(message, "rgb8")
     number, channels, order = COLOUR_ENCODINGS[message.encoding]
     pixels = _pixels(message, number, channels)
-    if number == "u2":
-        pixels = (pixels >> 8).astype(np.uint8)
+    pixels = eight_bits(pixels, "The picture")
     return np.ascontiguousarray(pixels[..., list(order)])
 
 

@@ -242,3 +242,5 @@ class WorldKeeper:
         node.health.ok("seed")
         origin = getattr(command, "origin", None) or f"saved '{entry.name}'"
         node.get_logger().info(f"New world from {origin}: {node.figures.tokens} tokens.")
+        for warning in done.values.get("warnings", ()):
+            node.get_logger().warning(warning)
