@@ -255,3 +255,46 @@ def test_bad_plans_are_refused_and_the_good_one_goes_on(client, seed_folder):
     client.clear()
     client.send_tf(stamps(4, START + 4 * PERIOD), poses)
     expect_the_plan(client, stamps(4, START + 4 * PERIOD))
+
+
+# A process with one node: its name, and whether it publishes pictures.
+STRANGER = """
+import contextlib, sys, rclpy
+from sensor_msgs.msg import Image
+rclpy.init()
+node = rclpy.create_node(sys.argv[1])
+publisher = node.create_publisher(Image, "color/image_raw", 10) if sys.argv[2:] else None
+with contextlib.suppress(Exception):
+    rclpy.spin(node)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "level", "told"),
+    [
+        (["mirage_node", "pictures"], b"\2", "2 nodes are called /mirage_node:"),
+        (["bag", "pictures"], b"\1", "/color/image_raw are also published by /bag:"),
+    ],
+)
+def test_a_second_node_of_the_name_or_the_pictures_is_told(client, process, words, level, told):
+    def levels() -> set[bytes]:
+        statuses = [status for m in client.got["/diagnostics"] for status in m.status]
+        return {s.level for s in statuses if s.name.endswith(": node") and told in s.message}
+
+    def settled() -> bool:
+        return client.got["/diagnostics"] and not any(
+            "nodes are called" in status.message or "also published" in status.message
+            for status in client.got["/diagnostics"][-1].status
+        )
+
+    before = process.text().count(told)
+    command = [sys.executable, "-c", STRANGER, *words]
+    other = subprocess.Popen(command, env=process.environment)
+    try:
+        client.spin(levels, patience_s=20)
+        assert levels() == {level}
+        assert process.text().count(told) == before + 1
+    finally:
+        other.terminate()
+        other.wait()
+    client.spin(settled, patience_s=20)

@@ -30,7 +30,7 @@ class Problem:
 
 class Health:
     """The problems at hand, by topic: callback, recording, model, worker, snapshot, seed,
-    observe, prompt, plan, path, tf, world, clock, pictures.
+    observe, prompt, plan, path, tf, world, clock, pictures, graph.
 
     Args:
         warn, error: where a line goes when a problem is new.

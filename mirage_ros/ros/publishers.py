@@ -46,6 +46,12 @@ def streamed(depth: int, reliability: str = "reliable", durability: str = "volat
     )
 
 
+def publishers_of(node: Node, topic: str) -> list[str]:
+    """Full names of the nodes that publish a topic, one for each publisher."""
+    infos = node.get_publishers_info_by_topic(topic)
+    return [f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos]
+
+
 @dataclass(frozen=True)
 class CameraOutput:
     """Where one camera's pictures go.
@@ -95,7 +101,7 @@ class Publishers:
     """One method per event. Frames of one instant, one of each camera, go out together."""
 
     def __init__(self, node: Node, config: NodeConfig, cameras: Sequence[CameraOutput]) -> None:
-        self._config, self.cameras = config, tuple(cameras)
+        self._node, self._config, self.cameras = node, config, tuple(cameras)
         self._pictures = [CameraPublishers(node, config, camera) for camera in cameras]
         self._cloud = node.create_publisher(PointCloud2, "cache/points", LATCHED)
         self._status = node.create_publisher(RolloutStatus, "status", streamed(config.image_depth))
@@ -107,6 +113,19 @@ class Publishers:
         every = (*self._pictures, *(tap for taps in self._taps for tap in taps))
         found = {p.topic: p.full_for(now_s) for source in every for p in source.all}
         return {topic: seconds for topic, seconds in found.items() if seconds is not None}
+
+    def shared(self) -> dict[str, list[str]]:
+        """Topics of pictures, cloud and status that others publish, too, and who they are."""
+        own = self._node.get_fully_qualified_name()
+        pictures = (publisher.topic for source in self._pictures for publisher in source.all)
+        found = {}
+        for topic in (*pictures, self._cloud.topic_name, self._status.topic_name):
+            names = publishers_of(self._node, topic)
+            if own in names:
+                names.remove(own)
+            if names:
+                found[topic] = names
+        return found
 
     def instant(self, frames: Sequence[Frame]) -> None:
         """TF first, so that who receives a picture can place it at once."""

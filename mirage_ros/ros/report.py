@@ -28,6 +28,7 @@ class Reporter:
         self._health, self._figures = node.health, node.figures
         self.model_failed = False
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        node.create_wall_timer(PERIOD_S, self._look_around)
         node.create_wall_timer(PERIOD_S, self.publish)
 
     @property
@@ -55,6 +56,33 @@ class Reporter:
         else:
             self._health.warn("plan", rollout.waiting)
 
+    def _look_around(self) -> None:
+        """Whether another node has this one's name, or publishes what it publishes."""
+        node, health = self._node, self._health
+        own = node.get_fully_qualified_name()
+        names = [
+            f"{namespace.rstrip('/')}/{name}"
+            for name, namespace in node.get_node_names_and_namespaces()
+        ]
+        shared = node.output.shared()
+        others = sorted({name for names in shared.values() for name in names} - {own})
+        if names.count(own) > 1:
+            health.error(
+                "graph",
+                f"{names.count(own)} nodes are called {own}: frames come from each of them and any "
+                "of them answers. Start one under another name (--ros-args -r __node:=...) or "
+                "namespace (-r __ns:=...); one that was killed is listed for up to 20 s.",
+            )
+        elif others:
+            health.warn(
+                "graph",
+                f"{', '.join(sorted(shared))} are also published by {', '.join(others)}: who "
+                "subscribes gets both. End the other one, or start one in another namespace "
+                "(--ros-args -r __ns:=...).",
+            )
+        else:
+            health.ok("graph")
+
     def publish(self) -> None:
         message = DiagnosticArray()
         message.header.stamp = self._node.get_clock().now().to_msg()
@@ -74,7 +102,7 @@ class Reporter:
         self._publisher.publish(message)
 
     def _callbacks(self):
-        level, text = self._worst("callback", "recording")
+        level, text = self._worst("callback", "recording", "graph")
         return level, text or "answering"
 
     def _model(self):

@@ -7,15 +7,9 @@ from rosgraph_msgs.msg import Clock
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.conversions import stamp_to_ros
-from mirage_ros.ros.publishers import LATCHED
+from mirage_ros.ros.publishers import LATCHED, publishers_of
 
 TOPIC = "/clock"
-
-
-def clock_publishers(node: Node) -> list[str]:
-    """Full names of the nodes that publish /clock, one for each publisher."""
-    infos = node.get_publishers_info_by_topic(TOPIC)
-    return [f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos]
 
 
 class SimClock:
@@ -48,7 +42,7 @@ class SimClock:
 
     def check(self) -> None:
         """Raises MirageError where somebody else publishes /clock, too."""
-        names = clock_publishers(self._node)
+        names = publishers_of(self._node, TOPIC)
         own = self._node.get_fully_qualified_name()
         if own in names:
             names.remove(own)
