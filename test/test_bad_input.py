@@ -9,14 +9,25 @@ import numpy as np
 import pytest
 import rclpy
 from action_msgs.msg import GoalStatus
-from plans import sideways
+from geometry_msgs.msg import Point
+from plans import PERIOD, sideways
 from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from ros_client import NodeProcess, make_path
 from sensor_msgs.msg import CameraInfo, Image
-from sim_client import LOCKSTEP, OK, START, SimClient, flat, simulated, start_again
+from sim_client import (
+    LOCKSTEP,
+    OK,
+    START,
+    SimClient,
+    flat,
+    move,
+    simulated,
+    start_again,
+    worker_pid,
+)
 from simulation_interfaces import srv
 from simulation_interfaces.msg import Result
 from std_msgs.msg import String
@@ -25,7 +36,7 @@ from mirage_ros.action import GenerateRollout
 from mirage_ros.ros.deferred import LongAction, create_service
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.guarded import GuardedNode, refused
-from mirage_ros.srv import ForkWorld, Record
+from mirage_ros.srv import EraseRegion, ForkWorld, Record
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +94,25 @@ def test_sources_of_worlds_that_cannot_be_read_are_told(sim, tmp_path):
         )
         assert answer.result.result == Result.RESULT_NOT_FOUND, source
     shut.chmod(stat.S_IRWXU)
+
+
+@pytest.mark.parametrize("far", [1e39, -1e300])
+def test_positions_that_no_world_reaches_are_refused_and_kill_nobody(sim, folder, far):
+    words, pid = "up to 10,000,000 m", worker_pid(sim)
+    pose = np.eye(4)
+    pose[1, 3] = far
+    goal = GenerateRollout.Goal(poses=flat([pose]))
+    handle, _ = sim.send_goal(GenerateRollout, "generate_rollout", goal)
+    assert words in sim.result_of(handle).result.message
+    refused = sim.ask(EraseRegion, "erase_region", max=Point(x=far), min=Point(x=far))
+    assert not refused.success and words in refused.message
+    assert words in move(sim, pose).error_message
+    sim.clear()
+    sim.send_path(make_path([START + PERIOD], [pose]))
+    sim.spin(lambda: words in sim.problems(), patience_s=10)
+    sim.send_tf([START + PERIOD], [pose])
+    sim.spin(lambda: "TF world -> camera" in sim.problems(), patience_s=10)
+    assert sim.step().result == OK and worker_pid(sim) == pid
 
 
 @pytest.mark.parametrize("expression", ["a{99999999999}", "(" * 3000])

@@ -93,6 +93,9 @@ def pose_with(row, column, value):
         (pose_with(0, 0, 1.1), 10, (4, 4), "orthonormal"),
         (np.eye(4), 0, (4, 4), "focal"),
         (np.eye(4), np.nan, (4, 4), "focal"),
+        (np.eye(4), 1e-9, (4, 4), "no lens"),
+        (np.eye(4), 1e30, (4, 4), "no lens"),
+        (pose_with(2, 3, -1e39), 10, (4, 4), "up to 10,000,000 m"),
         (np.eye(4), 10, (0, 4), "size"),
     ],
 )

@@ -96,6 +96,20 @@ def test_positions_with_nan_are_refused():
         convert.pose_from_ros(pose)
 
 
+@pytest.mark.parametrize("far", [1.1e7, -1e39, 1e308])
+def test_positions_beyond_the_reach_of_a_world_are_refused(far):
+    pose = convert.pose_to_ros(np.eye(4))
+    pose.position.y = far
+    with pytest.raises(MirageError, match="A pose is at .* up to 10,000,000 m"):
+        convert.pose_from_ros(pose)
+    with pytest.raises(MirageError, match="rollout is at .* up to 10,000,000 m"):
+        convert.poses_from_flat(np.array([0, far, 0, 0, 0, 0, 1.0]))
+    transform = convert.transform_to_ros(np.eye(4), "world", "camera", 0)
+    transform.transform.translation.z = far
+    with pytest.raises(MirageError, match="world -> camera is at"):
+        convert.parts_from_ros(transform)
+
+
 def path(stamps_ns: list[int]) -> Path:
     message = Path()
     message.header.frame_id = "world"

@@ -137,7 +137,10 @@ def test_unfit_files_are_refused_with_the_reason(saved, tmp_path):
     [
         lambda store: store["places"].__setitem__(3, 77 << 42),
         lambda store: store.births["rays"].__setitem__((1, 2, 0), np.nan),
+        lambda store: store.births["rays"].__setitem__((1, 2, 0), 1e30),
+        lambda store: store.births["rays"].__setitem__((1, 3, 0), 1e30),
         lambda store: store.births["focals"].__setitem__(0, 0),
+        lambda store: store.births["focals"].__setitem__(0, np.inf),
         lambda store: store.arrays.pop("rgb"),
     ],
 )

@@ -1,5 +1,9 @@
 """The z-buffer against brute force in numpy, bit by bit."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +11,12 @@ from analytic import cameras, look
 
 from mirage_ros.core.births import views_of
 from mirage_ros.core.blocks import Blocks
+from mirage_ros.core.carving import _before_views
 from mirage_ros.core.surfels import Surfels, footprints_of, positions_of
+from mirage_ros.core.voxels import by_place
 from mirage_ros.core.zbuffer import SplatRule, zbuffer
+from mirage_ros.core.zbuffer_cpu import winners_cpu
+from mirage_ros.core.zbuffer_torch import winners_torch
 
 RULE = SplatRule()
 
@@ -218,6 +226,40 @@ def test_a_gpu_and_the_cpu_agree():
     one = zbuffer(surfels, batch, RULE)
     other = zbuffer(surfels.to("cuda"), batch, RULE)
     assert (one.index != other.index).mean() <= 1e-6
+
+
+def feed_wild_numbers() -> None:
+    """Every compiled loop that makes indices of numbers, given such as no check lets through."""
+    rng, n = np.random.default_rng(0), 500
+    wild = [np.nan, np.inf, -np.inf, 1e300, -1e300, 1e39, -1e39, 3e38, 1e20, -1e20, 0, 1, -1, 1e-40]
+    for case in range(60):
+        rays, focals = rng.choice(wild, (4, 4, 3)), rng.choice(wild, 4)
+        if case % 3 == 0:
+            rays[:, :3] = rng.normal(size=(4, 3, 3))
+        views, cells = rng.integers(0, 4, n), rng.integers(0, 256, (n, 2))
+        places = pack(views, cells, rng.uniform(0.1, 9, n), rng.random(n) < 0.5)
+        normals = rng.integers(-127, 128, (n, 2)).astype(np.int8)
+        surfels = Surfels(places, normals, rays.astype(np.float32), focals.astype(np.float32))
+        maps, pinholes = rng.choice(wild, (2, 4, 4)), rng.choice(wild, (2, 4))
+        if case % 5 == 0:
+            maps[:] = np.eye(4)
+        by_place(surfels, 0)
+        views = maps, rng.choice(wild, (2, 3)), pinholes
+        args = Blocks.of(surfels), views, RULE.numbers(), (16, 20)
+        winners_cpu(tuple(surfels), *args)
+        winners_torch(surfels.to("cpu"), *args)
+        reach = rng.choice(wild, (2, 16, 20)).astype(np.float32)
+        points, seen = rng.choice(wild, (50, 3)), rng.choice(wild, (2, 50))
+        _before_views(points, *seen, maps, pinholes, reach, 0.05)
+
+
+def test_no_number_makes_a_compiled_loop_leave_its_arrays():
+    code = "import test_zbuffer; test_zbuffer.feed_wild_numbers(); print('alive')"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=Path(__file__).parent,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 def test_ties_go_to_the_lower_index():

@@ -68,7 +68,7 @@ def _nothing(count: int) -> np.ndarray:
     return bounds
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _widen(bound, x, y, z, width):
     for axis, value in enumerate((x, y, z)):
         bound[axis] = min(bound[axis], value)
@@ -76,7 +76,7 @@ def _widen(bound, x, y, z, width):
     bound[6] = max(bound[6], width)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def widen(bounds, groups, surfels, row):
     """Takes one row's new place into the bounds of its block and group."""
     (x, y, z), width = position(surfels, row), footprint(surfels, row)
@@ -85,7 +85,7 @@ def widen(bounds, groups, surfels, row):
     _widen(groups[block // GROUP_BLOCKS], x, y, z, width)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _widen_all(bounds, groups, surfels):
     """Takes rows 0..n-1 into the bounds."""
     rows = len(surfels[0])

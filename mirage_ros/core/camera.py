@@ -18,6 +18,14 @@ from mirage_ros.core.errors import MirageError
 
 ORTHONORMAL_TOLERANCE = 1e-3
 
+FARTHEST_M = 1e7
+"""From the origin along each axis. Places in the world are float32, good to a metre at that distance;
+much larger numbers overflow where they meet in compiled loops."""
+
+LEAST_SIDES, MOST_SIDES = 1e-3, 1e4
+"""Of the picture: so many widths (heights) focal lengths are at least and at most, and principal
+points away from its edge at most."""
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -196,6 +204,21 @@ def floor_axes(world_from_camera: Float[np.ndarray, "4 4"]) -> tuple[np.ndarray,
     return up, ahead, np.cross(ahead, up)
 
 
+def check_place(position: Float[np.ndarray, "*batch 3"], what: str) -> None:
+    """Raises MirageError for what lies beyond FARTHEST_M. NaN passes.
+
+    Args:
+        what: stands there, for the message.
+    """
+    far = (np.abs(position) > FARTHEST_M).any(-1)
+    if far.any():
+        place = np.asarray(position)[far][0].tolist()
+        raise MirageError(
+            f"{what} is at {place} m, a world reaches up to {FARTHEST_M:,.0f} m from its origin; "
+            "choose an origin nearby."
+        )
+
+
 def _check_intrinsics(intrinsics: np.ndarray, size: tuple[int, int]) -> None:
     if size[0] < 1 or size[1] < 1:
         raise MirageError(
@@ -207,11 +230,21 @@ def _check_intrinsics(intrinsics: np.ndarray, size: tuple[int, int]) -> None:
             f"A camera got the focal lengths {focal.reshape(-1, 2)[0].tolist()}; both must be "
             "finite and above 0: check K in the CameraInfo."
         )
+    sides = np.array([size[1], size[0]])
+    longest = np.maximum(focal, np.abs(intrinsics[..., :2, 2])) / sides
+    if (focal < LEAST_SIDES * sides).any() or (longest > MOST_SIDES).any():
+        raise MirageError(
+            f"A camera of {size[1]} x {size[0]} pixels got the focal lengths "
+            f"{focal.reshape(-1, 2)[0].tolist()} and the principal point "
+            f"{intrinsics[..., :2, 2].reshape(-1, 2)[0].tolist()}, which no lens has; check K in the "
+            "CameraInfo."
+        )
 
 
 def _check_pose(pose: np.ndarray) -> None:
     if not np.isfinite(pose).all():
         raise MirageError("A camera pose holds NaN or infinity; give finite poses.")
+    check_place(pose[..., :3, 3], "A camera")
     rotation = pose[..., :3, :3]
     product = np.einsum("...ki,...kj->...ij", rotation, rotation)
     if np.abs(product - np.eye(3)).max(initial=0) > ORTHONORMAL_TOLERANCE:

@@ -193,8 +193,9 @@ def _reach(reach, u, v, across, down):
     """How far a view is free around (u, v), or where a splat that reaches so far to all sides
     enters the picture: the least of four cells. NaN if one is unknown, or none is near."""
     height, width = reach.shape
-    column, row = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
-    if abs(column - u) > max(across, 0.5) or abs(row - v) > max(down, 0.5):
+    column, row = min(max(0.0, u), width - 1.0), min(max(0.0, v), height - 1.0)
+    # Asked so that NaN is near nothing, either.
+    if not (abs(column - u) <= max(0.5, across) and abs(row - v) <= max(0.5, down)):
         return np.float32(np.nan)
     r, c = int(row), int(column)
     below, right = min(r + 1, height - 1), min(c + 1, width - 1)

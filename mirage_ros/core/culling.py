@@ -44,7 +44,7 @@ def _near_to_far(ids, bounds, m, pinhole, rule, size):
     bins, starts = np.empty(len(ids), np.int32), np.zeros(_BINS + 1, np.int32)
     for k in range(len(ids)):
         least[k] = _reachable(bounds[ids[k]], m, pinhole, rule, size, rects[k])
-        bins[k] = min(int(32 * math.log2(least[k] / rule[3])), _BINS - 1)
+        bins[k] = int(_within(32 * math.log2(least[k] / rule[3]), 0.0, _BINS - 1.0))
         starts[bins[k] + 1] += 1
     for i in range(_BINS):
         starts[i + 1] += starts[i]
@@ -123,7 +123,13 @@ def _cells(low, high, near, far, half, focal, centre, size):
     last = (high / near if high > 0 else high / far) * focal + centre
     reach = max(half * focal, 0.5) + 1e-6
     first, last = first - reach - 1e-9 * abs(first), last + reach + 1e-9 * abs(last)
-    return int(max(min(np.floor(first), size), 0.0)), int(min(max(np.ceil(last), -1.0), size - 1))
+    return int(_within(np.floor(first), 0.0, size)), int(_within(np.ceil(last), -1.0, size - 1.0))
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _within(value, low, high):
+    """The nearest number from low to high; low for NaN, which no bound would keep from an index."""
+    return min(max(low, value), high)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")

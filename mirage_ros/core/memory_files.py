@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from mirage_ros.core.births import VIEW_FIELDS
+from mirage_ros.core.camera import FARTHEST_M, LEAST_SIDES
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.features import FEATURE_TYPES, Fields
 from mirage_ros.core.files import UNREADABLE, load_tensors, save_tensors
@@ -17,6 +18,9 @@ KIND = "memory"
 
 LAST_TICK = 2**16 - 1
 """The highest number of a read or write, as tokens keep it."""
+
+_MOST_RAY = 1e9
+"""Of a ray per metre of depth; no Camera makes longer ones."""
 
 _VIEW = "view."
 """What the names of the views' fields start with."""
@@ -80,6 +84,8 @@ def _sound(tensors: dict[str, np.ndarray], views: dict[str, np.ndarray]) -> bool
     """Does every token lie somewhere, and was it born in one of the views?"""
     return bool(
         view_numbers(tensors["places"]).max(initial=-1) < len(views["focals"])
-        and np.isfinite(views["rays"]).all()
-        and (views["focals"] > 0).all()
+        and (np.abs(views["rays"][:, :3]) <= _MOST_RAY).all()
+        and (np.abs(views["rays"][:, 3]) <= FARTHEST_M).all()
+        and np.isfinite(views["focals"]).all()
+        and (views["focals"] >= LEAST_SIDES).all()
     )

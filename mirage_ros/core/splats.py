@@ -57,16 +57,15 @@ def _spans(centre, z, width, count, rule, focal, size, first, last):
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _first(centre, half, size):
-    """First cell that a splat covers, as a float, at most `size`."""
-    cell = max(min(np.ceil(centre - half), np.floor(centre + 0.5)), 0.0)
-    return min(cell, size)
+    """First cell that a splat covers, as a float, at most `size`; 0 for NaN."""
+    # What comes first in min and max stays when the other is NaN.
+    return min(max(0.0, min(np.ceil(centre - half), np.floor(centre + 0.5))), size)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _last(centre, half, size):
-    """Last cell that a splat covers, as a float, at least -1; before the first: none."""
-    cell = min(max(np.floor(centre + half), np.floor(centre + 0.5)), size - 1)
-    return max(cell, -1.0)
+    """Last cell that a splat covers, as a float, at least -1; before the first, or NaN: none."""
+    return min(max(-1.0, max(np.floor(centre + half), np.floor(centre + 0.5))), size - 1)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")

@@ -34,7 +34,7 @@ def by_place(surfels: Surfels, first: int) -> np.ndarray:
     return order
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _by_view(order, places, offset):
     """Sorts the rows of each block by view, by insertion (a block is short)."""
     start = 0
@@ -51,19 +51,20 @@ def _by_view(order, places, offset):
         start = stop
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _edge(width):
     """Level and edge of the voxel of a footprint."""
     level = math.frexp(width)[1] - 1
     return level, math.ldexp(EDGE_PER_FOOTPRINT, level)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _cell(coordinate, edge):
-    return np.int64(min(max(math.floor(coordinate / edge), -_LAST_CELL - 1), _LAST_CELL))
+    # Bounded while it is a float; NaN, which no bound would stop, counts as the first.
+    return np.int64(min(max(-_LAST_CELL - 1, np.floor(coordinate / edge)), _LAST_CELL))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _name(surfels, row):
     level, edge = _edge(footprint(surfels, row))
     px, py, pz = position(surfels, row)
@@ -72,7 +73,7 @@ def _name(surfels, row):
     return (x << 32) | (y & low), (z << 32) | (np.int64(level) & low)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def fill_table(table, surfels):
     """Enters rows 0..n-1, whose voxels all differ, into an empty table."""
     for row in range(len(surfels[0])):
@@ -84,7 +85,7 @@ def fill_table(table, surfels):
         table[slot] = tagged(hashed, row, table)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def place_rows(old, count, table, bounds, new, order, start, rows):
     """Finds a row for the new tokens order[start], ... until the store or its table is full.
 
@@ -122,7 +123,7 @@ def place_rows(old, count, table, bounds, new, order, start, rows):
     return count, len(order), stored
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _spread(x):
     """Ten bits, two zeros between them."""
     x = (x | (x << np.uint32(16))) & np.uint32(0x030000FF)
@@ -131,7 +132,7 @@ def _spread(x):
     return (x | (x << np.uint32(2))) & np.uint32(0x09249249)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _curve(surfels):
     """Morton codes of the corners of the rows' voxels, relative to the box of all."""
     count, low, high = len(surfels[0]), np.full(3, np.inf), np.full(3, -np.inf)
@@ -145,8 +146,8 @@ def _curve(surfels):
         _, edge = _edge(footprint(surfels, i))
         code = np.uint32(0)
         for axis, value in enumerate(position(surfels, i)):
-            corner = math.floor(value / edge) * edge
-            step = np.uint32(min(max((corner - low[axis]) * scale, 0.0), 1023.0))
+            corner = np.floor(value / edge) * edge
+            step = np.uint32(min(max(0.0, (corner - low[axis]) * scale), 1023.0))
             code |= _spread(step) << np.uint32(axis)
         codes[i] = code
     return codes

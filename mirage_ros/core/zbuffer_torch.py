@@ -124,7 +124,7 @@ def _project(surfels, rows, m, pinhole, rule, size) -> _Splats:
     misfit = torch.where(ratio >= 1, ratio, 1 / ratio) - 1
     penalty = weight * (misfit * misfit)
     columns, lines = c1 - c0 + 1, r1 - r0 + 1
-    seen = (depth >= near) & (columns > 0) & (lines > 0)
+    seen = (depth >= near) & (columns > 0) & (lines > 0) & ~torch.isnan(u + v + half)
     fields = (rows, xyz, u, v, depth, c0, r0, columns, lines, ratio, penalty)
     return _Splats(*(field[seen] for field in fields))
 

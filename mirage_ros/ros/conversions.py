@@ -13,7 +13,7 @@ from nav_msgs.msg import Path
 from sensor_msgs.msg import CameraInfo
 from transforms3d.quaternions import mat2quat, quat2mat
 
-from mirage_ros.core.camera import Camera
+from mirage_ros.core.camera import Camera, check_place
 from mirage_ros.core.errors import MirageError
 
 UNIT_TOLERANCE = 1e-2
@@ -68,6 +68,7 @@ def _position_from_ros(message, what: str) -> np.ndarray:
     position = np.array([message.x, message.y, message.z], np.float64)
     if not np.isfinite(position).all():
         raise MirageError(f"{what} has a position with NaN or infinity; send finite metres.")
+    check_place(position, what)
     return position
 
 
@@ -218,6 +219,7 @@ def poses_from_flat(values: Float[np.ndarray, "m"]) -> Float[np.ndarray, "n 4 4"
             f"Pose {index} of the rollout is {rows[index].tolist()}; give finite positions and "
             "unit quaternions x y z w."
         )
+    check_place(rows[:, :3], "A pose of the rollout")
     x, y, z, w = (rows[:, 3:] / lengths[:, None]).T
     poses = np.zeros((len(rows), 4, 4))
     right = [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)]

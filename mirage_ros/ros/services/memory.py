@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mirage_ros.core.camera import check_place
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.deferred import Deferred, create_service
 from mirage_ros.ros.services.answers import ready
@@ -39,6 +40,11 @@ class MemoryServices:
         )
         if not np.isfinite([low, high]).all():
             response.message = f"The box {low} to {high} is not finite; give finite corners."
+            return response
+        try:
+            check_place(np.array([low, high]), "A corner of the box")
+        except MirageError as error:
+            response.message = str(error)
             return response
         return self._do(Erase(low, high), response)
 
