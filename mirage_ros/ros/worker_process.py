@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.core.errors import MirageError, legible
 from mirage_ros.core.types import WorldModel
 from mirage_ros.ros.engine import Engine
 from mirage_ros.ros.shared_arrays import receive, send
@@ -110,4 +110,4 @@ def _message(error: Exception) -> str:
     if isinstance(error, MirageError):
         return str(error)
     logging.getLogger(__name__).exception("unexpected")
-    return f"An unexpected {type(error).__name__} ({error}); please report it with the log."
+    return f"An unexpected {type(error).__name__} ({legible(str(error))}); please report it with the log."

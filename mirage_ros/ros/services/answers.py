@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from simulation_interfaces.msg import Result, TagsFilter
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.core.errors import MirageError, legible
 from mirage_ros.ros.worker import Done, Failed
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ LOADING = "A world is being loaded; wait for it."
 
 def answered(response: Any, code: int = OK, text: str = "") -> Any:
     """The response with its result filled in."""
-    response.result = Result(result=code, error_message=text)
+    response.result = Result(result=code, error_message=legible(text))
     return response
 
 
