@@ -11,10 +11,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from rcl_interfaces.msg import ParameterType, SetParametersResult
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.lifecycle import LifecycleNode
 from simulation_interfaces.msg import Result
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.core.errors import MirageError, legible
 from mirage_ros.ros.diagnostics import Health
 
 TOPIC = "callback"
@@ -43,6 +45,8 @@ class GuardedNode(LifecycleNode):
         return super().create_guard_condition(self.guarded(callback), *args, **kwargs)
 
     def create_service(self, srv_type, srv_name, callback, **kwargs):
+        if srv_type in (SetParameters, SetParametersAtomically):
+            callback = checking_parameters(callback)
         return super().create_service(srv_type, srv_name, self.answering(callback), **kwargs)
 
     def guarded(self, callback: Callable) -> Callable:
@@ -65,7 +69,7 @@ class GuardedNode(LifecycleNode):
             try:
                 return callback(request, response)
             except Exception as error:  # noqa: BLE001 - whoever asked has to be answered
-                return refused(type(response)(), self.tell(error))
+                return refused(type(response)(), self.tell(error), request)
 
         return call
 
@@ -86,9 +90,13 @@ class GuardedNode(LifecycleNode):
         return text
 
 
-def refused(answer: Any, text: str) -> Any:
+def refused(answer: Any, text: str, request: Any = None) -> Any:
     """A service's response or an action's result that says that it failed, and why."""
     fields = answer.get_fields_and_field_types()
+    if isinstance(answer, SetParameters.Response):
+        answer.results = [SetParametersResult(reason=text) for _ in request.parameters]
+    elif isinstance(answer, SetParametersAtomically.Response):
+        answer.result = SetParametersResult(reason=text)
     if fields.get("result") == RESULT:
         answer.result = Result(result=Result.RESULT_OPERATION_FAILED, error_message=text)
     if "success" in fields:
@@ -96,3 +104,25 @@ def refused(answer: Any, text: str) -> Any:
     if "message" in fields:
         answer.message = text
     return answer
+
+
+def checking_parameters(callback: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """rclpy's callback of a service that sets parameters.
+
+    rclpy raises at a value whose type it does not know, when it has set those before it already, and repeats names of
+    any length in its reasons.
+    """
+
+    def call(request, response) -> Any:
+        for parameter in request.parameters:
+            if parameter.value.type > ParameterType.PARAMETER_STRING_ARRAY:
+                raise MirageError(
+                    f"The parameter '{parameter.name}' has a value of type {parameter.value.type}, which ROS does not know; "
+                    "give one of rcl_interfaces/ParameterType. Nothing was set."
+                )
+        response = callback(request, response)
+        for result in response.results if hasattr(response, "results") else [response.result]:
+            result.reason = legible(result.reason)
+        return response
+
+    return call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -175,6 +176,9 @@ def check(config: NodeConfig) -> None:
         value = getattr(config, name)
         if row.choices and value not in row.choices:
             raise MirageError(f"{name} is '{value}'; set one of {', '.join(row.choices)}.")
+        # A range lets NaN pass, which is on no side of its ends.
+        if isinstance(value, float) and not math.isfinite(value):
+            raise MirageError(f"{name} is {value}; {_allowed(name)}.")
         if row.frame and (not value or value.startswith("/")):
             raise MirageError(f"{name} is '{value}'; set a frame name without a leading slash.")
     if config.rendered_camera_frame in (config.camera_frame, config.world_frame):
