@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 import numpy as np
 import pytest
@@ -30,13 +31,20 @@ from sim_client import (
 )
 from simulation_interfaces import srv
 from simulation_interfaces.msg import Result
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from std_msgs.msg import String
 
 from mirage_ros.action import GenerateRollout
+from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.deferred import LongAction, create_service
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.guarded import GuardedNode, refused
+from mirage_ros.ros.services.filters import name_filter
 from mirage_ros.srv import EraseRegion, ForkWorld, Record
+
+
+SLOW = "(a|aa|aaa)+" * 20 + "c"
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +123,70 @@ def test_positions_that_no_world_reaches_are_refused_and_kill_nobody(sim, folder
     assert sim.step().result == OK and worker_pid(sim) == pid
 
 
-@pytest.mark.parametrize("expression", ["a{99999999999}", "(" * 3000])
-def test_a_filter_that_python_cannot_take_is_refused(sim, expression):
+@pytest.mark.parametrize(
+    "expression", ["a{99999999999}", "(" * 400, "(", "x" * 1_000_000, "(a|b)" * 60_000]
+)
+def test_a_filter_that_nobody_can_take_is_refused(sim, expression):
     filters = srv.GetEntities.Request().filters
     filters.filter = expression
     refused = sim.ask(srv.GetEntities, "get_entities", filters=filters).result
     assert refused.result == Result.RESULT_OPERATION_FAILED
     assert "regular expression" in refused.error_message
+
+
+@pytest.mark.parametrize("expression", ["(.*)*" * 40 + "x", "(((((c|a|m|e|r|a)*)*)*)*)*x", "(.?){64}" * 20 + "Z"])
+def test_a_filter_that_would_take_for_ever_holds_nobody_up(expression):
+    matches, start_s = name_filter(expression), time.monotonic()
+    try:
+        assert not matches("camera")
+    except MirageError as error:
+        assert "takes more than" in str(error)
+    assert time.monotonic() - start_s < 1
+
+
+def test_a_filter_is_given_up_after_its_time():
+    with pytest.raises(MirageError, match="takes more than 0.02 s"):
+        name_filter(SLOW)("a" * 60 + "b")
+
+
+@pytest.mark.parametrize("kind", [SetParameters, SetParametersAtomically])
+def test_a_parameter_of_an_unknown_type_is_refused_before_others_are_set(sim, kind):
+    fitting = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=7.5)
+    wanted = [
+        Parameter(name="cloud_period_s", value=fitting),
+        Parameter(name="plan_idle_s", value=ParameterValue(type=77)),
+    ]
+    name = "set_parameters" if kind is SetParameters else "set_parameters_atomically"
+    answer = sim.ask(kind, name, parameters=wanted)
+    results = answer.results if kind is SetParameters else [answer.result]
+    assert len(results) == (2 if kind is SetParameters else 1)
+    assert all(not one.successful and "type 77" in one.reason for one in results)
+    assert sim.get_parameter("cloud_period_s").double_value == 1.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_parameter_that_is_no_number_is_refused(sim, value):
+    taken, reason = sim.set_parameter("plan_idle_s", value)
+    assert not taken and reason
+    assert sim.get_parameter("plan_idle_s").double_value == 0.3
+
+
+def test_what_a_sentence_repeats_is_cut_and_escaped(sim):
+    entity = "\x1b[2J" + "x" * 2_000_000 + "y"
+    answer = sim.ask(srv.GetEntityState, "get_entity_state", entity=entity).result
+    assert len(answer.error_message) <= 1000 and "\\x1b[2J" in answer.error_message
+    assert answer.error_message.endswith("there are camera.")
+    error = MirageError(f"There is no {'z' * 5000}; give another.")
+    assert len(str(error)) <= 1000 and str(error).endswith("z; give another.")
+
+
+def test_poses_of_before_a_world_was_unloaded_are_not_for_the_next(sim, folder):
+    sim.send_tf([START + 10**9, START + 10**10], sideways(folder, 2))
+    assert sim.step().result == OK
+    assert sim.ask(srv.UnloadWorld, "unload_world").result.result == OK
+    assert sim.load(str(folder)).result.result == OK
+    assert sim.fresh_diagnostic("plan")["frames_pending"] == "0"
+    start_again(sim, folder)
 
 
 def test_a_recording_of_nobody_is_refused(sim, folder):

@@ -123,6 +123,9 @@ class WorldKeeper:
             if isinstance(result, Done):
                 self._end_what_runs("The world was unloaded.")
                 self.current = self._origin = None
+                # Poses that come from now on are for the next world, those of before are not.
+                self._node.buffer.clear()
+                self._restart_plan()
                 self._node.figures.new_world(0, 0)
                 self._node.outbox.put_cloud(NO_POINTS, self._node.outbox.last_stamp_ns or 0)
                 self._node.wake()
