@@ -102,7 +102,7 @@ def test_a_walk_takes_far_less_room_and_time_than_coloured_points(walks):
     assert others[0]["bytes"] > others[1]["bytes"] > latent["bytes"] > others[2]["bytes"]
 
 
-def test_a_large_picture_takes_a_25th_of_the_bytes_of_merged_points():
+def test_a_large_picture_takes_a_17th_of_the_bytes_of_merged_points():
     """48 channels at stride 16, 44x80 cells, against all that a cloud merged in 1 cm voxels needs
     to merge and be drawn: position, colour, footprint, frame, voxel index; each as dense."""
     grid = Grid("patches", (704, 1280), 16, 48, linear_patches(48, 16))
@@ -112,8 +112,8 @@ def test_a_large_picture_takes_a_25th_of_the_bytes_of_merged_points():
     remember_latents(memory, walk, grid, latents)
     remember_pixels(merged, walk, only_new=False)
     assert grid.cells == (44, 80) and memory.tokens > 3520
-    assert merged.nbytes < 24.5 * merged.tokens
-    assert merged.nbytes >= 25 * memory.nbytes
+    assert merged.nbytes < 16.5 * merged.tokens
+    assert merged.nbytes >= 17 * memory.nbytes
 
 
 def test_latents_of_six_bits_decode_as_well_as_those_of_sixteen():

@@ -245,20 +245,22 @@ def test_variants_are_named_once():
     assert [v.name for v in variants][:3] == ["latent", "none", "no sub_cell"]
     assert variants[-1] == Variant("single", model="a/b")
     for bad in (([], [], []), (["disk"], [], []), (["latent"], ["colour"], []),
+                (["keyframesN"], [], []), (["keyframes0"], [], []),
                 (["latent"], [], ["single"]), (["latent"], [], ["latent=a"])):  # fmt: skip
         with pytest.raises(MirageError):
             parse_variants(*bad)
     assert isinstance(make_world(Variant("rgb", "rgb"), MODEL, 0), RgbWorld)
+    assert make_world(Variant("a", "keyframes12"), MODEL, 0).keyframes == 12
     assert not make_world(Variant("none", "none"), MODEL, 0).config.use_memory
     still = make_world(Variant("x", ablation="dynamic_filter"), MODEL, 0)
     assert still.config.max_dynamic_share == 1 and still.model is MODEL
 
 
-@pytest.mark.parametrize("memory", ["latent", "rgb", "none"])
+@pytest.mark.parametrize("memory", ["latent", "rgb", "keyframes2", "none"])
 def test_a_rollout_is_judged_from_end_to_end(truth, memory):
     """Lossless pixels come back at the right place; without memory nothing does."""
     world, ticks = make_world(Variant(memory, memory), MODEL, 0), []
-    rolled = roll(world, truth, seed_depth=True, bare=memory == "latent", tick=ticks.append)
+    rolled = roll(world, truth, seed_depth=True, bare=memory != "none", tick=ticks.append)
     assert sum(ticks) == len(truth) and rolled.seconds.shape == (2, 5)
     # A fake perceiver invents the depth of what it has not seen; only the seed is in place.
     seen = truth.grounded
@@ -268,6 +270,8 @@ def test_a_rollout_is_judged_from_end_to_end(truth, memory):
     else:
         assert mean["psnr_return"] > 20 and mean["observed"] > 0.5
         assert mean["depth_error"] < 0.1
+        assert mean["bare_new"] > (18 if memory == "latent" else 20)  # its holes are grey
+        assert mean["kilobytes"] == pytest.approx(world.memory.nbytes / 1e3)
 
 
 def test_rollouts_are_made_once(tmp_path, truth):

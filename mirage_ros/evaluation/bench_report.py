@@ -69,7 +69,8 @@ def _walk(rows: list[dict]) -> list[str]:
     return [
         *lines,
         "  Reading points is drawing them and encoding the picture with the codec named.",
-        "  * 15 bytes a point (xyz float32, rgb) without footprint, frame or index.",
+        "  Points are counted as densely as tokens are stored (view, pixel and depth in 8 bytes).",
+        "  * 11 bytes a point, place and rgb, without views and index.",
     ]
 
 

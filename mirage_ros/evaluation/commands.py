@@ -79,8 +79,9 @@ def add_evaluate(parsers, command) -> None:
                         "whole folder); above 100 it wanders and comes back each 100")  # fmt: skip
     parser.add_argument("--kind", help="kind of scene (default: as each seed draws it)")
     parser.add_argument("--model", default="mini", help="checkpoint (default: mini)")
-    parser.add_argument("--memories", default="latent,rgb,none", metavar="A,B",
-                        help="of latent, rgb, none (default: all three)")  # fmt: skip
+    parser.add_argument("--memories", default="latent,rgb,keyframes1,keyframes4,none",
+                        metavar="A,B", help="of latent, rgb, keyframesN, none "
+                        "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--ablate", default="", metavar="A,B",
                         help="of sub_cell, visibility, dynamic_filter, references")  # fmt: skip
     parser.add_argument("--compare", nargs="+", default=[], metavar="NAME=FOLDER",

@@ -51,7 +51,7 @@ class EvaluationConfig:
     seed_frame: int = 0
     frames: int | None = None
     kind: str | None = None
-    memories: tuple[str, ...] = ("latent", "rgb", "none")
+    memories: tuple[str, ...] = ("latent", "rgb", "keyframes1", "keyframes4", "none")
     ablations: tuple[str, ...] = ()
     checkpoints: tuple[str, ...] = ()
     seed_depth: bool = True
@@ -190,7 +190,7 @@ def _roll_one(config, variant: Variant, models: _Models, truth: TrueWorld, progr
                 f"{models[''].size}; compare checkpoints of one size."
             )
         world = make_world(variant, model, config.noise_seed)
-        bare = variant.memory == "latent" and len(truth) <= LONGEST_BARE
+        bare = variant.memory != "none" and len(truth) <= LONGEST_BARE
         return roll(world, truth, seed_depth=config.seed_depth, bare=bare, tick=tick)
 
     name = f"{variant.name} {truth.name}".replace(" ", "_").replace("/", "_")

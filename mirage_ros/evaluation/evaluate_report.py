@@ -13,6 +13,7 @@ from mirage_ros.recording.panels import compose_row
 from mirage_ros.recording.sheet import save_picture
 
 COLUMNS = (
+    ("kB", "kilobytes", "{:.1f}"),
     ("lost", "lost", "{:.1%}"),
     ("new views", "psnr_new", "{:.2f}"),
     ("bare", "bare_new", "{:.2f}"),
@@ -30,10 +31,11 @@ COLUMNS = (
     ("Frechet", "frechet_ratio", "{:.2f}"),
     ("frames/s", "frames_per_s", "{:.1f}"),
 )
-LEGEND = """lost: share of the seed's cells of known depth that memory did not take (bodies that move and
+LEGEND = """kB: the memory after the last frame (rgb: points as densely stored as tokens; keyframesN: N
+pictures as JPEG and 16-bit PNG); lost: share of the seed's cells of known depth that memory did not take (bodies that move and
 sky left out); new views: PSNR in dB of views never taken before, where the seed's surfaces are in view
 and the first variant's memory shows them (SSIM and ZNCC there too); bare: the readout itself,
-decoded; whole: the whole picture; return: views taken again, like new views; as shown: the same
+decoded, or what a memory of pixels draws, before any network; whole: the whole picture; return: views taken again, like new views; as shown: the same
 against what was shown first; vacated: PSNR where the seed's moving bodies stood and none is any
 more; depth err: median relative error; drift: of depth's scale, last tenth of the walk; gradients:
 energy of imagined regions over that of the truth there; Frechet: distance of imagined to true

@@ -8,21 +8,25 @@ one wins, cameras run in threads, and runs of points outside the view are skippe
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from mirage_ros.core.births import VIEW_BYTES, tiles_of
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.store import SURFEL_FIELDS
 from mirage_ros.core.table import new_table
 from mirage_ros.evaluation.splatting import RUN, add_points, draw_points, fill_table
 
 FIELDS = {"xyz": ("float32", 3), "rgb": ("uint8", 3), "footprints": ("float16", 1),
           "frames": ("uint16", 1)}  # fmt: skip
-BARE_POINT_BYTES = 15
-"""Three float32 coordinates and three colour bytes: less than that no cloud can do with."""
+BARE_POINT_BYTES = np.dtype(SURFEL_FIELDS["places"][0]).itemsize + 3
+"""A place, stored as a token's (view, pixel and depth in 8 bytes: position, footprint and frame follow
+from them), and three bytes of colour. Less no cloud can do with."""
 
 BATCH = 65_536
 
@@ -63,12 +67,16 @@ class Drawing:
 
 
 class PointCloud:
-    """Coloured points of posed RGB-D pictures. Row numbers hold until the next write."""
+    """Coloured points of posed RGB-D pictures. Row numbers hold until the next write.
+
+    Attributes:
+        views: tiles of pictures that points came from, as core/births.py counts views.
+    """
 
     def __init__(self, config: CloudConfig = CloudConfig()) -> None:
         if config.voxel_m is not None and not config.voxel_m > 0:
             raise MirageError(f"The voxel is {config.voxel_m} m wide; give more than 0, or None.")
-        self.config, self.count = config, 0
+        self.config, self.count, self.views = config, 0, 0
         self._arrays = {name: np.empty(shape(0, n), d) for name, (d, n) in FIELDS.items()}
         self._bounds = np.empty((0, 2, 3), np.float32)
         self._table = new_table(0)
@@ -78,9 +86,14 @@ class PointCloud:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the points, and of the voxel index where they merge."""
-        own = sum(np.dtype(d).itemsize * n for d, n in FIELDS.values())
-        return self.count * own + (0 if self.config.voxel_m is None else self._table.nbytes)
+        """Bytes of the points as densely as the latent memory stores its tokens, of what the points
+        of a view share, and of the voxel index where points merge.
+
+        The arrays that are drawn from hold the same unpacked, 19 bytes a point instead of 11: packing
+        them would save memory and cost time, and bytes are what this counts.
+        """
+        index = 0 if self.config.voxel_m is None else self._table.nbytes
+        return self.count * BARE_POINT_BYTES + self.views * VIEW_BYTES + index
 
     def write(
         self,
@@ -92,6 +105,7 @@ class PointCloud:
     ) -> int:
         """Lifts the static pixels of finite positive depth; returns how many points were added."""
         before, ids = self.count, np.asarray(frame_ids)
+        self.views += len(cameras) * math.prod(tiles_of(cameras.size))
         if ids.min(initial=0) < 0 or ids.max(initial=0) > MOST_FRAMES:
             raise MirageError(
                 f"A cloud of points tells frames 0 to {MOST_FRAMES} apart, not {ids.min()} to "
@@ -136,7 +150,8 @@ class PointCloud:
     def copy(self) -> PointCloud:
         """An independent cloud with the same points."""
         twin = PointCloud(self.config)
-        twin.count, twin._table, twin._bounds = self.count, self._table.copy(), self._bounds.copy()
+        twin.count, twin.views = self.count, self.views
+        twin._table, twin._bounds = self._table.copy(), self._bounds.copy()
         twin._arrays = {name: self[name].copy() for name in FIELDS}
         return twin
 

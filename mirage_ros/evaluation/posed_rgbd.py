@@ -83,7 +83,7 @@ def read_picture(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
         ) from error
     check_size(values.shape[:2], f"The picture {path}")
     rgb = eight_bits(values, f"The picture {path}")
-    return np.ascontiguousarray(rgb if rgb.ndim == 3 else np.repeat(rgb[..., None], 3, -1))
+    return np.array(rgb if rgb.ndim == 3 else np.repeat(rgb[..., None], 3, -1), order="C")
 
 
 def _stored(path: str | Path) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""The baseline that remembers pixels: a coloured cloud, drawn and encoded at every read.
+"""The baselines that remember pixels: a coloured cloud or whole pictures, drawn and encoded at every
+read.
 
-`RgbMemory` shows itself as core's LatentMemory does, `RgbWorld` runs the cycle with it: same
-model, same rules of what is written, other memory.
+`RgbMemory` and `KeyframeMemory` show themselves as core's LatentMemory does, `RgbWorld` and
+`KeyframeWorld` run the cycle with them: same model, same rules of what is written, other memory. Of
+the seed they keep the picture itself, not what the codec makes of it.
 """
 
 from __future__ import annotations
@@ -17,11 +19,19 @@ from jaxtyping import Bool, Float, Int, UInt8
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.depth import cell_depth
 from mirage_ros.core.grids import readout_cells
-from mirage_ros.core.pictures import cell_share, upsample
-from mirage_ros.core.types import Readout
-from mirage_ros.core.world import World
+from mirage_ros.core.pictures import cell_share, fit_seed, upsample
+from mirage_ros.core.types import Chunk, Readout, WorldModel
+from mirage_ros.core.world import World, WorldConfig
 from mirage_ros.evaluation.point_cloud import CloudConfig, Drawing, PointCloud
 
+MILLIMETRES = 1000
+DEEPEST = 2**16 - 1
+"""Depth of keyframes in 16-bit PNG: whole millimetres, 0 unknown; what lies deeper is not kept."""
+JPEG_QUALITY = 90
+OVERLAP = 0.75
+"""A frame is kept when less than this share of it can be drawn from those kept before."""
+POSE_BYTES = 4 * (12 + 4)
+"""A keyframe's pose and intrinsics."""
 EDGE = 0.05
 """A pixel whose inverse depth bends by more than this share hangs between two surfaces."""
 
@@ -54,6 +64,11 @@ class RgbMemory:
     def draw(self, cameras: Camera) -> Drawing:
         """The cloud at cameras of a readout's size, in pixels."""
         return self.cloud.draw(cameras.resized(tuple(n * self.side for n in cameras.size)))
+
+    def pictures(self, cameras: Camera) -> UInt8[np.ndarray, "f h w 3"]:
+        """What is drawn at cameras of picture size, holes filled: no network has touched it."""
+        drawing = self.cloud.draw(cameras)
+        return fill_holes(drawing.rgb, drawing.covered)
 
     def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
         """Draws, fills the holes from their nearest neighbours, encodes.
@@ -120,10 +135,56 @@ class RgbMemory:
         return twin
 
 
+class KeyframeMemory(RgbMemory):
+    """At most `most` pictures as JPEG and their depth as 16-bit PNG, and nothing else.
+
+    The pictures as they come out of their files again are warped into a view by the cloud's
+    z-buffer. The first picture is kept, and every later one of which too little can be drawn.
+    """
+
+    def __init__(
+        self, encode: Callable[[np.ndarray], torch.Tensor], stride: int, most: int, cells: int = 1
+    ) -> None:
+        super().__init__(encode, stride, CloudConfig(voxel_m=None), cells)
+        self.most, self.sizes = most, ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files, and of their cameras."""
+        return sum(self.sizes) + len(self.sizes) * POSE_BYTES
+
+    def write_new(
+        self, rgb, cameras: Camera, depth_m, static, frame_ids, rewrite_log_scale: float = 0.35
+    ) -> int:
+        """Keeps the frames of which too little can be drawn; returns how many points came of it."""
+        added, ids = 0, np.asarray(frame_ids)
+        for i in range(len(cameras)):
+            one = slice(i, i + 1)
+            if len(self.sizes) == self.most:
+                break
+            if self.sizes and self.cloud.draw(cameras[one]).covered.mean() >= OVERLAP:
+                continue
+            files = keyframe_files(rgb[i], np.where(static[i], depth_m[i], np.nan))
+            colours, depth = (part[None] for part in keyframe_of(*files))
+            self.sizes += (sum(map(len, files)),)
+            sound = np.isfinite(depth) & ~between_surfaces(depth)
+            added += self.cloud.write(colours, cameras[one], depth, sound, ids[one])
+        return added
+
+    def fork(self) -> KeyframeMemory:
+        twin = KeyframeMemory(self.encode, self.side * self.cells, self.most, self.cells)
+        twin.cloud, twin.sizes = self.cloud.copy(), self.sizes
+        return twin
+
+
 class RgbWorld(World):
     """The cycle with a point cloud for a memory; saving it is not meant."""
 
     cloud_config = CloudConfig()
+
+    def reset(self, rgb, camera: Camera, depth_m=None, stamp_ns: int = 0) -> Chunk:
+        self._seed_rgb = fit_seed(rgb, camera, depth_m, self.model.size)[0]
+        return super().reset(rgb, camera, depth_m, stamp_ns)
 
     def _new_memory(self) -> RgbMemory:
         cells = readout_cells(self.model)
@@ -139,9 +200,45 @@ class RgbWorld(World):
         anchors = self._anchors(len(stamps))
         latent = np.searchsorted(anchors, np.arange(len(stamps))).clip(max=len(anchors) - 1)
         ids = first_id + latent
+        if first_id == 0:
+            rgb = self._seed_rgb[None]
         memory.write_new(
             rgb, cameras, perception.depth_m, still, ids, self.config.rewrite_log_scale
         )
+
+
+class KeyframeWorld(RgbWorld):
+    """The cycle with at most `keyframes` pictures for a memory."""
+
+    def __init__(self, model: WorldModel, config: WorldConfig, keyframes: int = 1) -> None:
+        super().__init__(model, config)
+        self.keyframes = keyframes
+
+    def _new_memory(self) -> KeyframeMemory:
+        model = self.model
+        return KeyframeMemory(model.encode, model.stride, self.keyframes, readout_cells(model))
+
+
+def keyframe_files(
+    rgb: UInt8[np.ndarray, "h w 3"], depth_m: Float[np.ndarray, "h w"]
+) -> tuple[bytes, bytes]:
+    """JPEG of a picture and PNG of its depth, which is NaN where it is not to be kept."""
+    with np.errstate(invalid="ignore"):
+        millimetres = np.nan_to_num(np.rint(depth_m * MILLIMETRES), nan=0, posinf=0, neginf=0)
+    millimetres = np.where(millimetres > DEEPEST, 0, millimetres).astype(np.uint16)
+    colour = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+    depth = cv2.imencode(".png", millimetres, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
+    return colour.tobytes(), depth.tobytes()
+
+
+def keyframe_of(
+    colour: bytes, depth: bytes
+) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
+    """Picture and depth in metres (NaN unknown) out of their files."""
+    bgr = cv2.imdecode(np.frombuffer(colour, np.uint8), cv2.IMREAD_COLOR)
+    millimetres = cv2.imdecode(np.frombuffer(depth, np.uint8), cv2.IMREAD_UNCHANGED)
+    metres = np.where(millimetres > 0, millimetres / MILLIMETRES, np.nan).astype(np.float32)
+    return np.ascontiguousarray(bgr[..., ::-1]), metres
 
 
 def fill_holes(

@@ -21,6 +21,7 @@ from mirage_ros.core.grids import latent_size, readout_cells, readout_size
 from mirage_ros.core.pictures import cell_share
 from mirage_ros.core.types import Readout, WorldModel
 from mirage_ros.core.world import STAGES, World
+from mirage_ros.evaluation.rgb_cache import RgbMemory
 from mirage_ros.evaluation.truth import TrueWorld
 
 PACKAGE = Path(__file__).parent.parent
@@ -38,7 +39,8 @@ class Rolled:
         rgb: (f, h, w, 3) uint8.
         depth_m: (f, h, w), perceived.
         observed: (f, h, w) bool, what memory showed before the frame was made.
-        bare: (f, h, w, 3) uint8, the readout itself decoded; f is 0 where it was not made.
+        bare: (f, h, w, 3) uint8, the readout itself decoded, or of a memory of pixels what it draws;
+            f is 0 where it was not made.
         seconds: (chunks, 5) by stage.
         tokens, nbytes: (f,) memory after the frame's chunk.
         remembered: (lh, lw) share of each of the seed's latent cells that memory shows to the
@@ -62,7 +64,7 @@ def roll(
 
     Args:
         seed_depth: give the seed's true depth; else perception guesses it and with it the scale.
-        bare: decode the readouts as well.
+        bare: decode the readouts as well, or draw them.
         tick: called with the number of frames just made.
     """
     depth = truth.depth_m[0] if seed_depth else None
@@ -163,6 +165,8 @@ def _plain(array: np.ndarray):
 
 def _decode_readout(world: World, truth: TrueWorld, part: slice) -> np.ndarray:
     model: WorldModel = world.model
+    if isinstance(world.memory, RgbMemory):
+        return world.memory.pictures(truth.cameras[part])
     cells = truth.cameras[part].resized(latent_size(model))
     readout: Readout = world.memory.read(cells, truth.stamps_ns[part])
     with torch.inference_mode():

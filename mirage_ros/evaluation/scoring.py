@@ -128,6 +128,7 @@ def summarise(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> dict[str
                 "observed": _mean(f["observed"][1:]),
                 "tokens": f["tokens"][-1],
                 "bytes": f["bytes"][-1],
+                "kilobytes": f["bytes"][-1] / 1e3,
                 "lost": one.lost,
                 "no_depth": one.no_depth,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,9 +13,11 @@ from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.types import Readout, WorldModel
 from mirage_ros.core.world import World, WorldConfig
-from mirage_ros.evaluation.rgb_cache import RgbWorld
+from mirage_ros.evaluation.rgb_cache import KeyframeWorld, RgbWorld
 
-MEMORIES = ("latent", "rgb", "none")
+MEMORIES = ("latent", "rgb", "keyframesN", "none")
+"""The latent memory; a cloud of coloured points; N pictures as JPEG and PNG; none."""
+KEYFRAMES = re.compile(r"keyframes([1-9]\d*)")
 ABLATIONS = {
     "sub_cell": "offsets and scales of the tokens are not told",
     "visibility": "the network is not told where memory sees anything",
@@ -28,7 +31,7 @@ class Variant:
     """One thing to evaluate.
 
     Attributes:
-        memory: one of `MEMORIES`.
+        memory: one of `MEMORIES`, with a number for N.
         ablation: one of `ABLATIONS`, or "".
         model: another checkpoint than the evaluated one, or "".
     """
@@ -43,7 +46,8 @@ def parse_variants(
     memories: Sequence[str], ablations: Sequence[str], checkpoints: Sequence[str]
 ) -> list[Variant]:
     """Memories first, then ablations of the latent one, then checkpoints given as NAME=PATH."""
-    unknown = [m for m in memories if m not in MEMORIES] + [
+    unknown = [m for m in memories if m not in MEMORIES and not KEYFRAMES.fullmatch(m)]
+    unknown += [m for m in memories if m == "keyframesN"] + [
         a for a in ablations if a not in ABLATIONS
     ]
     if unknown or not memories:
@@ -70,6 +74,8 @@ def make_world(variant: Variant, model: WorldModel, noise_seed: int) -> World:
         config = replace(config, max_dynamic_share=1.0)
     elif variant.ablation:
         model = AblatedModel(model, variant.ablation)
+    if keyframes := KEYFRAMES.fullmatch(variant.memory):
+        return KeyframeWorld(model, config, int(keyframes[1]))
     return (RgbWorld if variant.memory == "rgb" else World)(model, config)
 
 
