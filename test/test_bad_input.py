@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import rclpy
 from action_msgs.msg import GoalStatus
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import Point
 from plans import PERIOD, sideways
 from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.serialization import serialize_message
 from ros_client import NodeProcess, make_path
 from sensor_msgs.msg import CameraInfo, Image
 from sim_client import (
@@ -34,9 +36,11 @@ from simulation_interfaces.msg import Result
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from std_msgs.msg import String
+from tf2_msgs.msg import TFMessage
 
 from mirage_ros.action import GenerateRollout
 from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.conversions import transform_to_ros
 from mirage_ros.ros.deferred import LongAction, create_service
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.guarded import GuardedNode, refused
@@ -73,6 +77,79 @@ def test_a_path_as_long_as_time_itself_is_a_plan_like_any_other(sim, folder):
     sim.spin(lambda: "Got a plan of 2 poses" in sim.process.text(), patience_s=10)
     assert sim.step().result == OK
     start_again(sim, folder)
+
+
+@pytest.fixture
+def asker(sim):
+    """A node that hears nothing of what the test sends, and what spins it."""
+    context = Context()
+    rclpy.init(context=context, domain_id=sim.process.domain)
+    node = Node("asker", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    yield node, executor
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def answer_seconds(asker, send, seconds: float) -> np.ndarray:
+    """How long one call after the other took, while something is sent twice a second."""
+    node, executor = asker
+    asked = node.create_client(srv.GetSimulationState, "mirage_node/get_simulation_state")
+    assert asked.wait_for_service(30.0)
+    found, due_s = [], time.monotonic()
+    end_s = due_s + seconds
+    while time.monotonic() < end_s:
+        if time.monotonic() >= due_s:
+            send()
+            due_s += 0.5
+        future, began_s = asked.call_async(srv.GetSimulationState.Request()), time.monotonic()
+        while not future.done():
+            executor.spin_once(timeout_sec=1.0)
+        found.append(time.monotonic() - began_s)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("kind", ["path", "tf"])
+def test_services_are_answered_while_very_many_poses_come(sim, asker, folder, kind):
+    poses = sideways(folder, 1) * 1000
+    if kind == "path":
+        message, topic = make_path([START + 10**7 * i for i in range(1000)], poses), "plan"
+        message.poses *= 100
+    else:
+        pose = transform_to_ros(poses[0], "world", "somebody", START)
+        message, topic = TFMessage(transforms=[pose] * 10_000), "/tf"
+    data = bytearray(serialize_message(message))
+    if kind == "path":
+        # Rising stamps, without the seconds that it takes to build 100,000 messages.
+        rows = np.frombuffer(data, np.uint8, offset=len(data) - 99_999 * 72).reshape(-1, 72)
+        rows[:, :8].view(np.int32)[:, 0] = 2 + np.arange(99_999)
+    publisher = asker[0].create_publisher(type(message), topic, 10)
+    sim.spin(publisher.get_subscription_count)
+    seconds = answer_seconds(asker, lambda: publisher.publish(bytes(data)), 3.0)
+    p99_ms = np.quantile(seconds, 0.99) * 1e3
+    print(f"{kind}: {len(seconds)} calls, p99 {p99_ms:.1f} ms, most {seconds.max() * 1e3:.1f} ms")
+    assert p99_ms < 100
+    if kind == "path":
+        sim.spin(lambda: "Got a plan of 100000 poses" in sim.process.text(), patience_s=10)
+    start_again(sim, folder)
+
+
+def test_a_path_that_does_not_say_when_is_told_once_and_is_no_error(sim, folder):
+    poses = sideways(folder, 5)
+    nav2, unstamped = make_path([START] * 5, poses), make_path([0] * 5, poses)
+    sim.spin_for(6.0)  # what was wrong before is not shown any more
+    sim.clear()
+    for index in range(12):
+        nav2.poses[0].pose.position.x += 0.01
+        sim.send_path(unstamped if index % 2 else nav2)
+        sim.spin_for(0.25)
+    assert "the same stamp or none" in sim.problems()
+    levels = {status.level for message in sim.got["/diagnostics"] for status in message.status}
+    assert DiagnosticStatus.ERROR not in levels
+    assert sim.process.text().count("the same stamp or none") == 1
+    assert sim.step().result == OK
 
 
 @pytest.mark.parametrize(

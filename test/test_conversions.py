@@ -6,8 +6,7 @@ import array
 
 import numpy as np
 import pytest
-from geometry_msgs.msg import PoseStamped, TransformStamped
-from nav_msgs.msg import Path
+from geometry_msgs.msg import TransformStamped
 from sensor_msgs.msg import CameraInfo, Image
 from transforms3d.euler import euler2mat
 
@@ -108,43 +107,6 @@ def test_positions_beyond_the_reach_of_a_world_are_refused(far):
     transform.transform.translation.z = far
     with pytest.raises(MirageError, match="world -> camera is at"):
         convert.parts_from_ros(transform)
-
-
-def path(stamps_ns: list[int]) -> Path:
-    message = Path()
-    message.header.frame_id = "world"
-    for stamp_ns in stamps_ns:
-        pose = PoseStamped(pose=convert.pose_to_ros(np.eye(4)))
-        pose.header.stamp = convert.stamp_to_ros(stamp_ns)
-        message.poses.append(pose)
-    return message
-
-
-def test_paths_give_stamps_and_poses():
-    stamps, poses = convert.path_from_ros(path([0, 5, 7]))
-    assert stamps == [0, 5, 7]
-    np.testing.assert_allclose(np.stack(poses), np.eye(4)[None].repeat(3, 0))
-
-
-@pytest.mark.parametrize(
-    ("stamps_ns", "message"),
-    [
-        ([], "no poses"),
-        ([0, 0], "no stamps"),
-        ([5, 9, 8], "Pose 2.*back in time"),
-        ([5, 5], "Pose 1"),
-    ],
-)
-def test_bad_paths_are_refused(stamps_ns, message):
-    with pytest.raises(MirageError, match=message):
-        convert.path_from_ros(path(stamps_ns))
-
-
-def test_paths_of_two_frames_are_refused():
-    message = path([1, 2])
-    message.poses[1].header.frame_id = "odom"
-    with pytest.raises(MirageError, match="Pose 1.*'odom'.*'world'"):
-        convert.path_from_ros(message)
 
 
 def test_camera_info_comes_back_and_is_ideal():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Path
+from rclpy.serialization import serialize_message
 from tf2_msgs.msg import TFMessage
 from transforms3d.euler import euler2mat
 
@@ -18,6 +19,7 @@ from mirage_ros.ros.conversions import (
 )
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.plan import Missing, Plan, PlanConfig
+from mirage_ros.ros.serialized import StampedPoses, path_from_bytes
 from mirage_ros.ros.tf_buffer import Buffer
 from mirage_ros.ros.tf_intake import TfIntake
 
@@ -47,6 +49,11 @@ def stamps(count: int, first: int = START, step: int = PERIOD) -> list[int]:
 
 def make_plan(buffer: Buffer, **config) -> Plan:
     return Plan(PlanConfig("world", "camera", **config), buffer)
+
+
+def in_bytes(transforms: list) -> bytes:
+    """As /tf brings them."""
+    return bytes(serialize_message(TFMessage(transforms=transforms)))
 
 
 def drain(plan: Plan, count: int = 4) -> list[int]:
@@ -110,23 +117,23 @@ def test_a_plan_told_again_changes_nothing_and_a_changed_one_is_heard():
     buffer, logged, replanned, published = Buffer(), [], [], [None]
     plan, config = make_plan(buffer), NodeConfig(camera_frame="camera")
     health = Health(logged.append, logged.append)
-    heard = (lambda: replanned.append(1), set(), lambda: published[-1])
-    intake = TfIntake(buffer, plan, health, config, *heard)
+    intake = TfIntake(
+        buffer, plan, health, config, published_ns=lambda: published[-1],
+        replan=lambda: replanned.append(1), go_on=lambda: intake.work_off(),
+    )  # fmt: skip
 
-    def told(x: float) -> TFMessage:
+    def told(x: float) -> bytes:
         times = stamps(5)
-        return TFMessage(
-            transforms=[transform_to_ros(pose_at(x * s), "world", "camera", s) for s in times]
-        )
+        return in_bytes([transform_to_ros(pose_at(x * s), "world", "camera", s) for s in times])
 
-    intake.moving(told(1e-9))
+    intake.moving(told(1e-12))
     drain(plan)
-    intake.moving(told(1e-9))
+    intake.moving(told(1e-12))
     assert not replanned and not logged, "its frames are on their way"
     published.append(stamps(5)[-1])
-    intake.moving(told(1e-9))
+    intake.moving(told(1e-12))
     assert not replanned and "jump back" in logged[0], "it has been rendered already"
-    intake.moving(told(2e-9))
+    intake.moving(told(2e-12))
     assert len(replanned) == 1
 
 
@@ -154,16 +161,18 @@ def test_a_camera_moves_with_what_carries_it():
     buffer, replanned = Buffer(), []
     plan, config = make_plan(buffer), NodeConfig(camera_frame="camera")
     health = Health(lambda text: None, lambda text: None)
-    heard = (lambda: replanned.append(1), set(), lambda: None)
-    intake = TfIntake(buffer, plan, health, config, *heard)
+    intake = TfIntake(
+        buffer, plan, health, config, published_ns=lambda: None,
+        replan=lambda: replanned.append(1), go_on=lambda: intake.work_off(),
+    )  # fmt: skip
 
-    def told(y: float, child: str = "base") -> TFMessage:
+    def told(y: float, child: str = "base") -> bytes:
         pose = pose_at(0.0)
         pose[1, 3] = y
         transforms = [transform_to_ros(pose, "world", child, s) for s in stamps(8)]
-        return TFMessage(transforms=transforms)
+        return in_bytes(transforms)
 
-    intake.static(TFMessage(transforms=[transform_to_ros(pose_at(0.2), "base", "camera", 0)]))
+    intake.static(in_bytes([transform_to_ros(pose_at(0.2), "base", "camera", 0)]))
     intake.moving(told(0.0))
     replanned.clear()
     planned = plan.peek(4)
@@ -177,7 +186,7 @@ def test_a_camera_moves_with_what_carries_it():
     assert plan.resolved(planned).world_from_camera[:, 1, 3] == pytest.approx(1.0)
     raised = pose_at(0.2)
     raised[2, 3] = 0.5
-    intake.static(TFMessage(transforms=[transform_to_ros(raised, "base", "camera", 0)]))
+    intake.static(in_bytes([transform_to_ros(raised, "base", "camera", 0)]))
     assert plan.resolved(planned).world_from_camera[:, 2, 3] == pytest.approx(0.5)
 
 
@@ -190,21 +199,21 @@ def test_what_the_history_dropped_is_skipped():
     assert drain(plan) == stamps(11, first=START + 31 * PERIOD)
 
 
-def path(stamps_ns, frame="world") -> Path:
+def path(stamps_ns, frame="world") -> StampedPoses:
     message = Path()
     message.header.frame_id = frame
     for stamp_ns in stamps_ns:
         pose = PoseStamped(pose=pose_to_ros(pose_at((stamp_ns - START) / SECOND)))
         pose.header.stamp = stamp_to_ros(stamp_ns)
         message.poses.append(pose)
-    return message
+    return path_from_bytes(serialize_message(message))
 
 
 def test_a_path_goes_before_tf_and_tf_goes_on_after_it():
     buffer = Buffer()
     plan = make_plan(buffer)
     feed(buffer, stamps(10), speed=-1.0)
-    assert plan.set_path(path(stamps(5))) == 5
+    plan.set_path(path(stamps(5)))
     planned = plan.peek(5)
     assert planned.stamps_ns == tuple(stamps(5))
     assert planned.world_from_camera[4][0, 3] == pytest.approx(0.4)
@@ -228,6 +237,33 @@ def test_a_path_in_another_frame_is_brought_into_the_world():
     buffer.set_transform_static(transform_to_ros(pose_at(5.0), "world", "map", 0))
     plan.set_path(path(stamps(2), frame="map"))
     assert plan.peek(2).world_from_camera[1][0, 3] == pytest.approx(5.1)
+
+
+def test_a_path_in_a_frame_that_moves_is_placed_pose_by_pose():
+    buffer, times = Buffer(), stamps(300, step=PERIOD // 7)
+    plan = make_plan(buffer)
+    feed(buffer, stamps(60), "world", "map", speed=2.0, turn=0.7)
+    buffer.set_transform_static(transform_to_ros(pose_at(0.3, 1.0), "world", "room", 0))
+    for target in ("world", "room"):
+        expected = [buffer.matrix(target, "map", stamp) for stamp in times]
+        found = buffer.matrices(target, "map", np.array(times))
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+    plan.set_path(path(times, "map"))
+    at = plan.peek(8).stamps_ns[-1]
+    pose = pose_at((at - START) / SECOND)
+    expected = buffer.matrix("world", "map", at) @ pose
+    np.testing.assert_allclose(plan.peek(8).world_from_camera[-1], expected, atol=1e-3)
+    with pytest.raises(MirageError, match="not at"):
+        plan.set_path(path([START, START + 100 * SECOND], "map"))
+
+
+def test_a_path_told_again_is_known():
+    plan = make_plan(Buffer())
+    plan.set_path(path(stamps(8)))
+    drain(plan)
+    assert plan.knows(path(stamps(8))) and not plan.knows(path(stamps(7)))
+    plan.forget()
+    assert not plan.knows(path(stamps(8)))
 
 
 def test_a_path_of_the_past_is_refused_and_the_old_one_goes_on():

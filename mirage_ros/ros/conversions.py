@@ -9,7 +9,6 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Pose, Quaternion, TransformStamped, Twist, Vector3
 from jaxtyping import Float
-from nav_msgs.msg import Path
 from sensor_msgs.msg import CameraInfo
 from transforms3d.quaternions import mat2quat, quat2mat
 
@@ -65,7 +64,15 @@ def _quaternion_to_ros(rotation: np.ndarray) -> Quaternion:
 
 
 def _position_from_ros(message, what: str) -> np.ndarray:
-    position = np.array([message.x, message.y, message.z], np.float64)
+    return checked_position(np.array([message.x, message.y, message.z], np.float64), what)
+
+
+def checked_position(position: Float[np.ndarray, "3"], what: str) -> Float[np.ndarray, "3"]:
+    """The position in metres. Raises MirageError for NaN or infinity.
+
+    Args:
+        what: what the position belongs to, for the message.
+    """
     if not np.isfinite(position).all():
         raise MirageError(f"{what} has a position with NaN or infinity; send finite metres.")
     check_place(position, what)
@@ -121,35 +128,6 @@ def transform_to_ros(
     message.transform.translation = Vector3(x=x, y=y, z=z)
     message.transform.rotation = _quaternion_to_ros(parent_from_child[:3, :3])
     return message
-
-
-def path_from_ros(path: Path) -> tuple[list[int], list[np.ndarray]]:
-    """Stamps (ns, rising) and maps frame_from_camera of a plan.
-
-    Raises:
-        MirageError: no poses, a pose in another frame than the path, a stamp that is missing
-            or not after the one before it, NaN, a non-unit quaternion.
-    """
-    if not path.poses:
-        raise MirageError("The plan holds no poses; send at least one with a stamp.")
-    stamps = [stamp_from_ros(pose.header.stamp) for pose in path.poses]
-    if not any(stamps):
-        raise MirageError("The plan's poses have no stamps; fill poses[i].header.stamp.")
-    maps = []
-    for index, pose in enumerate(path.poses):
-        what = f"Pose {index} of the plan"
-        if pose.header.frame_id not in ("", path.header.frame_id):
-            raise MirageError(
-                f"{what} is in frame '{pose.header.frame_id}', the plan in "
-                f"'{path.header.frame_id}'; use one frame."
-            )
-        if index and stamps[index] <= stamps[index - 1]:
-            raise MirageError(
-                f"{what} jumps back in time, from {stamps[index - 1]} ns to {stamps[index]} ns; "
-                "stamps must rise from pose to pose."
-            )
-        maps.append(pose_from_ros(pose.pose, what))
-    return stamps, maps
 
 
 def camera_info_to_ros(camera: Camera, stamp_ns: int, frame_id: str) -> CameraInfo:
@@ -211,15 +189,28 @@ def poses_from_flat(values: Float[np.ndarray, "m"]) -> Float[np.ndarray, "n 4 4"
             "x y z qx qy qz qw."
         )
     rows = values.reshape(-1, 7)
-    lengths = np.linalg.norm(rows[:, 3:], axis=1)
-    bad = ~np.isfinite(rows).all(1) | (np.abs(lengths - 1) > UNIT_TOLERANCE)
-    if bad.any():
-        index = int(bad.argmax())
+    index = faulty_pose(rows)
+    if index is not None:
         raise MirageError(
             f"Pose {index} of the rollout is {rows[index].tolist()}; give finite positions and "
             "unit quaternions x y z w."
         )
     check_place(rows[:, :3], "A pose of the rollout")
+    return matrices(rows)
+
+
+def faulty_pose(rows: Float[np.ndarray, "n 7"]) -> int | None:
+    """The first of x y z qx qy qz qw that is not finite or has no unit quaternion, if any."""
+    # What is not finite is not within any bound, either.
+    with np.errstate(all="ignore"):
+        lengths = np.sqrt(np.einsum("ij,ij->i", rows[:, 3:], rows[:, 3:]))
+        good = (np.abs(lengths - 1) <= UNIT_TOLERANCE) & np.isfinite(rows[:, :3].sum(1))
+    return None if good.all() else int(good.argmin())
+
+
+def matrices(rows: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, "n 4 4"]:
+    """The maps of x y z qx qy qz qw, quaternions brought to length 1."""
+    lengths = np.linalg.norm(rows[:, 3:], axis=1)
     x, y, z, w = (rows[:, 3:] / lengths[:, None]).T
     poses = np.zeros((len(rows), 4, 4))
     right = [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)]

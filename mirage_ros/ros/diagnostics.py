@@ -30,7 +30,7 @@ class Problem:
 
 class Health:
     """The problems at hand, by topic: callback, recording, model, worker, snapshot, seed,
-    observe, prompt, plan, path, tf, world, clock, pictures, graph.
+    observe, prompt, plan, path, untimed, tf, world, clock, pictures, graph.
 
     Args:
         warn, error: where a line goes when a problem is new.
@@ -48,8 +48,9 @@ class Health:
         self.last_error = text
         self._raise(topic, DiagnosticStatus.ERROR, text)
 
-    def warn(self, topic: str, text: str) -> None:
-        self._raise(topic, DiagnosticStatus.WARN, text)
+    def warn(self, topic: str, text: str, once: bool = False) -> None:
+        """Args: once: never log the same text again, however long it goes on."""
+        self._raise(topic, DiagnosticStatus.WARN, text, once)
 
     def ok(self, topic: str) -> None:
         if topic in self._problems:
@@ -67,10 +68,10 @@ class Health:
         news, self._news = self._news, False
         return news
 
-    def _raise(self, topic: str, level: bytes, text: str) -> None:
+    def _raise(self, topic: str, level: bytes, text: str, once: bool = False) -> None:
         now_s = time.monotonic()
         known = self._problems.get(topic)
-        if known is not None and known.text == text and now_s - known.logged_s < REPEAT_S:
+        if known is not None and known.text == text and (once or now_s - known.logged_s < REPEAT_S):
             known.count += 1
             known.over, known.since_s = False, now_s
             return

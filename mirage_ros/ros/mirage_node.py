@@ -33,6 +33,7 @@ from mirage_ros.ros.results import Results
 from mirage_ros.ros.rig_config import mounted, read_rig, single_camera
 from mirage_ros.ros.rollout import Rollout
 from mirage_ros.ros.seed_input import KINDS, SeedInput
+from mirage_ros.ros.serialized import Untimed, path_from_bytes
 from mirage_ros.ros.shipped import PRELOAD, shipped_model
 from mirage_ros.ros.simulation.cameras import CameraStates
 from mirage_ros.ros.simulation.clock import SimClock
@@ -95,12 +96,18 @@ class MirageNode(GuardedNode):
         self._guard = self.create_guard_condition(self._on_wake)
         self.results = Results(self)
         self.reporter = Reporter(self)
-        own = {camera.frame_id for camera in self.output.cameras}
         self._tf = TfIntake(
-            self.buffer, self.plan, self.health, self.config, self._replan, own,
-            lambda: self.outbox.last_stamp_ns,
-            [c.frame for c in self.rig if c.planned_from_camera is None],
-        )  # fmt: skip
+            self.buffer,
+            self.plan,
+            self.health,
+            self.config,
+            own_frames={camera.frame_id for camera in self.output.cameras},
+            cameras=[c.frame for c in self.rig if c.planned_from_camera is None],
+            published_ns=lambda: self.outbox.last_stamp_ns,
+            replan=self._replan,
+            go_on=lambda: self._more_tf.trigger(),
+        )
+        self._more_tf = self.create_guard_condition(self._tf.work_off)
         self.seed_input = SeedInput()
         self.observations = Observations(self)
         # One that fails must not keep the others from being done.
@@ -216,9 +223,13 @@ class MirageNode(GuardedNode):
 
     def _subscribe(self) -> None:
         latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self.create_subscription(TFMessage, "/tf", self._tf.moving, streamed(TF_DEPTH))
-        self.create_subscription(TFMessage, "/tf_static", self._tf.static, latched)
-        self.create_subscription(Path, "plan", self._on_path, streamed(10))
+        # Raw: who sends many poses at once must not keep the services waiting.
+        for kind, topic, callback, qos in (
+            (TFMessage, "/tf", self._tf.moving, streamed(TF_DEPTH)),
+            (TFMessage, "/tf_static", self._tf.static, latched),
+            (Path, "plan", self._on_path, streamed(10)),
+        ):
+            self.create_subscription(kind, topic, callback, qos, raw=True)
         self._prompts = PromptInput(self)
         qos = streamed(5, self.config.seed_reliability)
         for kind, message_type in zip(KINDS, (Image, CameraInfo, Image), strict=True):
@@ -236,17 +247,25 @@ class MirageNode(GuardedNode):
         self.config, reason = parameters.changed(self.config, wanted)
         return parameters.result(reason)
 
-    def _on_path(self, message: Path) -> None:
+    def _on_path(self, data: bytes) -> None:
         try:
+            path = path_from_bytes(data)
+            if self.plan.knows(path):
+                return
             if self.rollout is not None:
                 self.rollout.replan()
-            count = self.plan.set_path(message)
+            self.plan.set_path(path)
+        except Untimed as error:
+            # It may come all the time, as from a planner that is there for others.
+            self.health.warn("untimed", str(error), once=True)
+            self.health.ok("untimed")
+            return
         except MirageError as error:
             self.health.error("path", str(error))
             return
         self._plan_came()
         self.health.ok("path")
-        self.get_logger().info(f"Got a plan of {count} poses.")
+        self.get_logger().info(f"Got a plan of {len(path.stamps_ns)} poses.")
 
     def _on_seed(self, kind: str):
         def callback(message: Image | CameraInfo) -> None:

@@ -7,14 +7,15 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
-from nav_msgs.msg import Path
 from transforms3d.axangles import axangle2mat, mat2axangle
+from transforms3d.quaternions import mat2quat
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.conversions import SECOND_NS, path_from_ros
+from mirage_ros.ros.conversions import SECOND_NS, matrices
 from mirage_ros.ros.planned import Planned
+from mirage_ros.ros.serialized import StampedPoses
 from mirage_ros.ros.tf_buffer import Buffer
-from mirage_ros.ros.tracks import TransformError
+from mirage_ros.ros.tracks import Track, TransformError
 
 # The start of the grid and the last frame time that was handed out (ns).
 Mark = tuple[int | None, int | None]
@@ -77,18 +78,36 @@ class TfSource:
 
 
 class PathSource:
-    """The poses of one Path, brought into the world frame when it came."""
+    """The poses of one Path.
 
-    def __init__(self, stamps_ns: list[int], world_from_camera: list[np.ndarray]) -> None:
-        buffer = Buffer()
-        for stamp_ns, pose in zip(stamps_ns, world_from_camera, strict=True):
-            buffer.insert("world", "camera", stamp_ns, pose)
-        tf = TfSource(buffer, "world", "camera")
-        self.span, self.pose = tf.span, tf.pose
+    Args:
+        world_from_frame: (n, 4, 4) where its frame is at each pose, (1, 4, 4) where it stays.
+    """
+
+    def __init__(self, path: StampedPoses, world_from_frame: Float[np.ndarray, "m 4 4"]) -> None:
+        self.path, self._world_from_frame = path, world_from_frame
+
+    def span(self) -> tuple[int, int]:
+        return int(self.path.stamps_ns[0]), int(self.path.stamps_ns[-1])
 
     def gap(self, stamp_ns: int) -> tuple[int, int]:
         """None: one message is one plan, however far apart its poses."""
         return stamp_ns, stamp_ns
+
+    def pose(self, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
+        after = int(np.searchsorted(self.path.stamps_ns, stamp_ns))
+        if self.path.stamps_ns[after] == stamp_ns:
+            return self._poses(slice(after, after + 1))[0]
+        near = slice(after - 1, after + 1)
+        stamps, poses = self.path.stamps_ns[near].tolist(), self._poses(near)
+        turns = [mat2quat(pose[:3, :3]) for pose in poses]
+        return Track("", False, stamps, list(poses[:, :3, 3]), turns).at(stamp_ns)
+
+    def _poses(self, part: slice) -> np.ndarray:
+        still = len(self._world_from_frame) == 1
+        return self._world_from_frame[slice(0, 1) if still else part] @ matrices(
+            self.path.poses[part]
+        )
 
 
 class Plan:
@@ -109,28 +128,39 @@ class Plan:
         self._rest: np.ndarray | None = None
         self._rest_since_ns = -1
 
-    def set_path(self, message: Path) -> int:
-        """Takes a Path instead of TF and returns its number of poses.
+    def set_path(self, path: StampedPoses) -> None:
+        """Takes a Path instead of TF.
 
         Raises:
-            MirageError: a bad path, a frame that TF does not know, all of it in the past. The
-                plan stays as it was.
+            MirageError: a frame that TF does not know, all of it in the past. The plan stays as
+                it was.
         """
-        stamps, poses = path_from_ros(message)
-        frame = message.header.frame_id or self.config.world_frame
-        if frame != self.config.world_frame:
-            poses = [
-                self._buffer.matrix(self.config.world_frame, frame, stamp) @ pose
-                for stamp, pose in zip(stamps, poses, strict=True)
-            ]
-        if self.cursor_ns is not None and stamps[-1] <= self.cursor_ns:
+        world_from_frame = np.eye(4)[None]
+        if not self._in_world(path):
+            frames = (self.config.world_frame, path.frame)
+            world_from_frame = self._buffer.matrices(*frames, path.stamps_ns)
+        first_ns, last_ns = int(path.stamps_ns[0]), int(path.stamps_ns[-1])
+        if self.is_past(last_ns):
             raise MirageError(
-                f"The plan ends at {stamps[-1]} ns but frames are rendered up to {self.cursor_ns} "
+                f"The plan ends at {last_ns} ns but frames are rendered up to {self.cursor_ns} "
                 "ns: it jumps back in time; send later stamps, or call ~/reset to start over."
             )
-        self._path = PathSource(stamps, poses)
-        self._anchor_ns = stamps[0]
-        return len(stamps)
+        self._path = PathSource(path, world_from_frame)
+        self._anchor_ns = first_ns
+
+    def knows(self, path: StampedPoses) -> bool:
+        """It is the plan already, told again; in another frame it may mean something else now."""
+        if self._path is None or not self._in_world(path):
+            return False
+        given = self._path.path
+        return (
+            given.frame == path.frame
+            and np.array_equal(given.stamps_ns, path.stamps_ns)
+            and np.array_equal(given.poses, path.poses)
+        )
+
+    def _in_world(self, path: StampedPoses) -> bool:
+        return path.frame in ("", self.config.world_frame)
 
     def forget(self) -> None:
         """Starts over: the next plan may have any stamps."""

@@ -8,11 +8,12 @@ arrays that would have to be rebuilt with every message of a 100 Hz stream, henc
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
 
 import numpy as np
 from geometry_msgs.msg import TransformStamped
-from jaxtyping import Float
-from transforms3d.quaternions import mat2quat
+from jaxtyping import Float, Int
+from transforms3d.quaternions import quat2mat
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.conversions import (
@@ -30,50 +31,67 @@ from mirage_ros.ros.tracks import (
     TransformError,
 )
 
+MOST_FRAMES = 10_000
+
+
+@dataclass(frozen=True)
+class Pose:
+    """parent_from_child at a time, checked: metres, and a unit quaternion wxyz."""
+
+    parent: str
+    child: str
+    stamp_ns: int
+    position: Float[np.ndarray, "3"]
+    quaternion: Float[np.ndarray, "4"]
+
 
 class Buffer:
-    """Keeps `history_s` of planned time of every frame."""
+    """Keeps `history_s` of planned time of every frame.
+
+    Attributes:
+        cleared: how often `clear` was called.
+    """
 
     def __init__(self, history_s: float = 60.0) -> None:
         self.history_ns = int(history_s * SECOND_NS)
         self.tracks: dict[str, Track] = {}
+        self.cleared = 0
 
     def set_transform(self, transform: TransformStamped, authority: str = "") -> None:
         """Adds one transform. Raises MirageError for NaN, a non-unit quaternion or no stamp."""
-        stamp_ns = stamp_from_ros(transform.header.stamp)
-        if stamp_ns == 0:
-            raise MirageError(
-                f"TF {transform.header.frame_id} -> {transform.child_frame_id} has no stamp; "
-                "stamp it, or publish it on /tf_static."
-            )
-        position, quaternion = parts_from_ros(transform)
-        track = self._track(transform.header.frame_id, transform.child_frame_id, static=False)
-        track.insert(stamp_ns, position, quaternion)
-        track.forget_before(track.stamps[-1] - self.history_ns)
-
-    def knows(self, transform: TransformStamped) -> bool:
-        """It is there already, just so. Raises MirageError for what `set_transform` refuses."""
-        track = self.tracks.get(transform.child_frame_id)
-        if track is None or track.static or track.parent != transform.header.frame_id:
-            return False
-        return track.holds(stamp_from_ros(transform.header.stamp), *parts_from_ros(transform))
-
-    def insert(self, parent: str, child: str, stamp_ns: int, parent_from_child: np.ndarray) -> None:
-        """Adds a moving frame's map without a message."""
-        quaternion = mat2quat(parent_from_child[:3, :3])
-        self._track(parent, child, static=False).insert(
-            stamp_ns, parent_from_child[:3, 3], quaternion
-        )
+        self.add(_pose(transform))
 
     def set_transform_static(self, transform: TransformStamped, authority: str = "") -> None:
         """Adds one transform that holds at every time."""
-        position, quaternion = parts_from_ros(transform)
-        track = self._track(transform.header.frame_id, transform.child_frame_id, static=True)
-        track.stamps, track.positions, track.quaternions = [0], [position], [quaternion]
+        self.add_static(_pose(transform))
+
+    def add(self, pose: Pose) -> None:
+        """Adds one pose. Raises MirageError where it has no stamp or names no two frames."""
+        if pose.stamp_ns == 0:
+            raise MirageError(
+                f"TF {pose.parent} -> {pose.child} has no stamp; stamp it, or publish it on "
+                "/tf_static."
+            )
+        track = self._track(pose.parent, pose.child, static=False)
+        track.insert(pose.stamp_ns, pose.position, pose.quaternion)
+        track.forget_before(track.stamps[-1] - self.history_ns)
+
+    def holds(self, pose: Pose) -> bool:
+        """It is there already, just so."""
+        track = self.tracks.get(pose.child)
+        if track is None or track.static or track.parent != pose.parent:
+            return False
+        return track.holds(pose.stamp_ns, pose.position, pose.quaternion)
+
+    def add_static(self, pose: Pose) -> None:
+        """Adds a pose that holds at every time."""
+        track = self._track(pose.parent, pose.child, static=True)
+        track.stamps, track.positions, track.quaternions = [0], [pose.position], [pose.quaternion]
 
     def clear(self) -> None:
         """Forgets what moves; static transforms are published once and stay."""
         self.tracks = {name: track for name, track in self.tracks.items() if track.static}
+        self.cleared += 1
 
     def _track(self, parent: str, child: str, static: bool) -> Track:
         if not parent or not child or parent == child:
@@ -82,6 +100,10 @@ class Buffer:
                 "child_frame_id."
             )
         track = self.tracks.get(child)
+        if track is None and len(self.tracks) >= MOST_FRAMES:
+            raise MirageError(
+                f"TF names more than {MOST_FRAMES} frames; '{child}' is left out: publish fewer."
+            )
         if track is None or track.static != static or track.parent != parent:
             track = self.tracks[child] = Track(parent, static)
         return track
@@ -117,6 +139,15 @@ class Buffer:
         up_from_target, up_from_source = self._branches(target, source)
         top_from_source = self._product(up_from_source, stamp_ns)
         top_from_target = self._product(up_from_target, stamp_ns)
+        return np.linalg.inv(top_from_target) @ top_from_source
+
+    def matrices(
+        self, target: str, source: str, stamps_ns: Int[np.ndarray, "n"]
+    ) -> Float[np.ndarray, "m 4 4"]:
+        """target_from_source at many rising times; at one where nothing between them moves."""
+        up_from_target, up_from_source = self._branches(target, source)
+        top_from_source = self._products(up_from_source, stamps_ns)
+        top_from_target = self._products(up_from_target, stamps_ns)
         return np.linalg.inv(top_from_target) @ top_from_source
 
     def chain(self, target: str, source: str) -> list[Track]:
@@ -191,6 +222,14 @@ class Buffer:
             matrix = self.tracks[name].at(stamp_ns) @ matrix
         return matrix
 
+    def _products(self, names: list[str], stamps_ns: np.ndarray) -> np.ndarray:
+        """(n, 4, 4), or (1, 4, 4) where nothing moves."""
+        product = np.eye(4)[None]
+        for name in names:
+            track = self.tracks[name]
+            product = track.at_all(stamps_ns[:1] if track.static else stamps_ns) @ product
+        return product
+
 
 class Tf2Buffer(Buffer):
     """The same, with a ROS install's tf2_ros doing the look-ups.
@@ -207,13 +246,13 @@ class Tf2Buffer(Buffer):
         self._time, self._tf2_ros = Time, tf2_ros
         self._tf2 = tf2_ros.Buffer(Duration(seconds=history_s))
 
-    def set_transform(self, transform: TransformStamped, authority: str = "mirage") -> None:
-        super().set_transform(transform, authority)
-        self._tf2.set_transform(transform, authority)
+    def add(self, pose: Pose) -> None:
+        super().add(pose)
+        self._tf2.set_transform(_message(pose), "mirage")
 
-    def set_transform_static(self, transform: TransformStamped, authority: str = "mirage") -> None:
-        super().set_transform_static(transform, authority)
-        self._tf2.set_transform_static(transform, authority)
+    def add_static(self, pose: Pose) -> None:
+        super().add_static(pose)
+        self._tf2.set_transform_static(_message(pose), "mirage")
 
     def matrix(self, target: str, source: str, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
         tracks = self.chain(target, source)
@@ -236,6 +275,19 @@ class Tf2Buffer(Buffer):
         self._tf2.clear()
         for transform in statics:
             self._tf2.set_transform_static(transform, "mirage")
+
+
+def _pose(transform: TransformStamped) -> Pose:
+    stamp_ns = stamp_from_ros(transform.header.stamp)
+    parts = parts_from_ros(transform)
+    return Pose(transform.header.frame_id, transform.child_frame_id, stamp_ns, *parts)
+
+
+def _message(pose: Pose) -> TransformStamped:
+    parent_from_child = np.eye(4)
+    parent_from_child[:3, :3] = quat2mat(pose.quaternion)
+    parent_from_child[:3, 3] = pose.position
+    return transform_to_ros(parent_from_child, pose.parent, pose.child, pose.stamp_ns)
 
 
 def make_buffer(history_s: float) -> Buffer:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from transforms3d.quaternions import axangle2quat, qconjugate, qmult, quat2axangle, quat2mat
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.conversions import matrices
+
+
+MOST_KEPT = 200_000  # poses of one frame: 200 s at 1,000 a second
 
 
 class TransformError(MirageError):
@@ -67,7 +71,10 @@ class Track:
         )
 
     def forget_before(self, stamp_ns: int) -> None:
-        index = bisect_left(self.stamps, stamp_ns)
+        """What is older, and the oldest of what is more than MOST_KEPT."""
+        index = max(bisect_left(self.stamps, stamp_ns), len(self.stamps) - MOST_KEPT)
+        if not index:
+            return
         del self.stamps[:index], self.positions[:index], self.quaternions[:index]
 
     def check(self, stamp_ns: int) -> None:
@@ -92,12 +99,45 @@ class Track:
         turned = slerp(self.quaternions[before], self.quaternions[after], share)
         return _matrix(start + share * (end - start), turned)
 
+    def at_all(self, stamps_ns: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n 4 4"]:
+        """`at` for many rising times at once."""
+        self.check(int(stamps_ns[0]))
+        self.check(int(stamps_ns[-1]))
+        if self.static:
+            pose = _matrix(self.positions[0], self.quaternions[0])
+            return np.broadcast_to(pose, (len(stamps_ns), 4, 4))
+        part = slice(
+            bisect_right(self.stamps, int(stamps_ns[0])) - 1,
+            bisect_left(self.stamps, int(stamps_ns[-1])) + 1,
+        )
+        known = np.array(self.stamps[part])
+        after = np.searchsorted(known, stamps_ns)
+        before = np.maximum(after - (known[after] > stamps_ns), 0)
+        step = np.maximum(known[after] - known[before], 1)
+        share = ((stamps_ns - known[before]) / step)[:, None]
+        positions, turns = np.array(self.positions[part]), np.array(self.quaternions[part])
+        rows = np.empty((len(stamps_ns), 7))
+        rows[:, :3] = positions[before] + share * (positions[after] - positions[before])
+        rows[:, 3:] = _slerp_all(turns[before], turns[after], share)[:, [1, 2, 3, 0]]
+        return matrices(rows)
+
 
 def slerp(start: np.ndarray, end: np.ndarray, share: float) -> Float[np.ndarray, "4"]:
     """The turn between two unit quaternions wxyz, the short way round."""
     turn = qmult(qconjugate(start), end if np.dot(start, end) >= 0 else -end)
     axis, angle = quat2axangle(turn)
     return qmult(start, axangle2quat(axis, share * angle, is_normalized=True))
+
+
+def _slerp_all(start: np.ndarray, end: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """`slerp` of rows (n, 4) by shares (n, 1)."""
+    cosine = (start * end).sum(1, keepdims=True)
+    angle = np.arccos(np.minimum(np.abs(cosine), 1))
+    sine = np.maximum(np.sin(angle), 1e-12)
+    close = angle < 1e-6
+    first = np.where(close, 1 - share, np.sin((1 - share) * angle) / sine)
+    second = np.where(close, share, np.sin(share * angle) / sine)
+    return first * start + np.where(cosine < 0, -second, second) * end
 
 
 def _matrix(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:

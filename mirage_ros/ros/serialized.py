@@ -1,0 +1,224 @@
+"""Plans as the bytes that DDS brings, read without an object for each pose.
+
+rclpy makes about ten Python objects of one stamped pose, all of a message in one go: 100,000 poses
+keep every service waiting for seconds. The layout is that of plain CDR: numbers lie at multiples of
+their size after a header of four bytes, strings end in a zero that their length counts.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mirage_ros.core.camera import check_place
+from mirage_ros.core.errors import MirageError
+from mirage_ros.ros.conversions import (
+    SECOND_NS,
+    checked_position,
+    faulty_pose,
+    unit_quaternion,
+)
+from mirage_ros.ros.tf_buffer import Pose
+
+MOST_POSES = 100_000
+# Poses that name the plan's frame and poses that name none may alternate this often.
+MOST_LAYOUTS = 1_000
+MOST_CHARACTERS = 1_000
+POSE_BYTES = 64  # at least
+
+
+class Untimed(MirageError):
+    """A Path whose poses do not say when: all their stamps are zero, or the same."""
+
+
+@dataclass(frozen=True)
+class StampedPoses:
+    """The poses of a Path.
+
+    Attributes:
+        frame: what they are in, '' where the Path names none.
+        stamps_ns: rising.
+        poses: of the camera in that frame, x y z qx qy qz qw.
+    """
+
+    frame: str
+    stamps_ns: Int[np.ndarray, "n"]
+    poses: Float[np.ndarray, "n 7"]
+
+
+class _Reader:
+    """One value after the other. Raises MirageError where the bytes end or make no sense."""
+
+    def __init__(self, data: bytes, what: str) -> None:
+        self.what = what
+        if len(data) < 4 or data[1] > 1:
+            raise self.unreadable()
+        self.order = "<" if data[1] else ">"
+        self.data, self.at = memoryview(data)[4:], 0
+
+    def unreadable(self) -> MirageError:
+        return MirageError(f"A {self.what} came whose bytes make no sense; it is left out.")
+
+    def take(self, layout: str, size: int) -> tuple:
+        """Values of one size in bytes."""
+        self.at += -self.at % size
+        try:
+            values = struct.unpack_from(self.order + layout, self.data, self.at)
+        except struct.error as error:
+            raise self.unreadable() from error
+        self.at += struct.calcsize("=" + layout)
+        return values
+
+    def raw_text(self) -> bytes:
+        (length,) = self.take("I", 4)
+        if length > MOST_CHARACTERS or self.at + length > len(self.data):
+            raise self.unreadable()
+        self.at += length
+        return bytes(self.data[self.at - length : self.at]).rstrip(b"\0")
+
+    def text(self) -> str:
+        try:
+            return self.raw_text().decode()
+        except UnicodeDecodeError as error:
+            raise self.unreadable() from error
+
+
+def transforms_from_bytes(data: bytes) -> Iterator[Pose | MirageError]:
+    """The transforms of a TFMessage one by one; for a bad one the error that says what is wrong.
+
+    Raises:
+        MirageError: the bytes make no sense; nothing more can be read.
+    """
+    reader = _Reader(data, "TFMessage")
+    (count,) = reader.take("I", 4)
+    for _ in range(count):
+        seconds, nanoseconds = reader.take("iI", 4)
+        parent, child = reader.text(), reader.text()
+        values = np.array(reader.take("7d", 8))
+        what = f"TF {parent} -> {child}"
+        try:
+            if seconds < 0:
+                raise MirageError(f"{what} is stamped {seconds} s; send stamps of at least 0.")
+            position = checked_position(values[:3], what)
+            quaternion = unit_quaternion(values[[6, 3, 4, 5]], what)
+        except MirageError as error:
+            yield error
+        else:
+            yield Pose(parent, child, seconds * SECOND_NS + nanoseconds, position, quaternion)
+
+
+def path_from_bytes(data: bytes) -> StampedPoses:
+    """The poses of a Path.
+
+    Raises:
+        Untimed: its poses do not say when.
+        MirageError: no poses or too many, a pose in another frame than the Path, a stamp that is
+            not after the one before it, NaN, a non-unit quaternion.
+    """
+    reader = _Reader(data, "Path")
+    reader.take("iI", 4)
+    frame = reader.text()
+    (count,) = reader.take("I", 4)
+    if not count:
+        raise MirageError("The plan holds no poses; send at least one with a stamp.")
+    if count > MOST_POSES:
+        raise MirageError(
+            f"The plan holds {count} poses; send at most {MOST_POSES} at once, and the rest "
+            "before those are rendered."
+        )
+    if count * POSE_BYTES > len(data):
+        raise reader.unreadable()
+    stamps, values = np.empty(count, np.int64), np.empty((count, 7))
+    _read_poses(reader, frame, stamps, values)
+    _check_stamps(stamps)
+    index = faulty_pose(values)
+    if index is not None:
+        what = f"Pose {index} of the plan"
+        checked_position(values[index, :3], what)
+        unit_quaternion(values[index, [6, 3, 4, 5]], what)
+    check_place(values[:, :3], "A pose of the plan")
+    return StampedPoses(frame, stamps, values)
+
+
+def _read_poses(reader: _Reader, frame: str, stamps: np.ndarray, values: np.ndarray) -> None:
+    """Fills stamps (n,) and values (n, 7): all poses in a row that are laid out alike at once."""
+    done, layouts = 0, 0
+    while done < len(stamps):
+        layouts += 1
+        if layouts > MOST_LAYOUTS:
+            raise MirageError(
+                "The plan's poses name their frame now and now not; name it in all or in none."
+            )
+        start = reader.at + -reader.at % 4
+        reader.take("iI", 4)
+        name = reader.raw_text()
+        length = reader.at - start - 12
+        if name not in (b"", frame.encode()):
+            raise MirageError(
+                f"Pose {done} of the plan is in frame '{name.decode(errors='replace')}', the plan "
+                f"in '{frame}'; use one frame."
+            )
+        reader.take("7d", 8)
+        rows = _rows(reader, start, length, len(stamps) - done)
+        rows = rows[: _alike(rows, name, length)]
+        reader.at = start + len(rows) * rows.itemsize
+        if rows["sec"].min() < 0:
+            raise MirageError("The plan has a pose stamped before 0; send stamps of at least 0.")
+        part = slice(done, done + len(rows))
+        np.multiply(rows["sec"], SECOND_NS, out=stamps[part], dtype=np.int64, casting="unsafe")
+        stamps[part] += rows["nanosec"]
+        values[part] = rows["pose"]
+        done += len(rows)
+
+
+def _rows(reader: _Reader, start: int, length: int, most: int) -> np.ndarray:
+    """All that the bytes hold, read as if laid out as the pose that begins at start."""
+    size = reader.at - start
+    # Only the first pose of a Path begins at an odd multiple of four, and it is laid out alone.
+    most = 1 if start % 8 else most
+    layout = np.dtype(
+        {
+            "names": ["sec", "nanosec", "length", "text", "pose"],
+            "formats": ["i4", "u4", "u4", f"S{max(length, 1)}", "7f8"],
+            "offsets": [0, 4, 8, 12, size - 56],
+            "itemsize": size,
+        }
+    ).newbyteorder(reader.order)
+    count = min(most, (len(reader.data) - start) // size)
+    return np.frombuffer(reader.data, layout, count, start)
+
+
+def _alike(rows: np.ndarray, name: bytes, length: int) -> int:
+    """How many rows from the first on hold this text of this length."""
+    differs = rows["length"] != length
+    if length:
+        differs |= rows["text"] != name
+    return int(differs.argmax()) if differs.any() else len(rows)
+
+
+def _check_stamps(stamps: np.ndarray) -> None:
+    """Raises Untimed for stamps that are all alike, MirageError for some that do not rise."""
+    if not stamps.any() or len(stamps) > 1 and (stamps == stamps[0]).all():
+        raise Untimed(
+            "A Path on plan is left out: its poses all have the same stamp or none, as Nav2's "
+            "/plan has them, so they do not say when the camera is where; give each pose the time "
+            "at which the camera shall be there, or let a controller drive the base and publish "
+            "its pose on /tf."
+        )
+    late = stamps[1:] <= stamps[:-1]
+    if late.any():
+        index = int(late.argmax()) + 1
+        before, after = int(stamps[index - 1]), int(stamps[index])
+        if before == after:
+            raise MirageError(
+                f"Pose {index} of the plan has the stamp of the one before it, {after} ns; stamps "
+                "must rise from pose to pose."
+            )
+        raise MirageError(
+            f"Pose {index} of the plan jumps back in time, from {before} ns to {after} ns; stamps "
+            "must rise from pose to pose."
+        )
