@@ -93,17 +93,20 @@ def asker(sim):
     rclpy.shutdown(context=context)
 
 
-def answer_seconds(asker, send, seconds: float) -> np.ndarray:
-    """How long one call after the other took, while something is sent twice a second."""
+def answer_seconds(asker, send, seconds: float, calls: int = 300) -> np.ndarray:
+    """How long one call after the other took, while something is sent twice a second.
+
+    So many calls at least, for so long at least.
+    """
     node, executor = asker
     asked = node.create_client(srv.GetSimulationState, "mirage_node/get_simulation_state")
     assert asked.wait_for_service(30.0)
     found, due_s = [], time.monotonic()
     end_s = due_s + seconds
-    while time.monotonic() < end_s:
+    while time.monotonic() < end_s or len(found) < calls:
         if time.monotonic() >= due_s:
             send()
-            due_s += 0.5
+            due_s = time.monotonic() + 0.5
         future, began_s = asked.call_async(srv.GetSimulationState.Request()), time.monotonic()
         while not future.done():
             executor.spin_once(timeout_sec=1.0)
