@@ -3,15 +3,19 @@ what a successor is told when no snapshot could be taken."""
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
+import torch
 from fakes import PixelModel
 from test_worker import PERIOD, seed, step
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.pictures import SeedWarning
+from mirage_ros.core.camera import Camera
 from mirage_ros.ros.engine import MOST_UNDATED, Engine
-from mirage_ros.ros.journal import MOST_COMMANDS, Journal
+from mirage_ros.ros.journal import MOST_BYTES, MOST_COMMANDS, Journal
 from mirage_ros.ros.planned import Planned
 from mirage_ros.ros.worker import (
     Cloud,
@@ -124,5 +128,53 @@ def test_a_snapshot_that_fails_is_told_until_one_succeeds(tmp_path):
     done = engine.carry_out(step(0))
     assert done.snapshot is None and "cannot be written" in done.unsaved
     folder.unlink()
-    done = engine.carry_out(EVERYTHING)
+    done = engine.carry_out(Fork("one"))
     assert done.snapshot is not None and done.unsaved == ""
+
+
+def test_observing_at_camera_rate_leaves_snapshots_their_twentieth_of_the_time(tmp_path):
+    engine = Engine(PixelModel(), WorkerConfig(snapshots=str(tmp_path), period_ns=PERIOD))
+    engine.carry_out(Reset(seed(), 0, "test"))
+    engine.carry_out(step(0))
+    remember_much(engine, 300_000)
+    saved, save = [], engine._world.save
+
+    def timed(path) -> None:
+        start_s = time.monotonic()
+        save(path)
+        saved.append(time.monotonic() - start_s)
+
+    engine._world.save = timed
+    real = Seed("real", seed(1).rgb, seed(1).camera, np.full((64, 80), 2.0, np.float32))
+    start_s = time.monotonic()
+    while (elapsed_s := time.monotonic() - start_s) < 4.0:
+        done = engine.carry_out(Observe(real, LATE + len(saved)))
+        assert done.values["tokens"] > 250_000 and not done.unsaved
+    assert saved and sum(saved) - max(saved) <= 0.05 * elapsed_s, (saved, elapsed_s)
+
+
+def remember_much(engine: Engine, tokens: int) -> None:
+    """A wall of so many tokens behind the camera."""
+    away_from = away().planned.world_from_camera
+    side, memory = round(tokens**0.5), engine._world.memory
+    cells = Camera.from_hfov(90.0, (side, side), away_from)
+    shape = (1, side, side)
+    latents = torch.rand(1, memory.config.channels, side, side)
+    depth, static = np.full(shape, 5.0, np.float32), np.ones(shape, bool)
+    rgb, ids = np.zeros((*shape, 3), np.uint8), np.array([7])
+    assert memory.write(latents, cells, depth, static, np.array([1]), rgb, ids) == side * side
+
+
+def test_observations_are_repeated_as_long_as_their_pictures_are_not_too_much():
+    journal, picture = Journal(), np.zeros((1000, 1000, 3), np.uint8)
+    depth = np.ones((1000, 1000), np.float32)
+    real = Seed("real", picture, Camera.from_hfov(60.0, (1000, 1000)), depth)
+    begin, some = Reset(seed(), 0, "test"), step(0)
+    observed = [Observe(real, stamp_ns) for stamp_ns in range(30)]
+    noted(journal, begin, some, *observed)
+    kept = list(journal.replay())
+    count = MOST_BYTES // 7_000_000
+    assert kept[:2] == [begin, some] and kept[2:] == observed[-count:]
+    assert journal.dropped == 30 - count
+    journal.note(some, Done(some, None, 0.0, None, 0, snapshot="/somewhere"))
+    assert journal.dropped == 0 and list(journal.replay()) == [Load("/somewhere")]

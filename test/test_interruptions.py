@@ -39,7 +39,7 @@ from simulation_interfaces.msg import Resource, Result, SimulationState
 
 from mirage_ros.action import GenerateRollout
 from mirage_ros.ros.conversions import pose_from_ros, stamp_from_ros
-from mirage_ros.srv import EraseRegion, Record
+from mirage_ros.srv import Record
 
 CHUNK = 4
 ENDLESS = 10_000
@@ -324,11 +324,8 @@ def test_a_world_that_cannot_be_kept_for_the_next_worker_is_told_and_comes_back(
     scratch.rename(aside := scratch.with_name(scratch.name + ".aside"))
     try:
         scratch.touch()
-        # Steps are kept now and then; what changes the world on request is kept at once.
-        assert sim.step().result == OK
-        assert sim.ask(EraseRegion, "erase_region").success
         words = "cannot be kept for the case that the inference worker is lost"
-        sim.spin(lambda: words in sim.problems(), patience_s=10)
+        sim.spin(lambda: sim.step().result == OK and words in sim.problems(), patience_s=20)
         assert sim.step(10).result == OK
         assert sim.process.text().count(words) == 1, "told more than once"
         os.kill(worker_pid(sim), signal.SIGKILL)

@@ -29,6 +29,7 @@ from mirage_ros.ros.worker import (
     Fork,
     Load,
     ModelReady,
+    Observe,
     Prompt,
     Reset,
     Restore,
@@ -170,6 +171,27 @@ def test_killed_at_random_moments_it_renders_what_it_would_have_rendered(hire, n
     assert not [result for result in one.results if isinstance(result, Failed)]
     left = [path for path in Path(one.worker.config.snapshots).iterdir() if path.name != LOCK]
     assert len(left) <= KEPT + 1, "what dead workers kept is kept for ever"
+
+
+def test_what_was_observed_and_erased_since_the_last_snapshot_is_there_after_a_death(hire):
+    real, low = seed(1), (-100.0,) * 3
+    near = Seed("real", real.rgb, real.camera, np.full(real.rgb.shape[:2], 1.0, np.float32))
+    shown = []
+    for deadly in (False, True):
+        one = hire()
+        one.ask(Reset(seed(), 0, "test"))
+        taken = Path(one.ask(step(0)).snapshot)
+        # In the way of the next one, so that all of the following has to be repeated.
+        taken.with_name(f"{taken.name[:-1]}1").touch()
+        assert one.ask(Erase(low, (100.0, 0.0, 100.0))).values["erased"] > 0
+        done = one.ask(Observe(near, PERIOD))
+        assert done.values["stored"] > 0 and done.snapshot is None, "nothing is left to repeat"
+        if deadly:
+            one.kill()
+        chunk = one.ask(step(1)).chunk
+        shown.append([frame.rgb.tobytes() + frame.depth_m.tobytes() for frame in chunk.frames])
+        assert len(one.wait(Revived, int(deadly))) == deadly
+    assert shown[0] == shown[1]
 
 
 def test_a_worker_that_stands_still_is_replaced(hire):

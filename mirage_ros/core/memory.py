@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8, UInt16
+from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt16
 
 from mirage_ros.core.births import views_of
 from mirage_ros.core.camera import Camera
@@ -238,6 +238,11 @@ class LatentMemory:
     def forget(self, rows: Bool[np.ndarray, "n"]) -> int:
         """Forgets the marked tokens, in the order of `to_points`; returns how many."""
         return self._owned_store().keep(~rows)
+
+    @property
+    def positions_m(self) -> Float32[np.ndarray, "n 3"]:
+        """Where each token lies in the world, in the order of `to_points`."""
+        return positions_of(self._store.surfels)
 
     @property
     def footprints_m(self) -> Float[np.ndarray, "n"]:

@@ -83,7 +83,7 @@ def contradicted(
     memory: LatentMemory, camera: Camera, depth_m: Float[np.ndarray, "h w"]
 ) -> Bool[np.ndarray, "n"]:
     """The tokens that lie at or before a depth measured at latent size, in view."""
-    points = memory.to_points().xyz.astype(np.float64)
+    points = memory.positions_m.astype(np.float64)
     pixels, depth = camera.project(points)
     with np.errstate(invalid="ignore"):
         column, row = np.rint(pixels).T

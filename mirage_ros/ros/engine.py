@@ -39,7 +39,8 @@ from mirage_ros.ros.worker import (
 from mirage_ros.seeds import Seed
 
 MOST_UNDATED = 16
-FRESH = (Reset, Load, Restore, Erase, Observe)
+# What could not be repeated from what lies on disk by then; all else waits for its time.
+FORCING = (Load, Fork)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Engine:
         self._note_undated(command)
         snapshot = None
         if isinstance(command, CHANGING) and self._world.frames_seen and self._dating.done:
-            snapshot = self._snapshots.take(self._world, force=isinstance(command, FRESH))
+            snapshot = self._snapshots.take(self._world, force=isinstance(command, FORCING))
         points = self._due_points(command)
         seconds = time.perf_counter() - start_s
         stamp_ns = self._world.stamp_ns if self._world.frames_seen else 0

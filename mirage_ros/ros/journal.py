@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mirage_ros.ros.worker import CHANGING, Command, Done, Load, Prompt, Reset, Unload
+from mirage_ros.ros.worker import CHANGING, Command, Done, Load, Observe, Prompt, Reset, Unload
 
 # Repeating more than that would take longer than the world is worth waiting for.
 MOST_COMMANDS = 256
+# Of observed pictures with their depth: 60 of 640 x 480.
+MOST_BYTES = 128 * 2**20
 
 
 class Journal:
@@ -15,10 +17,12 @@ class Journal:
 
     Attributes:
         snapshot: its folder, None without one.
+        dropped: commands since then that were too many or too large to be kept.
     """
 
     def __init__(self) -> None:
         self.snapshot: str | None = None
+        self.dropped = 0
         self._begin: Load | None = None
         self._since: list[Command] = []
         # What the model was last told, and what it had been told before `_since`.
@@ -42,17 +46,27 @@ class Journal:
 
     def _start(self, snapshot: str | None) -> None:
         """What was done before now is in a snapshot, or is of no use any more."""
-        self.snapshot, self._since, self._told = snapshot, [], self._prompt
+        self.snapshot, self._since, self._told, self.dropped = snapshot, [], self._prompt, 0
         self._begin = None if snapshot is None else Load(snapshot)
 
     def _shorten(self) -> None:
-        """The oldest commands go, but never the one that the world began with."""
+        """The oldest commands go, but never the one that the world began with; of observations
+        those whose pictures are too much."""
         begin = int(isinstance(self._since[0], (Reset, Load))) if self._since else 0
         end = begin + max(0, len(self._since) - MOST_COMMANDS)
         for command in self._since[begin:end]:
             if isinstance(command, Prompt):
                 self._told = command
         del self._since[begin:end]
+        self.dropped += end - begin
+        seen = [kept for kept in self._since if isinstance(kept, Observe)]
+        size = sum(_bytes(kept) for kept in seen)
+        for oldest in seen:
+            if size <= MOST_BYTES:
+                break
+            size -= _bytes(oldest)
+            self._since = [kept for kept in self._since if kept is not oldest]
+            self.dropped += 1
 
     def replay(self) -> Iterator[Command]:
         """What brings a new worker to where the last one was: the same objects every time."""
@@ -71,3 +85,8 @@ class Journal:
         prompts = [kept for kept in self._since if isinstance(kept, Prompt)]
         self._prompt = prompts[-1] if prompts else self._told
         return True
+
+
+def _bytes(command: Observe) -> int:
+    depth_m = command.seed.depth_m
+    return command.seed.rgb.nbytes + (0 if depth_m is None else depth_m.nbytes)

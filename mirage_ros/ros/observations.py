@@ -71,7 +71,7 @@ class Observations:
         stamp_ns = stamp_from_ros(header.stamp)
         pose = node.buffer.matrix(node.config.world_frame, header.frame_id, stamp_ns)
         seed = seed_from_ros(messages, pose, node.config.seed_rectified)
-        return Observe(seed, stamp_ns)
+        return Observe(seed, stamp_ns, node.config.cloud_period_s)
 
     def _submit(self, command: Observe) -> None:
         def then(result: Done | Failed) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ class Rollout:
         self._mounts = mounts or (lambda planned: ())
         self._mount_missing = ""
         self._cloud_is_old = False
+        self._cloud_s = 0.0
         self._results: deque[Result] = deque()
         self._then: dict[int, tuple[Command, Then]] = {}
         self._steps: list[HandedOut] = []
@@ -161,6 +163,7 @@ class Rollout:
             elif isinstance(result.command, Unload):
                 self.has_world = False
             self._cloud_is_old = result.points is None
+            self._cloud_s = self._cloud_s if self._cloud_is_old else time.monotonic()
         return result
 
     def answer(self, result: Done | Failed) -> None:
@@ -184,7 +187,11 @@ class Rollout:
         found = self.pacing.next(config, self.model.chunk_frames, idle_worker, now_s, ros_ns)
         if found is not None:
             self._step(*found, config.cloud_period_s)
-        elif self._cloud_is_old and idle_worker:
+        elif (
+            self._cloud_is_old
+            and idle_worker
+            and now_s - self._cloud_s >= config.cloud_period_s
+        ):
             self._cloud_is_old = False
             self.submit(Cloud())
 

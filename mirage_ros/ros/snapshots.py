@@ -49,14 +49,19 @@ class Snapshots:
         try:
             world.save(path)
         except MirageError as error:
-            self._next_s, self.failure = time.monotonic() + 10.0, str(error)
+            self._wait(time.monotonic() - now_s, 10.0)
+            self.failure = str(error)
             return None
         self.failure, self._name = "", next(self._names)
-        self._next_s = time.monotonic() + (time.monotonic() - now_s) / SHARE
+        self._wait(time.monotonic() - now_s)
         self._taken.append(path)
         while len(self._taken) > KEPT:
             shutil.rmtree(self._taken.pop(0), ignore_errors=True)
         return str(path)
+
+    def _wait(self, took_s: float, least_s: float = 0.0) -> None:
+        """The next one comes when the last one was its share of the time."""
+        self._next_s = time.monotonic() + max(took_s / SHARE, least_s)
 
     def fork(self, world: World, name: str) -> list[str]:
         """Keeps the world under a name; returns all names."""

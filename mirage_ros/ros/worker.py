@@ -143,10 +143,12 @@ class Restore:
 
 @dataclass(frozen=True)
 class Observe:
-    """Write a real picture with its depth into the memory, in place of what was imagined."""
+    """Write a real picture with its depth into the memory, in place of what was imagined, and send
+    the cloud if the last one is older than a period."""
 
     seed: Seed
     stamp_ns: int
+    cloud_period_s: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,10 @@ class Worker:
             self._tries.pop(id(command), None)
             if isinstance(result, Failed):
                 failed = result.message
+        if self._journal.dropped:
+            self._left_out.append(
+                f"{self._journal.dropped} changes since the last snapshot were more than is kept."
+            )
         message = " ".join([*self._left_out, failed]).strip()
         self._repeated, self._failed_revivals, self._left_out = None, 0, []
         self._on_result(Revived(time.monotonic() - lost_s, message))
