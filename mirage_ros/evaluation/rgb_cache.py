@@ -23,10 +23,8 @@ from mirage_ros.core.pictures import cell_share, fit_seed, upsample
 from mirage_ros.core.types import Chunk, Readout, WorldModel
 from mirage_ros.core.world import World, WorldConfig
 from mirage_ros.evaluation.point_cloud import CloudConfig, Drawing, PointCloud
+from mirage_ros.recording.picture_episode import LAST_MM, millimetres
 
-MILLIMETRES = 1000
-DEEPEST = 2**16 - 1
-"""Depth of keyframes in 16-bit PNG: whole millimetres, 0 unknown; what lies deeper is not kept."""
 JPEG_QUALITY = 90
 OVERLAP = 0.75
 """A frame is kept when less than this share of it can be drawn from those kept before."""
@@ -223,21 +221,19 @@ def keyframe_files(
     rgb: UInt8[np.ndarray, "h w 3"], depth_m: Float[np.ndarray, "h w"]
 ) -> tuple[bytes, bytes]:
     """JPEG of a picture and PNG of its depth, which is NaN where it is not to be kept."""
-    with np.errstate(invalid="ignore"):
-        millimetres = np.nan_to_num(np.rint(depth_m * MILLIMETRES), nan=0, posinf=0, neginf=0)
-    millimetres = np.where(millimetres > DEEPEST, 0, millimetres).astype(np.uint16)
     colour = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-    depth = cv2.imencode(".png", millimetres, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
+    depth = cv2.imencode(".png", millimetres(depth_m), [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
     return colour.tobytes(), depth.tobytes()
 
 
 def keyframe_of(
     colour: bytes, depth: bytes
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
-    """Picture and depth in metres (NaN unknown) out of their files."""
+    """Picture and depth in metres (NaN unknown or beyond range) out of their files."""
     bgr = cv2.imdecode(np.frombuffer(colour, np.uint8), cv2.IMREAD_COLOR)
-    millimetres = cv2.imdecode(np.frombuffer(depth, np.uint8), cv2.IMREAD_UNCHANGED)
-    metres = np.where(millimetres > 0, millimetres / MILLIMETRES, np.nan).astype(np.float32)
+    stored = cv2.imdecode(np.frombuffer(depth, np.uint8), cv2.IMREAD_UNCHANGED)
+    known = (stored > 0) & (stored <= LAST_MM)
+    metres = np.where(known, stored / np.float32(1000), np.float32(np.nan))
     return np.ascontiguousarray(bgr[..., ::-1]), metres
 
 
