@@ -271,6 +271,20 @@ def _add_data(parsers) -> None:
     )
     preview.add_argument("--seeds", default="0-5", metavar="A-B", help="(default: 0-5)")
     preview.add_argument("--out", type=Path, default=Path("out/scenes.png"), metavar="PNG")
+    preview.add_argument("--furniture", type=Path, metavar="NPZ", help="draw homes too, from this cache")
+    furniture = _command(
+        actions,
+        "furniture",
+        commands.furniture,
+        "make a cache of real furniture for training worlds",
+        "example, after `apt install sweethome3d-furniture` and `pip install trimesh fast-simplification`:\n"
+        "  mirage data furniture /usr/share/sweethome3d/furniture --out data/furniture.npz\n\n"
+        "also writes who made what, which the card of a model that was trained on it has to say.",
+    )
+    furniture.add_argument("folder", type=Path, help="with Sweet Home 3D's .sh3f files")
+    furniture.add_argument("--out", type=Path, default=Path("data/furniture.npz"), metavar="NPZ")
+    furniture.add_argument("--coverings", type=Path, metavar="WHL",
+                           help="miniworld's wheel: floors, walls, portraits")  # fmt: skip
 
 
 def _add_bench(parsers) -> None:

@@ -195,8 +195,28 @@ def preview(arguments: argparse.Namespace) -> int:
             f"Scenes need MuJoCo ({error}); pip install 'mirage_ros[scenes]'."
         ) from error
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_preview(arguments.out, seeds)
+    catalogue = None
+    if arguments.furniture is not None:
+        from mirage_ros.scenes.catalogue import Catalogue
+
+        catalogue = Catalogue.load(arguments.furniture)
+    write_preview(arguments.out, seeds, furniture=catalogue)
     print(f"wrote {arguments.out}")
+    return 0
+
+
+def furniture(arguments: argparse.Namespace) -> int:
+    try:
+        from mirage_ros.scenes.sweethome import make_catalogue
+    except ImportError as error:
+        raise MirageError(
+            f"Scenes need MuJoCo ({error}); pip install 'mirage_ros[scenes]'."
+        ) from error
+    catalogue = make_catalogue(arguments.folder, arguments.coverings, print)
+    catalogue.save(arguments.out)
+    credits = arguments.out.with_suffix(".credits.md")
+    credits.write_text(catalogue.credits() + "\n")
+    print(f"wrote {arguments.out} ({catalogue.summary()}) and {credits}")
     return 0
 
 

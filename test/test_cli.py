@@ -16,7 +16,7 @@ from mirage_ros import cli, commands
 from mirage_ros.core.errors import MirageError
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["demo", "node", "plan", "record", "readback", "train", "data preview", "doctor",
+COMMANDS = ["demo", "node", "plan", "record", "readback", "train", "data preview", "data furniture", "doctor",
             "loop", "base", "wander", "info"]  # fmt: skip
 
 

@@ -124,6 +124,10 @@ class Builder:
             vertices, normals = vertices @ rotation.T, normals @ rotation.T
         mesh.add(vertices + self._origin, normals, texcoords, faces)
 
+    def mesh(self, material: Material, vertices, normals, texcoords, faces) -> None:
+        """Triangles (m, 3) between (n, 3) vertices with their normals and (n, 2) coordinates, v down."""
+        self._emit(material, vertices, normals, texcoords, faces)
+
     def quad(self, material: Material, corner, right, down, shift=(0.0, 0.0)) -> None:
         """A rectangle seen from its front: top-left corner, edge to the right, edge down."""
         corner, right, down = (np.asarray(a, float) for a in (corner, right, down))

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mirage_ros.scenes.catalogue import Catalogue
 from mirage_ros.scenes.decoys import decoys
 from mirage_ros.scenes.paths import best_view, camera_path
 from mirage_ros.scenes.render import Clip, Renderer
@@ -24,6 +25,7 @@ def make_clip(
     hfov_deg: float | None = None,
     period_s: float = 0.1,
     with_decoys: bool = False,
+    furniture: Catalogue | None = None,
 ) -> Clip:
     """One scene, one camera path, one render; the same for the same arguments.
 
@@ -33,9 +35,10 @@ def make_clip(
         size: (height, width).
         kind, motion, hfov_deg: None draws them by the seed.
         with_decoys: adds bright things that stand still (decoys.py).
+        furniture: a cache of models, for homes (worlds.py).
     """
     add = decoys(np.random.default_rng([seed, 14])) if with_decoys else None
-    scene = make_scene(seed, kind, add=add)
+    scene = make_scene(seed, kind, furniture=furniture, add=add)
     cameras = camera_path(
         scene, seed, frames, motion=motion, hfov_deg=hfov_deg, size=size, period_s=period_s
     )
@@ -50,11 +53,12 @@ def write_preview(
     frames: int = 16,
     size: tuple[int, int] = (128, 160),
     kind: str | None = None,
+    furniture: Catalogue | None = None,
 ) -> None:
     """A contact sheet: a row per seed with first, middle and last frame, depth and masks."""
     rows = []
     for seed in seeds:
-        clip = make_clip(seed, frames, size, kind)
+        clip = make_clip(seed, frames, size, kind, furniture=furniture)
         shown = [clip.rgb[i] for i in (0, frames // 2, frames - 1)]
         near = np.clip(255 / np.maximum(clip.depth_m[0], 1.0), 0, 255).astype(np.uint8)
         coloured = cv2.applyColorMap(near, cv2.COLORMAP_TURBO)[..., ::-1]

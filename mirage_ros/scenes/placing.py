@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mirage_ros.scenes import furniture as f
+from mirage_ros.scenes.noise import colour
 from mirage_ros.scenes.shells import SIDES, panel
 
+DYED = ("sofa", "armchair", "chair", "stool", "bed", "cabinet", "wardrobe", "lower cabinet", "upper cabinet",
+        "bookcase", "office chair", "table", "desk", "tv stand", "bedside table", "vase", "big thing", "desk thing",
+        "coffee table")  # fmt: skip
 AISLE_M = 0.95  # kept between free-standing things, so that cameras get through
 
 
@@ -24,6 +28,28 @@ class Layout:
     has_sky: bool = False
     taken: list[tuple[float, float, float]] = field(default_factory=list)
     hung: list[tuple[float, float, float]] = field(default_factory=list)
+    placed: list[Placed] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A model of the furniture cache where it stands.
+
+    Attributes:
+        index: in the catalogue.
+        x, y, z, yaw: of its origin, its lowest point.
+        low, high: (3,) corners of the upright box around it.
+        on: what it stands on; None is the floor, a wall or the ceiling.
+    """
+
+    index: int
+    x: float
+    y: float
+    z: float
+    yaw: float
+    low: np.ndarray
+    high: np.ndarray
+    on: Placed | None = None
 
 
 def furnish_walls(b, w, rng, layout, rect, things, share=0.7, gaps=()):
@@ -116,3 +142,178 @@ def scatter(b, w, rng, layout, rect, things, count, margin=1.2):
         middle = np.array([x, y]) + rng.uniform(-spare, spare)
         turn = rng.choice([0, np.pi / 2, np.pi, -np.pi / 2]) + rng.normal(0, 0.25)
         count -= stand(b, w, rng, layout, thing, middle, turn, size, AISLE_M)
+
+
+def turned(yaw: float, x: float, y: float) -> np.ndarray:
+    """A local point in the axes that `yaw` turns away from."""
+    c, s = np.cos(yaw), np.sin(yaw)
+    return np.array([c * x - s * y, s * x + c * y])
+
+
+class Furnisher:
+    """Puts models of a catalogue into one room, never into each other, walls, doors or windows.
+
+    Attributes:
+        rect: x, y, wide, deep, high of the room.
+        blocked: (low, high) boxes that nothing may enter: what stands, doors' swings, windows.
+        faces_left: how many triangles may still be drawn.
+        tints: colours that models and suites of them are dyed in, shared by the rooms of a home.
+    """
+
+    def __init__(self, builder, catalogue, layout, rect, rng, faces_left: int, tints: dict) -> None:
+        self.b, self.catalogue, self.layout, self.rng, self.tints = builder, catalogue, layout, rng, tints
+        self.rect, self.faces_left = rect, faces_left
+        self.blocked: list[tuple[np.ndarray, np.ndarray, Placed | None]] = []
+
+    def wall_of(self, side: str) -> tuple[np.ndarray, np.ndarray, float, float]:
+        """Middle of a wall's inner face, the direction along it, its yaw and its length."""
+        x, y, wide, deep, _ = self.rect
+        outward, yaw = SIDES[side]
+        flat = side in ("south", "north")
+        middle = np.array([x, y]) + outward * (deep if flat else wide) / 2
+        return middle, np.array([np.cos(yaw), np.sin(yaw)]), yaw, wide if flat else deep
+
+    def block_wall(self, side, left, right, bottom, top, deep) -> None:
+        """Keeps what is before a part of a wall free, `deep` metres into the room."""
+        middle, along, yaw, _ = self.wall_of(side)
+        corners = np.array([middle + along * place + turned(yaw, 0, y)
+                            for place in (left, right) for y in (-0.3, deep)])  # fmt: skip
+        self.blocked.append((np.append(corners.min(0), bottom), np.append(corners.max(0), top), None))
+
+    def choose(self, *roles: str, fits=None) -> int | None:
+        """A random model of some roles that is light enough; `fits` takes a model."""
+        models = self.catalogue.models
+        found = [i for i in self.catalogue.of(*roles) if models[i].face_count <= self.faces_left]
+        found = [i for i in found if fits is None or fits(models[i])]
+        return found[self.rng.integers(len(found))] if found else None
+
+    def put(self, index, x, y, yaw, z=0.0, on: Placed | None = None, room_m=0.0, solid=True) -> Placed | None:
+        """The model where it is wanted, or nothing if it would not be free there."""
+        model = self.catalogue.models[index]
+        wide, deep, high = (float(v) for v in model.size_m)
+        c, s = abs(np.cos(yaw)), abs(np.sin(yaw))
+        half = np.array([c * wide + s * deep, s * wide + c * deep]) / 2
+        low, top = np.array([x - half[0], y - half[1], z]), np.array([x + half[0], y + half[1], z + high])
+        if model.face_count > self.faces_left or not self._inside(low, top):
+            return None
+        for other_low, other_high, owner in self.blocked:
+            spare = np.array([room_m, room_m, 0.0])
+            free = (low >= other_high - 0.002 + spare) | (top <= other_low + 0.002 - spare)
+            if not free.any() and (owner is None or owner is not on):
+                return None
+        self.faces_left -= model.face_count
+        with self.b.at(x, y, yaw, z):
+            self.catalogue.draw(self.b, index, solid=solid, tint=self._tint(index))
+        placed = Placed(index, float(x), float(y), float(z), float(yaw), low, top, on)
+        self.layout.placed.append(placed)
+        self.blocked.append((low, top, placed))
+        if high > 0.3:
+            self.layout.points_of_interest.append((x, y, z + min(high, 1.4) * 0.7))
+        return placed
+
+    def _tint(self, index: int) -> np.ndarray:
+        """What a model's colours are multiplied with: most furniture of the cache is white or beech."""
+        role = self.catalogue.models[index].role
+        key = "kitchen" if role in ("lower cabinet", "upper cabinet", "kitchen sink") else index
+        if key not in self.tints:
+            dyed = role in DYED and self.rng.random() < 0.6
+            rgb = colour(self.rng, self.rng.uniform(0.2, 0.95)) / 255
+            self.tints[key] = 0.35 + 0.65 * rgb / max(rgb.mean(), 0.45) if dyed else np.ones(3)
+        return self.tints[key]
+
+    def _inside(self, low, high) -> bool:
+        x, y, wide, deep, tall = self.rect
+        edge = np.array([wide, deep]) / 2
+        return bool((low[:2] >= [x, y] - edge).all() and (high[:2] <= [x, y] + edge).all() and high[2] < tall - 0.004)
+
+    def along_wall(self, index, sides=None, place=None, tries=12, z=0.0, turn=0.0) -> tuple[Placed, str, float] | None:
+        """With its back to a wall, in a corner more often than by chance; also the side and the place."""
+        if index is None:
+            return None
+        wide, deep, high = self.catalogue.models[index].size_m
+        for _ in range(tries):
+            side = str(self.rng.choice(sides or list(SIDES)))
+            middle, along, yaw, length = self.wall_of(side)
+            spare = length / 2 - wide / 2 - 0.02
+            if spare < 0:
+                continue
+            at = self.rng.uniform(-spare, spare) if place is None else place
+            if place is None and self.rng.random() < 0.3:
+                at = spare * self.rng.choice([-1, 1])
+            spot = middle + along * at + turned(yaw, 0, deep / 2 + 0.02)
+            placed = self.put(index, *spot, yaw + turn, z)
+            if placed:
+                return placed, side, at
+        return None
+
+    def beside(self, index, other: Placed, x: float, y: float, turn: float, **more) -> Placed | None:
+        """At a place in another one's own axes."""
+        if index is None:
+            return None
+        spot = np.array([other.x, other.y]) + turned(other.yaw, x, y)
+        return self.put(index, *spot, other.yaw + turn, **more)
+
+    def free(self, index, margin_m=0.5, tries=25, room_m=0.55) -> Placed | None:
+        """Free-standing with an aisle around it."""
+        if index is None:
+            return None
+        x, y, wide, deep, _ = self.rect
+        reach = max(self.catalogue.models[index].size_m[:2]) / 2 + margin_m
+        spare = np.maximum([wide / 2 - reach, deep / 2 - reach], 0)
+        for _ in range(tries):
+            spot = np.array([x, y]) + self.rng.uniform(-spare, spare)
+            turn = self.rng.choice([0, 1, 2, 3]) * np.pi / 2
+            placed = self.put(index, *spot, turn, room_m=room_m)
+            if placed:
+                return placed
+        return None
+
+    def on_top(self, other: Placed | None, roles, count: int, turn=0.5, whole=False) -> list[Placed]:
+        """Up to `count` things of some roles on another one's tops; `whole`: in the middle of the widest."""
+        made: list[Placed] = []
+        if other is None:
+            return made
+        tops = self.catalogue.models[other.index].tops
+        areas = (tops[:, 1] - tops[:, 0]) * (tops[:, 3] - tops[:, 2])
+        for _ in range(4 * count if len(tops) else 0):
+            if len(made) >= count:
+                break
+            pick = int(areas.argmax()) if whole else self.rng.choice(len(tops), p=areas / areas.sum())
+            x0, x1, y0, y1, level, clear = (float(v) for v in tops[pick])
+            # A twentieth more, as tops are measured on a grid.
+            def fits(m, wide=1.05 * (x1 - x0), deep=1.05 * (y1 - y0), tall=clear):
+                return m.size_m[0] < wide and m.size_m[1] < deep and m.size_m[2] < tall - 0.02
+
+            index = self.choose(*roles, fits=fits)
+            if index is None:
+                continue
+            size = self.catalogue.models[index].size_m
+            yaw = float(np.clip(self.rng.normal(0, turn), -1.2, 1.2)) if turn else 0.0
+            c, s = abs(np.cos(yaw)), abs(np.sin(yaw))
+            spare = np.array([x1 - x0 - c * size[0] - s * size[1], y1 - y0 - s * size[0] - c * size[1]]) / 2
+            at = self.rng.uniform(-1, 1, 2) * np.maximum(spare, 0) * (not whole)
+            if (spare < -0.03).any():
+                continue
+            placed = self.beside(index, other, (x0 + x1) / 2 + at[0], (y0 + y1) / 2 + at[1], yaw,
+                                 z=other.z + level + 0.001, on=other)  # fmt: skip
+            made += [placed] if placed else []
+        return made
+
+    def hang(self, picture, frame, broad, tall, level, tries=10, sides=None) -> None:
+        """A framed picture on a free part of a wall."""
+        for _ in range(tries):
+            side = str(self.rng.choice(sides or list(SIDES)))
+            middle, along, yaw, length = self.wall_of(side)
+            if length < broad + 0.3:
+                continue
+            spot = middle + along * self.rng.uniform(-1, 1) * (length - broad - 0.2) / 2
+            ends = np.array([spot + turned(yaw, x, y) for x in (-broad / 2, broad / 2) for y in (0.0, 0.05)])
+            low, high = np.append(ends.min(0), level), np.append(ends.max(0), level + tall)
+            clash = any(((low < h + 0.04) & (high > o - 0.04)).all() for o, h, _ in self.blocked)
+            if clash or high[2] > self.rect[4] - 0.1:
+                continue
+            with self.b.at(*spot, yaw):
+                panel(self.b, picture, frame, broad, tall, level)
+            self.blocked.append((low, high, None))
+            self.layout.points_of_interest.append((*spot, level + tall / 2))
+            return

@@ -28,9 +28,17 @@ ROLES = {
     "picture": (("poster", "text", "poster", "gradient", "noise"), 7, (0.0, 0.0)),
     "window": (("window",), 2, (0.0, 0.0)),
     "door": (("door",), 2, (0.0, 0.0)),
+    "paint": (("plaster", "plaster", "plaster", "plaster", "noise", "fabric", "stripes", "rings"), 6, (1.5, 3.0)),
+    "parquet": (("wood", "wood", "wood", "wood", "tiles"), 3, (1.2, 2.2)),
+    "carpeting": (("carpet", "carpet", "fabric", "wood"), 3, (1.5, 3.0)),
+    "foliage": (("grass",), 2, (0.5, 1.0)),
+    "wall_tiles": (("tiles", "tiles", "tiles", "checker", "marble"), 3, (0.6, 1.5)),
+    "floor_tiles": (("tiles", "tiles", "checker", "concrete", "marble"), 3, (0.9, 2.0)),
+    "frame": (("plaster", "plaster", "wood"), 2, (1.0, 2.0)),
 }  # fmt: skip
 
-BIG = ("floor", "ground", "wall", "ceiling")
+HOME_WALLS, HOME_FLOORS = ("paint", "wall_tiles", "frame"), ("parquet", "carpeting", "floor_tiles")
+BIG = ("floor", "ground", "wall", "ceiling", "paint", "wall_tiles", *HOME_FLOORS)
 
 
 class Wardrobe:
@@ -58,13 +66,23 @@ class Wardrobe:
         size = self.texture_px // (1 if role in BIG else 2)
         picture = make_texture(self.rng, kind, (size, size))
         if role in BIG or role in ("structure", "furniture"):
-            picture = _softened(picture, self._contrast())
+            picture = _softened(picture, self._contrast() * (0.5 if role == "paint" else 1.0))
+        if role == "frame":
+            picture = _softened(picture, 0.12)
         if role in ("ground", "leaves"):
             picture = self._muted(picture, max(self._mute, 0.45 if kind == "grass" else 0.65))
+        elif role in (*HOME_WALLS, *HOME_FLOORS):
+            picture = self._muted(picture, max(self._mute, self.rng.uniform(0.3, 0.9)))
+        elif role == "foliage":
+            picture = self._muted(picture, self.rng.uniform(0, 0.3))
         elif role not in ("picture", "window", "books"):
             picture = self._muted(picture, self._mute * (1 if role in BIG else self.rng.random()))
         if role in ("wall", "ceiling", "floor"):
             picture = _lighter(picture, 100 if role == "floor" else 130)
+        if role in HOME_WALLS:
+            picture = _lighter(picture, self.rng.uniform(140, 215))
+        if role in HOME_FLOORS:
+            picture = _lighter(picture, self.rng.uniform(75, 150))
         emission = {"window": 0.6}.get(role, 0.0)
         specular = float(self.rng.choice([0.0, 0.05, 0.15]))
         return Material(f"{role}{number}", picture, self.rng.uniform(*tile), specular, emission)

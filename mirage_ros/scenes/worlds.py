@@ -10,10 +10,12 @@ import numpy as np
 from mirage_ros.core.errors import MirageError
 from mirage_ros.scenes import layouts
 from mirage_ros.scenes.builder import Builder
+from mirage_ros.scenes.catalogue import Catalogue
 from mirage_ros.scenes.gl import mujoco
+from mirage_ros.scenes.homes import make_home
+from mirage_ros.scenes.lighting import sky_faces
 from mirage_ros.scenes.movers import Mover, make_movers
 from mirage_ros.scenes.placing import Layout
-from mirage_ros.scenes.sky import sky_faces
 from mirage_ros.scenes.solids import Solids
 from mirage_ros.scenes.wardrobe import Wardrobe
 
@@ -28,6 +30,9 @@ KINDS = {
 WEIGHTS = {
     "room": 0.3, "corridor": 0.12, "hall": 0.15, "warehouse": 0.13, "doorway": 0.15, "yard": 0.15,
 }  # fmt: skip
+# Worlds that need a furniture cache; with one, half of the worlds are of these.
+HOMES = {"living": 0.3, "bedroom": 0.22, "kitchen": 0.2, "office": 0.18, "bathroom": 0.1}
+HOME_SHARE = 0.5
 MOVING_SHARE = 0.2
 MOVING_GROUP = 1
 
@@ -63,27 +68,30 @@ def make_scene(
     *,
     moving: bool | None = None,
     texture_px: int = 256,
+    furniture: Catalogue | None = None,
     add: Callable[[Builder, Layout], None] | None = None,
 ) -> Scene:
     """A world, the same for the same arguments.
 
     Args:
-        kind: one of `KINDS`; None draws one.
+        kind: one of `KINDS`, or of `HOMES` where there is furniture; None draws one.
         moving: with moving bodies or without; None draws (about a fifth have them).
         texture_px: side of the big surfaces' textures; shadow maps have twice as many.
+        furniture: a cache of models; without it worlds are as if there were none, and so are half of them with it.
         add: called with the furnished builder and its layout, to add things of its own.
     Raises:
-        MirageError: an unknown kind.
+        MirageError: an unknown kind, or one that needs furniture without any.
     """
     rng = np.random.default_rng([seed, 11])
     drawn = str(rng.choice(list(WEIGHTS), p=list(WEIGHTS.values())))
     moves = bool(rng.random() < MOVING_SHARE)
+    if furniture is not None:
+        drawn = _home_of(seed) or drawn
     kind = drawn if kind is None else kind
-    if kind not in KINDS:
-        raise MirageError(f"There is no scene kind {kind!r}; choose one of {', '.join(KINDS)}.")
+    plan = _plan_of(kind, furniture)
     builder = Builder()
     wardrobe = Wardrobe(np.random.default_rng([seed, 12]), texture_px)
-    layout = KINDS[kind](builder, wardrobe, rng)
+    layout = plan(builder, wardrobe, rng)
     if add is not None:
         add(builder, layout)
     solids = Solids.from_builder(builder)
@@ -108,6 +116,28 @@ def make_scene(
         points_of_interest=np.array(layout.points_of_interest).reshape(-1, 3),
         has_sky=layout.has_sky,
     )
+
+
+def _home_of(seed: int) -> str | None:
+    """The kind of home that a seed is where there is furniture, or none."""
+    rng = np.random.default_rng([seed, 15])
+    if rng.random() > HOME_SHARE:
+        return None
+    return str(rng.choice(list(HOMES), p=list(HOMES.values())))
+
+
+def _plan_of(kind: str, furniture: Catalogue | None):
+    """The floor plan of a kind."""
+    if kind in HOMES:
+        if furniture is None:
+            raise MirageError(
+                f"A scene of kind {kind!r} needs a furniture cache and got none; "
+                "give one that `mirage data furniture` made, or choose one of " + ", ".join(KINDS) + "."
+            )
+        return make_home(kind, furniture)
+    if kind not in KINDS:
+        raise MirageError(f"There is no scene kind {kind!r}; choose one of {', '.join([*KINDS, *HOMES])}.")
+    return KINDS[kind]
 
 
 def _empty_spec(ambient: np.ndarray, shadow_px: int) -> mujoco.MjSpec:
