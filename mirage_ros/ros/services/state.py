@@ -39,6 +39,15 @@ NAMES = {STOPPED: "stopped", PLAYING: "playing", PAUSED: "paused"}
 # So long the answer has to get out.
 QUIT_S = 0.2
 ENDING = "The simulator is ending."
+SCOPES = {
+    ResetSimulation.Request.SCOPE_DEFAULT: (True, True),
+    ResetSimulation.Request.SCOPE_TIME: (True, False),
+    ResetSimulation.Request.SCOPE_STATE: (False, True),
+    ResetSimulation.Request.SCOPE_TIME | ResetSimulation.Request.SCOPE_STATE: (True, True),
+    ResetSimulation.Request.SCOPE_ALL: (True, True),
+}
+"""What of time and state each scope of the standard resets."""
+
 UNSETTABLE = {
     SimulationState.STATE_QUITTING: ENDING,
     SimulationState.STATE_LOADING_WORLD: LOADING,
@@ -155,12 +164,13 @@ class StateServices:
         reason = lacking(node)
         if reason:
             return answered(response, INCORRECT_STATE, reason)
-        scope = request.scope or ResetSimulation.Request.SCOPE_ALL
-        time = bool(scope & ResetSimulation.Request.SCOPE_TIME)
-        state = bool(scope & ResetSimulation.Request.SCOPE_STATE)
-        if not time and not state:
-            reason = "Nothing is ever spawned here; give SCOPE_TIME, SCOPE_STATE or SCOPE_ALL."
+        if request.scope not in SCOPES:
+            reason = (
+                f"The scope {request.scope} cannot be reset; give 0 or 255 (all), 1 (time), 2 (state) "
+                "or 3 (both): nothing is ever spawned here, and other bits mean nothing."
+            )
             return answered(response, UNSUPPORTED, reason)
+        time, state = SCOPES[request.scope]
         if state:
             return self._start_over(response, keep_time=not time)
         return self._in_time(response, node.world.restart_time)
