@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -71,7 +72,9 @@ class Health:
     def _raise(self, topic: str, level: bytes, text: str, once: bool = False) -> None:
         now_s = time.monotonic()
         known = self._problems.get(topic)
-        if known is not None and known.text == text and (once or now_s - known.logged_s < REPEAT_S):
+        same = known is not None and _but_numbers(known.text) == _but_numbers(text)
+        if same and (once or now_s - known.logged_s < REPEAT_S):
+            known.text = text
             known.count += 1
             known.over, known.since_s = False, now_s
             return
@@ -82,6 +85,11 @@ class Health:
             self._log_error(text)
         else:
             self._log_warning(text)
+
+
+def _but_numbers(text: str) -> str:
+    """A problem that comes again with other numbers (a stamp, a count) is the same problem."""
+    return re.sub(r"[\d.]+", "#", text)
 
 
 @dataclass

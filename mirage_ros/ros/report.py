@@ -48,10 +48,12 @@ class Reporter:
         self._health.error("model", reason)
 
     def tell_waiting(self, rollout: Rollout) -> None:
-        """Why nothing is rendered though it should be; a frame that is missing is an error."""
+        """Why nothing is rendered though it should be; a frame that is missing is an error once
+        anything moves: before that, static transforms may just have come first."""
+        moves = any(not track.static for track in self._node.buffer.tracks.values())
         if not rollout.waiting:
             self._health.ok("plan")
-        elif rollout.missing_frame and self._node.buffer.tracks:
+        elif rollout.missing_frame and moves:
             self._health.error("plan", rollout.waiting)
         else:
             self._health.warn("plan", rollout.waiting)
