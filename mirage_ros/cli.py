@@ -16,6 +16,7 @@ from mirage_ros.evaluation.record_command import add_bench_record
 from mirage_ros.generate.command import add_generate
 from mirage_ros.loop.commands import add_loop_commands
 from mirage_ros.recording.export_command import add_export
+from mirage_ros.resources import user_path
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -34,8 +35,8 @@ EPILOG = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 after a clear error, 130 after Ctrl-C."""
-    arguments = build_parser().parse_args(argv)
     try:
+        arguments = build_parser().parse_args(argv)
         return arguments.run(arguments) or 0
     except MirageError as error:
         print(f"mirage: {error}", file=sys.stderr)
@@ -112,7 +113,7 @@ def _add_demo(parsers) -> None:
         "every planned frame arrived with its planned stamp.",
     )
     _add_seed(parser)
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder (default: out)")
+    parser.add_argument("--out", type=user_path, default=Path("out"), help="folder (default: out)")
     parser.add_argument("--frames", type=int, default=72, help="frames to plan (default: 72)")
     parser.add_argument("--rate", type=float, default=10.0, help="frames/s planned (default: 10)")
     parser.add_argument("--model", default="mini", help="checkpoint (default: mini)")
@@ -131,7 +132,7 @@ def _add_node(parsers) -> None:
         "  mirage node --seed room --ros-args -p frame_rate_hz:=5.0 -r __ns:=/robot",
     )
     _add_seed(parser, default=None)
-    parser.add_argument("--params", type=Path, metavar="YAML", help="ROS parameter file")
+    parser.add_argument("--params", type=user_path, metavar="YAML", help="ROS parameter file")
     parser.add_argument("--model", help="checkpoint: mini, a folder or a hub id")
     parser.add_argument("--namespace", default="", help="ROS namespace of the node's topics")
     parser.add_argument("--world-seed", type=int, help="seed of the noise")
@@ -181,7 +182,7 @@ def _add_plan(parsers) -> None:
         metavar="S",
         help="give up after so long without listener or picture (default: 120)",
     )
-    parser.add_argument("--log", type=Path, metavar="JSON", help="write the plan to a file")
+    parser.add_argument("--log", type=user_path, metavar="JSON", help="write the plan to a file")
 
 
 def _add_record(parsers) -> None:
@@ -199,7 +200,7 @@ def _add_record(parsers) -> None:
         "  mirage record out/walk.mp4 --ros-args -r /tf:=/bot/tf    of a node with the same remap\n\n"
         "a recording that was cut off is mended by `mirage recover PATH`.",
     )
-    parser.add_argument("path", type=Path, help="the file or folder to write")
+    parser.add_argument("path", type=user_path, help="the file or folder to write")
     parser.add_argument(
         "--format",
         choices=("mcap", "lerobot", "video", "png", "exr"),
@@ -229,7 +230,7 @@ def _add_recover(parsers) -> None:
         "  mirage recover out/dataset      drops half episodes, finishes a LeRobot dataset\n\n"
         "give the path that was recorded to; everything that had reached the disk is kept.",
     )
-    parser.add_argument("path", type=Path, help="the file or folder that was recorded to")
+    parser.add_argument("path", type=user_path, help="the file or folder that was recorded to")
 
 
 def _add_readback(parsers) -> None:
@@ -241,11 +242,11 @@ def _add_readback(parsers) -> None:
         "example:\n  mirage readback walk/ --seed-frame 8\n\nthe folder holds color/, depth/, K.txt"
         " and world_from_camera.txt",
     )
-    parser.add_argument("folder", type=Path, help="posed RGB-D folder")
+    parser.add_argument("folder", type=user_path, help="posed RGB-D folder")
     parser.add_argument("--seed-frame", type=int, default=0, help="frame to remember (default: 0)")
     parser.add_argument("--frames", type=int, nargs="+", help="frames to look from (default: all)")
     parser.add_argument("--model", default="mini", help="checkpoint (default: mini)")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="write the pictures as well")
+    parser.add_argument("--out", type=user_path, metavar="PNG", help="write the pictures as well")
 
 
 def _add_train(parsers) -> None:
@@ -256,7 +257,7 @@ def _add_train(parsers) -> None:
         "train a model's parts",
         "example:\n  mirage train --config config/train/mini.yaml",
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="YAML")
+    parser.add_argument("--config", type=user_path, required=True, metavar="YAML")
 
 
 def _add_data(parsers) -> None:
@@ -270,8 +271,8 @@ def _add_data(parsers) -> None:
         "example:\n  mirage data preview --seeds 0-5 --out out/scenes.png",
     )
     preview.add_argument("--seeds", default="0-5", metavar="A-B", help="(default: 0-5)")
-    preview.add_argument("--out", type=Path, default=Path("out/scenes.png"), metavar="PNG")
-    preview.add_argument("--furniture", type=Path, metavar="NPZ", help="draw homes too, from this cache")
+    preview.add_argument("--out", type=user_path, default=Path("out/scenes.png"), metavar="PNG")
+    preview.add_argument("--furniture", type=user_path, metavar="NPZ", help="draw homes too, from this cache")
     furniture = _command(
         actions,
         "furniture",
@@ -281,9 +282,9 @@ def _add_data(parsers) -> None:
         "  mirage data furniture /usr/share/sweethome3d/furniture --out data/furniture.npz\n\n"
         "also writes who made what, which the card of a model that was trained on it has to say.",
     )
-    furniture.add_argument("folder", type=Path, help="with Sweet Home 3D's .sh3f files")
-    furniture.add_argument("--out", type=Path, default=Path("data/furniture.npz"), metavar="NPZ")
-    furniture.add_argument("--coverings", type=Path, metavar="WHL",
+    furniture.add_argument("folder", type=user_path, help="with Sweet Home 3D's .sh3f files")
+    furniture.add_argument("--out", type=user_path, default=Path("data/furniture.npz"), metavar="NPZ")
+    furniture.add_argument("--coverings", type=user_path, metavar="WHL",
                            help="miniworld's wheel: floors, walls, portraits")  # fmt: skip
 
 

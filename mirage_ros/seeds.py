@@ -15,10 +15,16 @@ from jaxtyping import Float, UInt8
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.files import UNREADABLE, open_file
 from mirage_ros.evaluation.posed_rgbd import PosedRgbd, read_depth, read_picture
+from mirage_ros.resources import check_file_or_folder, share_path, user_path
 
 DEFAULT_HFOV_DEG = 60.0
 EYE_HEIGHT_M = 1.2
+
+
+class MissingSeed(MirageError):
+    """There is no such seed."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,15 @@ def load_seed(name_or_path: str | Path, hfov_deg: float | None = None) -> Seed:
 
     Args:
         name_or_path: a shipped name such as "room"; a seed folder; a posed RGB-D folder
-            with a frame number, `folder:8` (frame 0 without one); or a picture file.
+            with a frame number, `folder:8` (frame 0 without one); or a picture file. Paths may
+            begin with ~ and be file:// URIs (see `user_path`).
         hfov_deg: horizontal field of view of a picture file, default 60; ignored where
             the seed brings its own intrinsics.
 
     Raises:
         MirageError: not found, unreadable, empty, or with a depth that does not fit.
     """
-    path, frame = _resolve(str(name_or_path))
+    path, frame = find_seed(str(name_or_path))
     if path.is_file():
         return _load_photograph(path, DEFAULT_HFOV_DEG if hfov_deg is None else hfov_deg)
     if (path / "camera.yaml").exists():
@@ -75,26 +82,29 @@ def shipped_seeds() -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/camera.yaml"))
 
 
-def _resolve(name: str) -> tuple[Path, int]:
-    """The existing path that a seed's name stands for, and the frame number behind its colon."""
+def find_seed(name: str) -> tuple[Path, int]:
+    """The existing path that a seed's name stands for, and the frame number behind its colon.
+
+    Raises:
+        MissingSeed: there is none; MirageError: it cannot be one.
+    """
     head, colon, tail = name.rpartition(":")
     plain, frame = (head, int(tail)) if colon and tail.isdigit() else (name, 0)
     shipped = _shipped_folder()
-    candidates = [Path(name), Path(plain)]
+    candidates = [user_path(text) for text in (name, plain or name)]
     if shipped is not None and "/" not in plain:
         candidates.append(shipped / plain)
     for candidate in candidates:
-        if plain and candidate.exists():
+        if candidate.exists():
+            check_file_or_folder(candidate)
             return candidate, frame
     known = ", ".join(shipped_seeds()) or "none found"
-    raise MirageError(
+    raise MissingSeed(
         f"There is no seed {name!r}; give a picture, a seed folder, or a shipped name ({known})."
     )
 
 
 def _shipped_folder() -> Path | None:
-    from mirage_ros.resources import share_path
-
     try:
         folder = Path(share_path("config/seeds"))
     except (MirageError, FileNotFoundError):
@@ -121,14 +131,15 @@ def _load_folder(path: Path) -> Seed:
 
 def _read_camera(path: Path) -> Camera:
     try:
-        values = yaml.safe_load(path.read_text())
+        with open_file(path) as file:
+            values = yaml.safe_load(file)
         intrinsics = np.array(
             [[values["fx"], 0, values["cx"]], [0, values["fy"], values["cy"]], [0, 0, 1]],
             np.float64,
         )
         pose = np.array(values["world_from_camera"], np.float64).reshape(4, 4)
         size = (int(values["height"]), int(values["width"]))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, *UNREADABLE) as error:
         raise MirageError(
             f"The camera file {path} cannot be used ({error!r}); it needs width, height, fx, fy, "
             "cx, cy and world_from_camera, a 4x4 matrix."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,10 +24,12 @@ from sensor_msgs.msg import CameraInfo, Image
 from sim_client import (
     LOCKSTEP,
     OK,
+    PAUSED,
     START,
     SimClient,
     flat,
     move,
+    reset,
     simulated,
     start_again,
     worker_pid,
@@ -45,8 +48,7 @@ from mirage_ros.ros.deferred import LongAction, create_service
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.guarded import GuardedNode, refused
 from mirage_ros.ros.services.filters import name_filter
-from mirage_ros.srv import EraseRegion, ForkWorld, Record
-
+from mirage_ros.srv import EraseRegion, ForkWorld, Record, SaveWorld
 
 SLOW = "(a|aa|aaa)+" * 20 + "c"
 
@@ -155,18 +157,71 @@ def test_a_path_that_does_not_say_when_is_told_once_and_is_no_error(sim, folder)
     assert sim.step().result == OK
 
 
-@pytest.mark.parametrize(
-    ("uri", "words"),
-    [
-        ("file://[oops", "cannot be looked up"),
-        ("/" + "a" * 5000, "cannot be looked up"),
-    ],
-)
+NO_PATHS = [
+    ("file://[oops", "names the machine"),
+    ("/" + "a" * 5000, "too long"),
+    ("/tmp/" + "a" * 256, "too long"),
+    ("file:///tmp/a%00b", "NUL"),
+    ("~nobody-at-all/world", "names no known user"),
+    ("http://somewhere/world", "scheme 'http'"),
+]
+
+
+@pytest.mark.parametrize(("uri", "words"), [*NO_PATHS, ("/dev/null", "/dev/null is a device")])
 def test_a_world_that_cannot_even_be_looked_up_is_refused(sim, uri, words):
     refused = sim.load(uri).result
     assert refused.result not in (OK, 0) and refused.error_message
     assert words in refused.error_message and len(refused.error_message) < 1000
     assert sim.step().result == OK
+
+
+@pytest.mark.parametrize(("path", "words"), NO_PATHS)
+def test_what_is_no_path_is_refused_alike_by_all_that_write(sim, path, words):
+    for kind, name, fields in (
+        (SaveWorld, "save_world", {"path": path}),
+        (Record, "record", {"path": path, "start": True}),
+    ):
+        refused = sim.ask(kind, name, **fields)
+        assert not refused.success and words in refused.message, name
+        assert len(refused.message) < 1000 and "report" not in refused.message
+
+
+def test_home_uri_and_relative_paths_mean_the_same_everywhere(sim, tmp_path):
+    """The node works in this process's folder and has its home."""
+    relative = os.path.relpath(tmp_path / "one")
+    home = os.path.relpath(tmp_path / "two", Path.home())
+    for words, name in ((relative, "one"), (f"~/{home}", "two"),
+                        (f"file://{tmp_path}/th%72ee", "three")):  # fmt: skip
+        saved = sim.ask(SaveWorld, "save_world", path=words)
+        assert saved.success and os.path.samefile(saved.path, tmp_path / name), saved
+        assert os.path.isabs(saved.path)
+        assert sim.load(words).result.result == OK, words
+        assert sim.set_state(PAUSED).result == OK
+    for words in (os.path.relpath(tmp_path), f"~/{os.path.relpath(tmp_path, Path.home())}"):
+        listed = sim.ask(
+            srv.GetAvailableWorlds, "get_available_worlds", additional_sources=[words]
+        )
+        assert {"one", "two", "three"} <= {world.name for world in listed.worlds}
+    started = sim.ask(Record, "record", start=True, path=f"~/{home}.mcap")
+    assert started.success and os.path.realpath(started.path) == str(tmp_path / "two.mcap")
+    assert sim.step().result == OK
+    ended = sim.ask(Record, "record", start=False)
+    assert ended.success, ended.message
+
+
+def test_only_scopes_that_mean_something_here_are_reset(sim):
+    for scope in (0, 1, 2, 3, 255):
+        assert reset(sim, scope).result == OK, scope
+    for scope in (4, 5, 7, 99, 254):
+        refused = reset(sim, scope)
+        assert refused.result == Result.RESULT_FEATURE_UNSUPPORTED, scope
+        assert f"The scope {scope}" in refused.error_message
+
+
+@pytest.mark.parametrize("length", [101, 300])
+def test_a_fork_s_name_that_no_file_can_have_is_refused(sim, length):
+    refused = sim.ask(ForkWorld, "fork", name="n" * length)
+    assert not refused.success and "at most 100" in refused.message
 
 
 def test_sources_of_worlds_that_cannot_be_read_are_told(sim, tmp_path):

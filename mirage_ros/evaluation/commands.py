@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.resources import user_path
 
 
 def add_bench_memory(actions, command) -> None:
@@ -30,8 +31,8 @@ def add_bench_memory(actions, command) -> None:
     parser.add_argument("--model", default="mini", help="whose codec (default: mini)")
     parser.add_argument("--repeats", type=int, default=7, help="runs per median (default: 7)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
-    parser.add_argument("--plot", type=Path, default=Path("out/bench_memory.png"), metavar="PNG")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures as well")
+    parser.add_argument("--plot", type=user_path, default=Path("out/bench_memory.png"), metavar="PNG")
+    parser.add_argument("--json", type=user_path, metavar="PATH", help="write the figures as well")
 
 
 def bench_memory(arguments: argparse.Namespace) -> int:
@@ -88,8 +89,8 @@ def add_evaluate(parsers, command) -> None:
                         help="more checkpoints, with latent memory")  # fmt: skip
     parser.add_argument("--own-depth", action="store_true", help="do not give the seed's depth")
     parser.add_argument("--noise-seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("out/evaluate"), metavar="FOLDER")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures as well")
+    parser.add_argument("--out", type=user_path, default=Path("out/evaluate"), metavar="FOLDER")
+    parser.add_argument("--json", type=user_path, metavar="PATH", help="write the figures as well")
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.resources import user_path
 
 
 def add_bench_generate(actions, command) -> None:
@@ -38,9 +39,9 @@ def add_bench_generate(actions, command) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--seed", type=int, default=2_000_017, help="of the room")
     parser.add_argument("--plan", action="store_true", help="print the memory plan and end")
-    parser.add_argument("--write", type=Path, metavar="FOLDER",
+    parser.add_argument("--write", type=user_path, metavar="FOLDER",
                         help="write the tiny random checkpoint as a folder and end")  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures as well")
+    parser.add_argument("--json", type=user_path, metavar="PATH", help="write the figures as well")
 
 
 def bench_generate(arguments: argparse.Namespace) -> int:
@@ -136,10 +137,10 @@ def add_convert(parsers, command) -> None:
         "Refuses checkpoints that do not fit with a list of every tensor that differs.",
     )
     parser.add_argument("--base", required=True, help="the published folder or hub id")
-    parser.add_argument("--branch", type=Path, help="safetensors with vace_blocks.* tensors")
-    parser.add_argument("--lora", type=Path, help="safetensors with *.lora_A/B.weight tensors")
+    parser.add_argument("--branch", type=user_path, help="safetensors with vace_blocks.* tensors")
+    parser.add_argument("--lora", type=user_path, help="safetensors with *.lora_A/B.weight tensors")
     parser.add_argument("--lora-alpha", type=int, help="(default: the rank)")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=user_path, required=True, help="folder to write")
 
 
 def convert(arguments: argparse.Namespace) -> int:

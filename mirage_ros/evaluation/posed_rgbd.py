@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.files import open_file
 from mirage_ros.core.pictures import check_size, eight_bits
 
 
@@ -88,6 +89,7 @@ def read_picture(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
 
 def _stored(path: str | Path) -> np.ndarray:
     """The upright picture, (h, w) or (h, w, 3), in numbers of 8 bits or as they are stored."""
+    open_file(path).close()  # raises for what could block
     try:
         with Image.open(path) as picture:
             if picture.mode.startswith(("I", "F")):
@@ -109,7 +111,11 @@ def read_depth(path: str | Path, size: tuple[int, int]) -> Float[np.ndarray, "h 
     Raises:
         MirageError: not readable, not 16 bit, of another size, or nothing valid in it.
     """
-    raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    try:
+        open_file(path).close()
+        raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    except (OSError, cv2.error):
+        raw = None
     if raw is None:
         raise MirageError(f"The depth picture {path} cannot be read; give a 16-bit PNG.")
     if raw.dtype != np.uint16 or raw.ndim != 2:
@@ -134,7 +140,8 @@ def read_depth(path: str | Path, size: tuple[int, int]) -> Float[np.ndarray, "h 
 
 def _numbers(path: Path) -> np.ndarray:
     try:
-        values = np.loadtxt(path)
+        with open_file(path) as file:
+            values = np.loadtxt(file)
     except (OSError, ValueError) as error:
         raise MirageError(f"The file {path} is not a table of numbers ({error}).") from error
     if values.size % (9 if path.name == "K.txt" else 16):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.resources import user_path
 
 
 def add_bench_record(actions, command) -> None:
@@ -29,7 +29,7 @@ def add_bench_record(actions, command) -> None:
     parser.add_argument("--frames", type=int, default=48, help="of a rollout (default: 48)")
     parser.add_argument("--seed", default="room", help="(default: room)")
     parser.add_argument("--model", default="mini", help="checkpoint (default: mini)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures as well")
+    parser.add_argument("--json", type=user_path, metavar="PATH", help="write the figures as well")
 
 
 def bench_record(arguments: argparse.Namespace) -> int:

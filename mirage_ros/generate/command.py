@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
+
+from mirage_ros.resources import user_path
 
 POLICIES = ("wander", "orbit", "tour", "expert")
 SOURCES = ("shipped", "scenes", "boxes")
@@ -32,10 +33,10 @@ def add_generate(parsers, command) -> None:
     add = parser.add_argument
     # fmt: off
     add("--episodes", type=int, required=True, metavar="N", help="in the dataset at the end")
-    add("--out", type=Path, required=True, metavar="DIR", help="the dataset's folder")
+    add("--out", type=user_path, required=True, metavar="DIR", help="the dataset's folder")
     add("--format", default="lerobot", metavar="FORMAT",
         help="lerobot, mcap, video, png or exr (default: lerobot)")
-    add("--json", type=Path, metavar="PATH", help="write a report with frames/s")
+    add("--json", type=user_path, metavar="PATH", help="write a report with frames/s")
     add("--policy", nargs="+", default=["wander"], metavar="NAME",
         help=f"each episode draws one of {', '.join(POLICIES)} (default: wander)")
     add("--starts", nargs="+", default=["shipped"], metavar="SEED",

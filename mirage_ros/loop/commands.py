@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.resources import user_path
 
 WORLDS = ("room:2000000", "room:2000001", "room:2000002", "room:2000003", "room:2000007")
 
@@ -32,7 +33,7 @@ def _add_loop(parsers, command) -> None:
     )
     parser.add_argument("--worlds", nargs="+", default=list(WORLDS), metavar="WORLD",
                         help=f"(default: {' '.join(WORLDS)})")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("out/loop"), help="(default: out/loop)")
+    parser.add_argument("--out", type=user_path, default=Path("out/loop"), help="(default: out/loop)")
     parser.add_argument("--length", type=float, default=20.0, metavar="M",
                         help="length of each drive (default: 20)")  # fmt: skip
     parser.add_argument("--decisions", type=int, default=250,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.resources import user_path
 
 
 def add_export(parsers, command) -> None:
@@ -20,9 +20,9 @@ def add_export(parsers, command) -> None:
         "the points are in the world's frame, metres, z up; each has a colour and a confidence\n"
         "(1 seen frontally, towards 0 grazing).",
     )
-    parser.add_argument("path", type=Path, help="the folder of a saved world, or a saved memory")
+    parser.add_argument("path", type=user_path, help="the folder of a saved world, or a saved memory")
     parser.add_argument(
-        "--out", type=Path, metavar="PLY", help="the file to write (default: next to it)"
+        "--out", type=user_path, metavar="PLY", help="the file to write (default: next to it)"
     )
 
 

@@ -39,6 +39,7 @@ from mirage_ros.ros.worker import (
 from mirage_ros.seeds import Seed
 
 MOST_UNDATED = 16
+LONGEST_FORK = 100
 # What could not be repeated from what lies on disk by then; all else waits for its time.
 FORCING = (Load, Fork)
 
@@ -170,9 +171,11 @@ class Engine:
         return _done(command, erased=erased, tokens=self._world.memory.tokens)
 
     def _fork(self, command: Fork) -> Done:
-        if not command.name.replace("-", "").replace("_", "").isalnum():
+        plain = command.name.replace("-", "").replace("_", "").isalnum()
+        if not plain or len(command.name.encode()) > LONGEST_FORK:
             raise MirageError(
-                f"A fork was to be named {command.name!r}; give letters, digits, - and _ only."
+                f"A fork was to be named {command.name!r:.100}; give letters, digits, - and _ only, at "
+                f"most {LONGEST_FORK}."
             )
         names = self._snapshots.fork(self._world, command.name)
         return _done(command, names=names)

@@ -12,10 +12,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.resources import user_path
 from mirage_ros.ros.middleware import repair_soon
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, make_model: ModelFactory | None = No
 def ros_arguments(argv: list[str]) -> list[str]:
     """The arguments as ROS wants them. MirageError if the parameter file is missing."""
     parser = argparse.ArgumentParser(prog="mirage node", description="The generated world's node.")
-    parser.add_argument("--params", type=Path, help="parameter file (YAML), as for ros2 run")
+    parser.add_argument("--params", type=user_path, help="parameter file (YAML), as for ros2 run")
     cut = argv.index("--ros-args") if "--ros-args" in argv else len(argv)
     params = parser.parse_args(argv[:cut]).params
     arguments = argv[cut:]

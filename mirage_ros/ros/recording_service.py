@@ -16,6 +16,7 @@ from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from mirage_ros.core.errors import MirageError
 from mirage_ros.recording.formats import guess_format
 from mirage_ros.recording.queued import Background
+from mirage_ros.resources import user_path
 from mirage_ros.ros.message_text import message_class
 from mirage_ros.ros.recorder import (
     PICTURES,
@@ -58,7 +59,7 @@ class FrameRecording:
         """Raises MirageError when nothing can be written there."""
         if not str(path):
             raise MirageError("A recording got no path; give a file such as /tmp/walk.mcap.")
-        self.path, self.tally = expanded(path), Tally()
+        self.path, self.tally = user_path(path).absolute(), Tally()
         self._node = node
         prefix = node.output.cameras[0].prefix
         # As the table of topics has them, where they are of the first camera.
@@ -164,17 +165,6 @@ class FrameRecording:
             if taken is None:
                 return
             listener.callback(*taken)
-
-
-def expanded(path: str | Path) -> Path:
-    """The path without ~. Raises MirageError where nobody has that name."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise MirageError(
-            f"The recording's path {path} names no known user ({error}); give a whole path such as "
-            "/tmp/walk.mcap."
-        ) from error
 
 
 def own_topics(node: Node) -> list[tuple[str, list[str]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import yaml
@@ -12,7 +11,8 @@ from jaxtyping import Float
 from transforms3d.quaternions import quat2mat
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.resources import share_path
+from mirage_ros.core.files import UNREADABLE, open_file
+from mirage_ros.resources import share_path, user_path
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.planned import Planned
 from mirage_ros.ros.publishers import CameraOutput
@@ -52,17 +52,19 @@ def single_camera(config: NodeConfig) -> tuple[View, CameraOutput]:
 
 
 def read_rig(path: str) -> tuple[RigCamera, ...]:
-    """The cameras of a rig file or a shipped rig's name, in order.
+    """The cameras of a rig file (see `user_path`) or a shipped rig's name, in order.
 
     Raises:
         MirageError: says what is wrong.
     """
-    if path.isidentifier() and not Path(path).exists():
-        path = str(share_path("config", "rigs", f"{path}.yaml"))
+    file = user_path(path)
+    if path.isidentifier() and not file.exists():
+        file = share_path("config", "rigs", f"{path}.yaml")
     try:
-        entries = yaml.safe_load(Path(path).read_text())["cameras"]
+        with open_file(file) as text:
+            entries = yaml.safe_load(text)["cameras"]
         cameras = tuple(_camera(path, entry) for entry in entries)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, *UNREADABLE) as error:
         raise MirageError(
             f"The rig {path} cannot be read ({error!r}); it needs a list 'cameras' of {NEEDED}."
         ) from error

@@ -8,6 +8,7 @@ import numpy as np
 
 from mirage_ros.core.camera import check_place
 from mirage_ros.core.errors import MirageError
+from mirage_ros.resources import user_path
 from mirage_ros.ros.deferred import Deferred, create_service
 from mirage_ros.ros.services.answers import ready
 from mirage_ros.ros.worker import Command, Erase, Failed, Fork, Restore, Save
@@ -31,7 +32,12 @@ class MemoryServices:
         if not request.path:
             response.message = "No folder was named; give the path of the folder to write."
             return response
-        return self._do(Save(request.path), response)
+        try:
+            folder = user_path(request.path).absolute()
+        except MirageError as error:
+            response.message = str(error)
+            return response
+        return self._do(Save(str(folder)), response)
 
     def _erase(self, request, response):
         low, high = (

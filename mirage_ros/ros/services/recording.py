@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.recording.recovery import partials_of
+from mirage_ros.resources import user_path
 from mirage_ros.ros.deferred import Deferred, create_service
 from mirage_ros.srv import Record
 
@@ -61,7 +61,7 @@ class RecordService:
         if not path or self._recording is not None:
             return
         try:
-            self.start(str(unused(Path(path))))
+            self.start(str(unused(user_path(path))))
         except MirageError as error:
             self._node.health.error("recording", str(error))
 
@@ -127,7 +127,7 @@ def unused(path: Path) -> Path:
     What a killed node left keeps its name, for `mirage recover`.
     """
     found, number = path, 0
-    while os.path.exists(where := os.path.expanduser(found)) or partials_of(Path(where)):
+    while found.exists() or partials_of(found):
         number += 1
         found = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return found
