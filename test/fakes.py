@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import numpy as np
 import torch
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.progress import report
 from mirage_ros.core.types import Perception, Readout
 
 
@@ -106,6 +108,29 @@ class Mined(PixelModel):
     def encode(self, rgb):
         self._tread_on("picture")
         return super().encode(rgb)
+
+
+class Stuck(PixelModel):
+    """Reads from a pipe into which nobody writes, as long as there is one, when it makes a chunk."""
+
+    def __init__(self, pipe):
+        super().__init__()
+        self._pipe = pipe
+
+    def generate(self, readout: Readout, cameras: Camera, preceding, references, seed: int):
+        if self._pipe.exists():
+            self._pipe.read_bytes()
+        return super().generate(readout, cameras, preceding, references, seed)
+
+
+class Plodding(PixelModel):
+    """Takes three seconds for a chunk and tells how it goes on."""
+
+    def generate(self, readout: Readout, cameras: Camera, preceding, references, seed: int):
+        for _ in range(6):
+            report()
+            time.sleep(0.5)
+        return super().generate(readout, cameras, preceding, references, seed)
 
 
 class Wooden(PixelModel):

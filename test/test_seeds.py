@@ -1,5 +1,6 @@
 """Seeds from folders, recordings and photographs, and tours that start from them."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -40,6 +41,29 @@ def test_depth_marks_invalid_and_sky(tmp_path):
 
 def test_folder_without_depth_has_none(tmp_path):
     assert load_seed(write_seed(tmp_path / "room", depth=False)).depth_m is None
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("name", ["color.png", "depth.png", "camera.yaml"])
+def test_a_pipe_or_device_in_a_seed_is_refused_and_not_waited_for(tmp_path, name, put):
+    folder = write_seed(tmp_path / "room")
+    (folder / name).unlink()
+    put(folder / name)
+    with pytest.raises(MirageError, match="no regular file"):
+        load_seed(folder)
+
+
+@pytest.mark.parametrize("name", ["color/0.png", "depth/0.png", "K.txt", "world_from_camera.txt"])
+def test_a_pipe_in_a_walk_is_refused_and_not_waited_for(tmp_path, name):
+    for folder in ("color", "depth"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "0.png"), np.full((20, 30), 1000, np.uint16))
+    np.savetxt(tmp_path / "K.txt", np.diag([20.0, 20.0, 1.0]))
+    np.savetxt(tmp_path / "world_from_camera.txt", np.eye(4).reshape(1, 16))
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(MirageError, match="no regular file"):
+        load_seed(tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1", "I;16"])

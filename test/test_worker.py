@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import Greedy, Mined, PixelModel, Wooden
+from fakes import Greedy, Mined, PixelModel, Plodding, Stuck, Wooden
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
@@ -201,6 +201,43 @@ def test_a_worker_that_stands_still_is_replaced(hire):
     one.kill(signal.SIGSTOP)
     assert isinstance(one.ask(step(0)), Done)
     assert "silent for" in one.wait(Died)[0].message
+
+
+def test_a_step_that_waits_for_ever_is_tried_twice_and_inference_goes_on(hire, tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    one = hire(functools.partial(Stuck, pipe), silence_s=2.0)
+    one.ask(Reset(seed(), 0, "test"))
+    start_s = time.monotonic()
+    failed = one.ask(step(0))
+    assert isinstance(failed, Failed) and "down 2 times; it is left out" in failed.message
+    assert [died.message for died in one.wait(Died)] == [
+        "The inference worker has been silent for 2 s."
+    ] * 2
+    assert time.monotonic() - start_s > 4.0
+    pipe.unlink()
+    assert isinstance(one.ask(step(0)), Done)
+
+
+def test_long_work_that_goes_on_is_let_finish_up_to_the_deadline(hire):
+    one = hire(Plodding, silence_s=2.0)
+    one.ask(Reset(seed(), 0, "test"))
+    assert isinstance(one.ask(step(0)), Done) and not one.wait(Died, 0)
+    late = hire(Plodding, deadline_s=2.0)
+    late.ask(Reset(seed(), 0, "test"))
+    assert "it is left out" in late.ask(step(0)).message
+    assert "worked on one command for 2 s" in late.wait(Died)[0].message
+
+
+@pytest.mark.parametrize("name", ["memory.safetensors", "latents.safetensors", "world.json"])
+def test_a_pipe_in_a_saved_world_is_refused_and_keeps_nobody_waiting(hire, tmp_path, name):
+    one = hire()
+    one.ask(Reset(seed(), 0, "test"))
+    one.ask(Save(str(tmp_path / "world")))
+    (tmp_path / "world" / name).unlink()
+    os.mkfifo(tmp_path / "world" / name)
+    refused = one.ask(Load(str(tmp_path / "world")))
+    assert isinstance(refused, Failed) and "no regular file" in refused.message
+    assert isinstance(one.ask(step(0)), Done) and not one.wait(Died, 0)
 
 
 def test_a_step_that_takes_all_memory_is_left_out_and_the_world_stays(hire):

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.progress import report
 
 VERSION = 3
 """Of the memory and world files; files of another version are refused. Version 1 kept tokens by
@@ -30,6 +31,9 @@ FILES = (MEMORY, LATENTS, DECODER, WORLD)
 SAVING, SAVED = ".mirage_saving", ".mirage_saved"
 KEYS = {"version", "model", "frames_seen", "stamp_ns", "frame_ids"}
 """Of world.json, which tell one from other programs' (the first ones named no format)."""
+
+PIECE = 64 * 2**20
+"""Bytes that are read or written between two reports of progress."""
 
 _KEY = "mirage_ros"
 
@@ -51,6 +55,9 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Re
 
 def open_file(path: str | os.PathLike) -> BinaryIO:
     """A regular file to read. OSError for what is none: a pipe or device could block for ever."""
+    # Asked before as well: opening some devices does something.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -130,7 +137,10 @@ def _open_nameless(folder: int, path: Path) -> tuple[int, str | None]:
 
 def _write_all(file, data: memoryview) -> None:
     while len(data):
-        data = data[file.write(data) :]
+        report()
+        data = data[file.write(data[:PIECE]) :]
+        if len(data):
+            os.fdatasync(file.fileno())
 
 
 def _unlink(folder: int, name: str) -> None:
@@ -167,7 +177,7 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarr
     """
     try:
         with open_file(path) as file:
-            data = np.fromfile(file, np.uint8)
+            data = _read_all(file)
     except OSError as error:
         raise MirageError(
             f"{path} cannot be read ({error.strerror}); give the path of a saved {kind}."
@@ -188,6 +198,14 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarr
             f"{VERSION}: give another file or {way}."
         )
     return _checked(path, kind, data[8 + length :], table, header)
+
+
+def _read_all(file: BinaryIO) -> np.ndarray:
+    data, end = np.empty(os.fstat(file.fileno()).st_size, np.uint8), 0
+    while read := file.readinto(data[end : end + PIECE]):
+        report()
+        end += read
+    return data[:end]
 
 
 def _checked(path, kind, data, table, header) -> tuple[dict[str, np.ndarray], dict]:

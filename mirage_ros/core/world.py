@@ -49,6 +49,7 @@ from mirage_ros.core.pictures import (
     upsample,
     warn_of_cropping,
 )
+from mirage_ros.core.progress import report
 from mirage_ros.core.types import Chunk, Frame, Perception, Readout, SpatialMemory, WorldModel
 from mirage_ros.core.video import (
     anchor_frames,
@@ -355,6 +356,7 @@ def _noise_seed(seed: int, frame: int) -> int:
 
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    report()
     start = time.perf_counter()
     yield
     seconds[stage] += time.perf_counter() - start

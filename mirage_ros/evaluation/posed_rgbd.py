@@ -89,9 +89,8 @@ def read_picture(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
 
 def _stored(path: str | Path) -> np.ndarray:
     """The upright picture, (h, w) or (h, w, 3), in numbers of 8 bits or as they are stored."""
-    open_file(path).close()  # raises for what could block
     try:
-        with Image.open(path) as picture:
+        with open_file(path) as file, Image.open(file) as picture:
             if picture.mode.startswith(("I", "F")):
                 return np.asarray(ImageOps.exif_transpose(picture))
             # PIL would keep the upper half of the numbers, which is black in a picture of 12 bits.
@@ -99,10 +98,17 @@ def _stored(path: str | Path) -> np.ndarray:
                 return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except UnidentifiedImageError:
         pass  # such as floating point in colours
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    bgr = _decoded(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if bgr is None:
         raise OSError("it is no picture in a known format")
     return bgr[..., ::-1]
+
+
+def _decoded(path: str | Path, flags: int) -> np.ndarray | None:
+    """As OpenCV reads it; None for what is no picture."""
+    with open_file(path) as file:
+        data = file.read()
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
 
 
 def read_depth(path: str | Path, size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
@@ -112,10 +118,11 @@ def read_depth(path: str | Path, size: tuple[int, int]) -> Float[np.ndarray, "h 
         MirageError: not readable, not 16 bit, of another size, or nothing valid in it.
     """
     try:
-        open_file(path).close()
-        raw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    except (OSError, cv2.error):
-        raw = None
+        raw = _decoded(path, cv2.IMREAD_UNCHANGED)
+    except (OSError, cv2.error) as error:
+        raise MirageError(
+            f"The depth picture {path} cannot be read ({error}); give a 16-bit PNG."
+        ) from error
     if raw is None:
         raise MirageError(f"The depth picture {path} cannot be read; give a 16-bit PNG.")
     if raw.dtype != np.uint16 or raw.ndim != 2:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.progress import report
 from mirage_ros.models.resizing import InputRule, network_input, picture_sized
 
 
@@ -49,6 +50,7 @@ class DepthEstimator:
         """The model's answer at picture size, before alignment."""
         parts = []
         for start in range(0, len(rgb), self.batch):
+            report()
             pictures = network_input(rgb[start : start + self.batch], self.rule, self.device)
             parts.append(picture_sized(self.network(pictures).float(), rgb.shape[1:3]).cpu())
         answer = torch.cat(parts).numpy()

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mirage_ros.core.progress import report
+
 TIMESTEPS = 1000.0
 
 
@@ -58,6 +60,7 @@ def sample(
     levels = sigmas(config)[: None if until is None else until + 1]
     x = noise
     for now, after in zip(levels[:-1], levels[1:], strict=True):
+        report()
         predicted = network(x, now)
         clean = predicted if config.prediction == "sample" else x - now * predicted
         x = clean + (x - clean) * (after / now)

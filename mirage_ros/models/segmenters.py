@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.progress import report
 from mirage_ros.models.resizing import InputRule, network_input, picture_sized
 
 SKY_PROMPT = "sky"
@@ -50,6 +51,7 @@ class Segmenter:
         return dynamic & ~sky, sky
 
     def _found(self, pictures: Tensor, prompt: str, size: tuple[int, int]) -> np.ndarray:
+        report()
         share = picture_sized(self.network(pictures, prompt).float(), size)
         return (share > 0.5).cpu().numpy()
 

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from mirage_ros.core.camera import Camera
+from mirage_ros.core.progress import LONG_S, report
 from mirage_ros.core.types import Perception, Readout
 from mirage_ros.core.video import DecoderState
 from mirage_ros.models.conditioning import condition_from_context, condition_from_readout
@@ -70,7 +71,7 @@ class WanModel:
         self.chunk_frames = config.chunk_latents * self.frames_per_latent
         self.preceding_frames = config.preceding_frames
         self.reference_frames = config.reference_frames
-        self.read_prompts = read_prompts
+        self.read_prompts, self._sampled = read_prompts, False
         self.set_prompt(config.prompt)
 
     def set_prompt(self, prompt: str) -> None:
@@ -133,11 +134,14 @@ class WanModel:
         scheduler.set_timesteps(self.config.steps, device=self.device)
         latents, frames = noise, context.shape[2]
         for step in scheduler.timesteps:
+            # The first chunk may compile.
+            report(0.0 if self._sampled else LONG_S)
             timestep = torch.zeros(1, frames + latents.shape[2], device=self.device)
             timestep[:, frames:] = step
             both = torch.cat([context, latents], 2).to(self.dtype)
             velocity = self._velocity(both, timestep, condition)[:, :, frames:]
             latents = scheduler.step(velocity, step, latents, return_dict=False)[0]
+        self._sampled = True
         return latents
 
     def perceive(

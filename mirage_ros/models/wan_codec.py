@@ -14,6 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 from jaxtyping import Float
 from torch import Tensor
 
+from mirage_ros.core.progress import report
 from mirage_ros.core.video import DecoderState
 
 #: diffusers marks a time convolution that has seen the first frame only with this word.
@@ -52,6 +53,7 @@ class WanCodec:
         cache = _cache_from_state(state or {}, self._caches, vae.device)
         pieces = []
         for index, latent in enumerate(latents.to(vae.device).float().split(1, 2)):
+            report()
             begins = first and index == 0
             # One latent at a time from the first layer on: so pieces round like the whole.
             hidden = vae.post_quant_conv((latent * self._std + self._mean).to(vae.dtype))

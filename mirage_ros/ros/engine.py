@@ -12,6 +12,7 @@ from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.frames import Chunk, Frame, Points
 from mirage_ros.core.pictures import seed_warnings
+from mirage_ros.core.progress import LONG_S, report
 from mirage_ros.core.rig import Rig, memory_of, redated
 from mirage_ros.core.types import WorldModel
 from mirage_ros.core.world import World, WorldConfig
@@ -198,6 +199,7 @@ class Engine:
                 f"The model {self.model.name} reads no text and got the prompt {command.text!r}; "
                 "run a large model for prompts."
             )
+        report(LONG_S)  # a text encoder may be loaded
         self.model.set_prompt(command.text)
         return _done(command)
 

@@ -150,7 +150,10 @@ TABLE: dict[str, Row] = {
         high=1e12,
     ),
     "worker_silence_s": Row(
-        "An inference worker without a sign of life for so long is replaced.", low=2.0, high=3600.0
+        "An inference worker whose work gets nowhere for so long is replaced; one call of a network "
+        "has to be faster.",
+        low=2.0,
+        high=3600.0,
     ),
 }
 

@@ -233,3 +233,21 @@ class Revived:
 
 
 Result = ModelReady | Done | Failed | Died | Revived
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The worker's loop goes on.
+
+    Attributes:
+        allow_s: the next sign of it may take so long.
+    """
+
+    allow_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Dying:
+    """The worker ends itself, and why."""
+
+    message: str

@@ -24,13 +24,25 @@ from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.journal import Journal
 from mirage_ros.ros.scratch import Scratch
 from mirage_ros.ros.shared_arrays import receive, send
-from mirage_ros.ros.signs import Beat, Dying
-from mirage_ros.ros.worker import Command, Died, Failed, Result, Revived, WorkerConfig
+from mirage_ros.ros.worker import (
+    Beat,
+    Command,
+    Died,
+    Dying,
+    Failed,
+    Result,
+    Revived,
+    WorkerConfig,
+)
 
 QUEUE_SIZE = 8
-# A worker that has not given a sign of life for so long is taken for stuck.
+# A worker whose loop has not gone on for so long is taken for stuck, and one that has not ended a
+# command for so long, too.
 SILENCE_S = 60.0
+DEADLINE_S = 3600.0
 MOST_TRIES = 5
+# Tries of what makes a worker stand still: what it waits for will hardly come.
+MOST_STUCK_TRIES = 2
 # Of deaths in a row while the world is brought back, whatever was being repeated.
 MOST_FAILED_REVIVALS = 20
 MOST_FAILED_STARTS = 3
@@ -44,6 +56,8 @@ class Worker:
         config: how the world is made; its `snapshots` is chosen here.
         on_result: called in a thread of its own with each Result; must be quick.
         preload: modules that every worker needs; they are imported once, and workers forked.
+        silence_s: between two reports of a worker's progress, unless it asked for more.
+        deadline_s: for each command, and for loading the model, whatever is reported.
     """
 
     def __init__(
@@ -53,11 +67,12 @@ class Worker:
         on_result: Callable[[Result], None],
         preload: Sequence[str] = (),
         silence_s: float = SILENCE_S,
+        deadline_s: float = DEADLINE_S,
     ) -> None:
         self._scratch = Scratch()
         self.config = replace(config, snapshots=str(self._scratch.path))
         self._make_model, self._on_result = make_model, on_result
-        self._silence_s = silence_s
+        self._silence_s, self._deadline_s = silence_s, deadline_s
         self._context = _forkserver(preload)
         self._lock = threading.Lock()
         self._waiting: deque[Command] = deque()
@@ -66,6 +81,9 @@ class Worker:
         self._ready = False
         self._process = None
         self._journal = Journal()
+        # When what the process does now was begun, None while it does nothing.
+        self._begun_s: float | None = None
+        self._stuck = False
         self._repeated: Command | None = None
         self._suspect: Command | None = None
         self._tries: dict[int, int] = {}
@@ -146,7 +164,7 @@ class Worker:
         self._process = self._context.Process(
             target=_enter, args=(theirs, self._make_model, self.config), daemon=True
         )
-        started, reason = False, None
+        started, reason, self._stuck = False, None, False
         try:
             self._process.start()
         except Exception as error:  # noqa: BLE001 - a thread must not die unheard
@@ -156,6 +174,7 @@ class Worker:
             theirs.close()
             if self._stopping.is_set():
                 self._kill()
+            self._begun_s = time.monotonic()
             ready = self._next()
             if isinstance(ready, Failed):
                 self._on_result(ready)
@@ -168,6 +187,7 @@ class Worker:
             self._serve()
         except (EOFError, OSError, _Silent, _End) as error:
             reason = str(error) if isinstance(error, (_Silent, _End)) else ""
+            self._stuck = isinstance(error, _Silent)
         finally:
             with self._lock:
                 self._suspect = self._repeated or (self._at_work if self._ready else None)
@@ -180,15 +200,15 @@ class Worker:
     def _serve(self) -> None:
         """Hands out results until the process ends, which raises."""
         with self._lock:
-            self._ready = True
+            self._ready, self._begun_s = True, None
             if self._at_work is not None:
-                send(self._connection, self._at_work)
+                self._begin(self._at_work)
             else:
                 self._send_next()
         while True:
             result = self._next()
             with self._lock:
-                command, self._at_work = self._at_work, None
+                command, self._at_work, self._begun_s = self._at_work, None, None
                 self._tries.pop(id(command), None)
                 self._journal.note(command, result)
                 self._send_next()
@@ -200,18 +220,32 @@ class Worker:
             self._at_work = self._waiting.popleft()
             # A process that is gone is noticed by the thread, which sends it again.
             with contextlib.suppress(OSError):
-                send(self._connection, self._at_work)
+                self._begin(self._at_work)
+
+    def _begin(self, command: Command) -> None:
+        self._begun_s = time.monotonic()
+        send(self._connection, command)
 
     def _next(self):
         """The next result. Raises EOFError or OSError with the process gone, _Silent, _End."""
+        allowed_s = self._silence_s
         while True:
-            if not wait([self._connection], self._silence_s):
-                raise _Silent(f"The inference worker has been silent for {self._silence_s:.0f} s.")
+            begun_s = self._begun_s
+            left_s = self._deadline_s - (0.0 if begun_s is None else time.monotonic() - begun_s)
+            if left_s <= 0:
+                raise _Silent(
+                    f"The inference worker has worked on one command for {self._deadline_s:.0f} s."
+                )
+            if not wait([self._connection], min(allowed_s, left_s)):
+                if left_s > allowed_s:
+                    raise _Silent(f"The inference worker has been silent for {allowed_s:.0f} s.")
+                continue
             value = receive(self._connection)
             if isinstance(value, Dying):
                 raise _End(value.message)
             if not isinstance(value, Beat):
                 return value
+            allowed_s = max(self._silence_s, value.allow_s)
 
     def _revive(self, lost_s: float) -> None:
         """The world as it was: the last snapshot, and what was done since."""
@@ -219,7 +253,7 @@ class Worker:
         failed = ""
         for command in self._journal.replay():
             self._repeated = command
-            send(self._connection, command)
+            self._begin(command)
             result = self._next()
             self._tries.pop(id(command), None)
             if isinstance(result, Failed):
@@ -241,7 +275,7 @@ class Worker:
         if command is None:
             return ""
         tries = self._tries[id(command)] = self._tries.get(id(command), 0) + 1
-        if tries < MOST_TRIES:
+        if tries < (MOST_STUCK_TRIES if self._stuck else MOST_TRIES):
             return ""
         del self._tries[id(command)]
         reason = f"took the inference worker down {tries} times; it is left out."
@@ -258,7 +292,7 @@ class Worker:
 
 
 class _Silent(Exception):
-    """No sign of life."""
+    """No progress, or no end of it."""
 
 
 class _End(Exception):

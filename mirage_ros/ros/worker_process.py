@@ -9,16 +9,19 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
+from numba.core import event
+
+from mirage_ros.core import progress
 from mirage_ros.core.errors import MirageError, legible
 from mirage_ros.core.types import WorldModel
 from mirage_ros.ros.engine import Engine
 from mirage_ros.ros.shared_arrays import receive, send
-from mirage_ros.ros.signs import Beat, Dying
-from mirage_ros.ros.worker import Command, Failed, ModelReady, WorkerConfig
+from mirage_ros.ros.worker import Beat, Command, Dying, Failed, ModelReady, WorkerConfig
 
 BEAT_S = 0.5
 # The node's own process answers services and publishes; it goes first, by a little.
@@ -35,6 +38,8 @@ def run(connection: Connection, make_model: Callable[[], WorldModel], config: Wo
     try:
         engine = _load(outbox, make_model, config)
         while engine is not None:
+            while not connection.poll(BEAT_S):
+                outbox.beat()
             command = receive(connection)
             outbox.put(_result(engine, command, outbox))
             _give_back()
@@ -55,24 +60,44 @@ def _give_back() -> None:
 
 
 class _Outbox:
-    """One writer at a time, and a sign of life twice a second."""
+    """Results and, between them, a heartbeat at most twice a second: from the work itself, so that
+    it stops when the work does."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection, self._lock = connection, threading.Lock()
-        threading.Thread(target=self._beat, daemon=True).start()
+        # Work may report from several threads.
+        self._connection, self._lock = connection, threading.RLock()
+        self._told_s, self._allow_s = 0.0, 0.0
+        progress.listen(self.beat)
+        event.register("numba:compile", _Compiling())
 
     def put(self, value) -> None:
         with self._lock:
             send(self._connection, value)
+            self._told_s, self._allow_s = time.monotonic(), getattr(value, "allow_s", 0.0)
 
-    def _beat(self) -> None:
-        pause = threading.Event()
-        with contextlib.suppress(OSError, ValueError):
-            while not pause.wait(BEAT_S):
-                self.put(Beat())
+    def beat(self, allow_s: float = 0.0) -> None:
+        with self._lock:
+            if allow_s != self._allow_s or time.monotonic() - self._told_s >= BEAT_S:
+                self.put(Beat(allow_s))
+
+
+class _Compiling(event.Listener):
+    """A loop that is compiled on its first use may take a while; others are loaded from disk."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    def on_start(self, event) -> None:
+        self._depth += 1
+        progress.report(progress.LONG_S)
+
+    def on_end(self, event) -> None:
+        self._depth -= 1
+        progress.report(progress.LONG_S if self._depth else 0.0)
 
 
 def _load(outbox: _Outbox, make_model, config: WorkerConfig) -> Engine | None:
+    progress.report(progress.LONG_S)
     try:
         model = make_model()
         engine = Engine(model, config)
