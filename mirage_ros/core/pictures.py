@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt8
 
 from mirage_ros.core.camera import Camera
@@ -150,9 +149,12 @@ def resize_rgb(
     """Each side shrinks by exact pixel area and grows bilinearly; outer edges stay in place."""
     if rgb.shape[:2] == tuple(size):
         return np.ascontiguousarray(rgb)
+    import torch  # not for the node, which reads pictures and resizes none
+
     picture = torch.from_numpy(rgb.astype(np.float32))
-    picture = torch.einsum("yY,YXc->yXc", _weights(rgb.shape[0], size[0]), picture)
-    picture = torch.einsum("xX,yXc->yxc", _weights(rgb.shape[1], size[1]), picture)
+    down, across = (torch.from_numpy(_weights(*sides)) for sides in zip(rgb.shape[:2], size, strict=True))
+    picture = torch.einsum("yY,YXc->yXc", down, picture)
+    picture = torch.einsum("xX,yXc->yxc", across, picture)
     return picture.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
@@ -215,7 +217,7 @@ def _nearest(depth, window, size):
     return depth[np.ix_(rows, columns)]
 
 
-def _weights(old: int, new: int) -> torch.Tensor:
+def _weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
     """(new, old) rows that sum to 1: overlap of pixels when shrinking, else linear."""
     if new > old:
         place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
@@ -225,4 +227,4 @@ def _weights(old: int, new: int) -> torch.Tensor:
         low, high = np.arange(old), np.arange(1, old + 1)
         weights = np.minimum(edges[1:, None], high) - np.maximum(edges[:-1, None], low)
         weights = np.maximum(weights, 0)
-    return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32))
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
