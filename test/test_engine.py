@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import PixelModel
+from make_seed import write_seed
 from test_worker import PERIOD, seed, step
 
 from mirage_ros.core.camera import Camera
@@ -25,12 +26,14 @@ from mirage_ros.ros.worker import (
     Load,
     Observe,
     Prompt,
+    Redate,
     Reset,
     Restore,
+    SeedName,
     Step,
     WorkerConfig,
 )
-from mirage_ros.seeds import Seed, level_camera_pose
+from mirage_ros.seeds import Seed, level_camera_pose, load_seed
 
 EVERYTHING = Erase((-100.0,) * 3, (100.0,) * 3)
 LATE = 1_000 * PERIOD
@@ -87,6 +90,49 @@ def test_an_untouched_seed_dates_from_just_before_the_first_frame():
     engine = engine_with_a_seed()
     engine.carry_out(away())
     assert births(engine).min() == LATE - PERIOD
+
+
+def elsewhere() -> np.ndarray:
+    """A level camera that looks along the world's y."""
+    pose = level_camera_pose()
+    turn = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], np.float64)
+    pose[:3, :3] = turn @ pose[:3, :3]
+    pose[:3, 3] = 40.0, -7.0, 2.0
+    return pose
+
+
+@pytest.mark.parametrize("given_ns", [None, PERIOD])
+@pytest.mark.parametrize("redated", [False, True])
+def test_an_anchored_world_stands_where_the_first_frame_does(tmp_path, given_ns, redated):
+    name, pose = SeedName(str(write_seed(tmp_path))), elsewhere()
+    plain, engine = (
+        Engine(PixelModel(chunk_frames=1), WorkerConfig(period_ns=PERIOD, anchored=how))
+        for how in (False, True)
+    )
+    for each in (plain, engine):
+        each.carry_out(Reset(name, given_ns, "test"))
+        if redated:
+            each.carry_out(Redate())
+    seeds = load_seed(name.name).camera.world_from_camera
+    expected = plain.carry_out(Step(Planned((LATE,), seeds[None]), cloud_period_s=0.0))
+    done = engine.carry_out(Step(Planned((LATE,), pose[None]), cloud_period_s=1e9))
+    np.testing.assert_array_equal(done.values["start"], pose)
+    assert "start" not in expected.values
+    assert np.array_equal(done.chunk.frames[0].rgb, expected.chunk.frames[0].rgb)
+    assert done.chunk.observed_fraction > 0.9
+    world_from_seed = pose @ np.linalg.inv(seeds)
+    moved = expected.points.xyz @ world_from_seed[:3, :3].T + world_from_seed[:3, 3]
+    order, other = (np.lexsort(points.round(2).T) for points in (done.points.xyz, moved))
+    np.testing.assert_allclose(done.points.xyz[order], moved[other], atol=1e-2)
+    again = engine.carry_out(Step(Planned((LATE + PERIOD,), seeds[None]), cloud_period_s=1e9))
+    assert "start" not in again.values, "a world is put somewhere once"
+
+
+def test_a_live_seed_stays_where_its_camera_was():
+    engine = Engine(PixelModel(chunk_frames=1), WorkerConfig(period_ns=PERIOD, anchored=True))
+    engine.carry_out(Reset(seed(), None, "test"))
+    done = engine.carry_out(Step(Planned((LATE,), elsewhere()[None]), cloud_period_s=1e9))
+    assert "start" not in done.values and done.chunk.observed_fraction < 0.1
 
 
 def test_a_seed_that_loses_much_to_cropping_is_told_of_once(recwarn):

@@ -11,12 +11,16 @@ import pytest
 from make_seed import write_seed
 from plans import PERIOD, START, expect_the_plan, sideways, stamps
 from ros_client import PICTURES, RENDERED, TESTS, Client, NodeProcess, make_path
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
+from simulation_interfaces.srv import GetNamedPoses
+from tf2_msgs.msg import TFMessage
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.ros.conversions import (
     camera_from_ros,
     camera_info_to_ros,
+    pose_from_ros,
     transform_from_ros,
 )
 from mirage_ros.ros.image_conversions import (
@@ -104,6 +108,64 @@ def cell_medians(depth_m: np.ndarray) -> np.ndarray:
     rows, columns = depth_m.shape
     cells = depth_m.reshape(rows // 8, 8, columns // 8, 8)
     return np.nanmedian(cells, axis=(1, 3))
+
+
+def start_poses(client) -> list[np.ndarray]:
+    """Poses of the world's start that come on /tf_static from now on."""
+    found = []
+
+    def take(message: TFMessage) -> None:
+        for transform in message.transforms:
+            if transform.child_frame_id == "mirage_start_optical_frame":
+                assert transform.header.frame_id == "world"
+                found.append(transform_from_ros(transform))
+
+    latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    client.node.create_subscription(TFMessage, "/tf_static", take, latched)
+    return found
+
+
+def test_where_the_world_starts_is_on_tf_static(client, seed_folder):
+    """Also for who comes late, and the same as get_named_poses says."""
+    found = start_poses(client)
+    client.spin(lambda: found)
+    np.testing.assert_allclose(found[-1], sideways(seed_folder, 1)[0], atol=1e-9)
+    ask = client.node.create_client(GetNamedPoses, "mirage_node/get_named_poses")
+    (named,) = client.call(ask, GetNamedPoses.Request()).poses
+    np.testing.assert_allclose(pose_from_ros(named.pose), found[-1], atol=1e-9)
+
+
+def test_a_plan_that_starts_far_off_is_told_once_with_the_distance(client, process, seed_folder):
+    far, told = sideways(seed_folder, 12), "The plan starts 5.0 m from where the world does"
+    for pose in far:
+        pose[2, 3] += 5.0
+    client.send_tf(stamps(12), far)
+    client.wait_for_frames(12)
+    client.spin(lambda: told in client.problems(), patience_s=10)
+    assert process.text().count(told) == 1
+    assert "'mirage_start_optical_frame' on /tf_static" in process.text()
+
+
+def test_an_anchored_world_starts_where_the_camera_is(tmp_path, seed_folder):
+    words = ("--seed", str(seed_folder), "--ros-args", "-p", "anchor:=tf", "-p", "plan_idle_s:=0.4")
+    node = NodeProcess(tmp_path, *words)
+    client = Client(node)
+    try:
+        client.connect()
+        node.wait_for("New world")
+        poses = sideways(seed_folder, 4)
+        for pose in poses:
+            pose[:3, 3] += 30.0, -4.0, 0.5
+        client.send_tf(stamps(4), poses)
+        client.wait_for_frames(4)
+        found = start_poses(client)
+        client.spin(lambda: found and np.allclose(found[-1], poses[0], atol=1e-6))
+        assert mask_from_ros(client.got["observed/image"][0]).mean() > 0.9
+        node.wait_for("The world was put where the plan starts: (28.50, -6.50, 1.70) m")
+        assert "The plan starts" not in client.problems()
+    finally:
+        client.close()
+        node.close()
 
 
 def test_a_path_is_rendered_like_tf(client, seed_folder):

@@ -28,6 +28,8 @@ class NodeConfig:
     world_frame: str = "world"
     camera_frame: str = "camera_color_optical_frame"
     rendered_camera_frame: str = "mirage_camera_optical_frame"
+    start_frame: str = "mirage_start_optical_frame"
+    anchor: str = "seed"
     frame_rate_hz: float = 10.0
     image_width: int = 0
     image_height: int = 0

@@ -23,5 +23,6 @@ def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) ->
         use_memory=config.use_memory,
         max_memory_bytes=config.max_memory_mb * 2**20,
         period_ns=plan_config(config).period_ns,
+        anchored=config.anchor == "tf",
         views=tuple(camera.view for camera in rig) or (single,),
     )

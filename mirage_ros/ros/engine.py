@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
@@ -47,19 +48,21 @@ FORCING = (Load, Fork)
 
 @dataclass(frozen=True)
 class Dating:
-    """Whether the world's time is settled; its first frame settles it.
+    """Whether the world's time, and its place, are settled; its first frame settles them.
 
     Attributes:
         done: it is.
         seed: what the world begins with, to begin again at the time just before that frame.
         changes: what was done to the world since, to be done again then.
         given_ns: the time that the world was given, which holds if it is before that frame.
+        movable: the seed's camera is to stand where that frame's does.
     """
 
     done: bool = True
     seed: Seed | None = None
     changes: tuple[Command, ...] = ()
     given_ns: int | None = None
+    movable: bool = False
 
 
 class Engine:
@@ -127,14 +130,15 @@ class Engine:
         with seed_warnings() as told:
             seed = command.seed.load() if isinstance(command.seed, SeedName) else command.seed
             chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns or 0)
-        self._dating = Dating(False, seed, given_ns=command.stamp_ns)
+        movable = self.config.anchored and isinstance(command.seed, SeedName)
+        self._dating = Dating(False, seed, given_ns=command.stamp_ns, movable=movable)
         return _done(command, chunk, warnings=tuple(told))
 
     def _step(self, command: Step) -> Done:
         planned = command.planned
-        self._date(planned.stamps_ns[0])
-        stamps = np.array(planned.stamps_ns, np.int64)
         poses = command.poses or (planned.world_from_camera,)
+        start = self._settle(planned.stamps_ns[0], poses[0][0])
+        stamps = np.array(planned.stamps_ns, np.int64)
         views = self.config.views
         cameras = [self._camera(view, pose) for view, pose in zip(views, poses, strict=True)]
         chunks = [
@@ -142,11 +146,12 @@ class Engine:
             for chunk, view in zip(self._rig.step(cameras, stamps), views, strict=True)
         ]
         others = tuple(chunk.frames for chunk in chunks[1:])
-        return replace(_done(command, _summed(chunks)), others=others)
+        return replace(_done(command, _summed(chunks), **start), others=others)
 
     def _redate(self, command: Redate) -> Done:
         self._world.memory  # noqa: B018 - raises without a world
-        self._dating = Dating(False)
+        dating = self._dating
+        self._dating = replace(dating, given_ns=None) if dating.movable else Dating(False)
         return _done(command)
 
     def _cloud(self, command: Cloud) -> Done:
@@ -219,19 +224,30 @@ class Engine:
         self._cloud_sent_s = now_s
         return self._world.memory.to_points()
 
-    def _date(self, first_ns: int) -> None:
-        """A world begins before its first frame, whatever clock its stamp is from."""
+    def _settle(self, first_ns: int, first_pose: Float[np.ndarray, "4 4"]) -> dict[str, np.ndarray]:
+        """A world begins before its first frame, whatever clock its stamp is from.
+
+        Returns:
+            {"start": world_from_camera} where the world was moved to the first frame's pose.
+        """
         dating, self._dating = self._dating, Dating()
-        if dating.done or (dating.given_ns is not None and dating.given_ns < first_ns):
-            return
-        stamp_ns, seed = first_ns - self.config.period_ns, dating.seed
+        moves = dating.movable and dating.seed is not None
+        dated = dating.done or (dating.given_ns is not None and dating.given_ns < first_ns)
+        if dated and not moves:
+            return {}
+        stamp_ns, seed = dating.given_ns if dated else first_ns - self.config.period_ns, dating.seed
         if seed is None:
             redated(self._world, stamp_ns)
-            return
+            return {}
+        camera = seed.camera
+        if moves:
+            camera = Camera(camera.intrinsics, first_pose, camera.size)
+            self._cloud_sent_s = -np.inf  # the one that was sent stands elsewhere
         with seed_warnings():  # told already
-            self._world.reset(seed.rgb, seed.camera, seed.depth_m, stamp_ns)
+            self._world.reset(seed.rgb, camera, seed.depth_m, stamp_ns)
         for command in dating.changes:
             self._actions[type(command)](command)
+        return {"start": first_pose} if moves else {}
 
     def _note_undated(self, command: Command) -> None:
         """A world to which much is done keeps the dates that it has: its seed's age is wrong."""

@@ -96,12 +96,13 @@ class MirageNode(GuardedNode):
         self._guard = self.create_guard_condition(self._on_wake)
         self.results = Results(self)
         self.reporter = Reporter(self)
+        own = {camera.frame_id for camera in self.output.cameras} | {self.config.start_frame}
         self._tf = TfIntake(
             self.buffer,
             self.plan,
             self.health,
             self.config,
-            own_frames={camera.frame_id for camera in self.output.cameras},
+            own_frames=own,
             cameras=[c.frame for c in self.rig if c.planned_from_camera is None],
             published_ns=lambda: self.outbox.last_stamp_ns,
             replan=self._replan,

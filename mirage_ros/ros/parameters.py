@@ -82,6 +82,17 @@ TABLE: dict[str, Row] = {
     "rendered_camera_frame": Row(
         "Frame id of the published pictures; its pose is published on TF.", frame=True
     ),
+    "start_frame": Row(
+        "Frame on /tf_static where the world starts: the pose that its seed was taken from, "
+        "optical axes.",
+        frame=True,
+    ),
+    "anchor": Row(
+        "Where the world stands in world_frame. seed: its camera is where the seed says; tf: the "
+        "world is put so that the seed's camera stands at the first frame's planned pose. Live "
+        "seeds and saved worlds stay where they are.",
+        choices=("seed", "tf"),
+    ),
     "frame_rate_hz": Row("Frames per second of planned time.", low=0.1, high=240.0),
     "image_width": Row(
         "Width of the published pictures, pixels; 0 is the model's.", low=0, high=8192
@@ -184,11 +195,12 @@ def check(config: NodeConfig) -> None:
             raise MirageError(f"{name} is {value}; {_allowed(name)}.")
         if row.frame and (not value or value.startswith("/")):
             raise MirageError(f"{name} is '{value}'; set a frame name without a leading slash.")
-    if config.rendered_camera_frame in (config.camera_frame, config.world_frame):
-        raise MirageError(
-            f"rendered_camera_frame is '{config.rendered_camera_frame}', which others publish; "
-            "set a frame of its own."
-        )
+    others = [config.camera_frame, config.world_frame]
+    for name in ("rendered_camera_frame", "start_frame"):
+        frame = getattr(config, name)
+        if frame in others:
+            raise MirageError(f"{name} is '{frame}', which others publish; set a frame of its own.")
+        others.append(frame)
     if config.camera_frame == config.world_frame:
         raise MirageError(
             f"camera_frame and world_frame are both '{config.world_frame}'; set two frames."

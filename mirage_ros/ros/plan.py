@@ -175,6 +175,11 @@ class Plan:
         """Where the camera stands before anything is planned."""
         self._rest, self._rest_since_ns = world_from_camera, -1
 
+    def moved_to(self, world_from_camera: Float[np.ndarray, "4 4"]) -> None:
+        """The same, for a world that was moved; a camera that was put somewhere stays there."""
+        if self._rest_since_ns < 0:
+            self._rest = world_from_camera
+
     def rest_at(self, world_from_camera: Float[np.ndarray, "4 4"]) -> None:
         """Where the camera stands until poses later than now are planned; a Path is dropped."""
         self._rest, self._path = world_from_camera, None

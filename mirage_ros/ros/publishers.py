@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from geometry_msgs.msg import TransformStamped
+from jaxtyping import Float
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
@@ -106,6 +108,7 @@ class Publishers:
         self._cloud = node.create_publisher(PointCloud2, "cache/points", LATCHED)
         self._status = node.create_publisher(RolloutStatus, "status", streamed(config.image_depth))
         self._tf = node.create_publisher(TFMessage, "/tf", streamed(100))
+        self._static = node.create_publisher(TFMessage, "/tf_static", LATCHED)
         self._taps = [[tap(node, config, camera) for tap in TAPS] for camera in cameras]
 
     def full_for(self, now_s: float) -> dict[str, float]:
@@ -126,6 +129,12 @@ class Publishers:
             if names:
                 found[topic] = names
         return found
+
+    def start(self, world_from_camera: Float[np.ndarray, "4 4"]) -> None:
+        """Where the world starts, for whoever comes."""
+        frames = (self._config.world_frame, self._config.start_frame)
+        transforms = [transform_to_ros(world_from_camera, *frames, 0)]
+        self._static.publish(TFMessage(transforms=transforms))
 
     def instant(self, frames: Sequence[Frame]) -> None:
         """TF first, so that who receives a picture can place it at once."""

@@ -145,7 +145,7 @@ class Reporter:
             "starved": rollout is not None and bool(rollout.waiting),
             "plan_to_first_frame_s": float(self._node.outbox.plan_to_first_frame_s),
         }
-        level, text = self._worst("path", "untimed", "tf", "plan", "clock")
+        level, text = self._worst("path", "untimed", "tf", "plan", "clock", "start")
         return level, text or "planned", values
 
     def _inference(self):

@@ -59,6 +59,7 @@ class Results:
         else:
             node.health.ok("snapshot")
         if isinstance(command, Step):
+            node.world.showed(done)
             node.figures.add(done.chunk, done.seconds)
             node.health.ok("world")
             node.outbox.put(done)

@@ -108,6 +108,8 @@ class TfIntake:
         try:
             if isinstance(pose, MirageError):
                 raise pose
+            if pose.child in self._own:
+                return False
             return self._enter_static(pose) if message.static else self._enter(pose)
         except MirageError as error:
             self._health.error("tf", str(error))
@@ -118,8 +120,6 @@ class TfIntake:
         return True
 
     def _enter(self, pose: Pose) -> bool:
-        if pose.child in self._own:
-            return False
         track = self._buffer.tracks.get(pose.child)
         latest_ns = track.stamps[-1] if track and track.stamps else 0
         known = self._buffer.holds(pose)

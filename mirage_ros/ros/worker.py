@@ -36,6 +36,7 @@ class WorkerConfig:
         world_seed, use_memory, max_memory_bytes: see WorldConfig.
         period_ns: time between frames.
         views: the cameras, one or more.
+        anchored: a named seed's camera stands at the first frame's pose, and its world with it.
         snapshots: folder for the worker's own snapshots; None keeps none.
     """
 
@@ -44,6 +45,7 @@ class WorkerConfig:
     max_memory_bytes: int = 512 * 2**20
     period_ns: int = 100_000_000
     views: tuple[View, ...] = (View(),)
+    anchored: bool = False
     snapshots: str | None = None
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from mirage_ros.core.errors import MirageError
-from mirage_ros.core.frames import Points
+from mirage_ros.core.frames import Chunk, Points
 from mirage_ros.ros.conversions import SECOND_NS, stamp_from_ros
 from mirage_ros.ros.seed_input import seed_from_ros
 from mirage_ros.ros.worker import Done, Failed, Load, Redate, Reset, Unload
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 Then = Callable[[Done | Failed], None]
 LIVE = "seed/image"
+# A plan that starts further off the start, or where memory shows less, is told.
+FAR_M = 2.0
+LEAST_SEEN = 0.05
+TILT_DEG = 2.0
 NO_POINTS = Points(
     np.zeros((0, 3), np.float32),
     np.zeros((0, 3), np.uint8),
@@ -193,6 +198,46 @@ class WorldKeeper:
         except MirageError as error:
             node.health.error("seed", str(error))
 
+    def showed(self, done: Done) -> None:
+        """A chunk is there. The first one of a world says where the plan starts in it."""
+        if "start" in done.values:
+            self._moved_to(done.values["start"])
+        if self._node.figures.chunks == 0:
+            self._check_start(done.chunk)
+
+    def _moved_to(self, start_pose: Float[np.ndarray, "4 4"]) -> None:
+        """The seed's camera, and the world with it, was put where the plan begins."""
+        node = self._node
+        world_from_seed = start_pose @ np.linalg.inv(self.start_pose)
+        tilt_deg = np.degrees(np.arccos(np.clip(world_from_seed[2, 2], -1, 1)))
+        leans = f"; its up leans {tilt_deg:.0f} degrees there" if tilt_deg > TILT_DEG else ""
+        self.start_pose = start_pose
+        node.output.start(start_pose)
+        node.plan.moved_to(start_pose)
+        node.get_logger().info(f"The world was put where the plan starts: {self._start}{leans}.")
+
+    @property
+    def _start(self) -> str:
+        """The start's position, for people."""
+        place = ", ".join(f"{value:.2f}" for value in self.start_pose[:3, 3])
+        return f"({place}) m in '{self._node.config.world_frame}'"
+
+    def _check_start(self, chunk: Chunk) -> None:
+        node, first = self._node, chunk.frames[0].camera.world_from_camera
+        far_m = float(np.linalg.norm(first[:3, 3] - self.start_pose[:3, 3]))
+        unseen = node.config.use_memory and chunk.observed_fraction < LEAST_SEEN
+        if far_m <= FAR_M and not unseen:
+            return
+        node.health.warn(
+            "start",
+            f"The plan starts {far_m:.1f} m from where the world does, and memory shows "
+            f"{chunk.observed_fraction:.0%} of its first pictures; what it does not hold is "
+            f"imagined. The world starts at {self._start}, as '{node.config.start_frame}' on "
+            "/tf_static says; plan from there, or set anchor to tf.",
+        )
+        # Said of this plan; a next world's is looked at again.
+        node.health.ok("start")
+
     def _again(self, keep_time: bool) -> Reset | Load:
         """The origin once more, at the time it is or at the start."""
         stamp_ns = self._node.plan.cursor_ns if keep_time else self.start_ns
@@ -240,6 +285,7 @@ class WorldKeeper:
         else:
             self.start_pose = done.values["world_from_camera"]
             node.figures.new_world(done.values["tokens"], done.values["bytes"])
+        node.output.start(self.start_pose)
         node.plan.begin_at(self.start_pose)
         node.cameras.placed(self.start_pose)
         node.health.ok("seed")
