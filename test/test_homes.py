@@ -17,6 +17,7 @@ from mirage_ros.scenes import Renderer, camera_path, make_scene
 from mirage_ros.scenes.builder import Builder
 from mirage_ros.scenes.catalogue import Catalogue
 from mirage_ros.scenes.homes import make_home
+from mirage_ros.scenes.meshes import Piece, simplified
 from mirage_ros.scenes.paths import CLEARANCE_M
 from mirage_ros.scenes.placing import Layout
 from mirage_ros.scenes.sweethome import make_catalogue
@@ -121,6 +122,20 @@ def test_tops_are_where_things_can_stand_and_be_seen(furniture):
     shelves = furniture.models[furniture.of("bookcase")[0]]
     np.testing.assert_allclose(shelves.tops[:, 4], [0.054, 0.639, 1.224, 1.8], atol=0.01)
     assert (shelves.tops[:-1, 5] < 0.6).all()
+
+
+def test_heavy_models_keep_their_shape_and_their_picture():
+    pytest.importorskip("fast_simplification", reason="only making the cache needs fast-simplification")
+    ball = trimesh.creation.icosphere(subdivisions=5)
+    corners = ball.vertices[ball.faces]
+    pieces = [Piece(corners, corners[..., :2], np.zeros((4, 4, 3), np.uint8), np.zeros(3))]
+    (made,) = simplified(pieces, 600)
+    assert 300 < len(made.corners) < 900
+    np.testing.assert_allclose(np.linalg.norm(made.corners, axis=-1), 1, atol=0.03)
+    assert np.abs(made.texcoords - made.corners[..., :2]).mean() < 0.03
+    leaves = trimesh.creation.box((0.05, 0.001, 0.02))
+    corners = np.concatenate([leaves.vertices[leaves.faces] + [[[x, y, 0.0]]] for x in range(20) for y in range(20)])
+    assert 0 < sum(len(piece.corners) for piece in simplified([Piece(corners, None, None, np.zeros(3))], 900)) < 3000
 
 
 @pytest.mark.parametrize("kind", HOMES)

@@ -129,10 +129,10 @@ def _build(b, w, rng, look, room: Room, frame, board, parquet) -> None:
     if room.kind == "bathroom":
         paints = [look.cover("tiles", "wall_tiles", 0.2)] * 4
     else:
-        first = look.cover("wall", "paint", 0.2)
+        first = look.cover("wall", "paint", 0.12)
         paints = [first] * 4
         if rng.random() < 0.35:
-            paints[rng.integers(4)] = look.cover("wall", "paint", 0.3)
+            paints[rng.integers(4)] = look.cover("wall", "paint", 0.2)
     floor = look.cover("floor", "floor_tiles", 0.4) if wet and rng.random() < 0.8 else parquet
     floor = w.carpeting() if room.kind in ("bedroom", "office") and rng.random() < 0.4 else floor
     openings: dict[str, list] = {}

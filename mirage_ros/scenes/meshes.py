@@ -70,10 +70,12 @@ def simplified(pieces: list[Piece], target: int) -> list[Piece]:
         kept = sum(piece.area for piece in made) > 0.8 * area
         if kept and sum(len(piece.corners) for piece in made) < 1.5 * more * target + 100:
             return made
-    thin = [_thinned(piece, int(max(8, 6 * target * share))) for piece, share in zip(pieces, shares, strict=True)]
-    made = [_decimated(piece, int(max(8, 2.2 * target * share))) for piece, share in zip(thin, shares, strict=True)]
-    if sum(p.area for p in made) > 0.25 * area and sum(len(p.corners) for p in made) < 3 * target + 200:
-        return made
+    for bits in (6, 2.2):
+        thin = [_thinned(piece, int(max(8, bits * target * share))) for piece, share in zip(pieces, shares, strict=True)]
+        made = [_decimated(piece, int(max(8, 2.2 * target * share))) for piece, share in zip(thin, shares, strict=True)]
+        made = [piece for piece in made if len(piece.corners)]
+        if sum(p.area for p in made) > 0.25 * area and sum(len(p.corners) for p in made) < 3 * target + 200:
+            return made
     raise TooIntricate
 
 
