@@ -103,6 +103,22 @@ def test_the_first_frame_is_the_seed_with_its_depth(client, seed_folder):
     assert np.nanmedian(np.abs(cell_medians(depth) - cell_medians(expected))) < 0.05
 
 
+def test_a_slip_of_the_plan_and_a_bag_played_again_do_not_silence_the_node(
+    client, seed_folder, process
+):
+    planned, poses = stamps(30), sideways(seed_folder, 30)
+    for played in range(2):
+        client.clear()
+        for index in range(30):
+            client.send_tf(planned[index : index + 1], poses[index : index + 1])
+            if index % 10 == 7:
+                client.send_tf([(2**31 - 1) * 10**9], poses[:1])
+            client.spin_for(0.06)
+        expect_the_plan(client, planned)
+        assert process.text().count("the plan starts over with them") == played
+    assert "stamped 2147483647000000000 ns, more than plan_horizon_s" in process.text()
+
+
 def cell_medians(depth_m: np.ndarray) -> np.ndarray:
     """One depth per 8 x 8 pixels: the fake model knows no more."""
     rows, columns = depth_m.shape

@@ -38,6 +38,7 @@ class NodeConfig:
     plan_idle_s: float = 1.0
     plan_gap_s: float = 1.0
     plan_history_s: float = 300.0
+    plan_horizon_s: float = 300.0
     max_extrapolation_s: float = 1.0
     world_seed: int = 0
     use_memory: bool = True

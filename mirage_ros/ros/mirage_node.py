@@ -26,6 +26,7 @@ from mirage_ros.ros.lifecycle import LifeCycle
 from mirage_ros.ros.observations import Observations
 from mirage_ros.ros.outbox import Outbox
 from mirage_ros.ros.plan import Plan
+from mirage_ros.ros.plan_intake import PlanIntake, Reactions
 from mirage_ros.ros.publishers import TF_DEPTH, Publishers, streamed
 from mirage_ros.ros.prompting import PromptInput
 from mirage_ros.ros.report import Reporter
@@ -33,13 +34,11 @@ from mirage_ros.ros.results import Results
 from mirage_ros.ros.rig_config import mounted, read_rig, single_camera
 from mirage_ros.ros.rollout import Rollout
 from mirage_ros.ros.seed_input import KINDS, SeedInput
-from mirage_ros.ros.serialized import Untimed, path_from_bytes
 from mirage_ros.ros.shipped import PRELOAD, shipped_model
 from mirage_ros.ros.simulation.cameras import CameraStates
 from mirage_ros.ros.simulation.clock import SimClock
 from mirage_ros.ros.simulation.stepping import Stepper
 from mirage_ros.ros.tf_buffer import make_buffer
-from mirage_ros.ros.tf_intake import TfIntake
 from mirage_ros.ros.world_keeper import WorldKeeper
 
 PUMP_PERIOD_S = 0.05
@@ -97,18 +96,16 @@ class MirageNode(GuardedNode):
         self.results = Results(self)
         self.reporter = Reporter(self)
         own = {camera.frame_id for camera in self.output.cameras} | {self.config.start_frame}
-        self._tf = TfIntake(
+        self._intake = PlanIntake(
             self.buffer,
             self.plan,
             self.health,
             self.config,
+            self._reactions(),
             own_frames=own,
             cameras=[c.frame for c in self.rig if c.planned_from_camera is None],
-            published_ns=lambda: self.outbox.last_stamp_ns,
-            replan=self._replan,
-            go_on=lambda: self._more_tf.trigger(),
         )
-        self._more_tf = self.create_guard_condition(self._tf.work_off)
+        self._more_tf = self.create_guard_condition(self._intake.work_off)
         self.seed_input = SeedInput()
         self.observations = Observations(self)
         # One that fails must not keep the others from being done.
@@ -226,9 +223,9 @@ class MirageNode(GuardedNode):
         latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         # Raw: who sends many poses at once must not keep the services waiting.
         for kind, topic, callback, qos in (
-            (TFMessage, "/tf", self._tf.moving, streamed(TF_DEPTH)),
-            (TFMessage, "/tf_static", self._tf.static, latched),
-            (Path, "plan", self._on_path, streamed(10)),
+            (TFMessage, "/tf", self._intake.moving, streamed(TF_DEPTH)),
+            (TFMessage, "/tf_static", self._intake.static, latched),
+            (Path, "plan", self._intake.path, streamed(10)),
         ):
             self.create_subscription(kind, topic, callback, qos, raw=True)
         self._prompts = PromptInput(self)
@@ -248,25 +245,19 @@ class MirageNode(GuardedNode):
         self.config, reason = parameters.changed(self.config, wanted)
         return parameters.result(reason)
 
-    def _on_path(self, data: bytes) -> None:
-        try:
-            path = path_from_bytes(data)
-            if self.plan.knows(path):
-                return
-            if self.rollout is not None:
-                self.rollout.replan()
-            self.plan.set_path(path)
-        except Untimed as error:
-            # It may come all the time, as from a planner that is there for others.
-            self.health.warn("untimed", str(error), once=True)
-            self.health.ok("untimed")
-            return
-        except MirageError as error:
-            self.health.error("path", str(error))
-            return
+    def _reactions(self) -> Reactions:
+        return Reactions(
+            published_ns=lambda: self.outbox.last_stamp_ns,
+            replan=self._replan,
+            take_back=lambda: self.rollout.replan() if self.rollout is not None else None,
+            path_came=self._path_came,
+            start_over=self._start_over,
+            go_on=lambda: self._more_tf.trigger(),
+        )
+
+    def _path_came(self, poses: int) -> None:
         self._plan_came()
-        self.health.ok("path")
-        self.get_logger().info(f"Got a plan of {len(path.stamps_ns)} poses.")
+        self.get_logger().info(f"Got a plan of {poses} poses.")
 
     def _on_seed(self, kind: str):
         def callback(message: Image | CameraInfo) -> None:
@@ -294,6 +285,14 @@ class MirageNode(GuardedNode):
             return
         self.world.jumped_back()
         self.get_logger().warning("Time jumped back; the plan starts over with the next poses.")
+
+    def _start_over(self, reason: str) -> bool:
+        """The plan starts over, unless poses are rendered that were given as a list."""
+        if self.rollout is not None and self.rollout.pacing.errand is not None:
+            return False
+        self.world.jumped_back()
+        self.get_logger().warning(reason)
+        return True
 
     def _on_wake(self) -> None:
         self.results.work_off()

@@ -124,6 +124,12 @@ TABLE: dict[str, Row] = {
     "plan_history_s": Row(
         "How much planned time is kept until it is rendered.", low=10.0, high=36000.0
     ),
+    "plan_horizon_s": Row(
+        "A pose stamped further than this after all that is known is left out and told, unless "
+        "three in a row go on from there.",
+        low=1.0,
+        high=1e6,
+    ),
     "max_extrapolation_s": Row(
         "How far extrapolate goes beyond the plan.", low=0.0, high=60.0, live=True
     ),

@@ -49,12 +49,14 @@ class Buffer:
     """Keeps `history_s` of planned time of every frame.
 
     Attributes:
+        newest_ns: of all stamps since it was empty.
         cleared: how often `clear` was called.
     """
 
     def __init__(self, history_s: float = 60.0) -> None:
         self.history_ns = int(history_s * SECOND_NS)
         self.tracks: dict[str, Track] = {}
+        self.newest_ns: int | None = None
         self.cleared = 0
 
     def set_transform(self, transform: TransformStamped, authority: str = "") -> None:
@@ -75,6 +77,7 @@ class Buffer:
         track = self._track(pose.parent, pose.child, static=False)
         track.insert(pose.stamp_ns, pose.position, pose.quaternion)
         track.forget_before(track.stamps[-1] - self.history_ns)
+        self.newest_ns = max(pose.stamp_ns, self.newest_ns or 0)
 
     def holds(self, pose: Pose) -> bool:
         """It is there already, just so."""
@@ -91,6 +94,7 @@ class Buffer:
     def clear(self) -> None:
         """Forgets what moves; static transforms are published once and stay."""
         self.tracks = {name: track for name, track in self.tracks.items() if track.static}
+        self.newest_ns = None
         self.cleared += 1
 
     def _track(self, parent: str, child: str, static: bool) -> Track:
