@@ -410,6 +410,21 @@ def test_beyond_the_plan_frames_are_made_up_only_for_the_time_that_passed(policy
     np.testing.assert_allclose(planned.world_from_camera[-1], expected, atol=1e-9)
 
 
+def test_late_frames_are_left_out_while_a_chunk_of_later_ones_is_planned():
+    buffer = Buffer()
+    plan = make_plan(buffer)
+    feed(buffer, stamps(20))
+    assert plan.peek(4).skipped == 0
+    for late_ns, first in ((START, 0), (START + 1, 1), (START + 7 * PERIOD, 7), (LAST, 16)):
+        planned = plan.peek(4, late_before_ns=late_ns)
+        assert planned.stamps_ns == tuple(stamps(20)[first : first + 4])
+        assert planned.skipped == first
+    plan.commit(plan.peek(4, late_before_ns=START + 18 * PERIOD))
+    assert plan.peek(4, late_before_ns=LAST) is None
+    feed(buffer, stamps(2, first=START + 20 * PERIOD))
+    assert plan.peek(4, late_before_ns=LAST).stamps_ns == tuple(stamps(2, first=START + 20 * PERIOD))
+
+
 def test_extrapolation_has_a_limit():
     buffer = Buffer()
     plan = make_plan(buffer)

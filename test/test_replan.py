@@ -114,6 +114,43 @@ def test_a_new_plan_is_timed_until_its_first_frame(client, folder, gate):
 
 
 
+@pytest.mark.parametrize("late_plan", ["all", "skip"])
+def test_where_rendering_is_slower_than_the_plan(client, folder, gate, late_plan):
+    """Eight poses come while four frames are made."""
+    assert client.set_parameter("late_plan", late_plan) == (True, "")
+    gate.shut()
+    ticks, first, lags_s = 6, 10**18, []  # a clock of the past
+    planned, poses = stamps(8 * ticks, first), sideways(folder, 8 * ticks, 0.002)
+    skipped = int(client.fresh_diagnostic("plan")["frames_skipped"])
+    for tick in range(ticks):
+        now = slice(8 * tick, 8 * tick + 8)
+        client.send_tf(planned[now], poses[now])
+        newest = str(planned[now][-1])
+        client.spin(lambda: client.fresh_diagnostic("plan")["planned_until_ns"] == newest)  # noqa: B023
+        if tick == 0:
+            client.wait_for_queue(1 if late_plan == "skip" else 2)
+            continue
+        gate.let(1)
+        client.wait_for_frames(CHUNK * tick)
+        told = client.fresh_diagnostic("plan")
+        lags_s.append((planned[now][-1] - client.stamps("color/image_raw")[-1]) / 1e9)
+        assert float(told["lag_s"]) == pytest.approx(lags_s[-1])
+        assert float(told["latency_s"]) > 0
+    skipped = int(told["frames_skipped"]) - skipped
+    came = client.stamps("color/image_raw")
+    if late_plan == "all":
+        assert came == planned[: len(came)] and skipped == 0
+        assert lags_s == pytest.approx([1.2, 1.6, 2.0, 2.4, 2.8])
+    else:
+        # The first ones are taken as they come.
+        newest = [stamp for index, stamp in enumerate(planned) if index % 8 >= 4]
+        assert came[CHUNK:] == newest[CHUNK : len(came)]
+        assert skipped >= 4 * (ticks - 1)
+        assert lags_s[1:] == pytest.approx([0.8] * 4), "what comes while a chunk is made"
+    gate.open()
+    client.set_parameter("late_plan", "all")
+
+
 def test_when_time_jumps_back_the_plan_starts_over_and_nothing_old_comes(client, folder, gate):
     clock = client.node.create_publisher(Clock, "/clock", 10)
     late, early = START + 10**13, START + 10**12

@@ -35,6 +35,7 @@ class NodeConfig:
     image_height: int = 0
     hfov_deg: float = 0.0
     on_missing_plan: str = "wait"
+    late_plan: str = "all"
     plan_idle_s: float = 1.0
     plan_gap_s: float = 1.0
     plan_history_s: float = 300.0

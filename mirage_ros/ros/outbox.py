@@ -147,7 +147,9 @@ class Outbox:
         stamp_ns = self.last_stamp_ns = frames[0].stamp_ns
         if node.sim_clock is not None:
             node.sim_clock.advance(stamp_ns)
-        waited_s = node.rollout.pacing.first_frame(time.monotonic(), stamp_ns)
+        now_s = time.monotonic()
+        node.rollout.pacing.published(now_s, stamp_ns)
+        waited_s = node.rollout.pacing.first_frame(now_s, stamp_ns)
         if waited_s is not None:
             self.plan_to_first_frame_s = waited_s
         node.stepper.frame(stamp_ns)

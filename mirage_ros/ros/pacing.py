@@ -1,12 +1,14 @@
 """When the next frames are due: whose plan they follow, and how many at once.
 
 *Stream* follows the plan: full chunks as they are planned, a part of one when nothing more comes.
+Where rendering is slower it takes all of them later and later, or leaves out those that are late.
 *Lockstep* takes the same number of frames every time, so that the same plan gives the same frames
 however its poses arrive. *Paused* takes what a step asks for and no more.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -20,6 +22,7 @@ from mirage_ros.ros.tracks import TransformError
 
 SECOND_NS = 1_000_000_000
 FOREVER_NS = 2**62
+MOST_KNOWN = 10_000
 
 
 @runtime_checkable
@@ -70,6 +73,8 @@ class Pacing:
         budget: frames that may still be handed out; None is any number.
         errand: poses that go first, None without.
         waiting: why nothing is handed out though it should be.
+        skipped: frames that were left out because they were late.
+        latency_s: wall time from a pose's arrival to its frame, of the last frame.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -81,6 +86,32 @@ class Pacing:
         self.stopped = False
         self._growth = Growth()
         self._came: tuple[float, int | None] | None = None
+        self.skipped = 0
+        self.latency_s = 0.0
+        # How far the plan went, and since when (s).
+        self._known: deque[tuple[int, float]] = deque(maxlen=MOST_KNOWN)
+
+    def hear(self, now_s: float) -> None:
+        """Notes how far the plan goes by now."""
+        try:
+            end_ns = self.plan.end_ns()
+        except TransformError:
+            return
+        if end_ns is not None and (not self._known or end_ns > self._known[-1][0]):
+            self._known.append((end_ns, now_s))
+
+    def published(self, now_s: float, stamp_ns: int) -> None:
+        """A frame went out. One that was made up beyond the plan has no latency."""
+        while self._known and self._known[0][0] < stamp_ns:
+            self._known.popleft()
+        if self._known:
+            self.latency_s = now_s - self._known[0][1]
+
+    def lag_s(self, published_ns: int | None) -> float:
+        """Planned time from the last frame that went out to the newest pose that came."""
+        if not self._known or published_ns is None:
+            return 0.0
+        return max(0, self._known[-1][0] - published_ns) / SECOND_NS
 
     def next(
         self, config: NodeConfig, chunk: int, idle_worker: bool, now_s: float, ros_ns: int
@@ -113,11 +144,13 @@ class Pacing:
 
     def commit(self, planned: Planned) -> None:
         self.plan.commit(planned)
+        self.skipped += planned.skipped
         if self.budget is not None:
             self.budget -= len(planned)
 
     def take_back(self, planned: Planned, mark: Mark) -> None:
         self.plan.rewind(mark)
+        self.skipped -= planned.skipped
         if self.budget is not None:
             self.budget += len(planned)
 
@@ -139,6 +172,7 @@ class Pacing:
     def forget_plan(self) -> None:
         """The plan that came is void, and nobody waits for its first frame."""
         self._came = None
+        self._known.clear()
 
     def _end_ns(self, config: NodeConfig) -> int | None:
         try:
@@ -173,7 +207,13 @@ class Pacing:
         self, config: NodeConfig, full: int, idle: bool, idle_worker: bool, ros_ns: int
     ) -> Planned | None:
         """A full chunk; one that is not full only when nothing more is coming."""
-        planned = self.plan.peek(full)
+        late_before_ns = None
+        if config.late_plan == "skip":
+            # Poses that come while a chunk is made are newer than any that could wait for it.
+            if not idle_worker:
+                return None
+            late_before_ns = ros_ns
+        planned = self.plan.peek(full, late_before_ns=late_before_ns)
         if planned is not None and (len(planned) == full or self._before_gap(planned)):
             return planned
         if not idle or not idle_worker:

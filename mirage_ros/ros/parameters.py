@@ -110,6 +110,12 @@ TABLE: dict[str, Row] = {
         choices=("wait", "hold", "extrapolate"),
         live=True,
     ),
+    "late_plan": Row(
+        "Stream, where rendering is slower than the plan: all frames, later and later, or skip "
+        "those that are late (before ROS time) while a chunk of newer ones is planned.",
+        choices=("all", "skip"),
+        live=True,
+    ),
     "plan_idle_s": Row(
         "After this long without newer poses a chunk that is not full is rendered.",
         low=0.05,

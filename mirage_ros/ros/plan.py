@@ -205,8 +205,18 @@ class Plan:
         start = self._next_ns(span[0])
         return max(0, (span[1] - start) // self.config.period_ns + 1)
 
-    def peek(self, count: int, missing: Missing = Missing()) -> Planned | None:  # noqa: B008
-        """Up to `count` next frames, None if there are none. Raises TransformError."""
+    def peek(
+        self,
+        count: int,
+        missing: Missing = Missing(),  # noqa: B008
+        late_before_ns: int | None = None,
+    ) -> Planned | None:
+        """Up to `count` next frames, None if there are none. Raises TransformError.
+
+        Args:
+            late_before_ns: frames before this time are left out where `count` later ones are
+                planned; None leaves out nothing.
+        """
         source = self._active()
         try:
             span = source.span()
@@ -218,6 +228,10 @@ class Plan:
             return self._resting(count) if missing.policy == "hold" else None
         stamps, poses = [], []
         stamp = self._next_ns(span[0])
+        skipped = 0
+        if late_before_ns is not None:
+            skipped = self._late(stamp, span[1], count, late_before_ns)
+            stamp += skipped * self.config.period_ns
         while len(stamps) < count:
             if stamp <= span[1]:
                 before, after = source.gap(stamp)
@@ -233,7 +247,7 @@ class Plan:
             stamps.append(stamp)
             poses.append(pose)
             stamp += self.config.period_ns
-        return Planned(tuple(stamps), np.stack(poses)) if stamps else None
+        return Planned(tuple(stamps), np.stack(poses), skipped) if stamps else None
 
     def commit(self, planned: Planned) -> None:
         """The frames are handed out: they do not come again, and the grid goes on from them."""
@@ -296,6 +310,12 @@ class Plan:
             periods = (self.cursor_ns - stamp) // self.config.period_ns + 1
             stamp += periods * self.config.period_ns
         return max(stamp, first_ns)
+
+    def _late(self, first_ns: int, last_ns: int, count: int, before_ns: int) -> int:
+        """Frames from the first on that are before a time and have `count` others after them."""
+        period_ns = self.config.period_ns
+        others = (last_ns - first_ns) // period_ns + 1 - count
+        return max(0, min(others, -((first_ns - before_ns) // period_ns)))
 
     def _may_rest(self) -> bool:
         return self._rest is not None and self.cursor_ns is not None

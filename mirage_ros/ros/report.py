@@ -145,6 +145,10 @@ class Reporter:
             "starved": rollout is not None and bool(rollout.waiting),
             "plan_to_first_frame_s": float(self._node.outbox.plan_to_first_frame_s),
         }
+        if rollout is not None:
+            values["lag_s"] = rollout.pacing.lag_s(self._node.outbox.last_stamp_ns)
+            values["latency_s"] = rollout.pacing.latency_s
+            values["frames_skipped"] = rollout.pacing.skipped
         level, text = self._worst("path", "untimed", "tf", "plan", "clock", "start")
         return level, text or "planned", values
 

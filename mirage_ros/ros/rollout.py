@@ -179,6 +179,7 @@ class Rollout:
 
     def pump(self, config: NodeConfig, now_s: float, ros_ns: int) -> None:
         """Queues the next chunk if it is planned and the worker has room for it."""
+        self.pacing.hear(now_s)
         if self.model is None or not self.has_world or self.in_flight >= IN_FLIGHT:
             return
         if self._awaited:
