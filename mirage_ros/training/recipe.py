@@ -101,13 +101,20 @@ class Recipe:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
 
-def read_recipe(path: str | Path) -> Recipe:
-    """A recipe from YAML; unknown keys are refused by name."""
+def read_values(path: str | Path) -> dict:
+    """What the YAML of a recipe holds; its `kind` says which recipe it is, none the mini model's."""
     try:
         values = yaml.safe_load(Path(path).read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
         raise MirageError(f"Cannot read the recipe {path}: {error}.") from error
-    recipe = _fill(Recipe, values, str(path))
+    if not isinstance(values, dict):
+        raise MirageError(f"{path} holds no recipe; give a YAML file of names and values.")
+    return values
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """A recipe from YAML; unknown keys are refused by name."""
+    recipe = fill(Recipe, read_values(path), str(path))
     if recipe.regime not in REGIMES:
         raise MirageError(f"{path} has regime {recipe.regime!r}; choose {' or '.join(REGIMES)}.")
     return recipe
@@ -199,7 +206,8 @@ def _textures(recipe: Recipe) -> np.ndarray:
     return np.stack(pictures + [collage(rng) for _ in tqdm(range(recipe.collages), "collages")])
 
 
-def _fill(kind: type, values: dict, where: str):
+def fill(kind: type, values: dict, where: str):
+    """A config of a kind from nested values; unknown keys are refused by name."""
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = set(values) - set(fields)
     if unknown:
@@ -208,7 +216,7 @@ def _fill(kind: type, values: dict, where: str):
     for key, value in values.items():
         default = _default(fields[key])
         if dataclasses.is_dataclass(default):
-            filled[key] = _fill(type(default), value, f"{where}: {key}")
+            filled[key] = fill(type(default), value, f"{where}: {key}")
         else:
             filled[key] = tuple(value) if isinstance(default, tuple) else type(default)(value)
     return kind(**filled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +60,16 @@ def make_shards(folder: Path, config: ShardConfig) -> None:
 
 def load_shards(folder: Path, seeds: tuple[int, int]) -> list[StoredClip]:
     """Every stored clip of a seed range."""
-    paths = [path for seed in range(*seeds) if (path := _path(folder, seed)).exists()]
-    if not paths:
+    return [clip for _, clip in each_shard(folder, seeds)]
+
+
+def each_shard(folder: Path, seeds: tuple[int, int]) -> Iterator[tuple[int, StoredClip]]:
+    """Seed and clip of every one that is stored, one at a time: larger sets do not fit in memory."""
+    there = [seed for seed in range(*seeds) if _path(folder, seed).exists()]
+    if not there:
         raise MirageError(f"No clips of seeds {seeds} in {folder}; run the data stage first.")
-    return [_load(path) for path in tqdm(paths, desc="load", unit="clip", leave=False)]
+    for seed in tqdm(there, desc="load", unit="clip", leave=False):
+        yield seed, _load(_path(folder, seed))
 
 
 def _path(folder: Path, seed: int) -> Path:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
@@ -26,7 +25,7 @@ from mirage_ros.models.wan_text import encode_prompts
 from mirage_ros.training.chunks import Chunks, ChunksConfig
 from mirage_ros.training.latent_cache import LatentCache, build_cache
 from mirage_ros.training.posed_video import LazyVideo, read_re10k, read_shards
-from mirage_ros.training.recipe import _fill
+from mirage_ros.training.recipe import fill, read_values
 from mirage_ros.training.wan_stages import (
     STAGES,
     FlowConfig,
@@ -35,8 +34,6 @@ from mirage_ros.training.wan_stages import (
     split_trained,
 )
 from mirage_ros.training.wan_trainer import Trainer, TrainerConfig, make_accelerator
-
-KIND = "wan"
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class WanRecipe:
     lora_rank: the paper has 64, its code 32.
     """
 
-    kind: str = KIND
+    kind: str = "wan"
     model: str = ""
     run: str = "runs/wan"
     output: str = "runs/wan/model"
@@ -83,18 +80,9 @@ class WanRecipe:
     lora: TrainerConfig = field(default_factory=TrainerConfig)
 
 
-def is_wan_recipe(path: Path) -> bool:
-    """Whether a YAML says `kind: wan`."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError):
-        return False
-    return isinstance(values, dict) and values.get("kind") == KIND
-
-
 def read_wan_recipe(path: Path) -> WanRecipe:
     """A recipe from YAML; unknown keys are refused by name."""
-    recipe = _fill(WanRecipe, yaml.safe_load(path.read_text()), str(path))
+    recipe = fill(WanRecipe, read_values(path), str(path))
     if not recipe.model:
         raise MirageError(f"{path} names no model; give the folder of a Wan2.2 checkpoint.")
     least = 4 * recipe.chunks.chunk_frames + 5

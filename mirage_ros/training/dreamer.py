@@ -1,0 +1,298 @@
+"""Teaches the dreamer to complete views: flow matching over all noise levels, scored as velocity.
+
+noisy = (1 - time) * noise + time * clean. The network predicts the clean view (Li and He 2025, "Back
+to Basics"); its error over 1 - time is that of the velocity. Only what memory would not show counts
+fully. Style views are among those whose cells are shown: what is hidden stays hidden.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from mirage_ros.core.camera import Camera
+from mirage_ros.models.dreamer import SURFACE_CHANNELS, Dreamer
+from mirage_ros.training.loop import Loop, LoopConfig
+from mirage_ros.training.pictures import coloured_depth, sheet
+from mirage_ros.training.shards import ShardConfig, each_shard, make_shards
+from mirage_ros.training.views import (
+    DEPTH_SPREAD,
+    DEPTH_UNIT_M,
+    ViewStore,
+    heading_rays,
+    unpacked,
+)
+
+#: Metres of height above the ground, and between cameras, that count as 1.
+HEIGHT_UNIT_M, PLACE_UNIT_M = 1.5, 3.0
+STYLE_VIEWS = 2
+#: Of views that show this little or this much, most are drawn again: they teach little.
+LITTLE, MUCH = 0.03, 0.85
+
+
+@dataclass(frozen=True)
+class DreamerLossConfig:
+    """Attributes:
+    batch: views per step and process.
+    seen_weight: of cells that memory shows; others have 1.
+    depth_weight, sky_weight: of these channels; a latent's has 1.
+    seen_noise: largest standard deviation added to what memory shows, which is never exact.
+    level_mean, level_spread: times are drawn as the sigmoid of a normal number (Esser et al. 2024).
+    least_noise: floor of 1 - time in the velocity's weight.
+    hide_style, hide_height: shares of views that are not given a style view, the camera's height.
+    """
+
+    batch: int = 48
+    seen_weight: float = 0.1
+    depth_weight: float = 4.0
+    sky_weight: float = 2.0
+    seen_noise: float = 0.04
+    level_mean: float = -0.6
+    level_spread: float = 1.1
+    least_noise: float = 0.1
+    hide_style: float = 0.1
+    hide_height: float = 0.1
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """b views to complete.
+
+    Attributes:
+        clean: latents and surface channels of the whole view.
+        mask: 1 where memory shows the cell.
+        counts: 1 where the cell may be learnt from; moving things may not.
+        rays, style: as Dreamer.forward has them.
+    """
+
+    clean: Float[Tensor, "b v h w"]
+    mask: Float[Tensor, "b 1 h w"]
+    counts: Float[Tensor, "b 1 h w"]
+    rays: Float[Tensor, "b r h w"]
+    style: Float[Tensor, "b s t h w"]
+
+    def mirrored(self, which: Tensor, signs: Float[Tensor, "c"]) -> ViewBatch:
+        """Some of the views as in a mirror; `signs` are of the latents' components."""
+        views = torch.cat([signs, torch.ones(SURFACE_CHANNELS)])
+        left = torch.tensor([1.0, -1.0, 1.0])  # y points left
+        rays = torch.cat([left, torch.ones(self.rays.shape[1] - 3)])
+        style = torch.cat([views, left, left, torch.ones(1)])
+
+        def mirror(x: Tensor, sign: Tensor) -> Tensor:
+            turned = x.flip(-1) * sign[:, None, None]
+            return torch.where(which.view(-1, *[1] * (x.dim() - 1)), turned, x)
+
+        one = torch.ones(1)
+        return ViewBatch(
+            mirror(self.clean, views), mirror(self.mask, one), mirror(self.counts, one),
+            mirror(self.rays, rays), mirror(self.style, style),
+        )  # fmt: skip
+
+
+class ViewSampler:
+    """Draws views of a store's clips, and what memory would show of them."""
+
+    def __init__(self, store: ViewStore, seeds: tuple[int, int], config: DreamerLossConfig) -> None:
+        self.records, self.blocks, self.config = store.open(), store.blocks, config
+        stored = self.records["seed"]
+        self.clips = np.flatnonzero((stored >= seeds[0]) & (stored < seeds[1]))
+        self.size = store.size
+        self.cells = self.records.dtype["view"].shape[-2:]
+
+    def draw(self, rng: np.random.Generator, count: int) -> ViewBatch:
+        picks = [self._pick(rng) for _ in range(count)]
+        clip, view, mask, sources = (np.array(part) for part in zip(*picks, strict=True))
+        mask = torch.from_numpy(mask.astype(np.float32))[:, None]
+        moving = unpacked(self.records["moving"][clip, view], self.cells)
+        counts = torch.from_numpy((~moving).astype(np.float32))[:, None]
+        target = self._cameras(clip, view)
+        rays, _ = heading_rays(target, target, self.cells)
+        known = rng.random(count) >= self.config.hide_height
+        height = target.position_world[:, 2] / HEIGHT_UNIT_M * known
+        rays = np.concatenate([rays, self._planes(np.stack([height, known], 1))], 1)
+        style = np.stack([self._style(rng, clip, s, view, target) for s in sources.T], 1)
+        batch = ViewBatch(self._views(clip, view), mask, counts, _tensor(rays), _tensor(style))
+        return batch.mirrored(torch.from_numpy(rng.random(count) < 0.5), self.blocks.signs)
+
+    def _pick(self, rng: np.random.Generator) -> tuple:
+        """Clip, view, what others show of it, and two of those others (-1: none)."""
+        while True:
+            clip = int(rng.choice(self.clips))
+            shown = self.records["shown"][clip]
+            view = int(rng.integers(len(shown)))
+            sources = rng.integers(len(shown), size=int(rng.choice([1, 1, 1, 2, 2, 3])))
+            mask = unpacked(shown[sources, view], self.cells).any(0)
+            share, again = mask.mean(), rng.random()
+            if (share > MUCH and again < 0.95) or (share < LITTLE and again < 0.8):
+                continue
+            return clip, view, mask, (sources[0], sources[-1] if len(sources) > 1 else -1)
+
+    def _style(self, rng, clip, source, view, target: Camera) -> Float[np.ndarray, "b t h w"]:
+        """Style views; zeros where there is none, or where it is the view itself."""
+        given = (source >= 0) & (source != view) & (rng.random(len(clip)) >= self.config.hide_style)
+        rays, place = heading_rays(self._cameras(clip, source), target, self.cells)
+        there = np.concatenate([place / PLACE_UNIT_M, np.ones((len(clip), 1))], 1)
+        parts = [self._views(clip, source).numpy(), rays, self._planes(there)]
+        return np.concatenate(parts, 1) * given[:, None, None, None]
+
+    def _views(self, clip: np.ndarray, view: np.ndarray) -> Float[Tensor, "b v h w"]:
+        return _tensor(self.records["view"][clip, view])
+
+    def _cameras(self, clip: np.ndarray, view: np.ndarray) -> Camera:
+        pose = self.records["world_from_camera"][clip, view].astype(np.float64)
+        return Camera(self.records["intrinsics"][clip, view].astype(np.float64), pose, self.size)
+
+    def _planes(self, values: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b n h w"]:
+        return np.broadcast_to(values[:, :, None, None], (*values.shape, *self.cells))
+
+
+class DreamerLoss:
+    """Draws views and scores the network's completion of them."""
+
+    def __init__(self, views: ViewSampler, config: DreamerLossConfig) -> None:
+        self.views, self.config = views, config
+        channels = views.records.dtype["view"].shape[1] - SURFACE_CHANNELS
+        weights = [1.0] * channels + [config.depth_weight, config.sky_weight]
+        self.channel_weights = torch.tensor(weights).view(1, -1, 1, 1)
+
+    def __call__(self, network: Dreamer, generator: torch.Generator) -> dict[str, Tensor]:
+        config, device = self.config, next(network.parameters()).device
+        batch = self._draw(generator)
+        clean = batch.clean
+        level = config.level_mean + config.level_spread * torch.randn(
+            len(clean), generator=generator
+        )
+        time = torch.sigmoid(level)
+        blend = time.view(-1, 1, 1, 1)
+        noisy = blend * clean + (1 - blend) * torch.randn(clean.shape, generator=generator)
+        spread = config.seen_noise * torch.rand(len(clean), 1, 1, 1, generator=generator)
+        seen = (clean + spread * torch.randn(clean.shape, generator=generator)) * batch.mask
+        given = noisy, time, seen, batch.mask, batch.rays, batch.style
+        predicted = network(*(part.to(device) for part in given)).cpu()
+        return self._score(predicted, batch, blend)
+
+    def _draw(self, generator: torch.Generator) -> ViewBatch:
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        return self.views.draw(rng, self.config.batch)
+
+    def _score(self, predicted: Tensor, batch: ViewBatch, blend: Tensor) -> dict[str, Tensor]:
+        config, clean = self.config, batch.clean
+        cells = (1 - batch.mask + config.seen_weight * batch.mask) * batch.counts
+        weights = (cells * self.channel_weights).expand_as(clean).clone()
+        weights[:, -2:-1] *= (clean[:, -1:] < 0).float()  # sky has no depth
+        error = weights * (predicted - clean).square()
+        error = error / (1 - blend).clamp(min=config.least_noise) ** 2
+        channels = clean.shape[1] - SURFACE_CHANNELS
+        whole = cells.sum() * channels
+        report = {
+            "latents": error[:, :channels].sum() / whole,
+            "depth": error[:, -2].sum() / whole,
+            "sky": error[:, -1].sum() / whole,
+        }
+        return {"loss": error.sum() / whole} | {k: v.detach() for k, v in report.items()}
+
+    @torch.no_grad()
+    def picture(self, network: nn.Module, generator: torch.Generator) -> UInt8[np.ndarray, "h w 3"]:
+        """Columns: what is seen, the truth, two dreams of 24 steps, one of 4, depths of truth and dream."""
+        batch = self._draw(generator)
+        batch = ViewBatch(*(part[:6] for part in vars(batch).values()))
+        dreams = [
+            complete(network, batch, steps, seed) for steps, seed in ((24, 0), (24, 1), (4, 0))
+        ]
+        views = [batch.clean * batch.mask, batch.clean, *dreams]
+        blocks = self.views.blocks
+        pictures = [blocks.picture(view[:, :-SURFACE_CHANNELS]) for view in views]
+        depths = [
+            nn.functional.interpolate(
+                coloured_depth(view[:, -2] * DEPTH_SPREAD + np.log(DEPTH_UNIT_M)), scale_factor=8
+            )
+            for view in (batch.clean, dreams[0])
+        ]
+        return sheet([*pictures, *depths])
+
+
+@torch.no_grad()
+def complete(network: Dreamer, batch: ViewBatch, steps: int, seed: int) -> Float[Tensor, "b v h w"]:
+    """The batch's views as the network dreams them; what is seen is kept. Euler steps from noise."""
+    device = next(network.parameters()).device
+    given = [
+        part.to(device) for part in (batch.clean * batch.mask, batch.mask, batch.rays, batch.style)
+    ]
+    noise = torch.randn(batch.clean.shape, generator=torch.Generator().manual_seed(seed))
+    view, times = noise.to(device), torch.linspace(0, 1, steps + 1)
+    for now, after in zip(times[:-1], times[1:], strict=True):
+        clean = network(view, now.expand(len(view)).to(device), *given)
+        view = view + (after - now) * (clean - view) / (1 - now)
+    return torch.where(batch.mask > 0, batch.clean, view.cpu())
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+
+
+@dataclass(frozen=True)
+class DreamerRecipe:
+    """Attributes:
+    data: folder of the rendered clips, and of the views made from them.
+    run: folder of checkpoints and logs; the finished network goes to its `model`.
+    size: (height, width) of the views, cut and shrunk from the clips.
+    fit_clips: clips that the linear code of latents is fitted to.
+    widths: of the network.
+    """
+
+    kind: str = "dreamer"
+    data: str = "data/dreamer"
+    run: str = "runs/dreamer"
+    size: tuple[int, int] = (128, 160)
+    latent_channels: int = 48
+    fit_clips: int = 150
+    widths: tuple[int, ...] = (128, 256, 256)
+    threads: int = 1
+    clips: ShardConfig = ShardConfig((10_000, 12_000), 16, (240, 320), 0.5)
+    validation_seeds: tuple[int, int] = (1_000_000, 1_000_008)
+    training: LoopConfig = field(default_factory=LoopConfig)
+    loss: DreamerLossConfig = field(default_factory=DreamerLossConfig)
+
+
+def train_dreamer(recipe: DreamerRecipe) -> None:
+    """Renders, turns into views and trains, each as far as it is not done; writes RUN/model."""
+    torch.set_num_threads(recipe.threads)
+    store = make_views(recipe)
+    torch.manual_seed(recipe.training.seed)
+    network = Dreamer(recipe.latent_channels, list(recipe.widths))
+    loop = Loop(network.to(memory_format=torch.channels_last), Path(recipe.run), recipe.training)
+    ranges = recipe.clips.seeds, recipe.validation_seeds
+    loop.run(
+        *(DreamerLoss(ViewSampler(store, seeds, recipe.loss), recipe.loss) for seeds in ranges)
+    )
+    if Accelerator().is_main_process:
+        loop.averaged().save_pretrained(Path(recipe.run) / "model")
+        store.blocks.save(Path(recipe.run) / "model")
+
+
+def make_views(recipe: DreamerRecipe) -> ViewStore:
+    """The views of all clips; one process renders and encodes what is missing."""
+    clips, store = (
+        Path(recipe.data) / "clips",
+        ViewStore(
+            Path(recipe.data) / "views", recipe.clips.frames, recipe.size, recipe.latent_channels
+        ),
+    )
+    with Accelerator().main_process_first():
+        for seeds in (recipe.clips.seeds, recipe.validation_seeds):
+            if store.seeds().issuperset(range(*seeds)):
+                continue
+            make_shards(clips, dataclasses.replace(recipe.clips, seeds=seeds))
+            first = itertools.islice(each_shard(clips, recipe.clips.seeds), recipe.fit_clips)
+            store.fit(clip for _, clip in first)
+            there = store.seeds()
+            store.add((s, clip) for s, clip in each_shard(clips, seeds) if s not in there)
+    return store

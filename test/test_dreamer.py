@@ -1,0 +1,229 @@
+"""The dreamer: laws of its data, and that it learns, resumes and dreams the same dream again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from mirage_ros import cli
+from mirage_ros.core.camera import Camera
+from mirage_ros.core.errors import MirageError
+from mirage_ros.models.dreamer import Dreamer
+from mirage_ros.training.dreamer import (
+    DreamerLoss,
+    DreamerLossConfig,
+    ViewSampler,
+    complete,
+)
+from mirage_ros.training.loop import Loop, LoopConfig, pick_dtype
+from mirage_ros.training.shards import StoredClip
+from mirage_ros.training.views import (
+    Blocks,
+    ViewStore,
+    heading_rays,
+    picture_blocks,
+    shown_cells,
+    shrunk,
+    surfaces,
+    unpacked,
+)
+
+SIZE, CELLS, VIEWS = (64, 80), (8, 10), 4
+
+
+def clip_of(seed: int) -> StoredClip:
+    """A camera that turns before a textured wall 3 m away, with open sky above 1.5 m."""
+    rng = np.random.default_rng(seed)
+    yaw = np.linspace(0, 0.6, VIEWS)
+    pose = np.tile(np.eye(4), (VIEWS, 1, 1))
+    ahead = np.stack([np.cos(yaw), np.sin(yaw), np.zeros(VIEWS)], 1)
+    right = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros(VIEWS)], 1)
+    pose[:, :3, 0], pose[:, :3, 1], pose[:, :3, 2] = right, (0, 0, -1), ahead
+    pose[:, :3, 3] = 0, 0, 1.0
+    cameras = Camera.from_hfov(70.0, SIZE, pose)
+    rays = np.einsum("nij,nhwj->nhwi", pose[:, :3, :3], cameras.rays())
+    depth = 3.0 / rays[..., 0]  # the plane x = 3; camera rays have z = 1, so this is z-depth
+    wall = np.einsum("nhw,nhwk->nhwk", depth, rays) + pose[:, None, None, :3, 3]
+    sky = wall[..., 2] > 1.5
+    colour = 127 + 100 * np.sin(wall * rng.uniform(2, 5, 3))
+    rgb = np.where(sky[..., None], (80, 120, 200), colour).astype(np.uint8)
+    depth = np.where(sky, np.inf, depth).astype(np.float16)
+    return StoredClip(rgb, depth, np.zeros(sky.shape, bool), sky, cameras)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> ViewStore:
+    store = ViewStore(tmp_path_factory.mktemp("views"), VIEWS, SIZE, 12)
+    with pytest.raises(MirageError, match="holds no views"):
+        store.open()
+    store.fit([clip_of(0), clip_of(1)])
+    store.add((seed, clip_of(seed)) for seed in range(3))
+    return store
+
+
+def sampler(store: ViewStore, **changes) -> ViewSampler:
+    return ViewSampler(store, (0, 3), DreamerLossConfig(batch=4, **changes))
+
+
+def small_network() -> Dreamer:
+    torch.manual_seed(0)
+    return Dreamer(12, (16, 16, 16), 16, 8)
+
+
+def test_a_mirrored_picture_has_latents_of_known_signs(store):
+    rgb = clip_of(5).rgb
+    latents, mirrored = store.blocks.encode(rgb), store.blocks.encode(rgb[:, :, ::-1])
+    assert torch.allclose(mirrored, latents.flip(-1) * store.blocks.signs[:, None, None], atol=1e-4)
+
+
+def test_enough_components_give_the_picture_back():
+    rgb = np.random.default_rng(0).integers(0, 255, (2, 80, 160, 3), np.uint8)
+    blocks = Blocks.fit(picture_blocks(rgb).permute(0, 2, 3, 1).flatten(0, 2), 192)
+    again = (blocks.picture(blocks.encode(rgb)) + 1) * 127.5
+    assert np.abs(again.permute(0, 2, 3, 1).numpy() - rgb).max() < 0.6
+
+
+def test_a_view_shows_itself_and_what_both_look_at():
+    clip = clip_of(0)
+    args = clip.depth_m.astype(np.float32), clip.cameras.intrinsics, clip.cameras.world_from_camera
+    shown = shown_cells(*args)
+    assert shown.shape == (VIEWS, VIEWS, *CELLS)
+    assert all(shown[i, i].all() for i in range(VIEWS))
+    # The later view looks to the left of the first: the first shows the right of it, not the left.
+    columns = shown[0, VIEWS - 1].mean(0)
+    assert columns[-1] > 0.9 and columns[0] < 0.1
+
+
+def test_surfaces_tell_depth_and_sky():
+    depth = np.full((1, 16, 16), 3.0, np.float32)
+    depth[:, :8, :8], depth[:, 8:, 8:] = np.inf, 6.0
+    log, sky = surfaces(depth)[0]
+    assert (sky > 0).tolist() == [[True, False], [False, False]]
+    assert log[0, 1] == 0 and log[1, 1] == pytest.approx(np.log(2) / 0.9, abs=1e-5)
+
+
+def test_records_hold_the_clips_and_survive_a_cut(store, tmp_path):
+    records = store.open()
+    assert records["seed"].tolist() == [0, 1, 2]
+    seen = unpacked(records["shown"][1], CELLS)
+    assert seen[2, 2].all() and not unpacked(records["moving"][1], CELLS).any()
+    again = ViewStore(tmp_path, VIEWS, SIZE, 12)
+    store.blocks.save(tmp_path)
+    again.path.write_bytes(store.path.read_bytes()[:-100])
+    assert again.seeds() == {0, 1}
+    again.add([(2, clip_of(2))])
+    assert again.path.read_bytes() == store.path.read_bytes()
+
+
+def test_shrinking_keeps_the_rays():
+    clip = clip_of(0)
+    small = shrunk(clip, (32, 32))
+    assert small.rgb.shape[1:3] == small.depth_m.shape[1:3] == small.cameras.size == (32, 32)
+    known = np.isfinite(small.depth_m)
+    points = small.cameras.lift(small.depth_m.astype(np.float64))[known]
+    assert (
+        np.abs(points[:, 0] - 3.0).max() < 0.06
+    )  # still on the wall: half a pixel, half precision
+
+
+def test_rays_know_up_and_not_where_north_is():
+    clip, turn = clip_of(0), np.eye(4)
+    turn[:3, :3] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
+    turned = Camera(clip.cameras.intrinsics, turn @ clip.cameras.world_from_camera, SIZE)
+    first, second = clip.cameras[:1], clip.cameras[2:3]
+    rays, place = heading_rays(second, first, CELLS)
+    again = heading_rays(turned[2:3], turned[:1], CELLS)
+    assert np.allclose(rays, again[0]) and np.allclose(place, again[1])
+    own, _ = heading_rays(first, first, CELLS)
+    assert own[0, 2, 0].mean() > 0 > own[0, 2, -1].mean()  # the picture's top looks up
+    assert own[0, 1, :, 0].mean() > 0 > own[0, 1, :, -1].mean()  # y points left
+
+
+def test_nothing_hidden_comes_in_by_the_style(store):
+    """A style view is one of those whose cells are shown, or none."""
+    views = sampler(store)
+    for seed in range(20):
+        clip, view, mask, sources = views._pick(np.random.default_rng(seed))
+        shown = unpacked(views.records["shown"][clip], CELLS)
+        for source in sources:
+            assert source == -1 or (mask >= shown[source, view]).all()
+
+
+def test_a_mirrored_batch_is_the_batch_of_the_mirrored_world(store):
+    batch = sampler(store).draw(np.random.default_rng(3), 4)
+    signs = store.blocks.signs
+    twice = batch.mirrored(torch.ones(4, dtype=torch.bool), signs)
+    twice = twice.mirrored(torch.ones(4, dtype=torch.bool), signs)
+    for name, part in vars(batch).items():
+        assert torch.equal(part, getattr(twice, name)), name
+
+
+def test_it_learns_and_dreams_the_same_again(store, tmp_path):
+    loss = DreamerLoss(sampler(store), DreamerLossConfig(batch=4))
+    with torch.no_grad():
+        before = loss(small_network(), torch.Generator().manual_seed(7))["loss"]
+    loop = Loop(small_network(), tmp_path, LoopConfig(steps=30, warmup_steps=5, learning_rate=2e-3))
+    loop.run(loss)
+    with torch.no_grad():
+        after = loss(loop.network, torch.Generator().manual_seed(7))["loss"]
+    assert after < 0.8 * before
+    batch = sampler(store).draw(np.random.default_rng(1), 2)
+    dreams = [complete(loop.averaged(), batch, 3, seed) for seed in (0, 0, 1)]
+    hidden = (batch.mask == 0).expand_as(batch.clean)
+    assert torch.equal(dreams[0], dreams[1]) and hidden.any()
+    assert not torch.allclose(dreams[0][hidden], dreams[2][hidden])
+    assert torch.equal(dreams[0][~hidden], batch.clean[~hidden])
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(store, tmp_path):
+    loss = DreamerLoss(sampler(store), DreamerLossConfig(batch=4))
+    config = LoopConfig(steps=8, warmup_steps=2, checkpoint_s=0.0, precision="bfloat16")
+    whole = Loop(small_network(), tmp_path / "whole", config)
+    whole.run(loss)
+
+    def cut(network, generator):
+        if cut_loop.step == 5:
+            raise KeyboardInterrupt
+        return loss(network, generator)
+
+    cut_loop = Loop(small_network(), tmp_path / "cut", config)
+    with pytest.raises(KeyboardInterrupt):
+        cut_loop.run(cut)
+    resumed = Loop(small_network(), tmp_path / "cut", config)
+    assert resumed.step == 5
+    resumed.run(loss)
+    for ours, theirs in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_bfloat16_trains_float32_weights(store, tmp_path):
+    config = LoopConfig(steps=3, warmup_steps=1, precision="bfloat16")
+    loop = Loop(small_network(), tmp_path, config)
+    loop.run(DreamerLoss(sampler(store), DreamerLossConfig(batch=4)))
+    again = Loop(small_network(), tmp_path, config)
+    assert again.step == 3
+    assert all(p.dtype == torch.float32 for p in again.network.parameters())
+    assert all(p.dtype == torch.bfloat16 for p in again.worker.parameters())
+    with pytest.raises(MirageError, match="float16x"):
+        pick_dtype("float16x", torch.device("cpu"))
+
+
+def test_the_command_renders_trains_and_writes(tmp_path):
+    pytest.importorskip("mirage_ros.scenes.gl", reason="MuJoCo cannot draw here")
+    recipe = {
+        "kind": "dreamer", "data": str(tmp_path / "data"), "run": str(tmp_path / "run"),
+        "size": [32, 40], "latent_channels": 8, "widths": [8, 8, 8], "fit_clips": 2,
+        "clips": {"seeds": [0, 2], "frames": 4, "size": [48, 64], "period_s": 0.5, "workers": 1},
+        "validation_seeds": [1_000_000, 1_000_001],
+        "training": {"steps": 2, "validate_steps": 2, "validate_batches": 1}, "loss": {"batch": 2},
+    }  # fmt: skip
+    path = tmp_path / "dreamer.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    assert cli.main(["train", "--config", str(path)]) == 0
+    model = Dreamer.from_pretrained(tmp_path / "run" / "model")
+    assert model.config.latent_channels == 8 and Blocks.load(tmp_path / "run" / "model")
+    assert cli.main(["train", "--config", str(path)]) == 0  # nothing is left to do
+    path.write_text(yaml.safe_dump(recipe | {"wdths": [8]}))
+    assert cli.main(["train", "--config", str(path)]) == 2
