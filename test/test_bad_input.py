@@ -45,8 +45,11 @@ from mirage_ros.action import GenerateRollout
 from mirage_ros.core.errors import MirageError
 from mirage_ros.ros.conversions import transform_to_ros
 from mirage_ros.ros.deferred import LongAction, create_service
-from mirage_ros.ros.diagnostics import Health
+from mirage_ros.ros.conversions import transform_to_ros
+from mirage_ros.ros.diagnostics import MOST_LINES, QUIET, Health
 from mirage_ros.ros.guarded import GuardedNode, refused
+from mirage_ros.ros.tf_buffer import Buffer
+from mirage_ros.ros.tracks import LookupException
 from mirage_ros.ros.services.filters import name_filter
 from mirage_ros.srv import EraseRegion, ForkWorld, Record, SaveWorld
 
@@ -305,6 +308,24 @@ def test_a_parameter_that_is_no_number_is_refused(sim, value):
     taken, reason = sim.set_parameter("plan_idle_s", value)
     assert not taken and reason
     assert sim.get_parameter("plan_idle_s").double_value == 0.3
+
+
+def test_a_topic_on_which_everything_is_wrong_fills_no_log():
+    lines: list[str] = []
+    health = Health(lines.append, lines.append)
+    for index in range(1000):
+        health.error("tf", f"Transform {'x' * index} is wrong.")
+    health.error("plan", "Another topic is told as ever.")
+    assert len(lines) == MOST_LINES + 1 and lines[-2].endswith(QUIET)
+    assert health.state("tf")[1] == f"Transform {'x' * 999} is wrong." and health.errors == 1001
+
+
+def test_a_missing_frame_names_some_of_the_others():
+    buffer = Buffer()
+    for index in range(1000):
+        buffer.set_transform(transform_to_ros(np.eye(4), "world", f"frame{index:04}", START))
+    with pytest.raises(LookupException, match=r"frame0009 and 991 more"):
+        buffer.matrix("world", "nowhere", START)
 
 
 def test_what_a_sentence_repeats_is_cut_and_escaped(sim):

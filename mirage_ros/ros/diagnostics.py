@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +15,9 @@ from mirage_ros.core.frames import Chunk
 # A problem that is over stays visible this long, so that a 1 Hz listener cannot miss it.
 SHOWN_S = 5.0
 REPEAT_S = 60.0
+# A topic on which everything is wrong, each time otherwise, fills no disk: so many lines in so many seconds.
+MOST_LINES, LINES_S = 20, 10.0
+QUIET = f" More of it is on /diagnostics alone, for {LINES_S:.0f} s."
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Health:
     def __init__(self, warn: Callable[[str], None], error: Callable[[str], None]) -> None:
         self._log_warning, self._log_error = warn, error
         self._problems: dict[str, Problem] = {}
+        self._lines: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_LINES))
         self.last_error = ""
         self.errors = 0
         self._news = False
@@ -79,7 +83,13 @@ class Health:
             known.over, known.since_s = False, now_s
             return
         self._problems[topic] = Problem(level, text, now_s, now_s)
+        lines = self._lines[topic]
+        if len(lines) == MOST_LINES and now_s - lines[0] < LINES_S:
+            return
+        lines.append(now_s)
         self._news = True
+        if len(lines) == MOST_LINES and now_s - lines[0] < LINES_S:
+            text += QUIET
         # Two lines, because rclpy ties a severity to the line of code that logs.
         if level == DiagnosticStatus.ERROR:
             self._log_error(text)

@@ -32,6 +32,8 @@ from mirage_ros.ros.tracks import (
 )
 
 MOST_FRAMES = 10_000
+# Names of frames that a message lists.
+MOST_KNOWN = 10
 
 
 @dataclass(frozen=True)
@@ -187,14 +189,21 @@ class Buffer:
                 widest = (before, after)
         return widest
 
+    def _has(self, frame: str) -> bool:
+        return frame in self.tracks or any(track.parent == frame for track in self.tracks.values())
+
+    def _known(self) -> str:
+        """Some of the frames, for messages."""
+        frames = sorted(set(self.tracks) | {track.parent for track in self.tracks.values()})
+        more = f" and {len(frames) - MOST_KNOWN} more" if len(frames) > MOST_KNOWN else ""
+        return (", ".join(frames[:MOST_KNOWN]) or "none") + more
+
     def _branches(self, target: str, source: str) -> tuple[list[str], list[str]]:
         """Child frames on the way up from either frame to their nearest common ancestor."""
-        frames = set(self.tracks) | {track.parent for track in self.tracks.values()}
-        missing = " or ".join(f"'{name}'" for name in (source, target) if name not in frames)
+        missing = " or ".join(f"'{name}'" for name in (source, target) if not self._has(name))
         if missing:
-            known = ", ".join(sorted(frames)) or "none"
             raise LookupException(
-                f"TF has no frame {missing} (known: {known}); publish it on /tf or /tf_static."
+                f"TF has no frame {missing} (known: {self._known()}); publish it on /tf or /tf_static."
             )
         from_target, from_source = self._ancestors(target), self._ancestors(source)
         common = next((name for name in from_source if name in from_target), None)
