@@ -78,11 +78,19 @@ def end(process: subprocess.Popen, patience_s: float = 20.0) -> None:
 
 
 class NodeProcess:
-    """The node in a process of its own, its log in a file."""
+    """The node in a process of its own, its log in a file.
 
-    def __init__(self, folder: FilePath, *arguments: str, program=FAKE_NODE) -> None:
+    Args:
+        home: where it works and is at home; the test's own folders if not given.
+    """
+
+    def __init__(
+        self, folder: FilePath, *arguments: str, program=FAKE_NODE, home: FilePath | None = None
+    ) -> None:
         self.domain = new_domain()
         self.environment = {**os.environ, **LOCAL, "ROS_DOMAIN_ID": str(self.domain)}
+        if home is not None:
+            self.environment["HOME"] = str(home)
         self.log = folder / "node.log"
         self._file = self.log.open("w")
         self.process = subprocess.Popen(
@@ -90,6 +98,7 @@ class NodeProcess:
             stdout=self._file,
             stderr=subprocess.STDOUT,
             env=self.environment,
+            cwd=home,
         )
 
     def text(self) -> str:

@@ -50,17 +50,21 @@ class SimClient(Client):
     def __init__(self, process: NodeProcess) -> None:
         super().__init__(process)
         self.clock: list[int] = []
-        self.node.create_subscription(
+        self.hears_clock = self.node.create_subscription(
             Clock, "/clock", lambda message: self.clock.append(stamp_from_ros(message.clock)), 100
         )
         self._services: dict[str, object] = {}
 
     def begin(self, kind: type, service: str, **fields):
         """The future of an answer."""
+        return self.begin_raw(kind, service, kind.Request(**fields))
+
+    def begin_raw(self, kind: type, service: str, request):
+        """The same with a request that is there."""
         if service not in self._services:
             self._services[service] = self.node.create_client(kind, f"mirage_node/{service}")
         self.spin(self._services[service].service_is_ready)
-        return self._services[service].call_async(kind.Request(**fields))
+        return self._services[service].call_async(request)
 
     def ask(self, kind: type, service: str, **fields):
         future = self.begin(kind, service, **fields)
