@@ -13,8 +13,6 @@ import torch
 from jaxtyping import install_import_hook
 
 PACKAGE = Path(__file__).parents[1] / "mirage_ros"
-# Domains above 101 reach into the ports that Linux hands out by itself.
-LAST_DOMAIN = 101
 
 
 def modules_with_shapes() -> list[str]:
@@ -41,8 +39,10 @@ _count = itertools.count(os.getpid())
 
 @pytest.fixture
 def ros_domain(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A ROS domain that no other test of this run uses; child processes inherit it."""
-    domain = next(_count) % LAST_DOMAIN + 1
+    """A ROS domain that nobody uses; child processes inherit it."""
+    from mirage_ros.demo.processes import free_domain
+
+    domain = free_domain(next(_count))
     monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     return domain

@@ -26,6 +26,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
+from mirage_ros.demo.processes import free_domain
 from mirage_ros.msg import RolloutStatus
 from mirage_ros.ros.conversions import pose_to_ros, stamp_from_ros, stamp_to_ros, transform_to_ros
 
@@ -53,8 +54,8 @@ _count = itertools.count()
 
 
 def new_domain() -> int:
-    """A ROS domain of 1 to 101 (above that Linux hands out the ports), another one each time."""
-    return (os.getpid() + 50 + next(_count)) % 101 + 1
+    """A ROS domain that nobody uses, another one each time."""
+    return free_domain(os.getpid() + 50 + next(_count))
 
 
 def make_path(stamps_ns, poses, frame: str = "world") -> Path:

@@ -153,10 +153,14 @@ def private_environment() -> dict[str, str]:
     }
 
 
-def free_domain() -> int:
-    """A ROS domain whose discovery port nobody here has bound, different for each process."""
+def free_domain(first: int | None = None) -> int:
+    """A ROS domain whose discovery port nobody here has bound.
+
+    Args:
+        first: the number to begin to look at; by default another one in each process.
+    """
     for attempt in range(DOMAINS):
-        domain = 1 + (os.getpid() + attempt) % DOMAINS
+        domain = 1 + ((os.getpid() if first is None else first) + attempt) % DOMAINS
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
                 probe.bind(("", DISCOVERY_PORT + PORTS_PER_DOMAIN * domain))
