@@ -226,12 +226,9 @@ class Plan:
             span = None
         if span is None:
             return self._resting(count) if missing.policy == "hold" else None
-        stamps, poses = [], []
-        stamp = self._next_ns(span[0])
-        skipped = 0
-        if late_before_ns is not None:
-            skipped = self._late(stamp, span[1], count, late_before_ns)
-            stamp += skipped * self.config.period_ns
+        stamps, poses, stamp = [], [], self._next_ns(span[0])
+        skipped = self._late(stamp, span[1], count, late_before_ns)
+        stamp += skipped * self.config.period_ns
         while len(stamps) < count:
             if stamp <= span[1]:
                 before, after = source.gap(stamp)
@@ -311,8 +308,10 @@ class Plan:
             stamp += periods * self.config.period_ns
         return max(stamp, first_ns)
 
-    def _late(self, first_ns: int, last_ns: int, count: int, before_ns: int) -> int:
+    def _late(self, first_ns: int, last_ns: int, count: int, before_ns: int | None) -> int:
         """Frames from the first on that are before a time and have `count` others after them."""
+        if before_ns is None:
+            return 0
         period_ns = self.config.period_ns
         others = (last_ns - first_ns) // period_ns + 1 - count
         return max(0, min(others, -((first_ns - before_ns) // period_ns)))
