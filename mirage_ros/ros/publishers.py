@@ -26,6 +26,7 @@ TF_DEPTH = 1000  # a plan may come as one burst of single transforms
 LATCHED = QoSProfile(
     depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
+UNNAMED = "_NODE_NAME_UNKNOWN_"
 RELIABILITY = {
     "reliable": ReliabilityPolicy.RELIABLE,
     "best_effort": ReliabilityPolicy.BEST_EFFORT,
@@ -126,7 +127,8 @@ class Publishers:
             names = publishers_of(self._node, topic)
             if own in names:
                 names.remove(own)
-            if names:
+            # DDS learns of a publisher before it learns whose it is: the next look tells the name.
+            if names := [name for name in names if not name.endswith(UNNAMED)]:
                 found[topic] = names
         return found
 
