@@ -9,15 +9,22 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from mirage_ros.srv import Record
 from rclpy.qos import HistoryPolicy, QoSProfile
+from rclpy.serialization import serialize_message
+from tf2_msgs.msg import TFMessage
 
+from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.recording.recovery import recover
+from mirage_ros.ros.assembly import FrameAssembler
+from mirage_ros.ros.conversions import camera_info_to_ros, transform_to_ros
+from mirage_ros.ros.image_conversions import depth_to_ros, mask_to_ros, picture_to_ros
 from mirage_ros.ros.recorder import EPISODE_FRAMES, PICTURES, RecorderConfig, Tally, TopicRecorder
 from mirage_ros.ros.services.recording import RecordService, unused
 
@@ -62,6 +69,31 @@ def test_a_tally_counts_frames_and_forgets_whole_ones():
     tally.add(PICTURES[1], 1001)
     assert (tally.complete, tally.incomplete) == (1000, 2)
     assert tally.last_picture_s is not None and len(tally._partly) == 2
+
+
+def test_what_others_put_on_tf_costs_no_frame():
+    assembler, camera = FrameAssembler(), Camera.from_hfov(60.0, (4, 6))
+    types = {"/tf": "tf2_msgs/msg/TFMessage", "color/camera_info": "sensor_msgs/msg/CameraInfo"}
+
+    def add(name: str, message) -> list:
+        return list(assembler.add(name, types.get(name, "sensor_msgs/msg/Image"), serialize_message(message)))
+
+    def put(*transforms) -> list:
+        return add("/tf", TFMessage(transforms=transforms))
+
+    bad = transform_to_ros(np.eye(4), "world", "arm", 7)
+    bad.header.stamp.sec = -1
+    crooked = transform_to_ros(np.eye(4), "world", "rendered", 7)
+    crooked.transform.rotation.w = float("nan")
+    own = transform_to_ros(np.eye(4), "world", "rendered", 7)
+    assert not add("color/image_raw", picture_to_ros(np.zeros((4, 6, 3), np.uint8), 7, "rendered"))
+    assert not add("depth/image_rect", depth_to_ros(np.ones((4, 6)), 7, "rendered"))
+    assert not add("observed/image", mask_to_ros(np.ones((4, 6), bool), 7, "rendered"))
+    planned = [transform_to_ros(np.eye(4), "world", "camera", 10**9 + stamp) for stamp in range(5000)]
+    assert not put(bad, own, crooked, *planned[:100])
+    assert not put(*planned[100:]) and not put(bad, own)
+    (frame,) = add("color/camera_info", camera_info_to_ros(camera, 7, "rendered"))
+    assert frame.stamp_ns == 7
 
 
 class Counting:
