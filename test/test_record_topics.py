@@ -162,7 +162,7 @@ def test_the_end_of_a_recording_does_not_hold_up_the_node(error):
     service._recording = recording = SlowRecording(go, error)
     node.ask(Record.Request(start=False))
     # The executor is free again, and nobody was answered yet.
-    assert recording.left_s < 0.5 and node.answers == []
+    assert recording.left_s < 0.1 and node.answers == []
     node.ask(Record.Request(start=False))
     assert "No recording runs" in node.answers.pop().message
     go.set()
@@ -171,6 +171,21 @@ def test_the_end_of_a_recording_does_not_hold_up_the_node(error):
     (answer,) = node.answers
     assert answer.success == (not error) and answer.message == (error or "Recorded 3 frames.")
     assert answer.path == ("" if error else "walk.mcap")
+
+
+def test_a_change_of_state_that_ends_a_recording_is_answered_when_it_is_whole():
+    node, go, answers = fake_node(), threading.Event(), []
+    service = RecordService(node)
+    assert service.when_ended("at once") == "at once"
+    service._recording = recording = SlowRecording(go)
+    service.leave_off()
+    service.when_ended("later").bind(answers.append)
+    # The executor is free again.
+    assert recording.left_s < 0.1 and answers == []
+    go.set()
+    assert node.woken.wait(30)
+    service._answer()
+    assert answers == ["later"] and node.logged == ["Recorded 3 frames."]
 
 
 def test_a_node_that_ends_waits_for_its_recordings():

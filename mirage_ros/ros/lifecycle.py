@@ -68,7 +68,8 @@ class LifeCycle:
         names = (request.transition.label, request.transition.id)
         wanted = "configure" in names or Transition.TRANSITION_CONFIGURE in names
         if not wanted or self._state() != "unconfigured":
-            return self._change_now(request, response)
+            # Who ends a recording by it finds it whole.
+            return self._node.recording.when_ended(self._change_now(request, response))
         deferred = Deferred()
         self._when_loaded(lambda: deferred.finish(self._change_now(request, response)))
         return deferred

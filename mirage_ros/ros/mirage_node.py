@@ -181,7 +181,7 @@ class MirageNode(GuardedNode):
         self.results.tell("The node was deactivated.")
         self.rollout.replan()
         self.rollout.pacing.stopped = True
-        self.recording.end()
+        self.recording.leave_off()
         return SUCCESS
 
     def on_cleanup(self, state) -> TransitionCallbackReturn:

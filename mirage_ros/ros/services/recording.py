@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mirage_ros.core.errors import MirageError
 from mirage_ros.recording.recovery import partials_of
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode
     from mirage_ros.ros.recording_service import FrameRecording
 
-# A recording node goes on rendering: what it published is here within milliseconds.
-BRIEF_S = 0.2
+# What the node published itself is here within milliseconds, and everybody else waits meanwhile.
+BRIEF_S = 0.05
 
 
 class RecordService:
@@ -33,6 +33,7 @@ class RecordService:
         self._node = node
         self._recording = None
         self._endings: list[_Ending] = []
+        self._waiting: list[Callable[[], None]] = []
         self._ended = node.create_guard_condition(self._answer)
         node.recording = self
         create_service(node, Record, "~/record", self._record)
@@ -54,6 +55,19 @@ class RecordService:
         ending = _Ending(recording, response, self._ended.trigger)
         self._endings.append(ending)
         return ending.answer
+
+    def leave_off(self) -> None:
+        """Ends the recording that runs, if one does, while the node goes on; `when_ended` says when it is whole."""
+        if self._recording is not None:
+            self.stop(Record.Response()).bind(self._tell)
+
+    def when_ended(self, response: Any) -> Any:
+        """The response, later where a recording is still being written."""
+        if not self._endings:
+            return response
+        deferred = Deferred()
+        self._waiting.append(lambda: deferred.finish(response))
+        return deferred
 
     def begin(self) -> None:
         """Starts what the parameter `record` asks for; tells of an error and goes on."""
@@ -97,6 +111,18 @@ class RecordService:
         self._endings = [ending for ending in self._endings if ending not in ended]
         for ending in ended:
             ending.answer.finish(ending.response)
+        if not self._endings:
+            waiting, self._waiting = self._waiting, []
+            for answer in waiting:
+                answer()
+
+    def _tell(self, ended: Record.Response) -> None:
+        logger = self._node.get_logger()
+        # Two lines, because rclpy ties a severity to the line of code that logs.
+        if ended.success:
+            logger.info(ended.message)
+        else:
+            logger.error(ended.message)
 
 
 class _Ending:
