@@ -108,6 +108,7 @@ def test_entities_are_filtered_by_where_they_are(sim, folder):
         (bounds(Bounds.TYPE_SPHERE, (0, 0, 0)), FAILED, "1 points"),
         (bounds(Bounds.TYPE_SPHERE, (0, 0, 0), (-1, 0, 0)), FAILED, "radius"),
         (bounds(Bounds.TYPE_BOX, (0, 0, 0), (math.nan, 1, 1)), FAILED, "finite"),
+        (EntityFilters(filter="nobody", bounds=Bounds(type=Bounds.TYPE_BOX)), FAILED, "0 points"),
         (EntityFilters(filter="("), FAILED, "regular expression"),
         (EntityFilters(filter="[[:colour:]]"), FAILED, "regular expression"),
     ],

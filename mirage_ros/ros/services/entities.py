@@ -27,7 +27,7 @@ from mirage_ros.ros.services.answers import (
     lacking,
     tags_match,
 )
-from mirage_ros.ros.services.filters import UnsupportedFilter, check_kinds, inside, name_filter
+from mirage_ros.ros.services.filters import UnsupportedFilter, check_kinds, name_filter, place_filter
 from mirage_ros.ros.tracks import TransformError
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ class Entities:
     def _matching(self, filters: EntityFilters) -> list[str]:
         """Names of the cameras that pass; a camera is where its centre is."""
         check_kinds(filters)
-        matches = name_filter(filters.filter)
+        matches, inside = name_filter(filters.filter), place_filter(filters.bounds)
         return [
             name
             for name in self._names
-            if matches(name) and inside(filters.bounds, self._pose(name)[:3, 3])
+            if matches(name) and inside(self._pose(name)[:3, 3])
         ]
 
     def _get(self, request, response):

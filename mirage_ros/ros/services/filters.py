@@ -64,14 +64,14 @@ def name_filter(text: str) -> Callable[[str], bool]:
     return matches
 
 
-def inside(bounds: Bounds, position: Float[np.ndarray, "3"]) -> bool:
+def place_filter(bounds: Bounds) -> Callable[[Float[np.ndarray, "3"]], bool]:
     """Whether a point of the world overlaps the bounds, which are the world's, too.
 
     Raises:
         MirageError: the points of the bounds make no volume.
     """
     if bounds.type == Bounds.TYPE_EMPTY:
-        return True
+        return lambda position: True
     points = np.array([[point.x, point.y, point.z] for point in bounds.points])
     if len(points) != 2 or not np.isfinite(points).all():
         raise MirageError(
@@ -80,8 +80,8 @@ def inside(bounds: Bounds, position: Float[np.ndarray, "3"]) -> bool:
         )
     if bounds.type == Bounds.TYPE_BOX:
         low, high = points.min(axis=0), points.max(axis=0)
-        return bool(((low <= position) & (position <= high)).all())
+        return lambda position: bool(((low <= position) & (position <= high)).all())
     centre, radius = points[0], points[1, 0]
     if radius < 0:
         raise MirageError(f"The sphere has the radius {radius} m; give 0 or more.")
-    return bool(np.linalg.norm(position - centre) <= radius)
+    return lambda position: bool(np.linalg.norm(position - centre) <= radius)
