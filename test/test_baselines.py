@@ -123,7 +123,7 @@ def test_a_point_takes_no_more_than_is_counted():
     views = views_of(batch, np.zeros(2, np.int64), np.arange(2))
     normals = np.zeros((len(places), 2), np.int8)
     rays, focals = (views[name].astype(np.float32) for name in ("rays", "focals"))
-    surfels = Surfels(places, normals, rays, focals)
+    surfels = Surfels(places, normals, rays, focals, views["real"])
     assert places.itemsize + 3 == BARE_POINT_BYTES and cloud.views == len(focals) == 2 * 4
     np.testing.assert_allclose(positions_of(surfels), cloud["xyz"], atol=2e-5)
     np.testing.assert_allclose(footprints_of(surfels), cloud["footprints"], rtol=1e-3)

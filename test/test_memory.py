@@ -203,6 +203,33 @@ def test_in_one_voxel_the_finer_wins_then_the_newer():
     assert memory.tokens == 9
 
 
+def test_nothing_imagined_takes_the_place_of_what_a_real_picture_showed():
+    """Not in its voxel, not over it on its surface, and not where a camera comes closer."""
+    real, memory = cameras([look((0, 0, 0), (0, 1, 0))], (6, 8)), LatentMemory(CONFIG)
+
+    def put(value, camera, depth, real=False, new=False):
+        size = (1, *camera.size)
+        told = np.full(size, depth, np.float32), np.ones(size, bool), np.zeros(1, np.int64)
+        rgb, ids = np.zeros((*size, 3), np.uint8), np.zeros(1, np.int64)
+        latents = torch.full((1, 4, *camera.size), float(value))
+        write = memory.write_new if new else memory.write
+        return write(latents, camera, *told, rgb, ids, real=real)
+
+    def values(camera):
+        return set(memory.read(camera, np.zeros(1, np.int64)).latents[0, 0].unique().tolist())
+
+    put(1, real, 4.1, real=True)
+    assert put(2, real, 4.0999) == 0, "finer, in the same voxels"
+    shifted = cameras([look((0.05, 0, 0), (0.05, 1, 0))], (6, 8))
+    assert put(2, shifted, 4.4) > 0 and values(real) == {1}, "the same surface, behind it"
+    assert put(2, shifted, 3.7) > 0
+    assert values(real) == {1}, "the same surface, before it"
+    close = cameras([look((0, 3, 0), (0, 4, 0))], (6, 8))
+    assert put(3, close, 1.1, new=True) == 0 and values(close) == {1}, "four times as fine"
+    assert put(4, close, 1.1, real=True, new=True) == 48 and values(close) == {4}
+    assert put(5, real, 4.1, real=True) == 48 and values(real) == {5}, "real ones are corrected"
+
+
 def test_only_static_finite_cells_are_written():
     batch = cameras([np.eye(4)], (2, 3))
     depth = np.array([[[1, np.nan, np.inf], [-1, 0, 2]]])

@@ -15,6 +15,7 @@ from analytic import remember, room
 from safetensors.numpy import load_file, save_file
 from test_memory import CONFIG, loop, stamps, written
 
+from mirage_ros.core import files, memory_files
 from mirage_ros.core.births import VIEW_FIELDS
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.files import save_tensors
@@ -114,6 +115,21 @@ def test_any_flipped_bit_is_noticed(saved, tmp_path):
             (tmp_path / "flipped").write_bytes(flipped)
             with pytest.raises(MirageError):
                 LatentMemory.load(tmp_path / "flipped")
+
+
+def test_a_file_that_does_not_tell_real_pictures_goes_by_their_ids(tmp_path, monkeypatch):
+    """As version 3 was written: the seed is frame 0, observed pictures come from 2**30 on."""
+    memory = LatentMemory(CONFIG)
+    for frame in (0, 7, 2**30 + 1):
+        remember(memory, loop(3)[:1], room(), first_id=frame)
+    fields = {name: kind for name, kind in VIEW_FIELDS.items() if name != "real"}
+    monkeypatch.setattr(memory_files, "VIEW_FIELDS", fields)
+    monkeypatch.setattr(files, "VERSION", 3)
+    memory.save(tmp_path / "old")
+    monkeypatch.undo()
+    store = LatentMemory.load(tmp_path / "old")._store
+    told = dict(zip(store.births["frame_ids"].tolist(), store.births["real"].tolist(), strict=True))
+    assert told == {i: i != 7 for i in told} and 2**30 + 1 in told
 
 
 def test_unfit_files_are_refused_with_the_reason(saved, tmp_path):

@@ -41,7 +41,7 @@ def lifted(batch, depth, chosen):
     ids = np.arange(len(batch))
     views = views_of(batch, ids, ids)
     rows = lift_surfels(batch, depth, chosen)
-    return Surfels(*rows.values(), views["rays"], views["focals"]), views
+    return Surfels(*rows.values(), views["rays"], views["focals"], views["real"]), views
 
 
 @pytest.mark.parametrize("size", [(1, 1), (44, 80), (256, 256), (257, 300), (30, 600)])

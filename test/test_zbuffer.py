@@ -34,7 +34,8 @@ def random_cloud(rng, n, ties):
         cells, depths, focals = cells % 13, np.ones(n), 2.0 ** rng.integers(0, 6, len(rays))
     normals = rng.integers(-127, 128, (n, 2)).astype(np.int8)
     places = pack(views, cells, depths, rng.random(n) < 0.5)
-    return Surfels(places, normals, rays.astype(np.float32), focals.astype(np.float32))
+    real = rng.random(len(rays)) < 0.3
+    return Surfels(places, normals, rays.astype(np.float32), focals.astype(np.float32), real)
 
 
 def pack(views, cells, depths, sure):
@@ -52,7 +53,8 @@ def plain(positions, footprints):
     rays[:, 3] = positions
     places = pack(np.arange(count), np.zeros((count, 2)), footprints, np.zeros(count, bool))
     normals = np.tile(np.int8([0, -127]), (count, 1))
-    return Surfels(places, normals, rays.astype(np.float32), np.ones(count, np.float32))
+    real, ones = np.arange(count) % 3 == 0, np.ones(count, np.float32)
+    return Surfels(places, normals, rays.astype(np.float32), ones, real)
 
 
 def dot(a, b):
@@ -98,7 +100,7 @@ def brute_force(surfels, camera, rule):
     focal = 0.5 * (k[0, 0] + k[1, 1])
     ratio = fp * focal / safe
     misfit = np.where(ratio >= 1, ratio, 1 / ratio) - 1
-    penalty = rule.scale_weight * (misfit * misfit)
+    penalty = rule.scale_weight * (misfit * misfit) + np.where(surfels.real[view], 0, 1024)
     index, depth = np.full((height, width), -1), np.zeros((height, width))
     columns = np.arange(width)[:, None]
     for r in range(height):
@@ -185,7 +187,7 @@ def dense_cloud(n):
     views, cells = rng.integers(0, len(at), n), rng.integers(0, size, (n, 2))
     places = pack(views, cells, rng.uniform(1, 9, n), np.ones(n, bool))
     normals = np.tile(np.int8([0, -127]), (n, 1))
-    surfels = Surfels(places, normals, seen["rays"], focals)
+    surfels = Surfels(places, normals, seen["rays"], focals, seen["real"])
     return sorted_by(np.floor(2 * positions_of(surfels)), surfels)
 
 
@@ -239,7 +241,8 @@ def feed_wild_numbers() -> None:
         views, cells = rng.integers(0, 4, n), rng.integers(0, 256, (n, 2))
         places = pack(views, cells, rng.uniform(0.1, 9, n), rng.random(n) < 0.5)
         normals = rng.integers(-127, 128, (n, 2)).astype(np.int8)
-        surfels = Surfels(places, normals, rays.astype(np.float32), focals.astype(np.float32))
+        rays, focals = rays.astype(np.float32), focals.astype(np.float32)
+        surfels = Surfels(places, normals, rays, focals, np.array([True, False, False, True]))
         maps, pinholes = rng.choice(wild, (2, 4, 4)), rng.choice(wild, (2, 4))
         if case % 5 == 0:
             maps[:] = np.eye(4)

@@ -17,9 +17,14 @@ VIEW_FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "stamps_ns": ("int64", ()),
     "frame_ids": ("int32", ()),
     "parts": ("uint8", ()),
+    "real": ("bool", ()),
 }
 """Name -> dtype and row shape; see Surfels for rays and focals. Cells of a view of several parts
-are so many to a side of each latent cell, and their tokens parts of one latent (splitting.py)."""
+are so many to a side of each latent cell, and their tokens parts of one latent (splitting.py). A
+view is real where a picture was given: nothing imagined takes the place of its tokens."""
+
+FIRST_OBSERVED = 2**30
+"""Ids of frames: 0 is the seed, those that are imagined follow, observed pictures begin here."""
 
 VIEW_BYTES = sum(np.dtype(d).itemsize * math.prod(shape) for d, shape in VIEW_FIELDS.values())
 
@@ -84,6 +89,7 @@ def views_of(
     stamps_ns: Int[np.ndarray, "f"],
     frame_ids: Int[np.ndarray, "f"],
     parts: int = 1,
+    real: bool = False,
 ) -> dict[str, np.ndarray]:
     """The views of f cameras at latent size, or `parts` times that, each frame's tiles (see
     tiles_of) in raster order."""
@@ -104,6 +110,7 @@ def views_of(
         "stamps_ns": np.repeat(np.asarray(stamps_ns, np.int64).reshape(-1), each),
         "frame_ids": np.repeat(np.asarray(frame_ids, np.int32).reshape(-1), each),
         "parts": np.full(len(cameras) * each, parts, np.uint8),
+        "real": np.full(len(cameras) * each, real),
     }
 
 

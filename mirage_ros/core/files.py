@@ -18,9 +18,10 @@ import numpy as np
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.progress import report
 
-VERSION = 3
-"""Of the memory and world files; files of another version are refused. Version 1 kept tokens by
-their place in the world, without the views that they come from; 2 had no parts of cells."""
+VERSION, OLDEST = 4, 3
+"""Of the memory and world files, as they are written and as they are still read. Version 1 kept tokens
+by their place in the world, without the views that they come from; 2 had no parts of cells; 3 did not
+tell which views were real pictures."""
 
 FORMAT = "mirage_ros world"
 MEMORY, LATENTS, DECODER = (f"{name}.safetensors" for name in ("memory", "latents", "decoder"))
@@ -191,11 +192,11 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarr
         raise MirageError(
             f"{path} is not a saved {kind} or its header is damaged; save it again."
         ) from error
-    if found != kind or version != VERSION:
+    if found != kind or not OLDEST <= version <= VERSION:
         way = "update mirage_ros" if version > VERSION else "make it anew with this one"
         raise MirageError(
             f"{path} holds a {found} of version {version}; this program reads a {kind} of version "
-            f"{VERSION}: give another file or {way}."
+            f"{OLDEST} to {VERSION}: give another file or {way}."
         )
     return _checked(path, kind, data[8 + length :], table, header)
 

@@ -102,13 +102,15 @@ class LatentMemory:
         rgb: UInt8[np.ndarray, "f h w 3"],
         frame_ids: Int[np.ndarray, "f"],
         parts: int = 1,
+        real: bool = False,
     ) -> int:
         """Lifts the static cells of finite positive depth and merges them, frame by frame.
 
         `cameras` is the batch at latent size, or at `parts` times that: then every cell is a part
         of a latent cell, and has that one's whole latent. Returns how many tokens were stored (new
         ones and replacements). Refuses wrong shapes and latents that are not finite with a
-        MirageError, before anything is changed.
+        MirageError, before anything is changed. Tokens of `real` pictures are replaced by those of
+        other real ones alone.
         """
         shape = (len(cameras), *cameras.size)
         depth = np.asarray(depth_m, np.float32)
@@ -125,7 +127,7 @@ class LatentMemory:
         rows = lift_surfels(cameras, depth, chosen) | features
         rows["rgb"] = np.asarray(rgb, np.uint8)[chosen]
         rows["used"] = np.full(len(rows["rgb"]), self._next_tick(), np.uint16)
-        views = views_of(cameras, stamps_ns, frame_ids, parts)
+        views = views_of(cameras, stamps_ns, frame_ids, parts, real)
         return self._owned_store().insert(rows, views)
 
     def write_new(
@@ -138,12 +140,14 @@ class LatentMemory:
         rgb: UInt8[np.ndarray, "f h w 3"],
         frame_ids: Int[np.ndarray, "f"],
         rewrite_log_scale: float = 0.35,
+        real: bool = False,
     ) -> int:
         """Writes only the cells that memory does not show yet, or shows too coarsely.
 
         Frame by frame, each seeing what the frames before it wrote: so a surface keeps the
         tokens of its first view until a view comes whose cells are finer by more than
-        `rewrite_log_scale` (natural log). Returns how many tokens were stored.
+        `rewrite_log_scale` (natural log). Where memory shows a token of a real picture it stays,
+        however coarse, unless this one is `real` too. Returns how many tokens were stored.
 
         Depth may be finer than latents, see `write_by_surfaces`.
         """
@@ -152,23 +156,22 @@ class LatentMemory:
         for i in range(len(cameras)):
             one = slice(i, i + 1)
             shown = self.read(cameras[one], stamps[one])
-            new = np.asarray(static[one]) & ~(
-                shown.visible & (shown.log_scale <= rewrite_log_scale)
-            )
-            stored += self.write_by_surfaces(
-                latents[one], cameras[one], depth_m[one], new, stamps[one], rgb[one], ids[one]
-            )
+            kept = shown.visible & (shown.log_scale <= rewrite_log_scale)
+            if not real:
+                kept |= self._shows_real(shown)
+            told = latents[one], cameras[one], depth_m[one], np.asarray(static[one]) & ~kept
+            stored += self.write_by_surfaces(*told, stamps[one], rgb[one], ids[one], real)
         return stored
 
     def write_by_surfaces(
-        self, latents, cameras: Camera, depth_m, static, stamps_ns, rgb, frame_ids
+        self, latents, cameras: Camera, depth_m, static, stamps_ns, rgb, frame_ids, real=False
     ) -> int:
         """As `write`, but depth may be finer than latents: then cells that show two surfaces are
         kept by parts (splitting.py)."""
         self._check_values(latents)
         told = latents, cameras, np.asarray(depth_m), np.asarray(static), np.asarray(rgb)
         return sum(
-            self.write(*cells, stamps_ns, colours, frame_ids, parts)
+            self.write(*cells, stamps_ns, colours, frame_ids, parts, real)
             for *cells, colours, parts in by_surfaces(*told)
         )
 
@@ -213,6 +216,13 @@ class LatentMemory:
         places = self._store["places"][readout.index[readout.visible]]
         frames[readout.visible] = of_views(places, self._store.births["frame_ids"])
         return frames
+
+    def _shows_real(self, readout: Readout) -> Bool[np.ndarray, "f h w"]:
+        """Where the winner is a token of a real picture."""
+        real = readout.visible.copy()
+        places = self._store["places"][readout.index[readout.visible]]
+        real[readout.visible] = of_views(places, self._store.births["real"])
+        return real
 
     def references(self, readout: Readout, count: int) -> list[int]:
         """At most `count` birth frames, most winners first, then the lower id."""

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from mirage_ros.core.births import VIEW_FIELDS
+from mirage_ros.core.births import FIRST_OBSERVED, VIEW_FIELDS
 from mirage_ros.core.camera import FARTHEST_M, LEAST_SIDES
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.features import FEATURE_TYPES, Fields
@@ -63,6 +63,10 @@ def load_store(
         )
     store = TokenStore(saved, max_bytes, kept)
     views = {name: tensors.pop(f"{_VIEW}{name}", None) for name in VIEW_FIELDS}
+    if views["real"] is None and views["frame_ids"] is not None:
+        # Of a version that did not tell: the seed's id is 0, those of observed pictures are large.
+        ids = views["frame_ids"]
+        views["real"] = (ids == 0) | (ids >= FIRST_OBSERVED)
     if not (_fit(tensors, store.fields()) and _fit(views, VIEW_FIELDS) and _sound(tensors, views)):
         raise MirageError(f"{path} does not hold the fields of a latent memory; save it again.")
     store.restore(tensors, views)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Int
 
+from mirage_ros.core.births import FIRST_OBSERVED
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.frames import Chunk
@@ -18,11 +19,9 @@ from mirage_ros.core.video import frames_per_latent
 from mirage_ros.core.world import World
 from mirage_ros.core.world_state import WorldState
 
-# Ids of camera k begin at k times this, so that every id names one picture of one camera; observed
-# pictures follow from 2**30 on (observing.py).
+# Ids of camera k begin at k times this, so that every id names one picture of one camera.
 FIRST_ID = 2**24
-MAX_CAMERAS = 63
-OBSERVED = 2**30
+MAX_CAMERAS = FIRST_OBSERVED // FIRST_ID - 1
 
 
 class Rig:
@@ -87,7 +86,7 @@ class Rig:
         return {
             i: latent
             for i, latent in latents.items()
-            if i == 0 or i >= OBSERVED or any(end - kept <= i < end for end in ends)
+            if i == 0 or i >= FIRST_OBSERVED or any(end - kept <= i < end for end in ends)
         }
 
 

@@ -8,10 +8,22 @@ from numba import njit
 
 from mirage_ros.core.blocks import BLOCK_ROWS
 from mirage_ros.core.culling import ROUNDING
-from mirage_ros.core.surfels import footprint, is_sure, normal, position, position_block, view_of
+from mirage_ros.core.surfels import (
+    footprint,
+    is_real,
+    is_sure,
+    normal,
+    position,
+    position_block,
+    view_of,
+)
 
 SLANT_REACH = 8.0
 """How many tolerances a slanted surface may reach along z within one cell."""
+
+IMAGINED = 1024.0
+"""By how many cells (squared) worse than a real token an imagined one is: more than any other rule
+tells two candidates of one cell apart, and little enough to keep the bits that tell those apart."""
 
 BACK_COSINE_SQUARED = 0.0009
 """Square of the cosine (-0.03) beyond which a normal points away: normals are kept to 0.02."""
@@ -98,12 +110,13 @@ def from_back(surfels, i, x, y, z, eye):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def penalties(width, count, z, focal, weight, penalty):
-    """How ill the scale of each row of a block fits its cells."""
+def penalties(surfels, start, width, count, z, focal, weight, penalty):
+    """How ill the scale of each row of a block fits its cells, and whether it was imagined."""
     for j in range(count):
         ratio = width[j] * focal / (z[j] if z[j] > 0 else 1.0)
         misfit = (ratio if ratio >= 1 else 1 / ratio) - 1
-        penalty[j] = weight * (misfit * misfit)
+        imagined = 0.0 if is_real(surfels, start + j) else IMAGINED
+        penalty[j] = weight * (misfit * misfit) + imagined
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -96,7 +96,8 @@ class TokenStore:
         return of_views(self["places"], self.births["frame_ids"])
 
     def insert(self, rows: dict[str, np.ndarray], views: dict[str, np.ndarray]) -> int:
-        """Merges rows in order; in an occupied voxel the finer footprint wins, else the newer.
+        """Merges rows in order; in an occupied voxel a real picture's token wins, then the finer
+        footprint, then the newer.
 
         `views` are what births.views_of gives; the rows name theirs by its number there.
         Returns how many rows were stored.
@@ -118,8 +119,7 @@ class TokenStore:
         alive = present(rows["places"], len(views["focals"]))
         first = self._admit({name: values[alive] for name, values in views.items()})
         renumber(rows["places"], first + _numbers(alive))
-        births = self.births["rays"], self.births["focals"]
-        new = Surfels(*(rows[name] for name in SURFEL_FIELDS), *births)
+        new = self._as_surfels(rows)
         order = by_place(new, self.count)
         to, done, stored = np.empty(len(order), np.int32), 0, 0
         while done < len(order):
@@ -194,8 +194,12 @@ class TokenStore:
         return own
 
     def _surfels(self, rows: int) -> Surfels:
-        fields = (self.arrays[name][:rows] for name in SURFEL_FIELDS)
-        return Surfels(*fields, self.births["rays"], self.births["focals"])
+        return self._as_surfels({name: self.arrays[name][:rows] for name in SURFEL_FIELDS})
+
+    def _as_surfels(self, rows: dict[str, np.ndarray]) -> Surfels:
+        """Rows whose views are the store's own."""
+        views = (self.births[name] for name in ("rays", "focals", "real"))
+        return Surfels(*(rows[name] for name in SURFEL_FIELDS), *views)
 
     def _make_room(self, wanted: int) -> None:
         """At least one free row, and a table that is not full (nor twice in memory)."""

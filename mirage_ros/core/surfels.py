@@ -48,12 +48,14 @@ class Surfels(NamedTuple):
             |a| + |b| + |c| = 127 as (a, b), the lower half (c < 0) folded outwards.
         rays: a point of a view is rays[3] + depth * (rays[0] * column + rays[1] * row + rays[2]).
         focals: mean focal length in cells; depth over it is a token's footprint.
+        real: views of pictures that were given, rather than imagined.
     """
 
     places: Int64[np.ndarray | torch.Tensor, "n"]
     normals: Int8[np.ndarray | torch.Tensor, "n 2"]
     rays: Float32[np.ndarray | torch.Tensor, "m 4 3"]
     focals: Float32[np.ndarray | torch.Tensor, "m"]
+    real: Bool[np.ndarray | torch.Tensor, "m"]
 
     def to(self, device: str) -> Surfels:
         """Numpy surfels as tensors on a torch device."""
@@ -149,6 +151,11 @@ def is_sure(place):
     return (place & (1 << UNSURE)) == 0
 
 
+@njit(cache=True, nogil=True, inline="always")
+def is_real(surfels, i):
+    return surfels[4][view_of(surfels[0][i])]
+
+
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def row_of(place):
     return float(np.int32((place >> ROW) & 255))
@@ -187,7 +194,7 @@ def footprint(surfels, i):
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def position_block(surfels, start, count, x, y, z, width):
     """Position and footprint of consecutive tokens, run by run of those of one view."""
-    places, _, rays, focals = surfels
+    places, _, rays, focals, _ = surfels
     j = 0
     while j < count:
         view, stop = view_of(places[start + j]), j + 1
@@ -244,7 +251,7 @@ def _fill_footprints(surfels, out):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _fill_cosines(surfels, out):
-    places, normals, rays, _ = surfels
+    places, normals, rays, _, _ = surfels
     for i in range(len(out)):
         x, y, z = position(surfels, i)
         eye, (a, b, c) = rays[view_of(places[i]), 3], normal(normals[i])

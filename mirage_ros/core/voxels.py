@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from mirage_ros.core.blocks import BLOCK_ROWS, widen
-from mirage_ros.core.surfels import Surfels, footprint, position, view_of
+from mirage_ros.core.surfels import Surfels, footprint, is_real, position, view_of
 from mirage_ros.core.table import EMPTY, following, is_full, mixed, row_in, slot_of, tagged, unlike
 
 EDGE_PER_FOOTPRINT = 0.5
@@ -90,8 +90,8 @@ def place_rows(old, count, table, bounds, new, order, start, rows):
     """Finds a row for the new tokens order[start], ... until the store or its table is full.
 
     Sets the places of the rows taken, widens their bounds and tells the row of each in `rows`
-    (-1: a finer token was there). Returns the count of rows, how far it got and how many were
-    stored.
+    (-1: a finer token was there, or a real one). Returns the count of rows, how far it got and how
+    many were stored.
     """
     stored = 0
     for k in range(start, len(order)):
@@ -113,7 +113,12 @@ def place_rows(old, count, table, bounds, new, order, start, rows):
             table[slot] = tagged(hashed, row, table)
         else:
             row = row_in(table[slot], table)
-            if footprint(old, row) < footprint(new, i):
+            was, now = is_real(old, row), is_real(new, i)
+            if was != now:
+                stays = was
+            else:
+                stays = footprint(old, row) < footprint(new, i)
+            if stays:
                 rows[k] = -1
                 continue
         old[0][row] = new[0][i]

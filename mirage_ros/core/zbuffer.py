@@ -17,7 +17,8 @@ One meaning, whatever the kernel (and whatever the machine, every run, the same 
 4. Among the candidates the winner is the one nearest to the cell's centre: squared distance
    in cells plus `scale_weight * (ratio - 1)^2`, where ratio >= 1 tells by how much footprint and
    cell width differ. Tokens of one scale are thus ranked by distance alone; a token seen from
-   afar or from close up yields to one of the right scale. Ties go to the lower index.
+   afar or from close up yields to one of the right scale. A candidate of a real picture wins over
+   all that were imagined. Ties go to the lower index.
 """
 
 from __future__ import annotations

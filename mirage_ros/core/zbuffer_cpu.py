@@ -150,7 +150,7 @@ def _pass_two(surfels, view, share, shares, surface, index, cost):
         start = order[k] * BLOCK_ROWS
         count = min(BLOCK_ROWS, len(surfels[0]) - start)
         project_block(surfels, start, count, m, pinhole, rule, index.shape, into)
-        penalties(width, count, depth, focal, rule[2], penalty)
+        penalties(surfels, start, width, count, depth, focal, rule[2], penalty)
         for j in range(count):
             uj, vj, zj, i, facing = u[j], v[j], depth[j], np.int32(start + j), False
             for r in range(r0[j], r1[j] + 1):

@@ -16,7 +16,7 @@ import torch
 
 from mirage_ros.core.blocks import BLOCK_ROWS
 from mirage_ros.core.culling import blocks_in_view
-from mirage_ros.core.splats import BACK_COSINE_SQUARED, SLANT_REACH
+from mirage_ros.core.splats import BACK_COSINE_SQUARED, IMAGINED, SLANT_REACH
 from mirage_ros.core.surfels import (
     COLUMN,
     DEPTH_BITS,
@@ -122,7 +122,8 @@ def _project(surfels, rows, m, pinhole, rule, size) -> _Splats:
     r0, r1 = _span(v, half * pinhole[1], size[0])
     ratio = footprints * (0.5 * (pinhole[0] + pinhole[1])) / safe
     misfit = torch.where(ratio >= 1, ratio, 1 / ratio) - 1
-    penalty = weight * (misfit * misfit)
+    imagined = torch.where(surfels.real[_views(surfels.places[rows])], 0.0, IMAGINED).double()
+    penalty = weight * (misfit * misfit) + imagined
     columns, lines = c1 - c0 + 1, r1 - r0 + 1
     seen = (depth >= near) & (columns > 0) & (lines > 0) & ~torch.isnan(u + v + half)
     fields = (rows, xyz, u, v, depth, c0, r0, columns, lines, ratio, penalty)
