@@ -163,12 +163,13 @@ def shown_by_seed(
     """Where each frame's surface lies in frame 0's picture and nothing hides it there.
 
     Depths of one surface may differ by the share `tolerance`. The seed's are interpolated as
-    inverse depth, which is linear on planes however slanted.
+    inverse depth, which is linear on planes however slanted, between pixels of known depth alone.
     """
     seed, (height, width) = cameras[0], cameras.size
     known = np.isfinite(depth_m[0]) & (depth_m[0] > 0) & ~moving[0]
     inverse = np.where(known, 1 / np.where(known, depth_m[0], 1), 0).astype(np.float32)
-    shown = np.zeros(depth_m.shape, bool)
+    # Between a surface and a hole any depth would be found.
+    certain, shown = known.astype(np.float32), np.zeros(depth_m.shape, bool)
     for i in range(len(depth_m)):
         known = np.isfinite(depth_m[i]) & ~moving[i]
         points = cameras[i].lift(np.where(known, depth_m[i], 1.0))
@@ -179,7 +180,9 @@ def shown_by_seed(
         inside &= ((pixels > -0.5) & (pixels < (width - 0.5, height - 0.5))).all(-1)
         place = pixels.reshape(height, width, 2)
         there = cv2.remap(inverse, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        sure = cv2.remap(certain, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         same = np.abs(there * np.where(inside, z, 0).reshape(height, width) - 1) <= tolerance
+        same &= sure > 0.999
         shown[i] = inside.reshape(height, width) & same & known
     return shown
 
