@@ -14,6 +14,7 @@ from fakes import PixelModel
 from test_evaluation import REAL, needs_real
 
 from mirage_ros.cli import main
+from mirage_ros.core.depth import completed
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.types import WorldModel
 from mirage_ros.core.world import World
@@ -49,7 +50,8 @@ from mirage_ros.evaluation.variants import (
     make_world,
     parse_variants,
 )
-from mirage_ros.models.pretrained import model_digest
+from mirage_ros.models.pretrained import load_model, model_digest
+from mirage_ros.seeds import load_seed
 
 SIZE = (64, 80)
 MODEL = PixelModel(SIZE)
@@ -107,6 +109,15 @@ def test_what_the_seed_shows_is_told_by_geometry():
     moving = np.zeros(depth.shape, bool)
     moving[0] = number[0] == 10
     assert shown_by_seed(batch, depth, moving)[1][top].mean() < 0.1
+
+
+def test_between_a_surface_and_a_hole_nothing_is_grounded():
+    """Interpolated with a hole's zeros, a near surface would pass for any farther one."""
+    poses = [look((0, 0, 1), (0, 1, 1)), look((0, -0.3, 1), (0.1, 1, 1.1))]
+    depth = np.full((2, *SIZE), 2.0, np.float32)
+    depth[0, :, ::7], depth[1] = np.nan, 3.0
+    still = np.zeros(depth.shape, bool)
+    assert not shown_by_seed(cameras(poses, SIZE), depth, still)[1].any()
 
 
 def test_masked_scores_agree_with_whole_ones():
@@ -253,7 +264,7 @@ def test_variants_are_named_once():
     assert make_world(Variant("a", "keyframes12"), MODEL, 0).keyframes == 12
     assert not make_world(Variant("none", "none"), MODEL, 0).config.use_memory
     still = make_world(Variant("x", ablation="dynamic_filter"), MODEL, 0)
-    assert still.config.max_dynamic_share == 1 and still.model is MODEL
+    assert still.config.forget_moving == "none" and still.model is MODEL
 
 
 @pytest.mark.parametrize("memory", ["latent", "rgb", "keyframes2", "none"])
@@ -482,6 +493,48 @@ def test_a_real_walk_has_grounded_views_and_returns():
     assert walk.grounded[1].mean() > 0.3 > walk.grounded[6].mean()
     back = np.nonzero(walk.returns)[0]
     assert walk.grounded[back].mean((1, 2)).max() > 0.1
+
+
+@needs_real
+def test_a_real_walk_is_shown_as_well_as_the_docs_say():
+    """What its first picture showed is remembered, not covered, and not where nobody measured."""
+    model = load_model("mini")
+    walk = folder_world(REAL, 8, None, model.size)
+    rolled = roll(World(model), walk, seed_depth=True, bare=False, tick=lambda frames: None)
+    told = summarise([walk], [score(walk, rolled, rolled.observed, model)])
+    print({name: round(told[name], 3) for name in ("psnr_new", "psnr_return", "lost", "no_depth")})
+    assert told["psnr_new"] >= 16.8 and told["psnr_return"] >= 15.95
+    assert told["lost"] <= 0.02 and told["no_depth"] <= 0.2
+
+
+@needs_real
+@pytest.mark.parametrize("name", ["street", "barn"])
+def test_a_photograph_is_remembered_whole(name):
+    world, seed = World(load_model("mini")), load_seed(REAL.parent / "photos" / f"{name}.png")
+    frame = world.reset(seed.rgb, seed.camera).frames[0]
+    lost, no_depth = seed_lost(seed_remembered(world), frame.depth_m)
+    print(f"{lost:.1%} lost, {no_depth:.1%} without depth")
+    assert lost <= 0.01 and no_depth == 0
+
+
+@needs_real
+def test_holes_of_a_real_depth_picture_are_completed_as_other_frames_measured():
+    walk = folder_world(REAL, 8, 12, (128, 160))
+    filled, hole = completed(walk.depth_m[0]), np.isnan(walk.depth_m[0])
+    known, off = 0, 0
+    for i in range(1, len(walk)):
+        seen = np.isfinite(walk.depth_m[i])
+        points = walk.cameras[i].lift(np.where(seen, walk.depth_m[i], 1))[seen]
+        pixels, z = walk.cameras[0].project(points)
+        column, row = np.rint(pixels).astype(int).T
+        inside = (z > 0) & (row >= 0) & (row < 128) & (column >= 0) & (column < 160)
+        row, column, z = row[inside], column[inside], z[inside]
+        judged = hole[row, column] & np.isfinite(filled[row, column])
+        known += judged.sum()
+        off += (np.abs(filled[row, column] / z - 1)[judged] > 0.08).sum()
+    share = np.isfinite(filled[hole]).mean()
+    print(f"{share:.0%} of the holes completed, {off / known:.1%} of them off by more than 8 %")
+    assert share > 0.3 and off < 0.12 * known
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,19 @@ def test_an_edge_through_quarters_is_followed_to_the_smallest_parts():
     assert memory.tokens == SIZE[0] * (SIZE[1] - 1 + 2 + 2 * 4)
 
 
+def test_of_a_cell_that_is_known_in_part_the_known_parts_are_kept():
+    depth = stepped(0)
+    depth[:, :, 3 * SIDE + 3 :] = np.nan
+    memory = remembered(depth)
+    # Whole cells to column 2; of cell 3 the first three columns: by parts of two pixels one column
+    # is known, and one by half.
+    points = memory.to_points().xyz
+    assert memory.tokens > 3 * SIZE[0]
+    left = HOME.intrinsics[0, 0, 2]
+    columns = points[:, 0] / points[:, 2] * HOME.intrinsics[0, 0, 0] + left
+    assert columns.max() < 3.1
+
+
 def test_every_part_lies_on_its_own_surface():
     points = remembered(stepped()).to_points().xyz
     depth = np.sort(points[:, 2])

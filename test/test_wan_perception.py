@@ -24,6 +24,7 @@ from mirage_ros.models.depth_estimators import (
 from mirage_ros.models.perceivers import MiniPerceiver, load_perceiver
 from mirage_ros.models.resizing import InputRule, block_means
 from mirage_ros.models.segmenters import load_segmenter
+from mirage_ros.models.wan import WanModel
 
 SIZE = (96, 160)
 STRIDE = 16
@@ -305,6 +306,14 @@ def test_depth_model_and_segmenter_make_a_perceiver(adapters):
     assert not (told.dynamic & told.sky).any()
     known = np.isfinite(told.depth_m)
     assert 0.5 < np.median(told.depth_m[known]) < 20
+    # Of a real picture only the segmenter's word counts, not where depth and anchor disagree.
+    segmented = WanModel.segmented(types.SimpleNamespace(perceiver=perceiver), pictures())
+    np.testing.assert_array_equal(segmented, perceiver.masks(pictures())[0])
+
+
+def test_a_perceiver_without_a_segmenter_has_no_say_about_real_pictures():
+    for perceiver in (MiniPerceiver(PixelModel(), 8), types.SimpleNamespace(masks=None)):
+        assert WanModel.segmented(types.SimpleNamespace(perceiver=perceiver), pictures()) is None
 
 
 @pytest.mark.parametrize("kind", ["da3", "map-anything"])

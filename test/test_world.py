@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from analytic import look
 from fakes import PixelModel
 
 from mirage_ros.core.camera import Camera
-from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.depth import cell_depth, completed
 from mirage_ros.core.errors import MirageError
+from mirage_ros.core.observing import observe
 from mirage_ros.core.pictures import fit_seed, resize_rgb
 from mirage_ros.core.types import Perception
 from mirage_ros.core.world import World, WorldConfig
@@ -285,49 +287,135 @@ def test_bad_plans_are_refused():
     assert world.frames_seen == 1
 
 
-def test_given_depth_stands_and_its_gaps_are_filled_in_scale():
+def test_given_depth_stands_and_its_holes_are_completed_or_left_open():
+    """A guess that is scaled as a whole would show another surface where the scale differs."""
     depth = np.full(SIZE, 6.0)
-    depth[:, :40] = np.nan
     depth[:8] = np.inf
+    depth[20:30, 40:52] = np.nan  # in a wall
+    depth[40:, :] = np.nan  # to the picture's border
 
     class Sloped(PixelModel):
         def perceive(self, rgb, cameras, anchor):
-            perception = super().perceive(rgb, cameras, None)
-            perception.depth_m[:, :, :20] = 1.5
-            return perception
+            return super().perceive(rgb, cameras, None)  # 3 m
 
     world = World(Sloped())
     (frame,) = world.reset(picture(), camera(), depth).frames
-    assert (frame.depth_m[8:, 40:] == 6).all() and np.isposinf(frame.depth_m[:8]).all()
-    np.testing.assert_allclose(frame.depth_m[8:, 20:40], 6)
-    np.testing.assert_allclose(frame.depth_m[8:, :20], 3)
-    assert world.memory.tokens == 70
+    assert (frame.depth_m[8:40] == 6).all() and np.isposinf(frame.depth_m[:8]).all()
+    assert np.isnan(frame.depth_m[40:]).all()
+    assert world.memory.tokens == 4 * 10
+    (again,) = world.step(Camera.stack([camera()]), np.array([1])).frames
+    assert again.observed[8:40].all() and not again.observed[40:].any()
+    assert np.isfinite(again.depth_m[40:]).all() and world.memory.tokens > 40
+
+
+def test_holes_are_completed_along_planes_and_not_across_edges():
+    row, column = np.indices(SIZE)
+    floor = (1 / (0.1 + 0.004 * row + 0.001 * column)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    speckled = np.where(rng.random(SIZE) < 0.3, np.nan, floor)
+    filled = completed(speckled)
+    inner = slice(1, -1), slice(1, -1)
+    assert np.isfinite(filled[inner]).mean() > 0.99
+    known = np.isfinite(filled)
+    np.testing.assert_allclose(filled[known], floor[known], rtol=0.01)
+    stepped = np.where(column < 40, 2.0, 4.0).astype(np.float32)
+    stepped[:, 36:44] = np.nan
+    assert np.isnan(completed(stepped)[:, 36:44]).all()
+    wide = np.full(SIZE, 2.0, np.float32)
+    wide[10:50, 10:70] = np.nan
+    assert np.isnan(completed(wide)[10:50, 10:70]).all(), "too far from what was measured"
+    open_sky = np.full(SIZE, 2.0, np.float32)
+    open_sky[:30], open_sky[30:34] = np.inf, np.nan
+    assert np.isnan(completed(open_sky)[30:34]).all()
+
+
+def test_depth_that_fills_no_cell_is_refused():
+    depth = np.full(SIZE, np.nan)
+    depth[3, 3] = 2.0
+    world = started()
+    with pytest.raises(MirageError, match="no cell of 8x8"):
+        world.reset(picture(), camera(), depth)
+    assert world.frames_seen == 1
+
+
+class Street(PixelModel):
+    """Takes the upper quarter of every picture for moving."""
+
+    def perceive(self, rgb, cameras, anchor):
+        seen = super().perceive(rgb, cameras, anchor)
+        moving = np.zeros_like(seen.dynamic)
+        moving[:, :16] = True
+        return replace(seen, dynamic=moving)
+
+
+class Segmented(Street):
+    """And was given a segmenter, which says that the left tenth moves."""
+
+    def segmented(self, rgb):
+        moving = np.zeros(rgb.shape[:3], bool)
+        moving[:, :, :8] = True
+        return moving
+
+
+@pytest.mark.parametrize(
+    ("model", "forget_moving", "seed", "imagined"),
+    [
+        (Street, "imagined", 80, 60),
+        (Street, "all", 60, 60),
+        (Street, "none", 80, 80),
+        (Segmented, "imagined", 72, 60),
+        (Segmented, "none", 80, 80),
+    ],
+)
+@pytest.mark.parametrize("depth_m", [None, np.full(SIZE, 3.0)])
+def test_one_picture_cannot_say_what_moves(model, forget_moving, seed, imagined, depth_m):
+    """Of a seed, or an observation, it counts when it was asked for; of what is imagined else."""
+    world = World(model(), WorldConfig(forget_moving=forget_moving))
+    assert world.reset(picture(), camera(), depth_m).tokens == seed
+    pose = look((0, 0, 1), (0, -1, 1))
+    behind = Camera(camera().intrinsics, pose[None], SIZE)
+    assert world.step(behind, np.array([1])).tokens == seed + imagined
+    aside = Camera(camera().intrinsics, look((50, 0, 1), (50, 1, 1)), SIZE)
+    _, stored = observe(world, picture(), aside, np.full(SIZE, 3.0), 2)
+    assert stored == seed
+
+
+def test_a_world_refuses_what_is_no_rule_for_moving_things():
+    for wrong in ({"forget_moving": "sometimes"}, {"max_dynamic_share": 1.0}):
+        with pytest.raises(MirageError, match="forget_moving"):
+            World(PixelModel(), WorldConfig(**wrong))
 
 
 def test_moving_things_sky_and_the_far_are_not_remembered():
-    class Street(PixelModel):
+    class Outdoors(Street):
         def perceive(self, rgb, cameras, anchor):
             perception = super().perceive(rgb, cameras, anchor)
-            perception.dynamic[:, :16] = True
             perception.sky[:, -16:] = True
             perception.depth_m[:, 16:24] = 1000
             return perception
 
-    world = World(Street())
+    world = World(Outdoors(), WorldConfig(forget_moving="all"))
     (frame,) = world.reset(picture(), camera()).frames
     assert world.memory.tokens == 3 * 10
     assert np.isposinf(frame.depth_m[-16:]).all() and np.isposinf(frame.depth_m[16:24]).all()
 
 
-def test_zooming_in_adds_finer_tokens_and_keeps_the_coarse():
+def test_what_the_seed_showed_is_never_written_again():
     world = started(PixelModel())
     closer = Camera(camera().intrinsics, look((0, 1.5, 1), (0, 2, 1))[None], SIZE)
-    world.step(closer, np.array([1]))
-    assert world.memory.tokens == 160
+    (frame,) = world.step(closer, np.array([1])).frames
+    assert frame.observed.all() and world.memory.tokens == 80
     back = Camera(camera().intrinsics, camera().world_from_camera[None], SIZE)
     (frame,) = world.step(back, np.array([2])).frames
-    assert world.memory.tokens == 160
     assert np.abs(frame.rgb.astype(int) - picture().astype(int)).max() <= HALF_A_STEP
+
+
+def test_zooming_in_on_what_was_imagined_adds_finer_tokens_and_keeps_the_coarse():
+    world = started(PixelModel())
+    poses = [look((0, y, 1), (0, y - 1, 1)) for y in (0, -1.5, 0)]
+    cameras = Camera(camera().intrinsics, np.stack(poses), SIZE)
+    tokens = [world.step(cameras[i : i + 1], np.array([i + 1])).tokens for i in range(3)]
+    assert tokens == [160, 240, 240]
 
 
 def test_a_cell_takes_the_median_of_its_valid_depths():

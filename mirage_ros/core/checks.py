@@ -72,13 +72,3 @@ def check_perception(perception: Perception, model: WorldModel, frames: int) -> 
             "needed; check the checkpoint."
         )
     return perception
-
-
-def check_depth_scale(scale: float) -> float:
-    """The factor between given and perceived depth, if there is one above 0."""
-    if not np.isfinite(scale) or scale <= 0:
-        raise MirageError(
-            "The model perceives no depth where the seed's depth is valid, so its gaps cannot be "
-            "filled; give depth without gaps or none."
-        )
-    return float(scale)

@@ -14,19 +14,20 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from mirage_ros.core.births import FIRST_OBSERVED
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.checks import check_latents
-from mirage_ros.core.depth import cell_depth
+from mirage_ros.core.depth import cell_depth, completed
 from mirage_ros.core.errors import MirageError
 from mirage_ros.core.grids import readout_cells, readout_side
 from mirage_ros.core.memory import LatentMemory
-from mirage_ros.core.pictures import cell_colours, fit_seed
+from mirage_ros.core.perceiving import moving_in_real, perceive_seed
+from mirage_ros.core.pictures import cell_colours, cell_share, fit_seed
 from mirage_ros.core.world import World
 
 # A token this much behind the measured surface, relative to its depth, is taken for the surface.
 TOLERANCE = 0.05
-# Latents of observed pictures are kept under ids from here on, for reference.
-FIRST_ID = 2**30
+# So many latents of observed pictures are kept, for reference.
 KEPT = 64
 
 
@@ -39,8 +40,9 @@ def observe(
 ) -> tuple[int, int]:
     """Writes one uint8 (H, W, 3) picture with metric (H, W) depth into the world's memory.
 
-    NaN in depth is unknown and changes nothing there; +inf is free as far as one can see. Time and
-    the camera stay where they are.
+    Holes in depth (NaN) are completed from what was measured around them (depth.completed); where
+    they stay nothing changes. +inf is free as far as one can see. Time and the camera stay where
+    they are.
 
     Returns:
         How many tokens went, and how many came.
@@ -57,10 +59,17 @@ def observe(
     cameras = Camera.stack([camera])
     cells = world._latent(cameras)
     latents = check_latents(model.encode(rgb[None]), model, 1)
+    depth_m = completed(depth_m)
     fine = np.where(depth_m > world.config.max_depth_m, np.float32(np.inf), depth_m)[None]
     depth = cell_depth(fine, model.stride)
-    known = np.isfinite(depth)
-    number = max((i for i in state.latents if i >= FIRST_ID), default=FIRST_ID - 1) + 1
+    moving = moving_in_real(
+        model,
+        rgb[None],
+        world.config.forget_moving,
+        lambda: perceive_seed(model, rgb[None], cameras, depth_m).dynamic,
+    )
+    known = np.isfinite(depth) & (cell_share(moving, model.stride) <= world.config.max_dynamic_share)
+    number = max((i for i in state.latents if i >= FIRST_OBSERVED), default=FIRST_OBSERVED - 1) + 1
     fork = state.forked()
     erased = fork.memory.forget(contradicted(fork.memory, cells[0], depth[0]))
     stored = fork.memory.write_by_surfaces(
@@ -71,8 +80,9 @@ def observe(
         np.array([stamp_ns], np.int64),
         cell_colours(rgb[None], model.stride),
         np.array([number]),
+        real=True,
     )
-    kept = {i: latent for i, latent in state.latents.items() if i < FIRST_ID or i > number - KEPT}
+    kept = {i: latent for i, latent in state.latents.items() if i < FIRST_OBSERVED or i > number - KEPT}
     kept[number] = latents[0].to("cpu", torch.float16)
     sights = state.sights.with_real(camera, depth_m, readout_side(model))
     world.state = replace(fork, latents=kept, sights=sights)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.depth import cell_depth
-from mirage_ros.core.pictures import upsample
+from mirage_ros.core.pictures import cell_share, upsample
 from mirage_ros.core.surfels import COLUMN, ROW, VIEW_SIDE, of_views
 
 PARTS = 4
@@ -37,7 +37,8 @@ def by_surfaces(
     chosen: Bool[np.ndarray, "f h w"],
     rgb: UInt8[np.ndarray, "f h w 3"],
 ) -> Iterator[tuple[torch.Tensor, Camera, np.ndarray, np.ndarray, np.ndarray, int]]:
-    """The chosen cells of one surface whole, the others by quarters, down to the smallest parts.
+    """The chosen cells of one surface whole, the others by quarters, down to the smallest parts: those
+    of two surfaces, and those whose depth is known in some of their parts alone.
 
     Yields what LatentMemory.write takes, on ever finer grids: latents, cameras, depth, chosen
     cells, colours, and parts to a side of a latent cell. Depth may be as fine as pixels; where it
@@ -47,10 +48,12 @@ def by_surfaces(
     while True:
         side = depth_m.shape[1] // cameras.size[0]
         finest = min(PARTS // parts, side)
-        split = np.zeros_like(chosen)
+        split, whole = np.zeros_like(chosen), cell_depth(depth_m, side)
         if finest > 1:
-            split = chosen & shows_two_surfaces(cell_depth(depth_m, side // finest), finest)
-        yield latents, cameras, cell_depth(depth_m, side), chosen & ~split, rgb, parts
+            fine = cell_depth(depth_m, side // finest)
+            partly = np.isnan(whole) & (cell_share(np.isfinite(fine), finest) > 0)
+            split = chosen & (shows_two_surfaces(fine, finest) | partly)
+        yield latents, cameras, whole, chosen & ~split, rgb, parts
         if not split.any():
             return
         latents = latents.repeat_interleave(2, 2).repeat_interleave(2, 3)

@@ -92,7 +92,9 @@ class WorldModel(Protocol):
 
     A model may have `readout_cells` besides: it is shown a readout of so many cells to a side of
     each latent cell. And `from_memory(readout)`: which latents it takes from that readout, where
-    these are not the ones that memory shows at least half of (both in grids.py).
+    these are not the ones that memory shows at least half of (both in grids.py). And
+    `segmented(rgb)`: what moves in real pictures (f, h, w), by a segmenter that was asked for, or
+    None if none was.
 
     Attributes:
         name: what checkpoints and saved worlds are tagged with.

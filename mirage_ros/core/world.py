@@ -7,7 +7,8 @@
 What keeps the world in place: a cell that memory already shows at an equal or finer
 resolution is never written again, so a generated copy cannot drift over its original. Only
 what was not visible, or was seen by much coarser tokens (`WorldConfig.rewrite_log_scale`), is new.
-And what is new never comes to stand in space that an earlier view saw to be free (carving.py).
+What a real picture showed is never written again. And what is new never comes to stand in space that
+an earlier view saw to be free (carving.py).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from mirage_ros.core.grids import (
 )
 from mirage_ros.core.memory import LatentMemory, MemoryConfig
 from mirage_ros.core.overlap import overlapped
-from mirage_ros.core.perceiving import in_range, perceive_seed
+from mirage_ros.core.perceiving import FORGET_MOVING, in_range, moving_in_real, perceive_seed
 from mirage_ros.core.pictures import (
     cell_colours,
     cell_share,
@@ -76,7 +77,10 @@ class WorldConfig:
         max_depth_m: what lies farther is beyond range (+inf) and not remembered.
         rewrite_log_scale: visible cells are rewritten when the natural log of the token's
             footprint over the cell's width exceeds this (0.35: tokens 1.4 times too coarse).
-        max_dynamic_share: cells with a larger share of moving pixels are not remembered.
+        forget_moving: in which pictures the perceiver's guess of what moves is not remembered:
+            "imagined", "all" (the seed and observed ones too) or "none". A segmenter that was asked
+            for counts in all, but with "none".
+        max_dynamic_share: cells with a larger share of moving pixels are not remembered, below 1.
         kept_latents: latents of past frames kept for reference, besides the seed's.
         overlap_decode: a rollout generates each chunk while the one before it is decoded,
             perceived and written; what memory shows it lags by that chunk (overlap.py).
@@ -87,6 +91,7 @@ class WorldConfig:
     max_memory_bytes: int = 512 * 2**20
     max_depth_m: float = 100.0
     rewrite_log_scale: float = 0.35
+    forget_moving: str = "imagined"
     max_dynamic_share: float = 0.25
     kept_latents: int = 512
     overlap_decode: bool = False
@@ -108,6 +113,12 @@ class World:
             raise MirageError(
                 f"The world got seed {config.seed} and kept_latents {config.kept_latents}; give a "
                 f"seed of at least 0 and kept_latents of at least {model.preceding_frames}."
+            )
+        if config.forget_moving not in FORGET_MOVING or not 0 <= config.max_dynamic_share < 1:
+            raise MirageError(
+                f"The world got forget_moving {config.forget_moving!r} and max_dynamic_share "
+                f"{config.max_dynamic_share}; give one of {', '.join(FORGET_MOVING)} and a share from "
+                "0 to below 1."
             )
         self.model, self.config = model, config
         self.state: WorldState | None = None
@@ -141,8 +152,10 @@ class World:
 
         Returns one frame, the seed as the model decodes it.
         The picture's middle is cropped to the model's aspect and resized, the intrinsics
-        follow; a SeedWarning says so where much of it is lost. Depth is metric and may hold NaN, which perception fills; without depth
-        perception gives all of it. Bad input raises MirageError.
+        follow; a SeedWarning says so where much of it is lost. Depth is metric and may hold NaN:
+        such holes are completed from what was measured around them, or stay open until they are
+        imagined. Without depth perception gives all of it. Nothing that is imagined later replaces
+        what this picture shows. Bad input raises MirageError.
         """
         model, seconds = self.model, dict.fromkeys(STAGES, 0.0)
         given, (rgb, camera, depth_m) = camera.size, fit_seed(rgb, camera, depth_m, model.size)
@@ -159,10 +172,13 @@ class World:
             else:
                 perception = perceive_seed(model, rgb[None], cameras, depth_m)
                 perception = in_range(perception, self.config.max_depth_m)
+            guess, forget = perception.dynamic, self.config.forget_moving
+            moving = moving_in_real(model, rgb[None], forget, lambda: guess)
+            perception = replace(perception, dynamic=moving)
         memory = self._new_memory()
         with _timed(seconds, "write"):
             told = latents, cameras, perception, decoded, stamps
-            self._write(memory, *told, first_id=0, measured=depth_m is not None)
+            self._write(memory, *told, first_id=0, real=True, measured=depth_m is not None)
         kept = {0: latents[0].to("cpu", torch.float16)}
         sights = Sights.none().with_real(cameras[0], perception.depth_m[0], readout_side(model))
         last = cameras[0], int(stamp_ns)
@@ -269,6 +285,8 @@ class World:
         with _timed(seconds, "write"):
             first_id = state.latents_seen
             cells = model.stride, readout_side(model)
+            if self.config.forget_moving == "none":
+                perception = replace(perception, dynamic=np.zeros_like(perception.dynamic))
             sound, sights = carved(state.sights, cameras, perception, *cells)
             self._write(state.memory, latents, cameras, sound, rgb, stamps, first_id)
         state = replace(state, sights=sights)
@@ -303,11 +321,13 @@ class World:
         return in_range(check_perception(perception, self.model, len(rgb)), self.config.max_depth_m)
 
     def _write(
-        self, memory, latents, cameras, perception, rgb, stamps, first_id: int, measured=False
-    ) -> None:
+        self, memory, latents, cameras, perception, rgb, stamps, first_id: int, *, real=False,
+        measured=False,
+    ) -> None:  # fmt: skip
         """Remembers the static cells that memory does not show finely enough yet.
 
         Args:
+            real: whether the pictures were given, rather than imagined.
             measured: whether depth is, rather than perceived.
         """
         if not self.config.use_memory:
@@ -327,6 +347,7 @@ class World:
             cell_colours(rgb[at], stride),
             np.arange(first_id, first_id + len(at)),
             config.rewrite_log_scale,
+            real=real,
         )
 
     def _advanced(self, state, latents, cameras: Camera, stamps, decoder) -> WorldState:

@@ -89,6 +89,9 @@ def add_evaluate(parsers, command) -> None:
                         help="more checkpoints, with latent memory")  # fmt: skip
     parser.add_argument("--own-depth", action="store_true", help="do not give the seed's depth")
     parser.add_argument("--noise-seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--forget-moving", default="", choices=("imagined", "all", "none"),
+                        help="pictures whose moving things, by the perceiver's guess, are not "
+                        "remembered (default: all of scenes, imagined of a folder)")  # fmt: skip
     parser.add_argument("--out", type=user_path, default=Path("out/evaluate"), metavar="FOLDER")
     parser.add_argument("--json", type=user_path, metavar="PATH", help="write the figures as well")
 
@@ -109,6 +112,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         checkpoints=tuple(arguments.compare),
         seed_depth=not arguments.own_depth,
         noise_seed=arguments.noise_seed,
+        forget_moving=arguments.forget_moving,
         store=out / "rollouts",
     )
     run_evaluation(config, out, arguments.json)

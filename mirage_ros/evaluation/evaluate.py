@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -42,6 +42,8 @@ class EvaluationConfig:
         memories, ablations, checkpoints: see variants.parse_variants.
         seed_depth: give the seed's true depth.
         noise_seed: of the worlds' noise.
+        forget_moving: as in WorldConfig; "" is "all" for scenes, whose bodies the shipped perceiver
+            was trained on, and "imagined" for a folder, where the seed is a real picture.
         store: where rollouts are kept.
     """
 
@@ -56,6 +58,7 @@ class EvaluationConfig:
     checkpoints: tuple[str, ...] = ()
     seed_depth: bool = True
     noise_seed: int = 0
+    forget_moving: str = ""
     store: Path = Path("out/evaluate/rollouts")
 
 
@@ -75,6 +78,8 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
     Raises:
         MirageError: a bad checkpoint, folder, seed, variant or number of frames.
     """
+    forget_moving = config.forget_moving or ("imagined" if config.folder else "all")
+    config = replace(config, forget_moving=forget_moving)
     variants = parse_variants(config.memories, config.ablations, config.checkpoints)
     models = _Models(config.model)
     model = models[""]
@@ -176,6 +181,7 @@ def _roll_one(config, variant: Variant, models: _Models, truth: TrueWorld, progr
         (variant.memory, variant.ablation),
         config.seed_depth,
         config.noise_seed,
+        config.forget_moving,
         truth.rgb.tobytes(),
         truth.depth_m[0].tobytes(),
         truth.cameras.intrinsics.tobytes(),
@@ -189,7 +195,7 @@ def _roll_one(config, variant: Variant, models: _Models, truth: TrueWorld, progr
                 f"{variant.name} makes pictures of {model.size}, the evaluated model of "
                 f"{models[''].size}; compare checkpoints of one size."
             )
-        world = make_world(variant, model, config.noise_seed)
+        world = make_world(variant, model, config.noise_seed, config.forget_moving)
         bare = variant.memory != "none" and len(truth) <= LONGEST_BARE
         return roll(world, truth, seed_depth=config.seed_depth, bare=bare, tick=tick)
 

@@ -189,8 +189,9 @@ class RgbWorld(World):
         return RgbMemory(self.model.encode, self.model.stride, self.cloud_config, cells)
 
     def _write(
-        self, memory, latents, cameras, perception, rgb, stamps, first_id: int, measured=False
-    ) -> None:
+        self, memory, latents, cameras, perception, rgb, stamps, first_id: int, *, real=False,
+        measured=False,
+    ) -> None:  # fmt: skip
         if not self.config.use_memory:
             return
         still = cell_share(perception.dynamic, self.model.stride) <= self.config.max_dynamic_share

@@ -67,11 +67,14 @@ def parse_variants(
     return variants
 
 
-def make_world(variant: Variant, model: WorldModel, noise_seed: int) -> World:
-    """The cycle of a variant; `model` is its own checkpoint."""
-    config = WorldConfig(seed=noise_seed, use_memory=variant.memory != "none")
+def make_world(
+    variant: Variant, model: WorldModel, noise_seed: int, forget_moving: str = "imagined"
+) -> World:
+    """The cycle of a variant; `model` is its own checkpoint, `forget_moving` as in WorldConfig."""
+    use_memory = variant.memory != "none"
+    config = WorldConfig(seed=noise_seed, use_memory=use_memory, forget_moving=forget_moving)
     if variant.ablation == "dynamic_filter":
-        config = replace(config, max_dynamic_share=1.0)
+        config = replace(config, forget_moving="none")
     elif variant.ablation:
         model = AblatedModel(model, variant.ablation)
     if keyframes := KEYFRAMES.fullmatch(variant.memory):

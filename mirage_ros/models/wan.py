@@ -153,6 +153,13 @@ class WanModel:
         """Metric depth, moving things and sky, by the adapters that the config names."""
         return self.perceiver(rgb, cameras, anchor_depth_m)
 
+    def segmented(
+        self, rgb: UInt8[np.ndarray, "f h w 3"]
+    ) -> Bool[np.ndarray, "f h w"] | None:
+        """What the segmenter that the config asks for takes for moving; None without one."""
+        masks = getattr(self.perceiver, "masks", None)
+        return None if masks is None else masks(rgb)[0]
+
     def _velocity(self, latents: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
         told = self.denoiser(latents, timestep, condition, self._text[:1]).float()
         if self.config.guidance <= 1:

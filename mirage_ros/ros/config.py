@@ -43,6 +43,8 @@ class NodeConfig:
     max_extrapolation_s: float = 1.0
     world_seed: int = 0
     use_memory: bool = True
+    forget_moving: str = "imagined"
+    max_dynamic_share: float = 0.25
     max_memory_mb: int = 512
     cloud_period_s: float = 1.0
     image_reliability: str = "reliable"

@@ -22,6 +22,8 @@ def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) ->
         world_seed=config.world_seed,
         use_memory=config.use_memory,
         max_memory_bytes=config.max_memory_mb * 2**20,
+        forget_moving=config.forget_moving,
+        max_dynamic_share=config.max_dynamic_share,
         period_ns=plan_config(config).period_ns,
         anchored=config.anchor == "tf",
         views=tuple(camera.view for camera in rig) or (single,),

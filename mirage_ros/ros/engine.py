@@ -122,6 +122,8 @@ class Engine:
                 seed=config.world_seed,
                 use_memory=config.use_memory,
                 max_memory_bytes=config.max_memory_bytes,
+                forget_moving=config.forget_moving,
+                max_dynamic_share=config.max_dynamic_share,
             ),
         )
         self._rig = Rig(self._world, len(config.views))

@@ -143,6 +143,15 @@ TABLE: dict[str, Row] = {
         "Seed of the noise: the same seed and plan give the same world.", low=0, high=2**31 - 1
     ),
     "use_memory": Row("False switches the spatial memory off, for comparison."),
+    "forget_moving": Row(
+        "Pictures whose moving things are not remembered, as the perceiver guesses them from looks: "
+        "imagined ones, all (the seed and observed ones too), none. A segmenter that the model's "
+        "settings ask for counts in all pictures, but with none.",
+        choices=("imagined", "all", "none"),
+    ),
+    "max_dynamic_share": Row(
+        "Cells with a larger share of moving pixels are not remembered.", low=0.0, high=0.99
+    ),
     "max_memory_mb": Row("Upper bound of the spatial memory, MiB.", low=1, high=1048576),
     "cloud_period_s": Row(
         "Least wall time between two clouds; the last state is always sent.",

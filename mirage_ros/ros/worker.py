@@ -33,7 +33,8 @@ class WorkerConfig:
     """How the world is made.
 
     Attributes:
-        world_seed, use_memory, max_memory_bytes: see WorldConfig.
+        world_seed, use_memory, max_memory_bytes, forget_moving, max_dynamic_share: see
+            WorldConfig.
         period_ns: time between frames.
         views: the cameras, one or more.
         anchored: a named seed's camera stands at the first frame's pose, and its world with it.
@@ -43,6 +44,8 @@ class WorkerConfig:
     world_seed: int = 0
     use_memory: bool = True
     max_memory_bytes: int = 512 * 2**20
+    forget_moving: str = "imagined"
+    max_dynamic_share: float = 0.25
     period_ns: int = 100_000_000
     views: tuple[View, ...] = (View(),)
     anchored: bool = False
