@@ -303,6 +303,12 @@ def test_a_parameter_of_an_unknown_type_is_refused_before_others_are_set(sim, ki
     assert sim.get_parameter("cloud_period_s").double_value == 1.0
 
 
+def test_a_parameter_without_a_name_is_refused(sim):
+    value = ParameterValue(type=ParameterType.PARAMETER_BOOL)
+    (result,) = sim.ask(SetParameters, "set_parameters", parameters=[Parameter(value=value)]).results
+    assert not result.successful and "no name" in result.reason
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_parameter_that_is_no_number_is_refused(sim, value):
     taken, reason = sim.set_parameter("plan_idle_s", value)

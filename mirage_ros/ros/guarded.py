@@ -109,16 +109,18 @@ def refused(answer: Any, text: str, request: Any = None) -> Any:
 def checking_parameters(callback: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """rclpy's callback of a service that sets parameters.
 
-    rclpy raises at a value whose type it does not know, when it has set those before it already, and repeats names of
-    any length in its reasons.
+    rclpy raises at a value whose type it does not know, when it has set those before it already, takes a parameter that
+    has no name, and repeats names of any length in its reasons.
     """
 
     def call(request, response) -> Any:
         for parameter in request.parameters:
+            if not parameter.name:
+                raise MirageError("A parameter has no name; give one that the node has. Nothing was set.")
             if parameter.value.type > ParameterType.PARAMETER_STRING_ARRAY:
                 raise MirageError(
-                    f"The parameter '{parameter.name}' has a value of type {parameter.value.type}, which ROS does not know; "
-                    "give one of rcl_interfaces/ParameterType. Nothing was set."
+                    f"The parameter '{parameter.name}' has a value of type {parameter.value.type}, which ROS does not "
+                    "know; give one of rcl_interfaces/ParameterType. Nothing was set."
                 )
         response = callback(request, response)
         for result in response.results if hasattr(response, "results") else [response.result]:
