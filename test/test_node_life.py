@@ -111,10 +111,12 @@ def test_a_parameter_file_that_is_not_there_is_exit_code_2(capsys):
     assert "no parameter file /nowhere.yaml" in capsys.readouterr().err
 
 
-def test_before_there_is_a_plan_diagnostics_name_the_missing_frame(client):
+def test_before_there_is_a_plan_diagnostics_name_the_missing_frame(client, process):
     client.spin(lambda: CAMERA in client.problems())
     client.send_static(np.eye(4), "lamp")
     client.spin(lambda: f"no frame '{CAMERA}' (known: lamp, world)" in client.problems())
+    lines = [line for line in process.text().splitlines() if "no frame" in line]
+    assert lines and not [line for line in lines if "[ERROR]" in line], "nothing moves yet"
 
 
 def test_bad_transforms_are_left_out_and_told(client, seed_folder, process):

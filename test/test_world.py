@@ -270,6 +270,25 @@ def test_a_bad_seed_is_refused(rgb, depth, told):
     assert world.frames_seen == 1 and world.memory.tokens == 80
 
 
+@pytest.mark.parametrize("focal", [1e-9, 0.05, 3.0])
+def test_a_field_of_view_that_no_picture_has_is_refused(focal):
+    world = started()
+    with pytest.raises(MirageError, match="focal lengths.*check K"):
+        wide = Camera(np.diag([focal, focal, 1.0]), camera().world_from_camera, SIZE)
+        world.reset(picture(1), wide)
+    assert world.frames_seen == 1
+
+
+def test_a_seed_of_which_nothing_can_be_remembered_is_refused():
+    world, untouched = started(PixelModel()), started(PixelModel())
+    world.model.far_m = 1000.0
+    with pytest.raises(MirageError, match="Nothing of the seed can be remembered: 0% of it"):
+        world.reset(picture(1), camera())
+    world.model.far_m = untouched.model.far_m
+    plan = out_and_back()
+    assert same(*(frames(each.rollout(*plan)) for each in (world, untouched)))
+
+
 def test_bad_plans_are_refused():
     world, (cameras, stamps) = started(), out_and_back()
     with pytest.raises(MirageError, match="no seed"):

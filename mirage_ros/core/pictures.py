@@ -13,6 +13,8 @@ from mirage_ros.core.camera import Camera
 from mirage_ros.core.errors import MirageError
 
 SMALLEST_SIDE_PX = 8
+WIDEST_DEG = 170.0
+"""Field of view, from which on nothing of a flat picture is left in its middle."""
 LEAST_KEPT = 0.2
 """A picture of which cropping would leave less than this share is refused."""
 CROPPED_IN_SILENCE = 0.2
@@ -35,8 +37,8 @@ def fit_seed(
 
     Takes uint8 (H, W, 3), its camera and depth (H, W) in metres; depth
     that is not above 0 becomes NaN. Refuses with a MirageError pictures that are not
-    uint8 (H, W, 3) of the camera's size, are too small or of another shape altogether, and depth
-    of another size or without a valid pixel.
+    uint8 (H, W, 3) of the camera's size, are too small or of another shape altogether, fields of view
+    that no picture has, and depth of another size or without a valid pixel.
     """
     rgb = np.asarray(rgb)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
@@ -48,6 +50,13 @@ def fit_seed(
         raise MirageError(
             f"The seed picture is {rgb.shape[:2]} but its camera has the size {camera.size} and "
             f"batch shape {camera.batch_shape}; give one camera of the picture's size."
+        )
+    focal = np.diag(camera.intrinsics)[:2]
+    widest_deg = float(np.degrees(2 * np.arctan(np.array(camera.size[::-1]) / 2 / focal)).max())
+    if widest_deg > WIDEST_DEG:
+        raise MirageError(
+            f"The seed's camera has the focal lengths {focal.tolist()}, a field of view of "
+            f"{widest_deg:.1f} deg; give one of at most {WIDEST_DEG:.0f}: check K in the CameraInfo."
         )
     depth = None if depth_m is None else _checked_depth(depth_m, rgb.shape[:2])
     if (kept := 1 - cropped_share(rgb.shape[:2], size)) < LEAST_KEPT:

@@ -179,6 +179,13 @@ class World:
         with _timed(seconds, "write"):
             told = latents, cameras, perception, decoded, stamps
             self._write(memory, *told, first_id=0, real=True, measured=depth_m is not None)
+        if self.config.use_memory and not memory.tokens:
+            near = float(np.mean(np.isfinite(perception.depth_m)))
+            raise MirageError(
+                f"Nothing of the seed can be remembered: {near:.0%} of it lies within "
+                f"{self.config.max_depth_m:g} m, and no part of that keeps still; give another picture "
+                "or its depth."
+            )
         kept = {0: latents[0].to("cpu", torch.float16)}
         sights = Sights.none().with_real(cameras[0], perception.depth_m[0], readout_side(model))
         last = cameras[0], int(stamp_ns)
