@@ -15,6 +15,8 @@ from test_worker import PERIOD, seed, step
 from mirage_ros.core.camera import Camera
 from mirage_ros.core.pictures import SeedWarning
 from mirage_ros.core.camera import Camera
+from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.derived import worker_config
 from mirage_ros.ros.engine import MOST_UNDATED, Engine
 from mirage_ros.ros.journal import MOST_BYTES, MOST_COMMANDS, Journal
 from mirage_ros.ros.planned import Planned
@@ -31,6 +33,7 @@ from mirage_ros.ros.worker import (
     Restore,
     SeedName,
     Step,
+    View,
     WorkerConfig,
 )
 from mirage_ros.seeds import Seed, level_camera_pose, load_seed
@@ -55,6 +58,12 @@ def engine_with_a_seed() -> Engine:
 
 def births(engine: Engine) -> np.ndarray:
     return engine.carry_out(Cloud()).points.birth_ns
+
+
+def test_the_nodes_rule_for_moving_things_is_the_worlds():
+    config = NodeConfig(forget_moving="all", max_dynamic_share=0.5)
+    world = Engine(PixelModel(), worker_config(config, (), View()))._world
+    assert (world.config.forget_moving, world.config.max_dynamic_share) == ("all", 0.5)
 
 
 def test_what_was_erased_before_the_first_frame_stays_erased():

@@ -93,6 +93,8 @@ def test_every_parameter_is_described_and_misspelt_ones_are_told(client, process
         ("device:=tpu", "device is 'tpu'; set one of auto, cpu, cuda"),
         ("image_width:=64", "set both"),
         ("max_memory_mb:=many", "max_memory_mb is 'many'"),
+        ("forget_moving:=often", "forget_moving is 'often'; set one of imagined, all, none"),
+        ("max_dynamic_share:=1.0", "max_dynamic_share is 1.0; set a float from 0 to 0.99"),
         (f"rendered_camera_frame:={CAMERA}", "a frame of its own"),
     ],
 )
