@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,8 @@ def make_shards(folder: Path, config: ShardConfig) -> None:
     missing = [seed for seed in range(*config.seeds) if not _path(folder, seed).exists()]
     if not missing:
         return
-    with ProcessPoolExecutor(config.workers) as pool:
+    # A fork of a process with threads (torch's, numba's) may hang, so each starts anew.
+    with ProcessPoolExecutor(config.workers, get_context("spawn")) as pool:
         jobs = pool.map(_make, missing, [folder] * len(missing), [config] * len(missing))
         for _ in tqdm(jobs, total=len(missing), desc="clips", unit="clip"):
             pass
