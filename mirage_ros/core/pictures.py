@@ -51,6 +51,12 @@ def fit_seed(
             f"The seed picture is {rgb.shape[:2]} but its camera has the size {camera.size} and "
             f"batch shape {camera.batch_shape}; give one camera of the picture's size."
         )
+    if (kept := 1 - cropped_share(rgb.shape[:2], size)) < LEAST_KEPT:
+        raise MirageError(
+            f"The seed picture is {_told(rgb.shape)} and the model's pictures have the shape of "
+            f"{_told(size)}: only {kept:.1%} of it would be left; cut a part of about that shape "
+            "out of it."
+        )
     focal = np.diag(camera.intrinsics)[:2]
     widest_deg = float(np.degrees(2 * np.arctan(np.array(camera.size[::-1]) / 2 / focal)).max())
     if widest_deg > WIDEST_DEG:
@@ -59,12 +65,6 @@ def fit_seed(
             f"{widest_deg:.1f} deg; give one of at most {WIDEST_DEG:.0f}: check K in the CameraInfo."
         )
     depth = None if depth_m is None else _checked_depth(depth_m, rgb.shape[:2])
-    if (kept := 1 - cropped_share(rgb.shape[:2], size)) < LEAST_KEPT:
-        raise MirageError(
-            f"The seed picture is {_told(rgb.shape)} and the model's pictures have the shape of "
-            f"{_told(size)}: only {kept:.1%} of it would be left; cut a part of about that shape "
-            "out of it."
-        )
     top, left, crop = _centre_window(rgb.shape[:2], size)
     window = (slice(top, top + crop[0]), slice(left, left + crop[1]))
     camera = camera.cropped(top, left, crop).resized(size)
