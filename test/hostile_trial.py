@@ -236,7 +236,7 @@ class Trial:
         until_s = time.monotonic() + ANSWER_S
         while not future.done():
             assert time.monotonic() < until_s, f"{name} is not answered"
-            assert self.client.process.process.poll() is None, "the node has died"
+            assert self.client.process.process.poll() is None, f"the node has died ({self.client.process.process.poll()})"
             self.client.executor.spin_once(timeout_sec=0.05)
         return future.result()
 
