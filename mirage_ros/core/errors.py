@@ -11,8 +11,16 @@ class MirageError(Exception):
     escaped by `legible`.
     """
 
+    most_characters = MOST_CHARACTERS
+
     def __str__(self) -> str:
-        return legible(super().__str__())
+        return legible(super().__str__(), self.most_characters)
+
+
+class MisfitError(MirageError):
+    """Tensors that do not fit a network: all of them are listed, for whoever converts a checkpoint."""
+
+    most_characters = 200_000
 
 
 def legible(text: str, most: int = MOST_CHARACTERS) -> str:

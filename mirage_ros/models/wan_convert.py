@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.core.errors import MirageError, MisfitError
 from mirage_ros.models.denoiser import SideBranch
 from mirage_ros.models.lora import FILE, lora_config
 
@@ -67,7 +67,7 @@ def convert_branch(tensors: Mapping[str, Tensor], transformer: WanTransformer3DM
         transformer: the backbone that it was trained on.
 
     Raises:
-        MirageError: names every tensor that is unknown, missing or of another shape.
+        MisfitError: names every tensor that is unknown, missing or of another shape.
     """
     branch = SideBranch.from_transformer(transformer)
     wanted = {name: tuple(tensor.shape) for name, tensor in branch.state_dict().items()}
@@ -87,7 +87,7 @@ def convert_lora(
     The file may hold a side branch too.
 
     Raises:
-        MirageError: names every tensor that is unknown, lacks its other half or does not fit the
+        MisfitError: names every tensor that is unknown, lacks its other half or does not fit the
             backbone.
     """
     linear = {n: m for n, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
@@ -219,7 +219,7 @@ def _refuse_unfit(
         elif wanted[name] != shape:
             wrong.append(f"{name} is {shape} where {wanted[name]} is needed")
     if wrong:
-        raise MirageError(
+        raise MisfitError(
             f"The {what} does not fit this backbone, {len(wrong)} tensors differ: "
             f"{'; '.join(wrong)}. Give the checkpoint's own backbone."
         )
