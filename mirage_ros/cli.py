@@ -9,7 +9,7 @@ from pathlib import Path
 
 import mirage_ros
 from mirage_ros import commands
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.evaluation.commands import add_bench_memory, add_evaluate
 from mirage_ros.evaluation.generate_command import add_bench_generate, add_convert
 from mirage_ros.evaluation.record_command import add_bench_record

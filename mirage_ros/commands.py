@@ -10,12 +10,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    from mirage_ros.demo.run import DemoConfig, run_demo
-    from mirage_ros.demo.summary import describe
+    from mirage_ros.apps.demo import DemoConfig, describe, run_demo
 
     config = DemoConfig(
         seed=arguments.seed,
@@ -238,8 +237,8 @@ def _seed_range(text: str) -> range:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    from mirage_ros.doctor.findings import describe, exit_code
-    from mirage_ros.ros.examine import DoctorConfig, examine
+    from mirage_ros.doctor import describe, exit_code
+    from mirage_ros.ros.doctor import DoctorConfig, examine
 
     findings = examine(
         DoctorConfig(

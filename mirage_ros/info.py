@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 import mirage_ros
-from mirage_ros.core.errors import MirageError
+from mirage_ros.data.seeds import shipped_seeds
+from mirage_ros.errors import MirageError
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.seeds import shipped_seeds
 
 PACKAGES = ("torch", "diffusers", "peft", "numba", "rclpy", "mcap", "mujoco")
 

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 
 PACKAGE = Path(__file__).parent
 LONGEST_NAME, LONGEST_PATH = 255, 4095

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mirage_ros.core.camera import Camera
+from mirage_ros.geometry.camera import Camera
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fakes import pixel_model  # noqa: E402
 
-from mirage_ros.cli import build_parser  # noqa: E402
-from mirage_ros.commands import node_ros_arguments  # noqa: E402
-from mirage_ros.ros.node import main  # noqa: E402
+from mirage_ros.cli import build_parser
+from mirage_ros.commands import node_ros_arguments
+from mirage_ros.ros.node import main
 
 if __name__ == "__main__":
     arguments = build_parser().parse_args(["node", *sys.argv[1:]])

@@ -9,10 +9,10 @@ import time
 import numpy as np
 import torch
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.progress import report
-from mirage_ros.core.types import Perception, Readout
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.progress import report
+from mirage_ros.protocol import Perception, Readout
 
 
 class PixelModel:

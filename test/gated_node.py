@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fakes import gated_model  # noqa: E402
 
-from mirage_ros.ros.node import main  # noqa: E402
+from mirage_ros.ros.node import main
 
 if __name__ == "__main__":
     gate, *arguments = sys.argv[1:]

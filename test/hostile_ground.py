@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from make_seed import write_seed
 
-from mirage_ros.seeds import load_seed
+from mirage_ros.data.seeds import load_seed
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Pose, PoseStamped, TransformStamped, Vector3
 from hostile_ground import Ground
+from mirage_ros.action import GenerateRollout
 from nav_msgs.msg import Path
 from rclpy.serialization import serialize_message
 from ros_client import CAMERA, RENDERED
@@ -18,11 +19,9 @@ from simulation_interfaces.action import SimulateSteps
 from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.action import GenerateRollout
-from mirage_ros.core.camera import Camera
-from mirage_ros.ros.conversions import camera_info_to_ros, pose_to_ros
-from mirage_ros.ros.image_conversions import image_to_ros
-
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.ros.messages.conversions import camera_info_to_ros, pose_to_ros
+from mirage_ros.ros.messages.images import image_to_ros
 
 SECOND_NS = 1_000_000_000
 NAN, INF = float("nan"), float("inf")

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from fakes import PixelModel
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.world import World
-from mirage_ros.seeds import level_camera_pose
+from mirage_ros.data.seeds import level_camera_pose
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.world.world import World
 
 SIZE = (64, 80)
 

@@ -9,12 +9,10 @@ import sys
 import numpy as np
 import rclpy
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.frames import Frame, Points
-from mirage_ros.ros.cache_deltas import DeltaPublisher
-from mirage_ros.ros.frustum import FrustumPublisher
-from mirage_ros.ros.publishers import streamed
-from mirage_ros.ros.transports import CompressedPublishers
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.protocol import Frame, Points
+from mirage_ros.ros.overlays import DeltaPublisher, FrustumPublisher
+from mirage_ros.ros.topics import CompressedPublishers, streamed
 
 PERIOD_NS = 50_000_000
 SIZE = (48, 64)

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from recorded_frames import RATE_HZ, config, frame, record
 
-from mirage_ros.recording import lerobot_files
-from mirage_ros.recording.depth_codes import DepthCodes
+from mirage_ros.recording.cdr import DepthCodes
 from mirage_ros.recording.formats import open_recorder
-from mirage_ros.recording.streams import read_stream
+from mirage_ros.recording.lerobot import files as lerobot_files
+from mirage_ros.recording.video import read_stream
 
 COLOR, DEPTH = "observation.images.color", "observation.images.depth"
 

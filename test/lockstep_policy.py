@@ -12,14 +12,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import rclpy  # noqa: E402
-from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
 from plans import sideways  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
 from ros_client import CAMERA  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sim_client import PERIOD, START  # noqa: E402
 from tf2_msgs.msg import TFMessage  # noqa: E402
 
-from mirage_ros.ros.conversions import stamp_from_ros, transform_to_ros  # noqa: E402
+from mirage_ros.ros.messages.conversions import stamp_from_ros, transform_to_ros
 
 AHEAD = 4
 REPEAT_S = 1.0

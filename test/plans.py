@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from ros_client import PICTURES, Client
 
-from mirage_ros.seeds import load_seed
+from mirage_ros.data.seeds import load_seed
 
 START = 4_000_000_000 * 10**9 // 2 + 987_654_321  # far in the future: that is what a plan is
 PERIOD = 100_000_000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.frames import Frame
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.protocol import Frame
 from mirage_ros.recording.recorder import Feature, RecordingConfig
 
 SIZE = (64, 80)

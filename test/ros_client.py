@@ -15,6 +15,7 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
+from mirage_ros.msg import RolloutStatus
 from nav_msgs.msg import Path
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import GetParameters, SetParameters
@@ -26,9 +27,13 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.demo.processes import free_domain
-from mirage_ros.msg import RolloutStatus
-from mirage_ros.ros.conversions import pose_to_ros, stamp_from_ros, stamp_to_ros, transform_to_ros
+from mirage_ros.processes import free_domain
+from mirage_ros.ros.messages.conversions import (
+    pose_to_ros,
+    stamp_from_ros,
+    stamp_to_ros,
+    transform_to_ros,
+)
 
 TESTS = FilePath(__file__).parent
 FAKE_NODE = (str(TESTS / "fake_node.py"),)

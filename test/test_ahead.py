@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from mirage_ros.training.ahead import Ahead
+from mirage_ros.training.chunks import Ahead
 
 
 def _draw(generator):

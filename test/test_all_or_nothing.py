@@ -12,19 +12,28 @@ from test_memory import some_rows
 from test_rig import SIZE, WALL_M, plan, spotted, turned
 from test_worker import seed
 
-from mirage_ros.core import blocks
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.memory import LatentMemory
-from mirage_ros.core.observing import observe
-from mirage_ros.core.rig import Rig
-from mirage_ros.core.store import TokenStore
-from mirage_ros.core.world import World, WorldConfig
-from mirage_ros.core.world_state import WorldState
-from mirage_ros.ros.engine import Engine
-from mirage_ros.ros.planned import Planned
-from mirage_ros.ros.worker import Erase, Fork, Load, Observe, Reset, Restore, Step, WorkerConfig
-from mirage_ros.seeds import Seed, level_camera_pose
+from mirage_ros.data.seeds import Seed, level_camera_pose
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory import blocks
+from mirage_ros.memory.memory import LatentMemory
+from mirage_ros.memory.store import TokenStore
+from mirage_ros.ros.worker.commands import (
+    Erase,
+    Fork,
+    Load,
+    Observe,
+    Planned,
+    Reset,
+    Restore,
+    Step,
+    WorkerConfig,
+)
+from mirage_ros.ros.worker.engine import Engine
+from mirage_ros.world.observing import observe
+from mirage_ros.world.rig import Rig
+from mirage_ros.world.state import WorldState
+from mirage_ros.world.world import World, WorldConfig
 
 BEYOND = 62_000.0
 """Finite as float16, and more than a token holds."""
@@ -223,7 +232,7 @@ def test_a_store_that_cannot_grow_keeps_arrays_of_one_length(granted, monkeypatc
         return empty(*shape, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("mirage_ros.core.store.np.empty", scarce)
+        patch.setattr("mirage_ros.memory.store.np.empty", scarce)
         with pytest.raises(MemoryError):
             store._grow(store.capacity + 1)
     assert {len(array) for array in store.arrays.values()} == {store.capacity}

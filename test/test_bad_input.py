@@ -13,7 +13,11 @@ import rclpy
 from action_msgs.msg import GoalStatus
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import Point
+from mirage_ros.action import GenerateRollout
+from mirage_ros.srv import EraseRegion, ForkWorld, Record, SaveWorld
 from plans import PERIOD, sideways
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
@@ -36,22 +40,16 @@ from sim_client import (
 )
 from simulation_interfaces import srv
 from simulation_interfaces.msg import Result
-from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.action import GenerateRollout
-from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.conversions import transform_to_ros
-from mirage_ros.ros.deferred import LongAction, create_service
-from mirage_ros.ros.conversions import transform_to_ros
+from mirage_ros.errors import MirageError
+from mirage_ros.ros.callbacks import GuardedNode, LongAction, create_service, refused
 from mirage_ros.ros.diagnostics import MOST_LINES, QUIET, Health
-from mirage_ros.ros.guarded import GuardedNode, refused
+from mirage_ros.ros.messages.conversions import transform_to_ros
+from mirage_ros.ros.services.entities import name_filter
 from mirage_ros.ros.tf_buffer import Buffer
 from mirage_ros.ros.tracks import LookupException
-from mirage_ros.ros.services.filters import name_filter
-from mirage_ros.srv import EraseRegion, ForkWorld, Record, SaveWorld
 
 SLOW = "(a|aa|aaa)+" * 20 + "c"
 

@@ -5,11 +5,7 @@ import pytest
 from analytic import cameras, look, raycast, room
 from fakes import PixelModel
 
-from mirage_ros.core.births import VIEW_BYTES, views_of
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.lifting import lift_surfels
-from mirage_ros.core.surfels import Surfels, footprints_of, positions_of
-from mirage_ros.core.world import World, WorldConfig
+from mirage_ros.errors import MirageError
 from mirage_ros.evaluation.point_cloud import BARE_POINT_BYTES, CloudConfig, PointCloud
 from mirage_ros.evaluation.rgb_cache import (
     KeyframeMemory,
@@ -21,6 +17,10 @@ from mirage_ros.evaluation.rgb_cache import (
     keyframe_files,
     keyframe_of,
 )
+from mirage_ros.memory.lifting import lift_surfels
+from mirage_ros.memory.surfels import Surfels, footprints_of, positions_of
+from mirage_ros.memory.views import VIEW_BYTES, views_of
+from mirage_ros.world.world import World, WorldConfig
 
 SIZE = (64, 80)
 HERE = look((0, 0, 1.2), (0, 4, 1))

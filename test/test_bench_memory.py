@@ -8,23 +8,25 @@ import torch
 from fakes import PixelModel
 
 from mirage_ros.cli import main
-from mirage_ros.core.depth import cell_depth
-from mirage_ros.core.pictures import upsample
-from mirage_ros.evaluation.bench_clouds import empty_memory, fill_place, view
 from mirage_ros.evaluation.bench_memory import BenchConfig, grids
 from mirage_ros.evaluation.bench_walk import (
     OTHER_TYPES,
     Grid,
     compare,
+    empty_memory,
+    fill_place,
     grow,
     linear_patches,
     remember_latents,
     remember_pixels,
     render_walk,
+    view,
 )
 from mirage_ros.evaluation.point_cloud import CloudConfig
 from mirage_ros.evaluation.rgb_cache import RgbMemory
 from mirage_ros.evaluation.timing import measure, streaming_bytes_per_s
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import upsample
 from mirage_ros.models.pretrained import load_model
 
 SEEDS = (2000100, 2000103, 2000104)

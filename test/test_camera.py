@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from analytic import look
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
 
 
 def random_camera(rng, batch, size=(48, 64)):

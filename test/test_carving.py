@@ -6,13 +6,13 @@ from analytic import cameras, look
 from fakes import PixelModel
 from test_world import SIZE, camera, frames, picture
 
-from mirage_ros.core import carving
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.carving import Sights
-from mirage_ros.core.observing import observe
-from mirage_ros.core.rig import Rig
-from mirage_ros.core.types import Perception
-from mirage_ros.core.world import World, WorldConfig
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory import free_space as carving
+from mirage_ros.memory.free_space import Sights
+from mirage_ros.protocol import Perception
+from mirage_ros.world.observing import observe
+from mirage_ros.world.rig import Rig
+from mirage_ros.world.world import World, WorldConfig
 
 PX = (64, 80)
 CELLS = (8, 10)

@@ -13,7 +13,7 @@ import pytest
 from make_seed import write_seed
 
 from mirage_ros import cli, commands
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["demo", "node", "plan", "record", "readback", "train", "data preview", "data furniture", "doctor",

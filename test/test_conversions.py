@@ -10,13 +10,13 @@ from geometry_msgs.msg import TransformStamped
 from sensor_msgs.msg import CameraInfo, Image
 from transforms3d.euler import euler2mat
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.pictures import SeedWarning
-from mirage_ros.core.types import Chunk, Frame
-from mirage_ros.ros import conversions as convert
-from mirage_ros.ros.cloud_conversions import cloud_from_ros, cloud_to_ros, status_to_ros
-from mirage_ros.ros.image_conversions import (
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.images import SeedWarning
+from mirage_ros.protocol import Chunk, Frame
+from mirage_ros.ros.messages import conversions as convert
+from mirage_ros.ros.messages.clouds import cloud_from_ros, cloud_to_ros, status_to_ros
+from mirage_ros.ros.messages.images import (
     depth_from_ros,
     depth_to_ros,
     mask_from_ros,

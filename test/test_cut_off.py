@@ -15,11 +15,11 @@ from mcap.reader import make_reader
 from recorded_frames import config, frame, record, values
 from rosbags.rosbag2 import Reader
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.evaluation.posed_rgbd import PosedRgbd
+from mirage_ros.data.seeds import PosedRgbd
+from mirage_ros.errors import MirageError
 from mirage_ros.recording.cdr import frame_messages
 from mirage_ros.recording.formats import FORMATS, open_dataset, open_recorder
-from mirage_ros.recording.mcap_writer import McapRecorder
+from mirage_ros.recording.mcap import McapRecorder
 from mirage_ros.recording.recovery import recover
 
 TESTS = Path(__file__).parent

@@ -16,9 +16,9 @@ from ros_client import TESTS, Client, NodeProcess, end
 from sensor_msgs.msg import Image
 
 from mirage_ros.resources import share_path
-from mirage_ros.ros.conversions import SECOND_NS
-from mirage_ros.ros.lazy import LazyPublisher
-from mirage_ros.ros.middleware import LOCAL_FILE, PROFILES, repair_soon
+from mirage_ros.ros.callbacks import LazyPublisher
+from mirage_ros.ros.messages.conversions import SECOND_NS
+from mirage_ros.ros.node import LOCAL_FILE, PROFILES, repair_soon
 from mirage_ros.ros.outbox import PATIENCE_S
 
 TOPIC = "color/image_raw"

@@ -15,10 +15,9 @@ from mcap.reader import make_reader
 from mcap_ros2.decoder import DecoderFactory
 from PIL import Image
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.demo.processes import Children, free_domain, private_environment
-from mirage_ros.demo.run import DemoConfig, run_demo
-from mirage_ros.demo.summary import describe
+from mirage_ros.apps.demo import DemoConfig, describe, run_demo
+from mirage_ros.errors import MirageError
+from mirage_ros.processes import Children, free_domain, private_environment
 
 FAKE_NODE = (sys.executable, str(Path(__file__).parent / "fake_node.py"))
 FRAMES = 18  # not a multiple of the chunk

@@ -13,14 +13,19 @@ import pytest
 from ros_client import LOCAL, end, new_domain
 
 from mirage_ros.cli import main
-from mirage_ros.doctor.findings import FAULT, OK, WARN, Finding, describe, exit_code
-from mirage_ros.doctor.host import (
+from mirage_ros.doctor import (
+    FAULT,
+    OK,
     SHARED_MEMORY,
+    WARN,
+    Finding,
     check_gpu,
     check_shared_memory,
     dead_segments,
+    describe,
+    exit_code,
 )
-from mirage_ros.ros.examine import DoctorConfig, examine
+from mirage_ros.ros.doctor import DoctorConfig, examine
 
 SICK_NODE = str(Path(__file__).parent / "sick_node.py")
 

@@ -4,8 +4,8 @@ import pytest
 import rclpy
 from rclpy.executors import ExternalShutdownException
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.ending import told_to_end
+from mirage_ros.errors import MirageError
+from mirage_ros.ros.callbacks import told_to_end
 
 
 @pytest.fixture

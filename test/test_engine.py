@@ -12,21 +12,22 @@ from fakes import PixelModel
 from make_seed import write_seed
 from test_worker import PERIOD, seed, step
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.pictures import SeedWarning
-from mirage_ros.core.camera import Camera
+from mirage_ros.data.seeds import Seed, level_camera_pose, load_seed
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.images import SeedWarning
 from mirage_ros.ros.config import NodeConfig
-from mirage_ros.ros.derived import worker_config
-from mirage_ros.ros.engine import MOST_UNDATED, Engine
-from mirage_ros.ros.journal import MOST_BYTES, MOST_COMMANDS, Journal
-from mirage_ros.ros.planned import Planned
-from mirage_ros.ros.worker import (
+from mirage_ros.ros.rig_config import worker_config
+from mirage_ros.ros.worker.commands import (
+    MOST_BYTES,
+    MOST_COMMANDS,
     Cloud,
     Done,
     Erase,
     Fork,
+    Journal,
     Load,
     Observe,
+    Planned,
     Prompt,
     Redate,
     Reset,
@@ -36,7 +37,7 @@ from mirage_ros.ros.worker import (
     View,
     WorkerConfig,
 )
-from mirage_ros.seeds import Seed, level_camera_pose, load_seed
+from mirage_ros.ros.worker.engine import MOST_UNDATED, Engine
 
 EVERYTHING = Erase((-100.0,) * 3, (100.0,) * 3)
 LATE = 1_000 * PERIOD

@@ -11,9 +11,9 @@ from fakes import PixelModel
 from gymnasium.utils.env_checker import check_env
 
 import mirage_ros.env
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.env.motion import driven, exp_motion, flown, log_motion
+from mirage_ros.env.camera_env import driven, exp_motion, flown, log_motion
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
 from mirage_ros.scenes.goals import make_goal_room
 
 FORWARD, LEFT = np.array([1.0, 0.0]), np.array([0.0, 1.0])

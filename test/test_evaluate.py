@@ -14,35 +14,10 @@ from fakes import PixelModel
 from test_evaluation import REAL, needs_real
 
 from mirage_ros.cli import main
-from mirage_ros.core.depth import completed
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.types import WorldModel
-from mirage_ros.core.world import World
+from mirage_ros.data.seeds import PosedRgbd, load_seed
+from mirage_ros.errors import MirageError
 from mirage_ros.evaluation import evaluate as evaluating
-from mirage_ros.evaluation.evaluate_report import describe
-from mirage_ros.evaluation.judging import (
-    frechet_distance,
-    gradient_energy,
-    latent_patches,
-    lpips_of,
-    psnr_where,
-    shrunk,
-    ssim_where,
-)
-from mirage_ros.evaluation.metrics import psnr_db, ssim
-from mirage_ros.evaluation.posed_rgbd import PosedRgbd
-from mirage_ros.evaluation.readback import read_back
-from mirage_ros.evaluation.rgb_cache import RgbWorld
-from mirage_ros.evaluation.rolling import Rolled, cached, name_of, roll, seed_lost, seed_remembered
-from mirage_ros.evaluation.scoring import check_model, score, summarise
-from mirage_ros.evaluation.truth import (
-    TrueWorld,
-    folder_world,
-    plan_excursions,
-    scene_world,
-    shown_by_seed,
-)
-from mirage_ros.evaluation.variants import (
+from mirage_ros.evaluation.evaluate import (
     ABLATIONS,
     AblatedModel,
     Variant,
@@ -50,8 +25,39 @@ from mirage_ros.evaluation.variants import (
     make_world,
     parse_variants,
 )
+from mirage_ros.evaluation.metrics import psnr_db, ssim
+from mirage_ros.evaluation.readback import read_back
+from mirage_ros.evaluation.report import describe
+from mirage_ros.evaluation.rgb_cache import RgbWorld
+from mirage_ros.evaluation.scoring import (
+    check_model,
+    frechet_distance,
+    gradient_energy,
+    latent_patches,
+    lpips_of,
+    psnr_where,
+    score,
+    shrunk,
+    ssim_where,
+    summarise,
+)
+from mirage_ros.evaluation.worlds import (
+    Rolled,
+    TrueWorld,
+    cached,
+    folder_world,
+    name_of,
+    plan_excursions,
+    roll,
+    scene_world,
+    seed_lost,
+    seed_remembered,
+    shown_by_seed,
+)
+from mirage_ros.geometry.depth import completed
 from mirage_ros.models.pretrained import load_model, model_digest
-from mirage_ros.seeds import load_seed
+from mirage_ros.protocol import WorldModel
+from mirage_ros.world.world import World
 
 SIZE = (64, 80)
 MODEL = PixelModel(SIZE)
@@ -137,7 +143,7 @@ def test_masked_scores_agree_with_whole_ones():
 
 def test_perceptual_distance_is_never_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    from mirage_ros.evaluation import judging
+    from mirage_ros.evaluation import scoring as judging
 
     judging.lpips.cache_clear()
     picture = np.zeros((64, 64, 3), np.uint8)

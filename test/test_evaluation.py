@@ -8,11 +8,10 @@ import pytest
 from fakes import PixelModel
 from make_seed import write_seed
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.data.seeds import PosedFrame, PosedRgbd, load_seed
+from mirage_ros.errors import MirageError
 from mirage_ros.evaluation.metrics import psnr_db, ssim, zncc
-from mirage_ros.evaluation.posed_rgbd import PosedFrame, PosedRgbd
 from mirage_ros.evaluation.readback import describe, draw, read_back, warp_pixels
-from mirage_ros.seeds import load_seed
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata" / "office_loop"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/realdata next to the checkout")

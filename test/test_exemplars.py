@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.models.carrying import places_in, spread_inverse_depth
-from mirage_ros.models.exemplars import borrow_detail
-from mirage_ros.models.pixels import picture_from_rgb
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.models.mini.aligner import places_in, spread_inverse_depth
+from mirage_ros.models.mini.borrowing import borrow_detail
 from mirage_ros.models.pretrained import load_model
+from mirage_ros.models.resizing import picture_from_rgb
 
 SIZE, CELLS = (128, 160), (16, 20)
 

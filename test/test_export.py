@@ -6,7 +6,7 @@ import trimesh
 from analytic import cameras, look, remember, room
 
 from mirage_ros import cli
-from mirage_ros.core.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 
 
 @pytest.fixture

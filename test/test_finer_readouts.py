@@ -7,18 +7,18 @@ from analytic import cameras, features, look, raycast, room
 from fakes import PixelModel
 from test_baselines import HERE, painted
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.grids import latent_size, readout_side, readout_size
-from mirage_ros.core.memory import LatentMemory, MemoryConfig
-from mirage_ros.core.world import World
 from mirage_ros.evaluation.rgb_cache import RgbMemory, RgbWorld
-from mirage_ros.models.alignment import Aligner
-from mirage_ros.models.conditioning import (
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.models.mini.aligner import (
+    Aligner,
     condition_from_context,
     condition_from_readout,
     told_per_latent,
 )
-from mirage_ros.training.warps import planar_readout
+from mirage_ros.training.codec import planar_readout
+from mirage_ros.world.chunking import latent_size, readout_side, readout_size
+from mirage_ros.world.world import World
 
 CELLS = (16, 20)
 

@@ -13,8 +13,8 @@ import OpenEXR
 import pytest
 from recorded_frames import config, frame, record, values
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.evaluation.posed_rgbd import PosedRgbd
+from mirage_ros.data.seeds import PosedRgbd
+from mirage_ros.errors import MirageError
 from mirage_ros.recording.formats import (
     FORMATS,
     begin_episode,
@@ -22,9 +22,8 @@ from mirage_ros.recording.formats import (
     open_dataset,
     open_recorder,
 )
-from mirage_ros.recording.mcap_writer import McapRecorder
-from mirage_ros.recording.queued import Background
-from mirage_ros.recording.recorder import Feature, RecordingConfig
+from mirage_ros.recording.mcap import McapRecorder
+from mirage_ros.recording.recorder import Background, Feature, RecordingConfig
 
 
 @pytest.mark.parametrize("depth", ["png", "exr"])
@@ -173,8 +172,8 @@ def test_the_cost_of_recording_is_told(tmp_path):
     from fakes import PixelModel
     from make_seed import write_seed
 
+    from mirage_ros.data.seeds import load_seed
     from mirage_ros.evaluation.bench_record import RecordBenchConfig, describe, run_bench
-    from mirage_ros.seeds import load_seed
 
     seed = load_seed(write_seed(tmp_path / "seed"))
     report = run_bench(PixelModel(), seed, RecordBenchConfig(("mcap", "lerobot", "video"), 2, 8))

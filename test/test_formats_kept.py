@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from recorded_frames import config, frame, record, values
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.recording.formats import FORMATS, begin_episode, open_recorder
-from mirage_ros.recording.mcap_writer import McapRecorder, clear
+from mirage_ros.recording.mcap import McapRecorder, clear
 from mirage_ros.recording.recovery import recover
 
 

@@ -21,18 +21,18 @@ import pytest
 import torch
 
 from mirage_ros.cli import main
-from mirage_ros.core.camera import floor_axes
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.world import World
-from mirage_ros.env.motion import exp_motion
-from mirage_ros.env.starts import draw_start
+from mirage_ros.env.camera_env import exp_motion
+from mirage_ros.env.stepping import draw_start
+from mirage_ros.errors import MirageError
 from mirage_ros.generate import run
-from mirage_ros.generate.batching import Meeting
+from mirage_ros.generate.episode import POLICIES
 from mirage_ros.generate.job import Job
-from mirage_ros.generate.policies import POLICIES
 from mirage_ros.generate.pool import MOST_TRIES, retried, run_here
 from mirage_ros.generate.run import generate
+from mirage_ros.generate.worker import Meeting
+from mirage_ros.geometry.camera import floor_axes
 from mirage_ros.models.pretrained import SHIPPED, load_model
+from mirage_ros.world.world import World
 
 OPTIONS = ("--frames", "6", "--starts", "room", "yard", "--policy", "wander", "orbit")
 
@@ -170,7 +170,7 @@ def test_a_ray_cluster_loses_nothing_with_an_actor(job, plain, tmp_path, monkeyp
 
 def test_a_ray_pool_ends_its_actors_in_the_caller_s_cluster(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
-    from mirage_ros.generate import ray_pool
+    from mirage_ros.generate import pool as ray_pool
 
     class Quick:
         """Stands in for the actor: what is tested is how actors come and go."""

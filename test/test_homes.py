@@ -12,16 +12,16 @@ pytest.importorskip("cv2")
 trimesh = pytest.importorskip("trimesh")
 
 from mirage_ros import cli
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.scenes import Renderer, camera_path, make_scene
 from mirage_ros.scenes.builder import Builder
 from mirage_ros.scenes.catalogue import Catalogue
+from mirage_ros.scenes.furniture import Wardrobe
 from mirage_ros.scenes.homes import make_home
 from mirage_ros.scenes.meshes import Piece, simplified
 from mirage_ros.scenes.paths import CLEARANCE_M
 from mirage_ros.scenes.placing import Layout
 from mirage_ros.scenes.sweethome import make_catalogue
-from mirage_ros.scenes.wardrobe import Wardrobe
 from mirage_ros.scenes.worlds import HOMES, KINDS
 
 SEEDS = range(2_000_300, 2_000_303)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,27 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "mirage_ros").rglob("*.py"))
 
-# What each layer may import of the project, beside itself and `core`. Anything not named here
-# (cli, env, demo, seeds, ...) is the outermost layer and may import all.
-MAY_IMPORT = {
-    "core": set(),
-    "models": {"resources"},
-    "training": {"models", "scenes", "evaluation", "resources", "seeds"},
-    "evaluation": {"models", "recording", "scenes", "resources", "seeds"},
-    "scenes": {"models", "resources"},
-    "recording": {"models", "resources"},
-    "resources": set(),
-    "seeds": {"evaluation", "resources"},
-}
-CORE_LIBRARIES = {"numpy", "torch", "numba", "jaxtyping", "safetensors"} | sys.stdlib_module_names
+# Each folder or module of the package may import what stands in a line before its own, and itself.
+ORDER = """
+    errors
+    progress resources geometry
+    protocol
+    memory
+    world
+    models data
+    scenes recording
+    env training evaluation doctor processes
+    generate loop
+    ros
+    apps info
+    cli commands
+"""
+RANK = {name: rank for rank, line in enumerate(ORDER.split("\n")) for name in line.split()}
+# What the inner folders may import from elsewhere: their numbers run without the rest.
+INNER = ("errors", "progress", "geometry", "protocol", "memory", "world")
+INNER_LIBRARIES = {"numpy", "torch", "numba", "jaxtyping", "safetensors"} | sys.stdlib_module_names
+# Modules that the build makes of msg/, srv/ and action/.
+INTERFACES = {"msg", "srv", "action"}
 ROS_LIBRARIES = {
     "rclpy",
     "tf2_ros",
@@ -39,8 +48,8 @@ ROS_LIBRARIES = {
 }
 
 
-def layer(path: Path) -> str:
-    """`core` for mirage_ros/core/camera.py, `seeds` for mirage_ros/seeds.py."""
+def folder_of(path: Path) -> str:
+    """`geometry` for mirage_ros/geometry/camera.py, `cli` for mirage_ros/cli.py."""
     return path.relative_to(ROOT / "mirage_ros").parts[0].removesuffix(".py")
 
 
@@ -57,21 +66,51 @@ def imported(source: str, package: tuple[str, ...]) -> Iterator[str]:
 
 def complaints(path: Path, source: str) -> list[str]:
     """One sentence for each import of a module that breaks a wall."""
-    own = layer(path)
+    own = folder_of(path)
     found = []
     for name in imported(source, path.relative_to(ROOT).parent.parts):
         top, *rest = name.split(".")
         if top == "mirage_ros":
             target = rest[0] if rest else "__init__"
-            if own in MAY_IMPORT and target not in MAY_IMPORT[own] | {own, "core", "__version__"}:
+            if target in INTERFACES:
+                found += [f"{own} imports messages ({name})"] if own != "ros" else []
+            elif target != own and not target.startswith("__") and RANK[target] >= RANK.get(own, -1):
                 found.append(f"{own} imports {name}")
-            if target == "msg" and own != "ros":
-                found.append(f"{own} imports messages ({name})")
         elif own != "ros" and (top in ROS_LIBRARIES or top.endswith("_msgs")):
             found.append(f"{own} imports ROS ({name})")
-        elif own == "core" and top not in CORE_LIBRARIES:
-            found.append(f"core imports {name}")
+        elif own in INNER and top not in INNER_LIBRARIES:
+            found.append(f"{own} imports {name}")
     return found
+
+
+def module_of(path: Path) -> str:
+    names = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(names[:-1] if names[-1] == "__init__" else names)
+
+
+def graph(paths: Iterable[Path]) -> dict[str, set[str]]:
+    """What each module imports of the others, also inside functions and for type checks alone."""
+    sources = {module_of(path): path for path in paths}
+    found = {}
+    for module, path in sources.items():
+        names = imported(path.read_text(), path.relative_to(ROOT).parent.parts)
+        ends = {name if name in sources else name.rpartition(".")[0] for name in names}
+        found[module] = {end for end in ends if end in sources and end != module}
+    return found
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    TopologicalSorter(graph(MODULES)).prepare()
+
+
+def test_a_circle_of_imports_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    paths = [tmp_path / "mirage_ros" / name for name in ("a.py", "b.py")]
+    paths[0].parent.mkdir()
+    paths[0].write_text("def f():\n    from mirage_ros import b")
+    paths[1].write_text("if TYPE_CHECKING:\n    from mirage_ros.a import f")
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph(paths)).prepare()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -82,15 +121,17 @@ def test_module_keeps_the_walls(path: Path):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("core/world.py", "import cv2"),
-        ("core/world.py", "from mirage_ros.models import codec"),
-        ("core/world.py", "from ..models import codec"),
-        ("core/world.py", "def f():\n    import mirage_ros.ros.node"),
+        ("world/world.py", "import cv2"),
+        ("world/world.py", "from mirage_ros.models.mini import codec"),
+        ("world/world.py", "from ..models import codec"),
+        ("memory/memory.py", "def f():\n    import mirage_ros.ros.node"),
+        ("memory/memory.py", "from mirage_ros.world.world import World"),
         ("models/codec.py", "from mirage_ros.training.loop import train"),
-        ("recording/mcap_writer.py", "from sensor_msgs.msg import Image"),
+        ("recording/mcap.py", "from sensor_msgs.msg import Image"),
         ("scenes/rooms.py", "from mirage_ros import ros"),
         ("cli.py", "import rclpy"),
         ("env.py", "from mirage_ros.msg import RolloutStatus"),
+        ("news.py", "from mirage_ros import errors"),
     ],
 )
 def test_a_broken_wall_is_found(path: str, source: str):
@@ -98,8 +139,8 @@ def test_a_broken_wall_is_found(path: str, source: str):
 
 
 def test_a_kept_wall_is_left_alone():
-    source = "import torch\nfrom mirage_ros.core.camera import Camera\nfrom . import errors"
-    assert complaints(ROOT / "mirage_ros/core/world.py", source) == []
+    source = "import torch\nfrom mirage_ros.geometry.camera import Camera\nfrom . import errors"
+    assert complaints(ROOT / "mirage_ros/world/world.py", source) == []
     source = (
         "import rclpy\nfrom sensor_msgs.msg import Image\nfrom mirage_ros.msg import RolloutStatus"
     )

@@ -14,6 +14,8 @@ import pytest
 from action_msgs.msg import GoalStatus
 from gate import Gate
 from lifecycle_msgs.msg import Transition
+from mirage_ros.action import GenerateRollout
+from mirage_ros.srv import Record
 from plans import sideways
 from ros_client import GATED_NODE
 from rosgraph_msgs.msg import Clock
@@ -37,9 +39,7 @@ from simulation_interfaces import srv
 from simulation_interfaces.action import SimulateSteps
 from simulation_interfaces.msg import Resource, Result, SimulationState
 
-from mirage_ros.action import GenerateRollout
-from mirage_ros.ros.conversions import pose_from_ros, stamp_from_ros
-from mirage_ros.srv import Record
+from mirage_ros.ros.messages.conversions import pose_from_ros, stamp_from_ros
 
 CHUNK = 4
 ENDLESS = 10_000

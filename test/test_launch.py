@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 
 ROOT = Path(__file__).parents[1]
 LAUNCH_FILE = ROOT / "launch/mirage.launch.py"

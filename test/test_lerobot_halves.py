@@ -12,9 +12,9 @@ import pytest
 from lerobot_reading import COLOR, DEPTH, digest, expect_whole
 from recorded_frames import RATE_HZ, config, frame, record, values
 
-from mirage_ros.recording import lerobot_halves
 from mirage_ros.recording.formats import begin_episode, open_dataset, open_recorder
-from mirage_ros.recording.lerobot_halves import mend_half
+from mirage_ros.recording.lerobot import episode as lerobot_halves
+from mirage_ros.recording.lerobot.episode import mend_half
 from mirage_ros.recording.recovery import recover
 
 LONGEST = 40

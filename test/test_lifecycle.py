@@ -15,6 +15,7 @@ import pytest
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import GetState
 from make_seed import write_seed
+from mirage_ros.srv import EraseRegion, ForkWorld, Record, RestoreWorld, SaveWorld
 from plans import PERIOD, START, expect_the_plan, sideways, stamps
 from rcl_interfaces.srv import (
     DescribeParameters,
@@ -27,8 +28,7 @@ from sim_client import NODE, PAUSED, PLAYING, SimClient, change, state, worker_p
 from simulation_interfaces import srv
 from simulation_interfaces.msg import Result
 
-from mirage_ros.ros.conversions import pose_from_ros
-from mirage_ros.srv import EraseRegion, ForkWorld, Record, RestoreWorld, SaveWorld
+from mirage_ros.ros.messages.conversions import pose_from_ros
 
 KILLS = int(os.environ.get("MIRAGE_KILLS", "3"))
 CALLS = int(os.environ.get("MIRAGE_CALLS", "200"))

@@ -25,7 +25,7 @@ from sim_client import (
 )
 from simulation_interfaces import srv
 
-from mirage_ros.ros.conversions import stamp_from_ros
+from mirage_ros.ros.messages.conversions import stamp_from_ros
 
 SEED = "room"
 FRAMES = 12

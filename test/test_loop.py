@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 from fakes import PixelModel
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.world import World
-from mirage_ros.loop import report as figures
-from mirage_ros.loop.base import BasePose, Command, base_under
-from mirage_ros.loop.drive import DriveConfig, drive
-from mirage_ros.loop.footprint import Footprint, distances_m
+from mirage_ros.apps import loop as figures
+from mirage_ros.data.seeds import Seed, level_camera_pose
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.loop.base import BasePose, Command, Footprint, base_under, distances_m
+from mirage_ros.loop.drive import DriveConfig, Trace, clearances_m, compare, drive, trace_figures
 from mirage_ros.loop.simulators import GeneratedWorld, MujocoWorld
-from mirage_ros.loop.trace import Trace, clearances_m, compare, trace_figures
 from mirage_ros.loop.wander import Wanderer
-from mirage_ros.seeds import Seed, level_camera_pose
+from mirage_ros.world.world import World
 
 SIZE = (64, 80)
 LENS = Camera.from_hfov(75.0, SIZE)
@@ -217,7 +215,7 @@ def test_solid_points_lie_on_solids():
 def straight(length_m: float, sideways_m: float = 0.0) -> Trace:
     """A drive along x at half a metre a frame."""
     frame = GeneratedWorld(World(PixelModel(SIZE)), make_seed()).start()
-    from mirage_ros.loop.trace import Snap
+    from mirage_ros.loop.drive import Snap
 
     trace = Trace(BasePose())
     for index in range(1, int(length_m / 0.5) + 1):

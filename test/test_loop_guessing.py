@@ -13,13 +13,12 @@ import pytest
 from analytic import Quad, raycast, room
 from fakes import PixelModel
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.types import Perception
-from mirage_ros.core.world import World
-from mirage_ros.loop.drive import DriveConfig, drive
+from mirage_ros.data.seeds import Seed, level_camera_pose
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.loop.drive import DriveConfig, drive, trace_figures
 from mirage_ros.loop.simulators import GeneratedWorld
-from mirage_ros.loop.trace import trace_figures
-from mirage_ros.seeds import Seed, level_camera_pose
+from mirage_ros.protocol import Perception
+from mirage_ros.world.world import World
 
 SIZE = (64, 80)
 LENGTH_M = 8.0

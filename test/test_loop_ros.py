@@ -17,14 +17,14 @@ from rclpy.context import Context
 from ros_client import FAKE_NODE, PATIENCE_S, Client, NodeProcess
 from rosgraph_msgs.msg import Clock
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.demo.processes import Children, mirage_command, private_environment
+from mirage_ros.apps.loop import LoopConfig, base_arguments, node_arguments, run_loop
+from mirage_ros.errors import MirageError
 from mirage_ros.loop.base import BasePose, Command
 from mirage_ros.loop.drive import DriveConfig
-from mirage_ros.loop.run import LoopConfig, base_arguments, node_arguments, run_loop
+from mirage_ros.processes import Children, mirage_command, private_environment
 from mirage_ros.ros.base_node import LATCHED, BaseConfig, Motion
-from mirage_ros.ros.conversions import stamp_from_ros, stamp_to_ros
 from mirage_ros.ros.loop_watch import LoopWatch
+from mirage_ros.ros.messages.conversions import stamp_from_ros, stamp_to_ros
 
 PERIOD_NS = 200_000_000
 DECISIONS = 4

@@ -15,11 +15,12 @@ from analytic import remember, room
 from safetensors.numpy import load_file, save_file
 from test_memory import CONFIG, loop, stamps, written
 
-from mirage_ros.core import files, memory_files
-from mirage_ros.core.births import VIEW_FIELDS
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.files import save_tensors
-from mirage_ros.core.memory import LatentMemory
+from mirage_ros.errors import MirageError
+from mirage_ros.memory import files
+from mirage_ros.memory import files as memory_files
+from mirage_ros.memory.files import save_tensors
+from mirage_ros.memory.memory import LatentMemory
+from mirage_ros.memory.views import VIEW_FIELDS
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,23 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.pictures import upsample
-from mirage_ros.core.types import Readout
-from mirage_ros.core.world import World, WorldConfig
-from mirage_ros.models.conditioning import condition_from_readout
-from mirage_ros.models.denoiser import GEOMETRY_CHANNELS, MemoryDenoiser, SideBranch
+from mirage_ros.data.seeds import load_seed
+from mirage_ros.data.tour import plan_tour
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.images import upsample
+from mirage_ros.models.mini.aligner import condition_from_readout
+from mirage_ros.models.mini.denoiser import (
+    GEOMETRY_CHANNELS,
+    MemoryDenoiser,
+    SamplerConfig,
+    SideBranch,
+    sample,
+    sigmas,
+)
 from mirage_ros.models.pretrained import SHIPPED, load_model, save_model
-from mirage_ros.models.sampler import SamplerConfig, sample, sigmas
-from mirage_ros.seeds import load_seed
-from mirage_ros.tour import plan_tour
+from mirage_ros.protocol import Readout
+from mirage_ros.world.world import World, WorldConfig
 
 TINY = {
     "num_attention_heads": 2,
@@ -220,7 +226,7 @@ def test_the_shipped_codec_carries_the_shipped_seeds(model, name):
     seed = load_seed(name)
     world = World(model)
     frame = world.reset(seed.rgb, seed.camera, seed.depth_m).frames[0]
-    from mirage_ros.core.pictures import fit_seed
+    from mirage_ros.geometry.images import fit_seed
 
     wanted, _, _ = fit_seed(seed.rgb, seed.camera, seed.depth_m, model.size)
     assert _psnr(frame.rgb, wanted) > 24

@@ -10,26 +10,27 @@ import numpy as np
 import pytest
 from make_seed import write_seed
 from plans import PERIOD, START, expect_the_plan, sideways, stamps
-from ros_client import PICTURES, RENDERED, TESTS, Client, NodeProcess, make_path
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from ros_client import PICTURES, RENDERED, TESTS, Client, NodeProcess, make_path
 from sensor_msgs.msg import CameraInfo, Image
 from simulation_interfaces.srv import GetNamedPoses
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.ros.conversions import (
+from mirage_ros.data.seeds import load_seed
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.ros.messages.conversions import (
     camera_from_ros,
     camera_info_to_ros,
     pose_from_ros,
     transform_from_ros,
 )
-from mirage_ros.ros.image_conversions import (
+from mirage_ros.ros.messages.images import (
     depth_from_ros,
     image_to_ros,
     mask_from_ros,
     picture_from_ros,
 )
-from mirage_ros.seeds import load_seed
+
 
 @pytest.fixture(scope="module")
 def seed_folder(tmp_path_factory):

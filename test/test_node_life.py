@@ -19,9 +19,9 @@ from rclpy.context import Context
 from rclpy.node import Node
 from ros_client import CAMERA, FAKE_NODE, LOCAL, PATIENCE_S, PICTURES, Client, NodeProcess
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.ros import parameters
-from mirage_ros.ros.conversions import transform_to_ros
+from mirage_ros.ros.messages.conversions import transform_to_ros
 from mirage_ros.ros.node import main
 
 

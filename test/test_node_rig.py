@@ -11,16 +11,16 @@ from simulation_interfaces.msg import Bounds, EntityFilters
 from simulation_interfaces.srv import GetEntitiesStates
 from test_rig import SIZE, STRIDE, red_cell, spotted, turned
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.ros.conversions import (
+from mirage_ros.data.seeds import level_camera_pose
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.ros.messages.conversions import (
     camera_from_ros,
     camera_info_to_ros,
     pose_from_ros,
     stamp_from_ros,
     transform_from_ros,
 )
-from mirage_ros.ros.image_conversions import depth_from_ros, image_to_ros, picture_from_ros
-from mirage_ros.seeds import level_camera_pose
+from mirage_ros.ros.messages.images import depth_from_ros, image_to_ros, picture_from_ros
 
 SECOND = 1_000_000_000
 START = 2_000_000_000 * SECOND

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from mirage_ros.core.camera import Camera
+from mirage_ros.data.seeds import level_camera_pose
+from mirage_ros.geometry.camera import Camera
 from mirage_ros.loop.base import BasePose
-from mirage_ros.loop.obstacles import MapConfig, ObstacleMap
-from mirage_ros.seeds import level_camera_pose
+from mirage_ros.loop.wander import MapConfig, ObstacleMap
 
 SIZE = (64, 80)
 LENS = Camera.from_hfov(75.0, SIZE)

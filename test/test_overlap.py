@@ -10,12 +10,12 @@ from analytic import look
 from fakes import PixelModel
 from test_world import SIZE, NoisyModel, camera, frames, out_and_back, picture, same, started
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.overlap import lagged
-from mirage_ros.core.world import World, WorldConfig
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.models.wan_layout import write_tiny_checkpoint
+from mirage_ros.models.wan.config import write_tiny_checkpoint
+from mirage_ros.world.overlap import lagged
+from mirage_ros.world.world import World, WorldConfig
 
 
 class Inline(Executor):

@@ -20,11 +20,10 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from ros_client import PICTURES, STREAMED, Client, NodeProcess
 from rosbags.rosbag2 import Reader
 
-from mirage_ros.evaluation.posed_rgbd import PosedRgbd
+from mirage_ros.data.seeds import PosedRgbd, load_seed
 from mirage_ros.recording.recovery import recover
-from mirage_ros.ros.conversions import stamp_from_ros
-from mirage_ros.ros.image_conversions import depth_from_ros, picture_from_ros
-from mirage_ros.seeds import load_seed
+from mirage_ros.ros.messages.conversions import stamp_from_ros
+from mirage_ros.ros.messages.images import depth_from_ros, picture_from_ros
 
 LISTENED = {name: STREAMED[name] for name in (*PICTURES, "status", "/tf")}
 FRAMES = 20

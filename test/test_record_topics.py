@@ -19,12 +19,12 @@ from rclpy.qos import HistoryPolicy, QoSProfile
 from rclpy.serialization import serialize_message
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
 from mirage_ros.recording.recovery import recover
-from mirage_ros.ros.assembly import FrameAssembler
-from mirage_ros.ros.conversions import camera_info_to_ros, transform_to_ros
-from mirage_ros.ros.image_conversions import depth_to_ros, mask_to_ros, picture_to_ros
+from mirage_ros.ros.messages.conversions import camera_info_to_ros, transform_to_ros
+from mirage_ros.ros.messages.images import depth_to_ros, mask_to_ros, picture_to_ros
+from mirage_ros.ros.playback import FrameAssembler
 from mirage_ros.ros.recorder import EPISODE_FRAMES, PICTURES, RecorderConfig, Tally, TopicRecorder
 from mirage_ros.ros.services.recording import RecordService, unused
 

@@ -8,13 +8,14 @@ from mcap.reader import make_reader
 from mcap_ros2.decoder import DecoderFactory
 from PIL import Image
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.recording import panels, sheet
-from mirage_ros.recording.mcap_writer import McapRecorder
+from mirage_ros.data.seeds import level_camera_pose, load_seed
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.recording import sheet
+from mirage_ros.recording import sheet as panels
+from mirage_ros.recording.mcap import McapRecorder
 from mirage_ros.recording.topdown import draw_cloud_from_above
 from mirage_ros.recording.video import VideoWriter
-from mirage_ros.seeds import level_camera_pose, load_seed
 
 POINT_TEXT = (
     "geometry_msgs/Point place\nstring name\n"
@@ -176,7 +177,7 @@ def test_recording_imports_no_ros():
     import sys
 
     code = (
-        "import sys, mirage_ros.recording.mcap_writer, mirage_ros.recording.sheet;"
+        "import sys, mirage_ros.recording.mcap, mirage_ros.recording.sheet;"
         "import mirage_ros.recording.topdown, mirage_ros.recording.video;"
         "sys.exit('rclpy' in sys.modules or 'sensor_msgs' in sys.modules)"
     )

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from fakes import PixelModel
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.observing import observe
-from mirage_ros.core.rig import Rig, redated
-from mirage_ros.core.world import World
-from mirage_ros.ros.planned import Planned
+from mirage_ros.data.seeds import level_camera_pose
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
 from mirage_ros.ros.rig_config import mounted, read_rig
 from mirage_ros.ros.tf_buffer import Buffer
-from mirage_ros.seeds import level_camera_pose
+from mirage_ros.ros.worker.commands import Planned
+from mirage_ros.world.observing import observe
+from mirage_ros.world.rig import Rig, redated
+from mirage_ros.world.world import World
 
 SIZE, STRIDE = (64, 80), 8
 RED = np.array([220, 20, 20], np.uint8)
@@ -188,7 +188,7 @@ def test_a_rig_file_names_views_and_mounts(tmp_path):
     planned = Planned((5, 6), np.stack([start, turned(start, 0.3)]))
     with pytest.raises(MirageError, match="left_eye"):
         mounted(cameras, buffer, "camera", planned)
-    from mirage_ros.ros.conversions import transform_to_ros
+    from mirage_ros.ros.messages.conversions import transform_to_ros
 
     mount = turned(np.eye(4), 0.5)
     buffer.set_transform_static(transform_to_ros(mount, "camera", "left_eye", 0))

@@ -11,18 +11,18 @@ from fakes import PixelModel, Stumbling, no_model
 from sensor_msgs.msg import Image
 from test_plan import PERIOD, START, feed, pose_at, stamps
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.frames import Frame
+from mirage_ros.data.seeds import Seed, level_camera_pose
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.protocol import Frame
 from mirage_ros.ros.config import NodeConfig
-from mirage_ros.ros.conversions import stamp_to_ros
-from mirage_ros.ros.engine import resized_frame
+from mirage_ros.ros.inputs import SeedInput
+from mirage_ros.ros.messages.conversions import stamp_to_ros
 from mirage_ros.ros.plan import Plan, PlanConfig
 from mirage_ros.ros.rollout import IN_FLIGHT, Rollout
-from mirage_ros.ros.seed_input import SeedInput
 from mirage_ros.ros.tf_buffer import Buffer
-from mirage_ros.ros.worker import Done, Failed, ModelReady, Reset, Step, WorkerConfig
-from mirage_ros.seeds import Seed, level_camera_pose
+from mirage_ros.ros.worker.commands import Done, Failed, ModelReady, Reset, Step, WorkerConfig
+from mirage_ros.ros.worker.engine import resized_frame
 
 
 def image_message(stamp_ns: int, frame: str = "eye") -> Image:

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("mujoco")
 pytest.importorskip("cv2")
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
 from mirage_ros.scenes import (
     Renderer,
     camera_path,

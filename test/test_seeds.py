@@ -10,12 +10,12 @@ from fakes import PixelModel
 from make_seed import write_seed
 from PIL import Image
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.pictures import seed_warnings
-from mirage_ros.core.world import World
-from mirage_ros.seeds import level_camera_pose, load_seed, shipped_seeds
-from mirage_ros.tour import central_depth_m, plan_tour
+from mirage_ros.data.seeds import level_camera_pose, load_seed, shipped_seeds
+from mirage_ros.data.tour import central_depth_m, plan_tour
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.images import seed_warnings
+from mirage_ros.world.world import World
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/realdata next to the checkout")
@@ -262,8 +262,8 @@ def test_tour_stays_in_the_free_space_that_depth_shows(tmp_path):
 
 
 def test_tour_turns_to_the_side_with_more_room():
-    from mirage_ros.core.camera import Camera
-    from mirage_ros.seeds import level_camera_pose
+    from mirage_ros.data.seeds import level_camera_pose
+    from mirage_ros.geometry.camera import Camera
 
     camera = Camera.from_hfov(60.0, (30, 40), level_camera_pose())
     depth = np.full((30, 40), 2.0, np.float32)

@@ -12,8 +12,9 @@ from rclpy.serialization import serialize_message
 from tf2_msgs.msg import TFMessage
 from transforms3d.quaternions import mat2quat
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.conversions import (
+from mirage_ros.errors import MirageError
+from mirage_ros.ros import serialized
+from mirage_ros.ros.messages.conversions import (
     matrices,
     parts_from_ros,
     pose_from_ros,
@@ -22,7 +23,6 @@ from mirage_ros.ros.conversions import (
     stamp_to_ros,
     transform_to_ros,
 )
-from mirage_ros.ros import serialized
 from mirage_ros.ros.serialized import Untimed, path_from_bytes, transforms_from_bytes
 
 SECOND = 1_000_000_000

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 # Says where an installed copy was found; run outside the checkout.
 WHERE = (
-    "import mirage_ros, mirage_ros.core.camera as camera; "
+    "import mirage_ros, mirage_ros.geometry.camera as camera; "
     "from mirage_ros.resources import share_path; "
     "print(camera.__file__, share_path('config', 'mirage.yaml'))"
 )

@@ -6,10 +6,9 @@ import torch
 from analytic import cameras, look, remember, room
 from numba import njit
 
-from mirage_ros.core.births import views_of
-from mirage_ros.core.lifting import lift_surfels
-from mirage_ros.core.memory import LatentMemory, MemoryConfig
-from mirage_ros.core.surfels import (
+from mirage_ros.memory.lifting import lift_surfels
+from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory.surfels import (
     Surfels,
     cosines_of,
     footprints_of,
@@ -18,7 +17,8 @@ from mirage_ros.core.surfels import (
     of_views,
     positions_of,
 )
-from mirage_ros.core.table import (
+from mirage_ros.memory.views import views_of
+from mirage_ros.memory.voxel_index import (
     BYTES_PER_ROW,
     EMPTY,
     following,

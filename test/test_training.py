@@ -12,17 +12,15 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.models.mini.codec import MiniCodec
+from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.training.chunks import Chunks, ChunksConfig, LatentClip
-from mirage_ros.models.codec import MiniCodec
-from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
-from mirage_ros.training.checkpoints import checkpoint_path
-from mirage_ros.training.denoiser import AlignerLossConfig, DenoiserLossConfig
-from mirage_ros.training.loop import Loop, LoopConfig
+from mirage_ros.training.clips import StoredClip
+from mirage_ros.training.denoiser import AlignerLossConfig, DenoiserLossConfig, train_paper
+from mirage_ros.training.loop import Loop, LoopConfig, checkpoint_path
 from mirage_ros.training.recipe import MINI_TRANSFORMER, Recipe, read_recipe
-from mirage_ros.training.regimes import train_paper
-from mirage_ros.training.shards import StoredClip
 
 
 def _loss(network, generator):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.models.codec import MiniCodec
-from mirage_ros.models.conditioning import told_per_latent
-from mirage_ros.scenes.collage import collage
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.models.mini.aligner import told_per_latent
+from mirage_ros.models.mini.codec import MiniCodec
+from mirage_ros.scenes.textures import collage
+from mirage_ros.training.clips import StoredClip
 from mirage_ros.training.perception import PerceptionLoss, PerceptionLossConfig
-from mirage_ros.training.shards import StoredClip
 
 
 def test_the_codec_begins_as_principal_components():

@@ -25,20 +25,27 @@ from ros_client import LOCAL, Client, NodeProcess, new_domain
 from sensor_msgs.msg import CompressedImage, PointCloud2
 from visualization_msgs.msg import Marker, MarkerArray
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.cache_deltas import Deltas, token_keys
-from mirage_ros.ros.cloud_conversions import POINT, cloud_from_ros
-from mirage_ros.ros.conversions import pose_from_ros, stamp_from_ros
-from mirage_ros.ros.frustum import EDGES, frustum_corners, frustum_to_ros, trail_to_ros
-from mirage_ros.ros.image_conversions import depth_from_ros, picture_from_ros
-from mirage_ros.ros.transport_conversions import (
+from mirage_ros.data.seeds import load_seed
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.ros.messages.clouds import POINT, cloud_from_ros
+from mirage_ros.ros.messages.conversions import pose_from_ros, stamp_from_ros
+from mirage_ros.ros.messages.images import (
     compressed_depth_to_ros,
     compressed_picture_to_ros,
     depth_from_compressed,
+    depth_from_ros,
     picture_from_compressed,
+    picture_from_ros,
 )
-from mirage_ros.seeds import load_seed
+from mirage_ros.ros.overlays import (
+    EDGES,
+    Deltas,
+    frustum_corners,
+    frustum_to_ros,
+    token_keys,
+    trail_to_ros,
+)
 
 TALKER = str(Path(__file__).parent / "lazy_talker.py")
 

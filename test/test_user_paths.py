@@ -9,12 +9,17 @@ import pytest
 from make_seed import write_seed
 
 from mirage_ros.cli import main
-from mirage_ros.core.errors import MirageError
+from mirage_ros.data.seeds import load_seed
+from mirage_ros.errors import MirageError
 from mirage_ros.resources import user_path
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.rig_config import read_rig
-from mirage_ros.ros.worlds import UnknownWorld, UnsupportedWorld, available_worlds, find_world
-from mirage_ros.seeds import load_seed
+from mirage_ros.ros.services.worlds import (
+    UnknownWorld,
+    UnsupportedWorld,
+    available_worlds,
+    find_world,
+)
 
 DEEP = "[" * 100_000
 

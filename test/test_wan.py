@@ -10,22 +10,22 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from wan_tiny import CHANNELS, TOLD, denoiser_inputs
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.world import World
-from mirage_ros.models import wan_loading
-from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
-from mirage_ros.models.lora import add_lora
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.models.parts import add_lora
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.models.wan_codec import WanCodec
-from mirage_ros.models.wan_convert import write_branch
-from mirage_ros.models.wan_layout import (
+from mirage_ros.models.wan import loading as wan_loading
+from mirage_ros.models.wan.codec import WanCodec
+from mirage_ros.models.wan.config import (
     TINY_TRANSFORMER,
     TINY_VAE,
     TRANSFORMER,
     write_tiny_checkpoint,
 )
-from mirage_ros.models.wan_text import encode_prompts
+from mirage_ros.models.wan.loading import encode_prompts
+from mirage_ros.models.wan.weights import write_branch
+from mirage_ros.world.world import World
 
 SIZE = (64, 96)
 SETTINGS = {"size": list(SIZE), "steps": 2, "prompt": "a red room"}

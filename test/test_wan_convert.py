@@ -10,21 +10,17 @@ from safetensors.torch import load_file, save_file
 from wan_tiny import CHANNELS, TOLD, denoiser_inputs
 
 from mirage_ros.cli import main
-from mirage_ros.core.errors import MirageError
-from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
-from mirage_ros.models.lora import add_lora, merge_lora
+from mirage_ros.errors import MirageError
+from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.models.parts import add_lora, merge_lora
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.models.wan_convert import (
+from mirage_ros.models.wan.config import TINY_TRANSFORMER, random_transformer, write_tiny_checkpoint
+from mirage_ros.models.wan.weights import (
     BLOCK_NAMES,
     convert_branch,
     convert_lora,
     write_branch,
     write_lora,
-)
-from mirage_ros.models.wan_layout import (
-    TINY_TRANSFORMER,
-    random_transformer,
-    write_tiny_checkpoint,
 )
 
 

@@ -11,10 +11,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from wan_tiny import TOLD
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.models.wan_config import read_config
-from mirage_ros.models.wan_layout import write_tiny_checkpoint
+from mirage_ros.models.wan.config import read_config, write_tiny_checkpoint
 
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00007.safetensors"
 

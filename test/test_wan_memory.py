@@ -10,29 +10,22 @@ import torch
 from wan_tiny import CHANNELS, denoiser_inputs
 
 from mirage_ros.cli import main
-from mirage_ros.core.errors import MirageError
-from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.errors import MirageError
+from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.perceivers import perceiver_bytes
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.models.wan_codec import WanCodec
-from mirage_ros.models.wan_config import WanConfig
-from mirage_ros.models.wan_layout import (
+from mirage_ros.models.wan.codec import WanCodec, channels_last, compile_blocks, set_attention
+from mirage_ros.models.wan.config import (
     TINY_TRANSFORMER,
     TINY_VAE,
     TRANSFORMER,
     VAE,
+    WanConfig,
     random_transformer,
     random_vae,
     write_tiny_checkpoint,
 )
-from mirage_ros.models.wan_memory import (
-    GIB,
-    Parts,
-    check_fits,
-    measure,
-    plan_memory,
-)
-from mirage_ros.models.wan_speed import channels_last, compile_blocks, set_attention
+from mirage_ros.models.wan.model import GIB, Parts, check_fits, measure, plan_memory
 
 SIZE = (64, 96)
 
@@ -91,14 +84,14 @@ def test_a_decoder_cache_is_measured_as_it_will_be():
 
 def test_a_device_that_is_too_small_is_told_before_loading(tmp_path, monkeypatch, capsys):
     folder = write_tiny_checkpoint(tmp_path / "tiny")
-    monkeypatch.setattr("mirage_ros.models.wan_loading.available_bytes", lambda device: GIB // 2)
+    monkeypatch.setattr("mirage_ros.models.wan.loading.available_bytes", lambda device: GIB // 2)
     with pytest.raises(MirageError, match="device has 0.5 GiB"):
         load_model(str(folder), "cpu", {"size": list(SIZE)})
     assert "Memory plan at 64x96" in capsys.readouterr().err
 
 
 def test_random_weights_are_planned_before_they_are_refused(monkeypatch, capsys):
-    monkeypatch.setattr("mirage_ros.models.wan_random.available_bytes", lambda device: GIB // 2)
+    monkeypatch.setattr("mirage_ros.models.wan.weights.available_bytes", lambda device: GIB // 2)
     words = ["bench", "generate", "--tiny", "--random-weights", "--device", "cpu"]
     assert main([*words, "--size", "64x96"]) == 2
     told = capsys.readouterr().err

@@ -11,20 +11,21 @@ import pytest
 import torch
 from fakes import PixelModel
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.depth import cell_depth
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.types import Perception
-from mirage_ros.models.depth_alignment import align_depth, disagreeing, fit_line
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.models.depth_estimators import (
     ESTIMATORS,
     DepthEstimator,
+    align_depth,
+    disagreeing,
+    fit_line,
     load_depth_estimator,
 )
-from mirage_ros.models.perceivers import MiniPerceiver, load_perceiver
+from mirage_ros.models.perceivers import MiniPerceiver, load_perceiver, load_segmenter
 from mirage_ros.models.resizing import InputRule, block_means
-from mirage_ros.models.segmenters import load_segmenter
-from mirage_ros.models.wan import WanModel
+from mirage_ros.models.wan.model import WanModel
+from mirage_ros.protocol import Perception
 
 SIZE = (96, 160)
 STRIDE = 16

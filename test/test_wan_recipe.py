@@ -20,13 +20,13 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 from wan_clips import write_re10k, write_recipe
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.models.parts import load_part
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.models.wan_layout import write_tiny_checkpoint
+from mirage_ros.models.wan.config import write_tiny_checkpoint
 from mirage_ros.training import wan_recipe
 from mirage_ros.training.wan_recipe import read_wan_recipe, train_wan
-from mirage_ros.training.wan_stages import prepare_stage
+from mirage_ros.training.wan_trainer import prepare_stage
 
 CONFIGS = Path(__file__).parents[1] / "config" / "train"
 TRAINEE = Path(__file__).with_name("wan_trainee.py")

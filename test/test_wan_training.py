@@ -12,18 +12,22 @@ from diffusers import UniPCMultistepScheduler
 from wan_clips import write_re10k
 from wan_tiny import CHANNELS
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.models.wan_layout import SCHEDULER, random_transformer, write_tiny_checkpoint
-from mirage_ros.training import latent_cache
+from mirage_ros.models.wan.config import SCHEDULER, random_transformer, write_tiny_checkpoint
+from mirage_ros.training import latents as latent_cache
 from mirage_ros.training.chunks import Chunks, ChunksConfig, LatentClip
-from mirage_ros.training.latent_cache import LatentCache, build_cache
-from mirage_ros.training.pose_scale import pose_scale, scaled
-from mirage_ros.training.posed_video import LazyVideo, PosedVideo, read_re10k, read_track
-from mirage_ros.training.wan_stages import FlowConfig, FlowLoss, prepare_stage
-from mirage_ros.training.wan_trainer import Trainer, TrainerConfig
+from mirage_ros.training.clips import LazyVideo, PosedVideo, read_re10k, read_track
+from mirage_ros.training.latents import LatentCache, build_cache, pose_scale, scaled
+from mirage_ros.training.wan_trainer import (
+    FlowConfig,
+    FlowLoss,
+    Trainer,
+    TrainerConfig,
+    prepare_stage,
+)
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata" / "re10k_cameras"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no shared/realdata next to the checkout")

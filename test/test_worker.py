@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 from fakes import Greedy, Mined, PixelModel, Plodding, Stuck, Wooden
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.planned import Planned
-from mirage_ros.ros.scratch import LOCK, Scratch
-from mirage_ros.ros.snapshots import KEPT
-from mirage_ros.ros.worker import (
+from mirage_ros.data.seeds import Seed, level_camera_pose
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.ros.worker.commands import (
     Cloud,
     Died,
     Done,
@@ -30,6 +28,7 @@ from mirage_ros.ros.worker import (
     Load,
     ModelReady,
     Observe,
+    Planned,
     Prompt,
     Reset,
     Restore,
@@ -40,8 +39,8 @@ from mirage_ros.ros.worker import (
     Unload,
     WorkerConfig,
 )
-from mirage_ros.ros.worker_handle import MOST_TRIES, QUEUE_SIZE, Worker
-from mirage_ros.seeds import Seed, level_camera_pose
+from mirage_ros.ros.worker.handle import MOST_TRIES, QUEUE_SIZE, Worker
+from mirage_ros.ros.worker.shared import KEPT, LOCK, Scratch
 
 PERIOD = 100_000_000
 CHUNKS = 6

@@ -12,13 +12,13 @@ import torch
 from analytic import look
 from fakes import PixelModel
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.depth import cell_depth, completed
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.observing import observe
-from mirage_ros.core.pictures import fit_seed, resize_rgb
-from mirage_ros.core.types import Perception
-from mirage_ros.core.world import World, WorldConfig
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.depth import cell_depth, completed
+from mirage_ros.geometry.images import fit_seed, resize_rgb
+from mirage_ros.protocol import Perception
+from mirage_ros.world.observing import observe
+from mirage_ros.world.world import World, WorldConfig
 
 SIZE = (64, 80)
 

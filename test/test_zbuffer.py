@@ -9,14 +9,14 @@ import pytest
 import torch
 from analytic import cameras, look
 
-from mirage_ros.core.births import views_of
-from mirage_ros.core.blocks import Blocks
-from mirage_ros.core.carving import _before_views
-from mirage_ros.core.surfels import Surfels, footprints_of, positions_of
-from mirage_ros.core.voxels import by_place
-from mirage_ros.core.zbuffer import SplatRule, zbuffer
-from mirage_ros.core.zbuffer_cpu import winners_cpu
-from mirage_ros.core.zbuffer_torch import winners_torch
+from mirage_ros.memory.blocks import Blocks
+from mirage_ros.memory.free_space import _before_views
+from mirage_ros.memory.surfels import Surfels, footprints_of, positions_of
+from mirage_ros.memory.views import views_of
+from mirage_ros.memory.voxel_index import by_place
+from mirage_ros.memory.zbuffer import SplatRule, zbuffer
+from mirage_ros.memory.zbuffer_cpu import winners_cpu
+from mirage_ros.memory.zbuffer_cuda import winners_torch
 
 RULE = SplatRule()
 
@@ -217,7 +217,7 @@ def test_torch_gives_the_same_bits(monkeypatch):
     batch = cameras([look((0.2, 0.1, 0.3), (0, 5, 0), roll_deg=5)])
     one = zbuffer(surfels, batch, RULE)
     assert_same(one, zbuffer(surfels.to("cpu"), batch, RULE))
-    monkeypatch.setattr("mirage_ros.core.zbuffer_torch.PAIRS_AT_ONCE", 20_000)
+    monkeypatch.setattr("mirage_ros.memory.zbuffer_cuda.PAIRS_AT_ONCE", 20_000)
     assert_same(one, zbuffer(surfels.to("cpu"), batch, RULE))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mirage_ros.models.alignment import GEOMETRY_CHANNELS
-from mirage_ros.models.wan_layout import TINY_VAE
+from mirage_ros.models.mini.aligner import GEOMETRY_CHANNELS
+from mirage_ros.models.wan.config import TINY_VAE
 
 CHANNELS = TINY_VAE["z_dim"]
 TOLD = CHANNELS + GEOMETRY_CHANNELS

@@ -20,7 +20,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
 from mirage_ros.training import wan_recipe, wan_trainer
-from mirage_ros.training.posed_video import LazyVideo
+from mirage_ros.training.clips import LazyVideo
 
 torch.set_num_threads(1)
 rank, read, told, losses = int(os.environ.get("RANK", 0)), [], [], itertools.count(1)

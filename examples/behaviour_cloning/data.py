@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 
-from mirage_ros.core.pictures import resize_rgb
-from mirage_ros.generate.policies import SPEED_MPS, TURN_RPS
+from mirage_ros.generate.episode import SPEED_MPS, TURN_RPS
+from mirage_ros.geometry.images import resize_rgb
 
 COLOR = "observation.images.color"
 FORWARD, LEFT = 0, 5  # of the six elements of the action's twist

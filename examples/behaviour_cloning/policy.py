@@ -8,7 +8,7 @@ from data import Examples
 from torch import Tensor, nn
 from tqdm import trange
 
-from mirage_ros.core.pictures import resize_rgb
+from mirage_ros.geometry.images import resize_rgb
 
 SIZE = (48, 60)
 

@@ -14,7 +14,7 @@ from evaluate import FIRST_TEST_ROOM, arrivals, interval
 from policy import SIZE, DrivePolicy, clone
 from safetensors.torch import save_file
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.generate.job import Job
 from mirage_ros.generate.run import generate
 

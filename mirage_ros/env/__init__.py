@@ -16,7 +16,7 @@ import gymnasium
 
 _HOMES = {
     "CameraEnv": "camera_env",
-    "EnvConfig": "config",
+    "EnvConfig": "camera_env",
     "NavigateEnv": "navigate_env",
 }
 __all__ = sorted(_HOMES)

@@ -1,24 +1,160 @@
-"""`mirage/Camera-v0`: a free camera in a generated world."""
+"""`mirage/Camera-v0`: a free camera in a generated world.
+
+The options of the environments.
+
+How actions move a camera: driving on the floor, and free six-axis motion.
+
+Six-axis motion is a body twist in the camera's optical axes (x right, y down, z forward): three
+linear numbers, then the rotation vector. Driving is a unicycle: forward along the floor, turn to
+the left (REP 103).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from transforms3d.quaternions import mat2quat
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.types import Frame
-from mirage_ros.env.config import ACTIONS, EnvConfig
-from mirage_ros.env.motion import driven, flown, orthonormal
-from mirage_ros.env.starts import Start, draw_start
-from mirage_ros.env.stepping import WorldFrames
+from mirage_ros.data.seeds import Seed
+from mirage_ros.env.stepping import Start, WorldFrames, draw_start
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.seeds import Seed
+from mirage_ros.protocol import Frame
+
+ACTIONS = {"drive": 2, "twist": 6, "delta": 6}
+BACKENDS = ("world", "mujoco")
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """What `gymnasium.make` takes as keyword arguments.
+
+    Attributes:
+        model: checkpoint, or a WorldModel.
+        backend: "world" generates the pictures, "mujoco" renders the true scene, where there is
+            one: the same task with ground truth, to evaluate on.
+        action: "drive" (forward, left turn), "twist" (velocities of all six axes) or "delta" (a
+            motion in all six axes); see `mirage_ros.env.camera_env`. Elements are in [-1, 1]:
+            for drive and twist shares of the speeds below, for delta of what they do in a step.
+        period_s: simulated time of a step.
+        speed_mps, turn_rps: what an action element of 1 means.
+        starts: where worlds start: "shipped" pictures, "scenes" or "boxes" (procedural, need
+            MuJoCo), or names and paths of seeds.
+        lookahead: draw a whole chunk ahead while actions repeat; see `mirage_ros.env.stepping`.
+        max_memory_bytes: cap of the latent memory.
+        max_depth_m: depth beyond it is shown as this.
+        size: (height, width) of the pictures with backend "mujoco"; the model's own otherwise.
+    """
+
+    model: object = "mini"
+    backend: str = "world"
+    action: str = "twist"
+    period_s: float = 0.2
+    speed_mps: float = 0.8
+    turn_rps: float = 1.0
+    starts: str | Sequence[str] = "shipped"
+    lookahead: bool = True
+    max_memory_bytes: int = 512 * 2**20
+    max_depth_m: float = 100.0
+    size: Sequence[int] = (128, 160)
+
+    def __post_init__(self) -> None:
+        for name, known in (("action", ACTIONS), ("backend", BACKENDS)):
+            if getattr(self, name) not in known:
+                raise MirageError(
+                    f"The {name} is {getattr(self, name)!r}; give one of {', '.join(known)}."
+                )
+        for name in ("period_s", "speed_mps", "turn_rps", "max_depth_m"):
+            if not getattr(self, name) > 0:
+                raise MirageError(f"{name} is {getattr(self, name)}; give a number above 0.")
+
+    @classmethod
+    def of(cls, options: dict) -> EnvConfig:
+        """The config of keyword arguments; unknown ones raise MirageError."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(options.keys() - set(known))
+        if unknown:
+            raise MirageError(
+                f"The environment got the options {unknown}; it knows {', '.join(known)}."
+            )
+        return cls(**options)
+
+
+def driven(
+    world_from_camera: Float[np.ndarray, "4 4"], forward_m: float, left_rad: float
+) -> Float[np.ndarray, "4 4"]:
+    """The pose after driving an arc of `forward_m` metres that turns by `left_rad` radians."""
+    up, ahead, right = floor_axes(world_from_camera)
+    chord_m = forward_m * np.sinc(left_rad / 2 / np.pi)
+    middle = left_rad / 2
+    pose = np.array(world_from_camera)
+    pose[:3, :3] = rotation_of(left_rad * up) @ pose[:3, :3]
+    pose[:3, 3] += chord_m * (np.cos(middle) * ahead - np.sin(middle) * right)
+    return pose
+
+
+def flown(
+    world_from_camera: Float[np.ndarray, "4 4"], motion: Float[np.ndarray, "6"]
+) -> Float[np.ndarray, "4 4"]:
+    """The pose after a body motion (metres, radians) at a constant twist."""
+    return world_from_camera @ exp_motion(motion)
+
+
+def exp_motion(motion: Float[np.ndarray, "6"]) -> Float[np.ndarray, "4 4"]:
+    """The rigid map of a constant body twist (SE(3) exponential)."""
+    shift, turn = np.asarray(motion[:3], float), np.asarray(motion[3:], float)
+    pose = np.eye(4)
+    pose[:3, :3] = rotation_of(turn)
+    pose[:3, 3] = _left_jacobian(turn) @ shift
+    return pose
+
+
+def log_motion(pose: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "6"]:
+    """The body twist whose `exp_motion` the rigid map is; turns below 180 degrees."""
+    rotation = pose[:3, :3]
+    axis = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0],
+                     rotation[1, 0] - rotation[0, 1]]) / 2  # fmt: skip
+    sine, cosine = np.linalg.norm(axis), (np.trace(rotation) - 1) / 2
+    turn = axis * (np.arctan2(sine, cosine) / sine if sine > 1e-9 else 1.0)
+    return np.concatenate([np.linalg.solve(_left_jacobian(turn), pose[:3, 3]), turn])
+
+
+def rotation_of(turn: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
+    """The rotation matrix of a rotation vector, radians (Rodrigues)."""
+    angle = np.linalg.norm(turn)
+    cross = _cross(turn)
+    return np.eye(3) + np.sinc(angle / np.pi) * cross + _versine(angle) * (cross @ cross)
+
+
+def orthonormal(pose: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
+    """The pose with its rotation made exact again, so that errors do not add up."""
+    left, _, right = np.linalg.svd(pose[:3, :3])
+    exact = pose.copy()
+    exact[:3, :3] = left @ right
+    return exact
+
+
+def _versine(angle: float) -> float:
+    """(1 - cos a) / a^2, good at 0."""
+    return 0.5 * np.sinc(angle / 2 / np.pi) ** 2
+
+
+def _left_jacobian(turn: np.ndarray) -> np.ndarray:
+    angle, cross = np.linalg.norm(turn), _cross(turn)
+    third = (angle - np.sin(angle)) / angle**3 if angle > 1e-4 else 1 / 6
+    return np.eye(3) + _versine(angle) * cross + third * (cross @ cross)
+
+
+def _cross(v: np.ndarray) -> np.ndarray:
+    return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+
 
 FARTHEST_M = 1000.0
 _shared_model = lru_cache(maxsize=2)(load_model)
@@ -117,7 +253,7 @@ class CameraEnv(gymnasium.Env):
 
     def _frame_source(self):
         if self.config.backend == "mujoco":
-            from mirage_ros.env.true_frames import TrueFrames
+            from mirage_ros.env.stepping import TrueFrames
 
             return TrueFrames(tuple(self.config.size), self.config.period_s)
         model = self.config.model

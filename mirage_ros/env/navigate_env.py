@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.types import Frame
-from mirage_ros.env.camera_env import CameraEnv
-from mirage_ros.env.motion import driven, orthonormal
-from mirage_ros.env.starts import Start
-from mirage_ros.seeds import Seed
+from mirage_ros.data.seeds import Seed
+from mirage_ros.env.camera_env import CameraEnv, driven, orthonormal
+from mirage_ros.env.stepping import Start
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.protocol import Frame
 
 if TYPE_CHECKING:
     from mirage_ros.scenes.goals import GoalRoom

@@ -20,17 +20,17 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from mirage_ros.core.depth import cell_depth
-from mirage_ros.core.memory import LatentMemory, MemoryConfig
-from mirage_ros.core.pictures import cell_colours
-from mirage_ros.core.video import anchor_frames
-from mirage_ros.core.world import World, WorldConfig
 from mirage_ros.evaluation.bench_walk import REWRITE_LOG_SCALE, Walk, render_walk
 from mirage_ros.evaluation.point_cloud import BARE_POINT_BYTES, CloudConfig
 from mirage_ros.evaluation.rgb_cache import RgbMemory, fill_holes
 from mirage_ros.evaluation.timing import describe_machine
-from mirage_ros.models.conditioning import condition_from_readout
-from mirage_ros.models.wan import WanModel
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import cell_colours
+from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.models.mini.aligner import condition_from_readout
+from mirage_ros.models.wan.model import WanModel
+from mirage_ros.world.chunking import anchor_frames
+from mirage_ros.world.world import World, WorldConfig
 
 MIB = 2**20
 CLOUDS = {"merged 1 cm": CloudConfig(voxel_m=0.01), "unmerged": CloudConfig(voxel_m=None)}

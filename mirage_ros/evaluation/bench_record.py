@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.frames import Frame
-from mirage_ros.core.types import WorldModel
-from mirage_ros.core.world import World
+from mirage_ros.data.seeds import Seed
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.protocol import Frame, WorldModel
 from mirage_ros.recording.formats import FORMATS, open_recorder
 from mirage_ros.recording.recorder import Recorder, RecordingConfig
-from mirage_ros.seeds import Seed
+from mirage_ros.world.world import World
 
 STEP_M = 0.01
 

@@ -8,7 +8,7 @@ import math
 from functools import partial
 from pathlib import Path
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.resources import user_path
 
 
@@ -38,8 +38,7 @@ def add_bench_memory(actions, command) -> None:
 def bench_memory(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from mirage_ros.evaluation.bench_memory import QUICK, BenchConfig, run_bench
-    from mirage_ros.evaluation.bench_report import describe, draw
+    from mirage_ros.evaluation.bench_memory import QUICK, BenchConfig, describe, draw, run_bench
     from mirage_ros.models.pretrained import load_model
 
     if arguments.repeats < 1:
@@ -122,7 +121,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def run_evaluation(config, out: Path, json_path: Path | None) -> None:
     """Evaluates, prints the table, writes plot and sheet into `out` and the figures as JSON."""
     from mirage_ros.evaluation.evaluate import evaluate
-    from mirage_ros.evaluation.evaluate_report import describe, draw_frames, draw_sheet
+    from mirage_ros.evaluation.report import describe, draw_frames, draw_sheet
 
     evaluation = evaluate(config)
     print(describe(evaluation))

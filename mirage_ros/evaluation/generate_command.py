@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.resources import user_path
 
 
@@ -70,10 +70,10 @@ def bench_generate(arguments: argparse.Namespace) -> int:
 def _model(arguments: argparse.Namespace, settings: dict):
     from mirage_ros.models.parts import pick_device
     from mirage_ros.models.pretrained import load_model
-    from mirage_ros.models.wan import WanModel
+    from mirage_ros.models.wan.model import WanModel
 
     if arguments.random_weights:
-        from mirage_ros.models.wan_random import random_wan
+        from mirage_ros.models.wan.weights import random_wan
 
         return random_wan(arguments.tiny, pick_device(arguments.device), settings)
     model = load_model(arguments.model, arguments.device, settings)
@@ -85,10 +85,15 @@ def _model(arguments: argparse.Namespace, settings: dict):
 def _plan(arguments: argparse.Namespace, settings: dict) -> int:
     """Shapes alone: runs without a GPU, and says of one what it would have to hold."""
     from mirage_ros.models.parts import find_folder, pick_device, read_json
-    from mirage_ros.models.wan_config import read_config
-    from mirage_ros.models.wan_layout import TINY_TRANSFORMER, TINY_VAE, TRANSFORMER, VAE
-    from mirage_ros.models.wan_loading import pick_dtype, published_folder, text_parameters
-    from mirage_ros.models.wan_memory import Parts, count_parameters, plan_memory
+    from mirage_ros.models.wan.config import (
+        TINY_TRANSFORMER,
+        TINY_VAE,
+        TRANSFORMER,
+        VAE,
+        read_config,
+    )
+    from mirage_ros.models.wan.loading import pick_dtype, published_folder, text_parameters
+    from mirage_ros.models.wan.model import Parts, count_parameters, plan_memory
 
     if arguments.random_weights:
         folder = Path("random weights")
@@ -110,7 +115,7 @@ def _plan(arguments: argparse.Namespace, settings: dict) -> int:
 def _write(arguments: argparse.Namespace) -> int:
     if not (arguments.tiny and arguments.random_weights):
         raise MirageError("Only the tiny random checkpoint is written; add --tiny.")
-    from mirage_ros.models.wan_layout import write_tiny_checkpoint
+    from mirage_ros.models.wan.config import write_tiny_checkpoint
 
     print(f"wrote {write_tiny_checkpoint(arguments.write, arguments.seed)}")
     return 0
@@ -149,10 +154,10 @@ def convert(arguments: argparse.Namespace) -> int:
     import torch
     from diffusers import WanTransformer3DModel
 
-    from mirage_ros.models import wan_convert
     from mirage_ros.models.parts import find_folder, load_part
-    from mirage_ros.models.wan_config import SETTINGS_FILE
-    from mirage_ros.models.wan_loading import published_folder
+    from mirage_ros.models.wan import weights as wan_convert
+    from mirage_ros.models.wan.config import SETTINGS_FILE
+    from mirage_ros.models.wan.loading import published_folder
 
     base = published_folder(find_folder(arguments.base))
     transformer = load_part(base / "transformer", WanTransformer3DModel, torch.bfloat16)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 
 SSIM_SIGMA_PX = 1.5
 SSIM_WINDOW_PX = 11

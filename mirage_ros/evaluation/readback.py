@@ -15,18 +15,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.depth import cell_depth
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.grids import latent_size, readout_size
-from mirage_ros.core.pictures import fit_seed, upsample
-from mirage_ros.core.types import SpatialMemory, WorldModel
-from mirage_ros.core.world import World
+from mirage_ros.data.seeds import PosedFrame, PosedRgbd
+from mirage_ros.errors import MirageError
 from mirage_ros.evaluation.metrics import zncc
-from mirage_ros.evaluation.posed_rgbd import PosedFrame, PosedRgbd
-from mirage_ros.evaluation.rolling import seed_lost, seed_remembered
-from mirage_ros.recording.panels import colour_observed, compose_row
-from mirage_ros.recording.sheet import save_picture
+from mirage_ros.evaluation.worlds import seed_lost, seed_remembered
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import fit_seed, upsample
+from mirage_ros.protocol import SpatialMemory, WorldModel
+from mirage_ros.recording.sheet import colour_observed, compose_row, save_picture
+from mirage_ros.world.chunking import latent_size, readout_size
+from mirage_ros.world.world import World
 
 SAME_SURFACE_SHARE = 0.08
 SMALLEST_SHARE = 0.02

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.resources import user_path
 
 
@@ -33,11 +33,11 @@ def add_bench_record(actions, command) -> None:
 
 
 def bench_record(arguments: argparse.Namespace) -> int:
-    from mirage_ros.core.files import write_file
+    from mirage_ros.data.seeds import load_seed
     from mirage_ros.evaluation.bench_record import RecordBenchConfig, describe, run_bench
+    from mirage_ros.memory.files import write_file
     from mirage_ros.models.pretrained import load_model
     from mirage_ros.recording.formats import FORMATS, check_format
-    from mirage_ros.seeds import load_seed
 
     formats = arguments.formats or FORMATS
     for format in formats:

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.depth import cell_depth
-from mirage_ros.core.grids import readout_cells
-from mirage_ros.core.pictures import cell_share, fit_seed, upsample
-from mirage_ros.core.types import Chunk, Readout, WorldModel
-from mirage_ros.core.world import World, WorldConfig
 from mirage_ros.evaluation.point_cloud import CloudConfig, Drawing, PointCloud
-from mirage_ros.recording.picture_episode import LAST_MM, millimetres
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import cell_share, fit_seed, upsample
+from mirage_ros.protocol import Chunk, Readout, WorldModel
+from mirage_ros.recording.pictures import LAST_MM, millimetres
+from mirage_ros.world.chunking import readout_cells
+from mirage_ros.world.world import World, WorldConfig
 
 JPEG_QUALITY = 90
 OVERLAP = 0.75

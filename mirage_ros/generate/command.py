@@ -61,9 +61,9 @@ def add_generate(parsers, command) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mirage_ros.core.files import write_file
     from mirage_ros.generate.job import Job
     from mirage_ros.generate.run import generate
+    from mirage_ros.memory.files import write_file
 
     if arguments.json is not None:
         # What cannot be written is told before hours of work, not after.

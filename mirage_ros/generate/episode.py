@@ -1,22 +1,187 @@
-"""One episode: start, plan, draw, write. The same bytes wherever it runs."""
+"""One episode: start, plan, draw, write. The same bytes wherever it runs.
+
+Camera policies: where the camera goes in an episode, planned before anything is drawn.
+
+Nothing in a generated world pushes back, so even the closed-loop expert can be played out on
+poses alone, and the world then draws whole chunks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 
 import numpy as np
+from jaxtyping import Bool, Float
 from transforms3d.quaternions import mat2quat
 
-from mirage_ros.core.types import Frame, WorldModel
-from mirage_ros.core.world import World, WorldConfig
-from mirage_ros.env.starts import draw_start
-from mirage_ros.generate.job import Job
-from mirage_ros.generate.policies import POLICIES, Path
-from mirage_ros.generate.pool import Event
+from mirage_ros.data.tour import central_depth_m, clearance_m, plan_tour
+from mirage_ros.env.camera_env import driven, exp_motion, log_motion
+from mirage_ros.env.navigate_env import GOAL_RADIUS_M, PER_STEP, REACHED, drive_in
+from mirage_ros.env.stepping import Start, draw_start
+from mirage_ros.errors import MirageError
+from mirage_ros.generate.job import Event, Job
+from mirage_ros.geometry.camera import Camera, floor_axes
+from mirage_ros.protocol import Frame, WorldModel
 from mirage_ros.recording.formats import begin_episode
+from mirage_ros.world.world import World, WorldConfig
+
+SPEED_MPS, TURN_RPS = 0.8, 1.0
+ROOM_M = 0.35
+CANDIDATES = 48
+OBSTACLES = 800
+
+
+@dataclass(frozen=True)
+class Path:
+    """An episode's cameras, the seed's first, and what goes with each.
+
+    Attributes:
+        cameras: batch of f, of the first frame's intrinsics.
+        actions: twist commanded at each frame, in the camera's levelled axes (REP 103: x ahead
+            along the floor, y left, z up), m/s and rad/s.
+        rewards: for what the action led to.
+        success: whether the task is done after the action.
+        task: in words.
+    """
+
+    cameras: Camera
+    actions: Float[np.ndarray, "f 6"]
+    rewards: Float[np.ndarray, "f"]
+    success: Bool[np.ndarray, "f"]
+    task: str
+
+
+Policy = Callable[[np.random.Generator, Start, Frame, int, float], Path]
+
+
+def expert(rng, start: Start, first: Frame, frames: int, period_s: float) -> Path:
+    """Drives to the red box; something pushes it now and then, so that it shows how to recover.
+
+    The actions are what the expert wants; what is done has the pushes added (noise injection as
+    in DART, Laskey et al. 2017). It ends on arrival.
+    """
+    room = start.room
+    camera, cameras, actions, rewards, arrived = first.camera, [first.camera], [], [], []
+    push, spread = np.zeros(2), rng.uniform(0.1, 0.5)
+    while True:
+        wanted = expert_drive(camera, room.goal_world)
+        push = 0.6 * push + rng.normal(0, spread, 2) * (SPEED_MPS, 1.6 * TURN_RPS)
+        done = np.clip(wanted + push, (-SPEED_MPS, -TURN_RPS), (SPEED_MPS, TURN_RPS)) * period_s
+        moved, _ = drive_in(room, camera, float(done[0]), float(done[1]))
+        now_m, next_m = room.distance_m(camera), room.distance_m(moved)
+        actions.append([wanted[0], 0, 0, 0, 0, wanted[1]])
+        arrived.append(next_m <= GOAL_RADIUS_M)
+        rewards.append(now_m - next_m + PER_STEP + REACHED * arrived[-1])
+        if arrived[-1] or len(cameras) == frames:
+            break
+        camera = moved
+        cameras.append(moved)
+    cameras = Camera.stack(cameras)
+    return Path(cameras, np.array(actions), np.array(rewards), np.array(arrived),
+                "drive to the red box")  # fmt: skip
+
+
+def expert_drive(camera: Camera, goal_world: Float[np.ndarray, "3"]) -> Float[np.ndarray, "2"]:
+    """Forward m/s and left turn rad/s of somebody who knows where the box is."""
+    up, ahead, right = floor_axes(camera.world_from_camera)
+    away = goal_world - camera.position_world
+    bearing = np.arctan2(-(away @ right), away @ ahead)
+    forward = SPEED_MPS * max(0.0, np.cos(1.5 * np.clip(bearing, -1, 1)))
+    return np.array([forward, np.clip(1.8 * bearing, -TURN_RPS, TURN_RPS)])
+
+
+def wander(rng, start: Start, first: Frame, frames: int, period_s: float) -> Path:
+    """Drives and looks about at random where the first picture shows free floor."""
+    obstacles = _obstacles(rng, first)
+    best, best_score = None, -np.inf
+    for attempt in range(CANDIDATES):
+        speed = rng.uniform(0.15, 0.6) * 0.92**attempt
+        forward = np.clip(speed + speed * _smooth(rng, frames), -0.2, SPEED_MPS)
+        turn = np.clip(rng.uniform(0.1, 0.5) * _smooth(rng, frames), -TURN_RPS, TURN_RPS)
+        poses = [first.camera.world_from_camera]
+        for k in range(frames - 1):
+            poses.append(driven(poses[-1], float(forward[k] * period_s), float(turn[k] * period_s)))
+        away = np.stack(poses)[:, None, :3, 3] - obstacles
+        score = np.linalg.norm(away, axis=-1).min(initial=9.0)
+        if score > best_score:
+            best, best_score = np.stack(poses), score
+        if best_score > ROOM_M:
+            break
+    return _as_flown(first.camera, best, period_s, "look around")
+
+
+def orbit(rng, start: Start, first: Frame, frames: int, period_s: float) -> Path:
+    """Swings to both sides around the point ahead, which stays in the middle of the picture."""
+    radius = min(central_depth_m(first.depth_m), 6.0)
+    free = max(0.1, min(clearance_m(first.camera, first.depth_m), 4.0))
+    side_m = rng.uniform(0.15, 0.35) * min(radius, 2 * free)
+    most = min(side_m / radius, SPEED_MPS * frames * period_s / (4 * radius))
+    phase = np.linspace(0, 2 * np.pi, frames) * rng.choice([-1, 1])
+    swing = np.arcsin(np.clip(most, 0, 0.9)) * np.sin(phase)
+    up, _, _ = floor_axes(first.camera.world_from_camera)
+    pose = first.camera.world_from_camera
+    centre = pose[:3, 3] + radius * pose[:3, 2]
+    poses = []
+    for angle in swing:
+        turn = exp_motion(np.concatenate([np.zeros(3), angle * up]))[:3, :3]
+        moved = pose.copy()
+        moved[:3, :3] = turn @ pose[:3, :3]
+        moved[:3, 3] = centre + turn @ (pose[:3, 3] - centre)
+        poses.append(moved)
+    return _as_flown(first.camera, np.stack(poses), period_s, "circle what is ahead")
+
+
+def tour(rng, start: Start, first: Frame, frames: int, period_s: float) -> Path:
+    """The demo's path: leaves the first view, looks to the side, comes back to it."""
+    poses = plan_tour(first.camera, frames, first.depth_m).world_from_camera
+    return _as_flown(first.camera, poses, period_s, "leave and come back")
+
+
+POLICIES: dict[str, Policy] = {"wander": wander, "orbit": orbit, "tour": tour, "expert": expert}
+
+
+def check_policies(names, starts) -> None:
+    """Raises MirageError for a name that is not in POLICIES, for none, for starts without a box
+    where one is needed."""
+    wrong = [name for name in names if name not in POLICIES]
+    if wrong or not names:
+        raise MirageError(f"The policies are {list(names)}; give some of {', '.join(POLICIES)}.")
+    if "expert" in names and starts != "boxes":
+        raise MirageError(f"The expert needs a box and the starts are {starts!r}; give boxes.")
+
+
+def _as_flown(camera: Camera, poses, period_s: float, task: str) -> Path:
+    """A path whose actions are what was done; the last frame's is to stay."""
+    actions = np.zeros((len(poses), 6))
+    for k in range(len(poses) - 1):
+        up, ahead, right = floor_axes(poses[k])
+        level_from_world = np.stack([ahead, -right, up])
+        turned = level_from_world @ poses[k][:3, :3]
+        motion = log_motion(np.linalg.inv(poses[k]) @ poses[k + 1]) / period_s
+        actions[k] = np.concatenate([turned @ motion[:3], turned @ motion[3:]])
+    nothing = np.zeros(len(poses))
+    cameras = Camera(camera.intrinsics, poses, camera.size)
+    return Path(cameras, actions, nothing, nothing.astype(bool), task)
+
+
+def _obstacles(rng, first: Frame) -> Float[np.ndarray, "n 3"]:
+    """Some of the seen points that are at the camera's height."""
+    points = first.camera.lift(first.depth_m).reshape(-1, 3)
+    up, _, _ = floor_axes(first.camera.world_from_camera)
+    level = np.abs((points - first.camera.position_world) @ up)
+    points = points[np.isfinite(points).all(-1) & (level < ROOM_M)]
+    return points[rng.permutation(len(points))[:OBSTACLES]]
+
+
+def _smooth(rng, frames: int) -> Float[np.ndarray, "f"]:
+    """A sum of three slow sines, about -1 to 1."""
+    turns = np.linspace(0, 2 * np.pi, frames)
+    waves = [np.sin(turns * rng.uniform(0.3, 2.0) + rng.uniform(0, 2 * np.pi)) for _ in range(3)]
+    return np.sum(waves, 0) / 2
+
 
 SECOND_NS = 1_000_000_000
 

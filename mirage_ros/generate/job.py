@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.models.pretrained import model_digest
 from mirage_ros.recording.recorder import Feature, RecordingConfig
+
+#: Indices of episodes that one worker generates together.
+Unit = tuple[int, ...]
+#: What a worker reports: a kind, and what it is about (see `generate.pool`).
+Event = tuple[str, object]
 
 TWIST = ("vx_m_s", "vy_m_s", "vz_m_s", "wx_rad_s", "wy_rad_s", "wz_rad_s")
 POSE = ("x_m", "y_m", "z_m", "qw", "qx", "qy", "qz")
@@ -28,7 +33,7 @@ class Job:
         seed: of all episodes.
         frames: of each episode, at most; the expert ends where it arrives.
         rate_hz: frames per second of simulated time.
-        policies: each episode draws one; see `mirage_ros.generate.policies`.
+        policies: each episode draws one; see `mirage_ros.generate.episode`.
         starts: "shipped", "scenes", "boxes", or names and paths of seeds.
         model: checkpoint.
         format, video_codec: of the dataset; see `mirage_ros.recording.formats`.

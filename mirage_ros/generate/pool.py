@@ -8,25 +8,30 @@ A pool turns units (tuples of episode indices that are drawn together) into even
 
 Which episodes are not to be written, being on the disk already or not asked for, it asks for when
 it gives a unit away: they are drawn with the others of their unit and forgotten.
+
+The same units on a Ray cluster: one actor per GPU, or per `threads` cores without GPUs.
+
+Every machine of the cluster has to see the dataset's folder under the same path. Actors that
+are lost, with their machine or without, are replaced and their unit is run again.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import signal
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from pathlib import Path
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.generate.job import Job
+from mirage_ros.errors import MirageError
+from mirage_ros.generate.job import Event, Job, Unit
 
-Unit = tuple[int, ...]
-Event = tuple[str, object]
 Finished = Callable[[], set[int]]
 MOST_TRIES = 3
 
@@ -169,3 +174,158 @@ def _die_with(parent: int) -> None:
         return
     if os.getppid() != parent:
         os._exit(1)
+
+
+try:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+except ImportError as error:
+    raise MirageError(
+        f"Generating on a cluster needs Ray ({error}); pip install 'mirage_ros[ray]'."
+    ) from error
+
+LOCAL = "local"
+PATIENCE_S = 20.0
+MOST_LOST = 9
+
+
+class _Actor:
+    """Lives in a process of its own somewhere in the cluster."""
+
+    def __init__(self, job: Job, out: Path) -> None:
+        self._job, self._out = job, out
+
+    def load(self) -> None:
+        """Not part of the making: what goes wrong there, Ray tells as a lost actor."""
+        from mirage_ros.generate.worker import UnitRunner
+
+        self._runner = UnitRunner(self._job, self._out)
+
+    def run(self, unit: Unit, skip: set[int]) -> list[Event]:
+        return list(self._runner.run(unit, skip))
+
+
+class RayPool:
+    """Actors on the cluster at `address` ("local" starts one on this machine)."""
+
+    def __init__(
+        self,
+        job: Job,
+        out: Path,
+        finished: Finished,
+        workers: int | None,
+        address: str = LOCAL,
+    ) -> None:
+        self._job, self._out, self._finished = job, out.absolute(), finished
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            _connect(address)
+        self._gpus = ray.cluster_resources().get("GPU", 0)
+        if workers is None:
+            cores = ray.cluster_resources().get("CPU", 1)
+            workers = int(self._gpus or max(1, cores // job.threads))
+        self._started = self._lost = 0
+        # Names are unique in a cluster, which others may use for the same.
+        self._name = f"mirage_generate_{secrets.token_hex(4)}"
+        # Actors whose models are being loaded, or that wait for room: they get no unit yet.
+        self._coming, self._idle, self._actors = {}, [], []
+        for _ in range(workers):
+            self._start()
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Event]:
+        """Events of all units, each unit's when it is finished.
+
+        An actor that finds no room in the cluster gets no unit: the others do without it.
+        """
+        waiting, tries, running = deque(units), dict.fromkeys(units, 0), {}
+        try:
+            while waiting or running:
+                while waiting and self._idle:
+                    actor, unit = self._idle.pop(), waiting.popleft()
+                    tries[unit] += 1
+                    running[actor.run.remote(unit, self._finished() & set(unit))] = (actor, unit)
+                heard, _ = ray.wait([*running, *self._coming], num_returns=1, timeout=PATIENCE_S)
+                if heard and heard[0] in running:
+                    actor, unit = running.pop(heard[0])
+                    yield from self._hear(heard[0], actor, unit, waiting, tries)
+                elif heard:
+                    yield from self._welcome(heard[0])
+                elif not running:
+                    yield "waiting", None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the actors, and Ray if it was started here."""
+        while self._actors and ray.is_initialized():
+            self._end(self._actors[-1])
+        if self._ours and ray.is_initialized():
+            ray.shutdown()
+
+    def _hear(self, reference, actor, unit: Unit, waiting, tries) -> Iterator[Event]:
+        try:
+            events = ray.get(reference)
+            self._idle.append(actor)
+            yield from events
+        except RayTaskError as error:
+            if isinstance(error.cause, MirageError):
+                raise error.cause from error
+            self._idle.append(actor)
+            yield from retried(unit, waiting, tries, str(error.cause))
+        except RayError as error:
+            # Its machine may only be cut off: it shall not write beside who replaces it.
+            self._end(actor)
+            self._start()
+            yield from retried(unit, waiting, tries, f"the actor was lost: {_first_line(error)}")
+
+    def _welcome(self, reference) -> Iterator[Event]:
+        """An actor has its model, or could not load it."""
+        actor = self._coming.pop(reference)
+        try:
+            ray.get(reference)
+        except RayTaskError as error:
+            raise MirageError(str(error.cause)) from error
+        except RayError as error:
+            self._lost += 1
+            if self._lost > MOST_LOST:
+                raise MirageError(
+                    f"{self._lost} actors were lost before they had loaded the model "
+                    f"({_first_line(error)}); look at Ray's logs."
+                ) from error
+            self._end(actor)
+            self._start()
+        else:
+            self._idle.append(actor)
+            yield "ready", None
+
+    def _start(self) -> None:
+        needs = {"num_cpus": self._job.threads, "num_gpus": 1 if self._gpus else 0}
+        name = f"{self._name}_{self._started}"
+        self._started += 1
+        actor = ray.remote(_Actor).options(name=name, **needs).remote(self._job, self._out)
+        self._actors.append(actor)
+        self._coming[actor.load.remote()] = actor
+
+    def _end(self, actor) -> None:
+        self._actors.remove(actor)
+        with suppress(RayError, ValueError):
+            ray.kill(actor)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _connect(address: str) -> None:
+    try:
+        if address == LOCAL:
+            # Ray makes its workers nice (15): on a busy machine they would hardly ever run.
+            os.environ.setdefault("RAY_worker_niceness", "0")
+            ray.init(address="local", include_dashboard=False, log_to_driver=False)
+        else:
+            ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise MirageError(
+            f"No Ray cluster was found at {address} ({_first_line(error)}); give its address or "
+            "'local'."
+        ) from error

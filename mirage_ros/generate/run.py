@@ -11,12 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.files import write_file
-from mirage_ros.env.starts import check_starts
-from mirage_ros.generate.job import Job
-from mirage_ros.generate.policies import check_policies
-from mirage_ros.generate.pool import Event, ProcessPool, Unit, run_here
+from mirage_ros.env.stepping import check_starts
+from mirage_ros.errors import MirageError
+from mirage_ros.generate.episode import check_policies
+from mirage_ros.generate.job import Event, Job, Unit
+from mirage_ros.generate.pool import ProcessPool, run_here
+from mirage_ros.memory.files import write_file
 from mirage_ros.recording.formats import open_dataset
 
 MANIFEST = "generate.json"
@@ -168,7 +168,7 @@ def _crew(units: list[Unit], workers: int | None, ray: str | None) -> int | None
 
 def _events(job: Job, out: Path, finished, units, crew, ray) -> Iterator[Event]:
     if ray is not None:
-        from mirage_ros.generate.ray_pool import RayPool
+        from mirage_ros.generate.pool import RayPool
 
         return RayPool(job, out, finished, crew, ray).run(units)
     if crew == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.resources import user_path
 
 WORLDS = ("room:2000000", "room:2000001", "room:2000002", "room:2000003", "room:2000007")
@@ -87,9 +87,8 @@ def _add_names(parser: argparse.ArgumentParser) -> None:
 
 
 def loop(arguments: argparse.Namespace) -> int:
+    from mirage_ros.apps.loop import LoopConfig, describe, run_loop
     from mirage_ros.loop.drive import DriveConfig
-    from mirage_ros.loop.report import describe
-    from mirage_ros.loop.run import LoopConfig, run_loop
 
     if not arguments.rate > 0 or not arguments.length > 0:
         raise MirageError(
@@ -113,7 +112,7 @@ def loop(arguments: argparse.Namespace) -> int:
 
 def base(arguments: argparse.Namespace) -> int:
     from mirage_ros.ros.base_node import BaseConfig
-    from mirage_ros.ros.loop_nodes import run_base
+    from mirage_ros.ros.wander_node import run_base
 
     config = BaseConfig(
         seed=arguments.seed,
@@ -129,10 +128,9 @@ def base(arguments: argparse.Namespace) -> int:
 
 
 def wander(arguments: argparse.Namespace) -> int:
-    from mirage_ros.loop.footprint import Footprint
+    from mirage_ros.loop.base import Footprint
     from mirage_ros.loop.wander import WanderConfig
-    from mirage_ros.ros.loop_nodes import run_wander
-    from mirage_ros.ros.wander_node import WanderNodeConfig
+    from mirage_ros.ros.wander_node import WanderNodeConfig, run_wander
 
     how = WanderConfig(
         Footprint(arguments.radius), speed_mps=arguments.speed, turn_rps=arguments.turn

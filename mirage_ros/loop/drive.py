@@ -1,18 +1,132 @@
-"""The closed loop: look, decide, move, look again."""
+"""The closed loop: look, decide, move, look again.
+
+What a drive leaves behind, and what can be said of it in figures.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Bool, Float, UInt8
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.frames import Frame
-from mirage_ros.loop.base import BasePose, Command, base_under
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.loop.base import BasePose, Command, Footprint, base_under, distances_m
 from mirage_ros.loop.simulators import Simulator
-from mirage_ros.loop.trace import Snap, Trace, clearances_m
 from mirage_ros.loop.wander import WanderConfig, Wanderer
+from mirage_ros.protocol import Frame
+
+CELL_M = 0.5
+
+
+@dataclass(frozen=True)
+class Snap:
+    """One frame of a drive: the picture and where the base stood."""
+
+    stamp_ns: int
+    pose: BasePose
+    camera: Camera
+    rgb: UInt8[np.ndarray, "h w 3"]
+    depth_m: Float[np.ndarray, "h w"]
+    observed: Bool[np.ndarray, "h w"]
+
+
+    @property
+    def sha256(self) -> str:
+        """Of the picture and its depth: equal only for equal bits."""
+        content = np.ascontiguousarray(self.rgb).tobytes() + np.float32(self.depth_m).tobytes()
+        return hashlib.sha256(content).hexdigest()
+
+
+@dataclass
+class Trace:
+    """A drive, frame by frame.
+
+    Attributes:
+        start: where the base stood first.
+        snaps: in order of time.
+        commands: one for each chunk of frames.
+        clear_m: for each frame, on the floor, from the body to the nearest point at its height
+            that was held when the motion was decided; below 0 the body is in it.
+        points, colours: (n, 3) what is held at the end.
+    """
+
+    start: BasePose
+    snaps: list[Snap] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+    clear_m: list[float] = field(default_factory=list)
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.float32))
+    colours: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.uint8))
+
+    @property
+    def places(self) -> Float[np.ndarray, "m 2"]:
+        """Where the base was, the start first."""
+        poses = [self.start, *(snap.pose for snap in self.snaps)]
+        return np.array([(pose.x_m, pose.y_m) for pose in poses])
+
+    @property
+    def length_m(self) -> float:
+        """Of the way driven."""
+        return float(np.linalg.norm(np.diff(self.places, axis=0), axis=1).sum())
+
+    def cameras(self) -> Camera:
+        """A batch of all cameras."""
+        return Camera.stack([snap.camera for snap in self.snaps])
+
+
+def clearances_m(
+    footprint: Footprint, points: Float[np.ndarray, "n 3"], places: Float[np.ndarray, "m 2"]
+) -> Float[np.ndarray, "m"]:
+    """From the body at each place to the nearest point at its height; below 0 it is inside."""
+    return distances_m(points[footprint.at_its_height(points)], places) - footprint.radius_m
+
+
+def trace_figures(trace: Trace, footprint: Footprint) -> dict:
+    """Length, room covered, and how close the body came to what was and is held."""
+    clear = np.array(trace.clear_m)
+    final = clearances_m(footprint, trace.points, trace.places[1:])
+    cells = np.unique(np.floor(trace.places / CELL_M), axis=0)
+    return {
+        "frames": len(trace.snaps),
+        "decisions": len(trace.commands),
+        "length_m": trace.length_m,
+        "cells_of_half_a_metre_visited": len(cells),
+        "turns_on_the_spot": sum(command.speed_mps == 0 for command in trace.commands),
+        "least_clearance_m": _finite(clear.min(initial=np.inf)),
+        "frames_inside_a_held_surface": int((clear < 0).sum()),
+        "least_clearance_to_final_memory_m": _finite(final.min(initial=np.inf)),
+        "frames_inside_the_final_memory": int((final < 0).sum()),
+        "points_held": len(trace.points),
+        "observed_fraction": float(np.mean([snap.observed.mean() for snap in trace.snaps])),
+    }
+
+
+def compare(generated: Trace, truth: Trace) -> dict:
+    """How two drives from one start part: distances between their bases, frame by frame."""
+    count = min(len(generated.places), len(truth.places))
+    apart = np.linalg.norm(generated.places[:count] - truth.places[:count], axis=1)
+    parted = np.flatnonzero(apart > CELL_M)
+    first, second = generated.commands, truth.commands
+    same = [
+        abs(a.turn_rps - b.turn_rps) < 1e-6 and abs(a.speed_mps - b.speed_mps) < 1e-6
+        for a, b in zip(first, second, strict=False)
+    ]
+    return {
+        "frames_compared": count,
+        "mean_distance_m": float(apart.mean()),
+        "greatest_distance_m": float(apart.max()),
+        "frames_until_half_a_metre_apart": int(parted[0]) if len(parted) else None,
+        "equal_commands_at_first": int(np.argmin([*same, False])),
+        "equal_commands_share": float(np.mean(same)) if same else None,
+        "length_ratio": generated.length_m / truth.length_m if truth.length_m else None,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return float(value) if np.isfinite(value) else None
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,47 @@
-"""Worlds that a robot can drive in: a generated one, and a MuJoCo scene as ground truth."""
+"""Worlds that a robot can drive in: a generated one, and a MuJoCo scene as ground truth.
+
+A MuJoCo scene and the seed picture taken in it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.frames import Frame, Points
-from mirage_ros.seeds import Seed
+from mirage_ros.data.seeds import Seed
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.protocol import Frame, Points
 
 if TYPE_CHECKING:
-    from mirage_ros.core.world import World
     from mirage_ros.scenes import Scene
+    from mirage_ros.world.world import World
+
+
+KINDS = ("room", "corridor", "hall", "warehouse", "doorway", "yard")
+TEXTURE_PX = 512
+
+
+def render_seed(folder: Path, seed: int, kind: str) -> Scene:
+    """Writes the scene's seed folder and returns the scene. MirageError without MuJoCo."""
+    try:
+        from mirage_ros.scenes import make_scene, write_seed
+    except ImportError as error:
+        raise MirageError(
+            f"Scenes need MuJoCo ({error}); pip install 'mirage_ros[scenes]', or give a seed."
+        ) from error
+    write_seed(folder, seed, kind)
+    return make_scene(seed, kind, moving=False, texture_px=TEXTURE_PX)
+
 
 EDGE_M = 0.1
 
 
+@runtime_checkable
 class Simulator(Protocol):
     """What `drive` needs of a world.
 

@@ -14,15 +14,13 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.types import WorldModel
-from mirage_ros.models.codec import MiniCodec
-from mirage_ros.models.denoiser import SideBranch
-from mirage_ros.models.mini import MiniConfig, MiniModel
+from mirage_ros.errors import MirageError
+from mirage_ros.models.mini.codec import MiniCodec
+from mirage_ros.models.mini.denoiser import SamplerConfig, SideBranch
+from mirage_ros.models.mini.model import MiniConfig, MiniModel, MiniPerception
 from mirage_ros.models.parts import find_folder, load_part, pick_device
-from mirage_ros.models.perception import MiniPerception
-from mirage_ros.models.sampler import SamplerConfig
-from mirage_ros.models.wan_config import is_wan_folder, read_config
+from mirage_ros.models.wan.config import is_wan_folder, read_config
+from mirage_ros.protocol import WorldModel
 
 FORMAT_VERSION = 2
 SHIPPED = {"mini": Path(__file__).parent.parent / "weights" / "mini"}
@@ -51,7 +49,7 @@ def load_model(
     folder = SHIPPED.get(str(name_or_path)) or find_folder(name_or_path)
     device = pick_device(device)
     if is_wan_folder(folder):
-        from mirage_ros.models.wan_loading import load_wan
+        from mirage_ros.models.wan.loading import load_wan
 
         return load_wan(folder, device, settings or {}, lambda device: load_model("mini", device))
     index = _read_index(folder)
@@ -100,7 +98,7 @@ def _folders_of(name_or_path: str) -> Iterator[Path]:
     if not (folder.is_dir() and is_wan_folder(folder)):
         return
     from mirage_ros.models.perceivers import sources_of
-    from mirage_ros.models.wan_loading import published_folder
+    from mirage_ros.models.wan.loading import published_folder
 
     config = read_config(folder, {})
     if (base := published_folder(folder)) != folder:

@@ -3,6 +3,8 @@
 Nothing is cropped or padded: the picture is stretched to the nearest size that the network
 takes. The outer edges of the first and last pixels stay on each other both ways, so what is at
 a pixel comes back at that pixel.
+
+Pictures as networks see them, [-1, 1] with channels first, and as everyone else does.
 """
 
 from __future__ import annotations
@@ -15,6 +17,18 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def picture_from_rgb(rgb: UInt8[Tensor, "*frames h w 3"]) -> Float[Tensor, "*frames 3 h w"]:
+    """On the device of `rgb`."""
+    return rgb.movedim(-1, -3).float() / 127.5 - 1
+
+
+def rgb_from_picture(picture: Float[Tensor, "*frames 3 h w"]) -> UInt8[np.ndarray, "*frames h w 3"]:
+    """Rounded and clamped."""
+    pixels = ((picture + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.movedim(-3, -1).contiguous().cpu().numpy()
+
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

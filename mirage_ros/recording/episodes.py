@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.frames import Frame
+from mirage_ros.errors import MirageError
+from mirage_ros.protocol import Frame
 from mirage_ros.recording.recorder import NOTHING, Feature, RecordingConfig
 
 SCARCE_BYTES = 1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.resources import user_path
 
 
@@ -27,9 +27,9 @@ def add_export(parsers, command) -> None:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    from mirage_ros.core.files import MEMORY, world_file
-    from mirage_ros.core.memory import LatentMemory
-    from mirage_ros.recording.ply import write_ply
+    from mirage_ros.memory.files import MEMORY, world_file
+    from mirage_ros.memory.memory import LatentMemory
+    from mirage_ros.recording.topdown import write_ply
 
     path, out = arguments.path, arguments.out or arguments.path.with_suffix(".ply")
     if out.suffix != ".ply":

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.recording.episodes import PathLock, check_free, check_writable, remove_halves
-from mirage_ros.recording.folder_dataset import FolderDataset, SingleDataset, episode_path
-from mirage_ros.recording.queued import QueuedRecorder
+from mirage_ros.recording.pictures import FolderDataset, SingleDataset, episode_path
 from mirage_ros.recording.recorder import (
     NOTHING,
     Dataset,
     EpisodeWriter,
+    QueuedRecorder,
     Recorder,
     RecordingConfig,
 )
@@ -44,10 +44,10 @@ class Format:
 
 
 FOLDERS = {
-    "mcap": Format("mcap_episode", "McapEpisode", live={"flush_s": 1.0}),
-    "video": Format("video_episode", "VideoEpisode", ".mp4"),
-    "png": Format("picture_episode", "PictureEpisode", options={"depth": "png"}),
-    "exr": Format("picture_episode", "PictureEpisode", options={"depth": "exr"}),
+    "mcap": Format("mcap", "McapEpisode", live={"flush_s": 1.0}),
+    "video": Format("video", "VideoEpisode", ".mp4"),
+    "png": Format("pictures", "PictureEpisode", options={"depth": "png"}),
+    "exr": Format("pictures", "PictureEpisode", options={"depth": "exr"}),
 }
 FORMATS = ("lerobot", *FOLDERS)
 
@@ -124,8 +124,8 @@ def begin_episode(
     """
     check_format(format)
     if format == "lerobot":
-        schema = _import("mirage_ros.recording.lerobot_schema")
-        make = _import("mirage_ros.recording.lerobot_episode").LerobotEpisode
+        schema = _import("mirage_ros.recording.lerobot.schema")
+        make = _import("mirage_ros.recording.lerobot.episode").LerobotEpisode
         target = schema.part_path(Path(path), index)
     else:
         make = FOLDERS[format].make
@@ -178,7 +178,7 @@ def held_format(path: Path) -> str | None:
 
 
 def _lerobot(path: Path, config: RecordingConfig, **options: bool) -> Dataset:
-    return _import("mirage_ros.recording.lerobot_dataset").LerobotDataset(path, config, **options)
+    return _import("mirage_ros.recording.lerobot.dataset").LerobotDataset(path, config, **options)
 
 
 def _import(module: str):

@@ -7,18 +7,23 @@ Three small faces, from plain to distributed:
 - `Dataset` holds finished episodes in order. Only one process may hold it open.
 
 `mirage_ros.recording.formats` opens them by the name of a format.
+
+The `Recorder` that all formats share: a thread writes, callers wait when it falls behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.frames import Frame
+from mirage_ros.errors import MirageError
+from mirage_ros.protocol import Frame
 
 NOTHING: Mapping[str, np.ndarray] = {}
 DTYPES = ("float32", "float64", "int64", "bool")
@@ -88,6 +93,7 @@ class RecordingConfig:
             )
 
 
+@runtime_checkable
 class EpisodeWriter(Protocol):
     """One episode on its way to the disk.
 
@@ -116,6 +122,7 @@ class EpisodeWriter(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Finished episodes under one path.
 
@@ -144,6 +151,7 @@ class Dataset(Protocol):
         ...
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """A stream of episodes; `add` blocks when the disk is slower, nothing is ever dropped.
 
@@ -182,3 +190,184 @@ class Recorder(Protocol):
     def __enter__(self) -> Recorder: ...
 
     def __exit__(self, *exception: object) -> None: ...
+
+
+POLL_S = 0.2
+
+
+class Background:
+    """Jobs done in order by a thread; who hands them over waits while too many are waiting.
+
+    After a job's error all others are dropped, and every call raises it.
+    """
+
+    def __init__(self, waiting: int) -> None:
+        self._queue: queue.Queue[Callable[[], object] | None] = queue.Queue(waiting)
+        self.error: BaseException | None = None
+        self.told = False
+        self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
+        self._thread.start()
+
+    def put(self, job: Callable[[], object]) -> None:
+        """Hands a job over; blocks while the queue is full."""
+        while True:
+            self._raise()
+            try:
+                self._queue.put(job, timeout=POLL_S)
+                return
+            except queue.Full:
+                continue
+
+    def wait(self) -> None:
+        """Returns when every job is done."""
+        done = threading.Event()
+        self.put(done.set)
+        # Not Queue.join: its count is wrong for good when Ctrl-C comes within a put.
+        while not done.wait(POLL_S):
+            self._raise()
+        self._raise()
+
+    def stop(self) -> None:
+        """Ends the thread after the jobs that wait; raises nothing."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            self.told = True
+            raise self.error
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            try:
+                if self.error is None:
+                    job()
+            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+                self.error = error
+
+
+class QueuedRecorder:
+    """Frames wait in a bounded queue: `add` is quick until it is full, then as slow as the disk.
+
+    An error of the writing thread is raised once, by the next call. Episodes that were ended
+    before it are kept, the one in progress is lost.
+    """
+
+    def __init__(self, dataset: Dataset, config: RecordingConfig, keep_half: bool = False) -> None:
+        """`keep_half` keeps the episode in progress when the block is left by an exception."""
+        self.frames = 0
+        self._dataset, self._config, self._keep_half = dataset, config, keep_half
+        self._background = Background(config.queue_frames)
+        self._begin: tuple[str, Mapping] = ("", NOTHING)
+        self._episode: EpisodeWriter | None = None
+        self._in_episode, self._first_ns = 0, 0
+        self._closed = False
+
+    @property
+    def episodes(self) -> int:
+        """That are finished."""
+        return self._dataset.episodes
+
+    def start_episode(self, task: str = "", info: Mapping[str, object] = NOTHING) -> None:
+        """Begins the next episode, ending the one in progress."""
+        self._put(lambda: self._start(task, dict(info)))
+
+    def add(self, frame: Frame, values: Mapping[str, np.ndarray] = NOTHING) -> None:
+        """Appends a frame; blocks while the queue is full."""
+        kept = {name: np.array(value) for name, value in values.items()}
+        self._put(lambda: self._add(frame, kept))
+        self.frames += 1
+
+    def wait(self) -> None:
+        """Returns when every frame that was added is written."""
+        self._background.wait()
+
+    def end_episode(self) -> None:
+        """Returns when the episode is on the disk."""
+        self._put(self._end)
+        self._background.wait()
+
+    def discard_episode(self) -> None:
+        """Forgets the episode in progress."""
+        self._put(self._discard)
+        self._background.wait()
+
+    def close(self) -> None:
+        """Ends the episode in progress and finishes the dataset; a second call does nothing."""
+        if self._closed:
+            return
+        try:
+            if not self._background.told:
+                self._put(self._end)
+                self._put(self._dataset.close)
+                self._background.wait()
+        finally:
+            self._stop()
+
+    def __enter__(self) -> QueuedRecorder:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            if kind is not None and not self._keep_half and not self._background.told:
+                self.discard_episode()
+            self.close()
+        except MirageError:
+            if kind is None:
+                raise
+
+    def _put(self, job: Callable[[], None]) -> None:
+        if self._closed:
+            raise MirageError("The recording was closed; open another one.")
+        try:
+            self._background.put(job)
+        except BaseException:
+            self._stop()
+            raise
+
+    def _stop(self) -> None:
+        """Lets go of everything; what went wrong with it was told already."""
+        self._closed = True
+        self._background.stop()
+        with suppress(MirageError):
+            if self._episode is not None:
+                self._episode.leave()
+            self._dataset.close()
+
+    def _start(self, task: str, info: Mapping) -> None:
+        self._end()
+        self._begin = (task, info)
+        self._episode = self._dataset.episode(self._dataset.episodes, task, info)
+
+    def _add(self, frame: Frame, values: Mapping[str, np.ndarray]) -> None:
+        if self._episode is not None and self._is_cut(frame):
+            self._end()
+        if self._episode is None:
+            self._start(*self._begin)
+        if not self._in_episode:
+            self._first_ns = frame.stamp_ns
+        self._episode.add(frame, values)
+        self._in_episode += 1
+
+    def _is_cut(self, frame: Frame) -> bool:
+        """Whether a stream is cut before this frame: after enough frames, and at gaps."""
+        longest = self._config.episode_frames
+        if longest is None or not self._in_episode:
+            return False
+        expected_ns = self._first_ns + self._in_episode / self._config.rate_hz * 1e9
+        return self._in_episode >= longest or abs(frame.stamp_ns - expected_ns) > 1e5
+
+    def _end(self) -> None:
+        episode, self._episode = self._episode, None
+        if episode is not None and self._in_episode:
+            self._in_episode = 0
+            episode.finish()
+            self._dataset.adopt(self._dataset.episodes)
+        elif episode is not None:
+            episode.discard()
+
+    def _discard(self) -> None:
+        episode, self._episode, self._in_episode = self._episode, None, 0
+        if episode is not None:
+            episode.discard()

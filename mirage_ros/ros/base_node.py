@@ -21,9 +21,9 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosgraph_msgs.msg import Clock
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.loop.base import BasePose, Command, base_under
-from mirage_ros.ros.conversions import (
+from mirage_ros.ros.messages.conversions import (
     SECOND_NS,
     pose_to_ros,
     stamp_from_ros,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
-from mirage_ros.core.frames import Chunk
+from mirage_ros.protocol import Chunk
 
 # A problem that is over stays visible this long, so that a 1 Hz listener cannot miss it.
 SHOWN_S = 5.0

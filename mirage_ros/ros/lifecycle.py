@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from lifecycle_msgs.msg import Transition
 from rclpy.lifecycle import TransitionCallbackReturn
 
-from mirage_ros.ros.deferred import Deferred, defer
+from mirage_ros.ros.callbacks import Deferred, defer
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode
+
 
 LOAD_POLL_S = 0.05
 

@@ -1,4 +1,7 @@
-"""A drive watched from a process that is not otherwise a ROS one."""
+"""A drive watched from a process that is not otherwise a ROS one.
+
+Watches a drive over DDS and writes down its trace: pictures, odometry and the memory's cloud.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,119 @@ import time
 from types import TracebackType
 
 import rclpy
+from nav_msgs.msg import Odometry
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from tf2_msgs.msg import TFMessage
 
-from mirage_ros.loop.footprint import Footprint
-from mirage_ros.loop.trace import Trace
-from mirage_ros.ros.loop_monitor import LoopMonitor
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.loop.base import Footprint
+from mirage_ros.loop.drive import Snap, Trace, clearances_m
+from mirage_ros.ros.messages.clouds import cloud_from_ros
+from mirage_ros.ros.messages.conversions import camera_from_ros, stamp_from_ros, transform_from_ros
+from mirage_ros.ros.messages.images import depth_from_ros, mask_from_ros, picture_from_ros
+from mirage_ros.ros.wander_node import base_from_odometry
+
+PICTURES = {
+    "color/image_raw": Image,
+    "depth/image_rect": Image,
+    "depth/camera_info": CameraInfo,
+    "observed/image": Image,
+}
+LATCHED = QoSProfile(depth=64, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class LoopMonitor(Node):
+    """Keeps every message by its stamp; `trace` puts them together.
+
+    Args:
+        step_frames: frames that follow one command.
+    """
+
+    def __init__(
+        self,
+        footprint: Footprint,
+        step_frames: int,
+        rendered_frame: str = "mirage_camera_optical_frame",
+        **kwargs,
+    ) -> None:
+        super().__init__("mirage_loop_monitor", **kwargs)
+        self._footprint, self._step = footprint, step_frames
+        self._rendered = rendered_frame
+        self._got: dict[str, dict[int, object]] = {name: {} for name in [*PICTURES, "odom", "tf"]}
+        self._clouds: dict[int, PointCloud2] = {}
+        for name, kind in PICTURES.items():
+            self.create_subscription(kind, name, self._keep(name), QoSProfile(depth=200))
+        self.create_subscription(Odometry, "odom", self._keep("odom"), LATCHED)
+        self.create_subscription(PointCloud2, "cache/points", self._on_cloud, LATCHED)
+        self.create_subscription(TFMessage, "/tf", self._on_tf, QoSProfile(depth=1000))
+
+    def _keep(self, name: str):
+        def callback(message) -> None:
+            self._got[name][stamp_from_ros(message.header.stamp)] = message
+
+        return callback
+
+    def _on_cloud(self, message: PointCloud2) -> None:
+        self._clouds[stamp_from_ros(message.header.stamp)] = message
+
+    def _on_tf(self, message: TFMessage) -> None:
+        for transform in message.transforms:
+            if transform.child_frame_id == self._rendered:
+                stamp_ns = stamp_from_ros(transform.header.stamp)
+                self._got["tf"][stamp_ns] = transform_from_ros(transform)
+
+    def instants(self) -> list[int]:
+        """Stamps (ns) of which all has come, in order."""
+        return sorted(set.intersection(*(set(found) for found in self._got.values())))
+
+    def way_m(self) -> float:
+        """Length of the way so far."""
+        odometry = self._got["odom"]
+        places = [base_from_odometry(odometry[stamp])[0] for stamp in sorted(odometry)]
+        return sum(_apart_m(a, b) for a, b in zip(places, places[1:], strict=False))
+
+    def trace(self) -> Trace:
+        """The drive as far as it was heard, in whole steps."""
+        odometry, stamps = self._got["odom"], self.instants()
+        begin_ns = min(odometry)
+        trace = Trace(base_from_odometry(odometry[begin_ns])[0])
+        for first in range(0, len(stamps) - self._step + 1, self._step):
+            chunk = stamps[first : first + self._step]
+            self._add_step(trace, chunk, stamps[first - 1] if first else begin_ns)
+        if self._clouds:
+            newest = cloud_from_ros(self._clouds[max(self._clouds)])
+            trace.points, trace.colours = newest["xyz"], newest["rgb"]
+        return trace
+
+    def _add_step(self, trace: Trace, chunk: list[int], decided_ns: int) -> None:
+        snaps = [self._snap(stamp_ns) for stamp_ns in chunk]
+        trace.commands.append(base_from_odometry(self._got["odom"][chunk[0]])[1])
+        trace.snaps += snaps
+        held = [stamp for stamp in self._clouds if stamp <= decided_ns]
+        places = trace.places[-len(snaps) :]
+        points = cloud_from_ros(self._clouds[max(held)])["xyz"] if held else trace.points
+        trace.clear_m += clearances_m(self._footprint, points, places).tolist()
+
+    def _snap(self, stamp_ns: int) -> Snap:
+        got = {name: found[stamp_ns] for name, found in self._got.items()}
+        camera = camera_from_ros(got["depth/camera_info"])
+        return Snap(
+            stamp_ns,
+            base_from_odometry(got["odom"])[0],
+            Camera(camera.intrinsics, got["tf"], camera.size),
+            picture_from_ros(got["color/image_raw"]),
+            depth_from_ros(got["depth/image_rect"]),
+            mask_from_ros(got["observed/image"]),
+        )
+
+
+def _apart_m(first, second) -> float:
+    return ((first.x_m - second.x_m) ** 2 + (first.y_m - second.y_m) ** 2) ** 0.5
+
 
 SETTLE_S = 1.0
 

@@ -15,30 +15,24 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.ros import parameters
-from mirage_ros.ros.config import NodeConfig
-from mirage_ros.ros.conversions import SECOND_NS
-from mirage_ros.ros.derived import plan_config, worker_config
+from mirage_ros.ros.callbacks import GuardedNode
+from mirage_ros.ros.config import PRELOAD, NodeConfig, shipped_model
 from mirage_ros.ros.diagnostics import Figures, Health
-from mirage_ros.ros.guarded import GuardedNode
+from mirage_ros.ros.inputs import KINDS, Observations, PromptInput, SeedInput
 from mirage_ros.ros.lifecycle import LifeCycle
-from mirage_ros.ros.observations import Observations
+from mirage_ros.ros.messages.conversions import SECOND_NS
 from mirage_ros.ros.outbox import Outbox
 from mirage_ros.ros.plan import Plan
 from mirage_ros.ros.plan_intake import PlanIntake, Reactions
-from mirage_ros.ros.publishers import TF_DEPTH, Publishers, streamed
-from mirage_ros.ros.prompting import PromptInput
 from mirage_ros.ros.report import Reporter
 from mirage_ros.ros.results import Results
-from mirage_ros.ros.rig_config import mounted, read_rig, single_camera
+from mirage_ros.ros.rig_config import mounted, plan_config, read_rig, single_camera, worker_config
 from mirage_ros.ros.rollout import Rollout
-from mirage_ros.ros.seed_input import KINDS, SeedInput
-from mirage_ros.ros.shipped import PRELOAD, shipped_model
-from mirage_ros.ros.simulation.cameras import CameraStates
-from mirage_ros.ros.simulation.clock import SimClock
-from mirage_ros.ros.simulation.stepping import Stepper
+from mirage_ros.ros.simulation import CameraStates, SimClock, Stepper
 from mirage_ros.ros.tf_buffer import make_buffer
+from mirage_ros.ros.topics import TF_DEPTH, Publishers, streamed
 from mirage_ros.ros.world_keeper import WorldKeeper
 
 PUMP_PERIOD_S = 0.05

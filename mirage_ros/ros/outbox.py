@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mirage_ros.core.frames import Points
-from mirage_ros.ros.cloud_conversions import status_to_ros
-from mirage_ros.ros.worker import Done, Step
+from mirage_ros.protocol import Points
+from mirage_ros.ros.messages.clouds import status_to_ros
+from mirage_ros.ros.worker.commands import Done, Step
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode

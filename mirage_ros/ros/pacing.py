@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.plan import Mark, Missing, Plan, Planned
 from mirage_ros.ros.tracks import TransformError

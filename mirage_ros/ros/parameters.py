@@ -16,7 +16,7 @@ from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.ros.config import NodeConfig
 
 

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from transforms3d.axangles import axangle2mat, mat2axangle
 from transforms3d.quaternions import mat2quat
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.conversions import SECOND_NS, matrices
-from mirage_ros.ros.planned import Planned
+from mirage_ros.errors import MirageError
+from mirage_ros.ros.messages.conversions import SECOND_NS, matrices
 from mirage_ros.ros.serialized import StampedPoses
 from mirage_ros.ros.tf_buffer import Buffer
 from mirage_ros.ros.tracks import Track, TransformError
+from mirage_ros.ros.worker.commands import Planned
 
 # The start of the grid and the last frame time that was handed out (ns).
 Mark = tuple[int | None, int | None]

@@ -13,17 +13,12 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.ros.config import NodeConfig
-from mirage_ros.ros.conversions import SECOND_NS
 from mirage_ros.ros.diagnostics import Health
+from mirage_ros.ros.messages.conversions import SECOND_NS
 from mirage_ros.ros.plan import Plan
-from mirage_ros.ros.serialized import (
-    StampedPoses,
-    Untimed,
-    path_from_bytes,
-    transforms_from_bytes,
-)
+from mirage_ros.ros.serialized import StampedPoses, Untimed, path_from_bytes, transforms_from_bytes
 from mirage_ros.ros.tf_buffer import Buffer, Pose
 from mirage_ros.ros.tracks import TransformError
 

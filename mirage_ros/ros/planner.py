@@ -18,12 +18,12 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.conversions import SECOND_NS, stamp_from_ros, transform_to_ros
-from mirage_ros.ros.ending import told_to_end
-from mirage_ros.seeds import load_seed
-from mirage_ros.tour import plan_tour
+from mirage_ros.data.seeds import load_seed
+from mirage_ros.data.tour import plan_tour
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.ros.callbacks import told_to_end
+from mirage_ros.ros.messages.conversions import SECOND_NS, stamp_from_ros, transform_to_ros
 
 TICK_S = 0.05
 START_DELAY_NS = SECOND_NS // 2

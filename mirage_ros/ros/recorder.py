@@ -12,22 +12,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import rclpy
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.frames import Frame
+from mirage_ros.errors import MirageError
+from mirage_ros.protocol import Frame
 from mirage_ros.recording.formats import check_start, open_recorder
-from mirage_ros.recording.mcap_writer import McapRecorder
+from mirage_ros.recording.mcap import McapRecorder
 from mirage_ros.recording.recorder import Recorder, RecordingConfig
-from mirage_ros.ros.assembly import FrameAssembler
-from mirage_ros.ros.conversions import SECOND_NS
-from mirage_ros.ros.ending import told_to_end
-from mirage_ros.ros.message_text import message_class, message_definition, offered_qos
+from mirage_ros.ros.callbacks import told_to_end
+from mirage_ros.ros.messages.conversions import SECOND_NS
+from mirage_ros.ros.messages.definitions import message_class, message_definition, offered_qos
+from mirage_ros.ros.playback import FrameAssembler
 
 PICTURES = ("color/image_raw", "color/camera_info", "depth/image_rect", "depth/camera_info",
             "observed/image")  # fmt: skip
@@ -90,6 +90,7 @@ class Source:
     type_name: str
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes what arrives."""
 

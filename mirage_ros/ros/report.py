@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.ros.diagnostics import status
 from mirage_ros.ros.rollout import IN_FLIGHT, Rollout
-from mirage_ros.ros.worker import ModelReady
+from mirage_ros.ros.worker.commands import ModelReady
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode

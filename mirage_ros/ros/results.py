@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mirage_ros.ros.worker import Died, Done, Failed, Load, ModelReady, Reset, Revived, Step
+from mirage_ros.ros.worker.commands import (
+    Died,
+    Done,
+    Failed,
+    Load,
+    ModelReady,
+    Reset,
+    Revived,
+    Step,
+)
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode

@@ -1,4 +1,7 @@
-"""A rig of cameras from a YAML file, and where they stand when the first one is planned."""
+"""A rig of cameras from a YAML file, and where they stand when the first one is planned.
+
+What the plan and the worker take from the node's config.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ import yaml
 from jaxtyping import Float
 from transforms3d.quaternions import quat2mat
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.files import UNREADABLE, open_file
+from mirage_ros.errors import MirageError
+from mirage_ros.memory.files import UNREADABLE, open_file
 from mirage_ros.resources import share_path, user_path
 from mirage_ros.ros.config import NodeConfig
-from mirage_ros.ros.planned import Planned
-from mirage_ros.ros.publishers import CameraOutput
+from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tf_buffer import Buffer
-from mirage_ros.ros.worker import View
+from mirage_ros.ros.topics import CameraOutput
+from mirage_ros.ros.worker.commands import Planned, View, WorkerConfig
 
 KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", "xyz", "wxyz"}
 NEEDED = "name, frame, width, height, hfov_deg or fx fy cx cy, and xyz wxyz unless TF knows frame"
@@ -123,3 +126,23 @@ def _mount(entry: dict) -> np.ndarray | None:
     mount[:3, :3] = quat2mat(quaternion / np.linalg.norm(quaternion))
     mount[:3, 3] = np.array(entry.get("xyz", [0, 0, 0]), np.float64)
     return mount
+
+
+def plan_config(config: NodeConfig) -> PlanConfig:
+    return PlanConfig(
+        config.world_frame, config.camera_frame, config.frame_rate_hz, config.plan_gap_s
+    )
+
+
+def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) -> WorkerConfig:
+    """Args: rig: its cameras, empty without one; single: the one camera then."""
+    return WorkerConfig(
+        world_seed=config.world_seed,
+        use_memory=config.use_memory,
+        max_memory_bytes=config.max_memory_mb * 2**20,
+        forget_moving=config.forget_moving,
+        max_dynamic_share=config.max_dynamic_share,
+        period_ns=plan_config(config).period_ns,
+        anchored=config.anchor == "tf",
+        views=tuple(camera.view for camera in rig) or (single,),
+    )

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.pacing import Pacing, Source
 from mirage_ros.ros.plan import Mark, Plan, Planned
-from mirage_ros.ros.worker import (
+from mirage_ros.ros.worker.commands import (
     Cloud,
     Command,
     Died,
@@ -28,7 +28,7 @@ from mirage_ros.ros.worker import (
     Unload,
     WorkerConfig,
 )
-from mirage_ros.ros.worker_handle import Worker
+from mirage_ros.ros.worker.handle import Worker
 
 IN_FLIGHT = 2  # one at work, one waiting
 SAME = 1e-12, 1e-9  # relative and absolute tolerance of a pose: rounding is no movement

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from mirage_ros.core.camera import check_place
-from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.conversions import (
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import check_place
+from mirage_ros.ros.messages.conversions import (
     SECOND_NS,
     checked_position,
     faulty_pose,

@@ -15,8 +15,8 @@ from geometry_msgs.msg import TransformStamped
 from jaxtyping import Float, Int
 from transforms3d.quaternions import quat2mat
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.conversions import (
+from mirage_ros.errors import MirageError
+from mirage_ros.ros.messages.conversions import (
     SECOND_NS,
     parts_from_ros,
     stamp_from_ros,

@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from transforms3d.quaternions import axangle2quat, qconjugate, qmult, quat2axangle, quat2mat
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.conversions import matrices
-
+from mirage_ros.errors import MirageError
+from mirage_ros.ros.messages.conversions import matrices
 
 MOST_KEPT = 200_000  # poses of one frame: 200 s at 1,000 a second
 

@@ -1,4 +1,6 @@
-"""The wandering policy as a node: depth pictures and odometry in, stamped velocity commands out.
+"""Runs the base and the wandering policy as processes of their own.
+
+The wandering policy as a node: depth pictures and odometry in, stamped velocity commands out.
 
 Each command bears the stamp of the picture it was decided on. Pictures and odometry of one stamp
 belong together; either may come first. Nothing of the simulator's memory is looked at.
@@ -6,22 +8,33 @@ belong together; either may come first. Nothing of the simulator's memory is loo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import rclpy
 from geometry_msgs.msg import TwistStamped
 from nav_msgs.msg import Odometry
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.data.seeds import load_seed
+from mirage_ros.errors import MirageError
 from mirage_ros.loop.base import BasePose, Command
 from mirage_ros.loop.wander import WanderConfig, Wanderer
-from mirage_ros.ros.conversions import camera_from_ros, pose_from_ros, stamp_from_ros, stamp_to_ros
-from mirage_ros.ros.image_conversions import depth_from_ros
+from mirage_ros.ros.base_node import BaseConfig, BaseNode
+from mirage_ros.ros.callbacks import told_to_end
+from mirage_ros.ros.messages.conversions import (
+    camera_from_ros,
+    pose_from_ros,
+    stamp_from_ros,
+    stamp_to_ros,
+)
+from mirage_ros.ros.messages.images import depth_from_ros
 from mirage_ros.ros.tf_buffer import Buffer
 
 # Kept by the publishers and given to a policy that comes (back) later.
@@ -145,3 +158,24 @@ def base_from_odometry(message: Odometry) -> tuple[BasePose, Command]:
     yaw = float(np.arctan2(frame_from_base[1, 0], frame_from_base[0, 0]))
     pose = BasePose(float(frame_from_base[0, 3]), float(frame_from_base[1, 3]), yaw)
     return pose, Command(message.twist.twist.linear.x, message.twist.twist.angular.z)
+
+
+def run_base(config: BaseConfig, ros_arguments: Sequence[str] = ()) -> None:
+    """Until Ctrl-C or SIGTERM. MirageError without the seed, or when its camera lies down."""
+    pose = load_seed(config.seed, config.hfov_deg).camera.world_from_camera
+    _spin(lambda: BaseNode(pose, config), ros_arguments)
+
+
+def run_wander(config: WanderNodeConfig, ros_arguments: Sequence[str] = ()) -> None:
+    """Until Ctrl-C or SIGTERM."""
+    _spin(lambda: WanderNode(config), ros_arguments)
+
+
+def _spin(make: Callable[[], Node], ros_arguments: Sequence[str]) -> None:
+    rclpy.init(args=["mirage", *(["--ros-args", *ros_arguments] if ros_arguments else [])])
+    # To be told to end is how these nodes end: it is no failure.
+    try:
+        with suppress(KeyboardInterrupt, ExternalShutdownException), told_to_end():
+            rclpy.spin(make())
+    finally:
+        rclpy.try_shutdown()

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.frames import Chunk, Points
-from mirage_ros.ros.conversions import SECOND_NS, stamp_from_ros
-from mirage_ros.ros.seed_input import seed_from_ros
-from mirage_ros.ros.worker import Done, Failed, Load, Redate, Reset, Unload
-from mirage_ros.ros.worlds import SEED, WorldEntry, find_world
-from mirage_ros.seeds import level_camera_pose
+from mirage_ros.data.seeds import level_camera_pose
+from mirage_ros.errors import MirageError
+from mirage_ros.protocol import Chunk, Points
+from mirage_ros.ros.inputs import seed_from_ros
+from mirage_ros.ros.messages.conversions import SECOND_NS, stamp_from_ros
+from mirage_ros.ros.services.worlds import SEED, WorldEntry, find_world
+from mirage_ros.ros.worker.commands import Done, Failed, Load, Redate, Reset, Unload
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode

@@ -16,9 +16,9 @@ _HOMES = {
     "Scene": "worlds",
     "make_scene": "worlds",
     "camera_path": "paths",
-    "make_clip": "clips",
-    "write_preview": "clips",
-    "write_seed": "clips",
+    "make_clip": "render",
+    "write_preview": "render",
+    "write_seed": "render",
     "make_texture": "textures",
 }
 __all__ = sorted(_HOMES)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.core.files import write_file
+from mirage_ros.errors import MirageError
+from mirage_ros.memory.files import write_file
 from mirage_ros.scenes.builder import Builder, Material
 
 VERSION = 1

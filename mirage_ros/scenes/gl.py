@@ -12,7 +12,7 @@ import importlib
 import os
 import threading
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 
 
 def _egl_works() -> bool:

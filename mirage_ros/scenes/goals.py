@@ -2,21 +2,62 @@
 
 The robot is a disc on the floor with a level camera on top; where it can stand follows from
 the scene's solids, so the same rules hold in a generated world and in MuJoCo.
+
+Plain, bright, sometimes glowing things that stand still.
+
+Moving bodies wear colours that furniture does not. Without things that wear them too and stay,
+a perceiver learns that a bright colour moves, and a goal painted red is never remembered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
-from mirage_ros.scenes.builder import Builder, Material
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.scenes.builder import Builder, Material, Solids
+from mirage_ros.scenes.pictures import hsv
 from mirage_ros.scenes.placing import Layout
-from mirage_ros.scenes.solids import Solids
 from mirage_ros.scenes.worlds import Scene, make_scene
+
+TRIES = 40
+FREE_M = 0.3
+
+
+def decoys(rng: np.random.Generator) -> Callable[[Builder, Layout], None]:
+    """What `make_scene` takes as `add`: 3 to 7 boxes and drums on free floor."""
+
+    def add(builder: Builder, layout: Layout) -> None:
+        solids = Solids.from_builder(builder)
+        for number in range(int(rng.integers(3, 8))):
+            place = _free_place(rng, solids, layout)
+            if place is None:
+                continue
+            glow = float(rng.choice([0.0, 0.35, 0.9]))
+            rgb = hsv(rng.random(), rng.uniform(0.5, 1), rng.uniform(0.4, 1))
+            picture = np.full((8, 8, 3), rgb, np.uint8)
+            paint = Material(f"decoy{number}", picture, 0.0, 0.05, glow)
+            wide, high = rng.uniform(0.15, 0.6), rng.uniform(0.15, 0.9)
+            with builder.at(*place, float(rng.uniform(0, np.pi))):
+                if rng.random() < 0.75:
+                    builder.box(paint, (0, 0, high / 2), (wide, wide, high), skip="b")
+                else:
+                    builder.cylinder(paint, (0, 0, 0), wide / 2, high)
+
+    return add
+
+
+def _free_place(rng, solids: Solids, layout: Layout) -> np.ndarray | None:
+    low, high = np.array(layout.low)[:2], np.array(layout.high)[:2]
+    for place in rng.uniform(low, high, (TRIES, 2)):
+        if solids.distance(np.array([[*place, FREE_M + 0.1]])).min() > FREE_M:
+            return place
+    return None
+
 
 BOX_M = 0.5
 BOX_RGB = (230, 20, 30)
@@ -26,7 +67,7 @@ LANE_M = 0.4  # free to either side of the straight way to the box
 NEAREST_M, FARTHEST_M = 2.0, 4.5
 MOST_BEARING_DEG = 30.0  # the box begins inside the picture
 KINDS = ("room", "hall")
-TRIES = 4000
+TRIES_GOALS = 4000
 WORLDS = 20
 
 
@@ -120,7 +161,7 @@ def _upright(solids: Solids) -> Solids:
 
 def _free_way(rng, solids: Solids, low, high):
     """Places of box and robot with a free lane between them, and where the robot looks."""
-    for _ in range(TRIES // 100):
+    for _ in range(TRIES_GOALS // 100):
         box = rng.uniform(low[:2] + 0.6, high[:2] - 0.6, (100, 2))
         robot = rng.uniform(low[:2] + 0.5, high[:2] - 0.5, (100, 2))
         away = np.linalg.norm(box - robot, axis=1)

@@ -6,12 +6,21 @@ import numpy as np
 
 from mirage_ros.scenes.builder import Builder
 from mirage_ros.scenes.catalogue import Catalogue
-from mirage_ros.scenes.lighting import spot, sun
-from mirage_ros.scenes.noise import colour
+from mirage_ros.scenes.furniture import Wardrobe
+from mirage_ros.scenes.pictures import colour
 from mirage_ros.scenes.placing import Furnisher, Layout, turned
 from mirage_ros.scenes.rooms import OPPOSITE, PROGRAMS, Look, Room, hang_all
-from mirage_ros.scenes.shells import SIDES, WALL_M, door_frame, door_leaf, home_room, panel, window_frame
-from mirage_ros.scenes.wardrobe import Wardrobe
+from mirage_ros.scenes.shells import (
+    SIDES,
+    WALL_M,
+    door_frame,
+    door_leaf,
+    home_room,
+    panel,
+    spot,
+    sun,
+    window_frame,
+)
 
 # Smallest and largest (width, depth) in metres.
 SIZES = {

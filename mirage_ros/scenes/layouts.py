@@ -6,10 +6,18 @@ import numpy as np
 
 from mirage_ros.scenes import furniture as f
 from mirage_ros.scenes.builder import Builder
-from mirage_ros.scenes.lighting import indoor_lights, sun
+from mirage_ros.scenes.furniture import Wardrobe
 from mirage_ros.scenes.placing import Layout, door_panel, furnish_walls, scatter
-from mirage_ros.scenes.shells import SIDES, WALL_M, ceiling_lamps, panel, shell, wall
-from mirage_ros.scenes.wardrobe import Wardrobe
+from mirage_ros.scenes.shells import (
+    SIDES,
+    WALL_M,
+    ceiling_lamps,
+    indoor_lights,
+    panel,
+    shell,
+    sun,
+    wall,
+)
 
 HOME = (f.shelf, f.cabinet, f.table, f.sofa, f.bed, f.plant, f.lamp, f.cabinet, f.shelf, f.chair)
 OFFICE = (f.shelf, f.cabinet, f.table, f.chair, f.crates, f.plant, f.bench)

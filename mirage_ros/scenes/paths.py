@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
 from mirage_ros.scenes.worlds import Scene
 
 CLEARANCE_M = 0.35

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mirage_ros.scenes import furniture as f
-from mirage_ros.scenes.noise import colour
+from mirage_ros.scenes.pictures import colour
 from mirage_ros.scenes.shells import SIDES, panel
 
 DYED = ("sofa", "armchair", "chair", "stool", "bed", "cabinet", "wardrobe", "lower cabinet", "upper cabinet",

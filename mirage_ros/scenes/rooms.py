@@ -8,10 +8,10 @@ import numpy as np
 
 from mirage_ros.scenes.builder import Material
 from mirage_ros.scenes.catalogue import Catalogue
-from mirage_ros.scenes.noise import colour
+from mirage_ros.scenes.furniture import Wardrobe
+from mirage_ros.scenes.pictures import colour
 from mirage_ros.scenes.placing import Furnisher, turned
 from mirage_ros.scenes.shells import SIDES
-from mirage_ros.scenes.wardrobe import Wardrobe
 
 OPPOSITE = {"east": "west", "west": "east", "south": "north", "north": "south"}
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.scenes.catalogue import Catalogue, Model, Part, Surface
 from mirage_ros.scenes.meshes import (
     Piece,

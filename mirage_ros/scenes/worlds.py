@@ -7,17 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.scenes import layouts
-from mirage_ros.scenes.builder import Builder
+from mirage_ros.scenes.builder import Builder, Solids
 from mirage_ros.scenes.catalogue import Catalogue
+from mirage_ros.scenes.furniture import Wardrobe
 from mirage_ros.scenes.gl import mujoco
 from mirage_ros.scenes.homes import make_home
-from mirage_ros.scenes.lighting import sky_faces
 from mirage_ros.scenes.movers import Mover, make_movers
 from mirage_ros.scenes.placing import Layout
-from mirage_ros.scenes.solids import Solids
-from mirage_ros.scenes.wardrobe import Wardrobe
+from mirage_ros.scenes.shells import sky_faces
 
 KINDS = {
     "room": layouts.room,

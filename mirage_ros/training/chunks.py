@@ -4,25 +4,80 @@ Train as you run: every sample builds a LatentMemory from frames of its own clip
 of the cycle (only cells that memory does not show yet are written), from depth with errors,
 and reads it at the target cameras. The paper trains on a cache from one frame only while
 inference reads a grown one; that gap is what this avoids.
+
+Batches drawn ahead by worker processes, the same ones that would be drawn without them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.depth import cell_depth
-from mirage_ros.core.memory import LatentMemory, MemoryConfig
-from mirage_ros.core.world import WorldConfig
-from mirage_ros.models.conditioning import condition_from_context, condition_from_readout
-from mirage_ros.models.pixels import picture_from_rgb
-from mirage_ros.training.shards import StoredClip
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.models.mini.aligner import condition_from_context, condition_from_readout
+from mirage_ros.models.resizing import picture_from_rgb
+from mirage_ros.training.clips import StoredClip
+from mirage_ros.world.world import WorldConfig
+
+Batch = tuple[Tensor, ...]
+
+#: Keeps what a batch is drawn with apart from the noise that is drawn with the same step's seed.
+BATCH_SEED = 2**41
+
+
+class Ahead:
+    """Batches by the seed of a step's generator, which says all about them.
+
+    With workers the batches of the next steps are being made while one is trained on. A jump to
+    another seed than the next starts the workers anew.
+
+    Args:
+        draw: makes a batch of a generator.
+        workers: processes; with 0 batches are drawn when they are asked for.
+        stride: between the seeds of successive steps: the number of processes that train.
+    """
+
+    def __init__(self, draw: Callable[[torch.Generator], Batch], workers: int = 0, stride: int = 1):
+        self.draws, self.workers, self.stride = _BySeed(draw), workers, stride
+        self._batches: Iterator[Batch] = iter(())
+        self._expected: int | None = None
+
+    def __call__(self, seed: int) -> Batch:
+        if not self.workers:
+            return self.draws[seed]
+        if seed != self._expected:
+            self._batches = self._started(seed)
+        self._expected = seed + self.stride
+        return next(self._batches)
+
+    def _started(self, seed: int) -> Iterator[Batch]:
+        # Forked, for the clips in memory are many gigabytes that workers only read.
+        loader = DataLoader(
+            self.draws,
+            batch_size=None,
+            sampler=itertools.count(seed, self.stride),
+            num_workers=self.workers,
+            multiprocessing_context="fork",
+            pin_memory=torch.cuda.is_available(),
+        )
+        return iter(loader)
+
+
+class _BySeed(Dataset):
+    def __init__(self, draw: Callable[[torch.Generator], Batch]):
+        self.draw = draw
+
+    def __getitem__(self, seed: int) -> Batch:
+        return self.draw(torch.Generator().manual_seed(BATCH_SEED + seed))
 
 
 @dataclass(frozen=True)

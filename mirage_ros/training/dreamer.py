@@ -18,18 +18,11 @@ from accelerate import Accelerator
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.models.dreamer import SURFACE_CHANNELS, Dreamer
-from mirage_ros.training.loop import Loop, LoopConfig
-from mirage_ros.training.pictures import coloured_depth, sheet
-from mirage_ros.training.shards import ShardConfig, each_shard, make_shards
-from mirage_ros.training.views import (
-    DEPTH_SPREAD,
-    DEPTH_UNIT_M,
-    ViewStore,
-    heading_rays,
-    unpacked,
-)
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS, Dreamer
+from mirage_ros.training.clips import ShardConfig, each_shard, make_shards
+from mirage_ros.training.loop import Loop, LoopConfig, coloured_depth, sheet
+from mirage_ros.training.views import DEPTH_SPREAD, DEPTH_UNIT_M, ViewStore, heading_rays, unpacked
 
 #: Metres of height above the ground, and between cameras, that count as 1.
 HEIGHT_UNIT_M, PLACE_UNIT_M = 1.5, 3.0

@@ -3,27 +3,117 @@
 Several processes (`accelerate launch`) draw different samples and share their gradients; the
 first one writes. Gradients are averaged by hand rather than by a wrapper around the network,
 so that a loss may call any part of it.
+
+Pictures of a validation, for people.
+
+A training checkpoint: weights, averages and optimiser moments in one safetensors file.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.training.checkpoints import load_checkpoint, save_checkpoint
+from mirage_ros.errors import MirageError
+from mirage_ros.models.resizing import picture_from_rgb, rgb_from_picture
+
+#: Depths shown, metres: nearer is red, farther is blue.
+NEAR_M, FAR_M = 0.5, 12.0
+
+
+def sheet(columns: Sequence[Float[Tensor, "b 3 h w"]]) -> UInt8[np.ndarray, "rows wide 3"]:
+    """Batches in [-1, 1] side by side, one row per item."""
+    wide = torch.cat([column.detach().float().cpu() for column in columns], 3)
+    return rgb_from_picture(torch.cat(list(wide), 1))
+
+
+def coloured_depth(log_depth: Float[Tensor, "b h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Log metres as colours in [-1, 1]."""
+    near, far = np.log(NEAR_M), np.log(FAR_M)
+    grey = ((far - log_depth.detach().float().cpu().numpy()) / (far - near)).clip(0, 1) * 255
+    rows = [cv2.applyColorMap(row.astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1] for row in grey]
+    return picture_from_rgb(torch.from_numpy(np.stack(rows)))
+
+
+def checkpoint_path(folder: Path) -> Path:
+    return folder / "checkpoint.safetensors"
+
+
+def save_checkpoint(
+    folder: Path,
+    network: nn.Module,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+) -> None:
+    """Writes to a temporary name and renames, so that a kill leaves the old file or the new."""
+    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
+    tensors |= {f"average.{k}": v for k, v in average.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    tensors["step"] = torch.tensor(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = checkpoint_path(folder)
+    save_file(tensors, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_checkpoint(
+    folder: Path,
+    network: nn.Module,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """Takes over a folder's checkpoint and returns its step; 0 where there is none.
+
+    Raises:
+        MirageError: a damaged file, or one of another network.
+    """
+    path = checkpoint_path(folder)
+    if not path.exists():
+        return 0
+    try:
+        tensors = load_file(path)
+        _take(tensors, network, average)
+        step = int(tensors["step"])
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise MirageError(
+            f"{path} is damaged or of another network ({error}); delete it to start the stage anew."
+        ) from error
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return step
+
+
+@torch.no_grad()
+def _take(tensors: dict[str, Tensor], network: nn.Module, average: dict[str, Tensor]) -> None:
+    network.load_state_dict({key: tensors[f"network.{key}"] for key in network.state_dict()})
+    for key, value in average.items():
+        value.copy_(tensors[f"average.{key}"])
+
 
 #: Keeps validation draws apart from training draws.
 VALIDATION_SEED = 2**40
@@ -60,6 +150,7 @@ class LoopConfig:
     precision: str = "float32"
 
 
+@runtime_checkable
 class Loss(Protocol):
     """Draws a batch and scores a network on it: named scalars, of which "loss" is minimised.
 

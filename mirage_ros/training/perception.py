@@ -10,10 +10,10 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirage_ros.core.depth import cell_depth
-from mirage_ros.models.pixels import picture_from_rgb
-from mirage_ros.training.pictures import coloured_depth, sheet
-from mirage_ros.training.shards import StoredClip
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.models.resizing import picture_from_rgb
+from mirage_ros.training.clips import StoredClip
+from mirage_ros.training.loop import coloured_depth, sheet
 
 
 @dataclass(frozen=True)

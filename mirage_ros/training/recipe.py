@@ -13,21 +13,18 @@ from accelerate import Accelerator
 from diffusers import WanTransformer3DModel
 from tqdm import tqdm
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.models.alignment import Aligner
-from mirage_ros.models.codec import MiniCodec
-from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
-from mirage_ros.models.mini import MiniConfig, MiniModel
-from mirage_ros.models.perception import MiniPerception
+from mirage_ros.errors import MirageError
+from mirage_ros.models.mini.aligner import Aligner
+from mirage_ros.models.mini.codec import MiniCodec
+from mirage_ros.models.mini.denoiser import MemoryDenoiser, SamplerConfig, SideBranch
+from mirage_ros.models.mini.model import MiniConfig, MiniModel, MiniPerception
 from mirage_ros.models.pretrained import load_perception, save_model
-from mirage_ros.models.sampler import SamplerConfig
 from mirage_ros.training.chunks import ChunksConfig
+from mirage_ros.training.clips import ShardConfig, StoredClip, load_shards, make_shards
 from mirage_ros.training.codec import CodecLoss, CodecLossConfig, MovedCodec, block_pictures
-from mirage_ros.training.denoiser import AlignerLossConfig, DenoiserLossConfig
+from mirage_ros.training.denoiser import REGIMES, AlignerLossConfig, DenoiserLossConfig
 from mirage_ros.training.loop import Loop, LoopConfig
 from mirage_ros.training.perception import PerceptionLoss, PerceptionLossConfig
-from mirage_ros.training.regimes import REGIMES
-from mirage_ros.training.shards import ShardConfig, StoredClip, load_shards, make_shards
 
 #: One class, two sizes: this is the small one (the large one is Wan 2.2 TI2V 5B).
 MINI_TRANSFORMER = {
@@ -198,8 +195,7 @@ def train_perception(recipe, network: MiniPerception, clips, held_out) -> None:
 
 
 def _textures(recipe: Recipe) -> np.ndarray:
-    from mirage_ros.scenes.collage import collage
-    from mirage_ros.scenes.textures import make_texture
+    from mirage_ros.scenes.textures import collage, make_texture
 
     rng = np.random.default_rng(recipe.codec.seed)
     pictures = [make_texture(rng) for _ in range(recipe.textures)]

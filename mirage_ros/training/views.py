@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from mirage_ros.core.camera import Camera
-from mirage_ros.core.depth import cell_depth
-from mirage_ros.core.errors import MirageError
-from mirage_ros.models.dreamer import SURFACE_CHANNELS
-from mirage_ros.training.shards import StoredClip
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS
+from mirage_ros.training.clips import StoredClip
 
 STRIDE = 8
 #: Of a view's log depth: metres that count as 0, and its spread.

@@ -14,26 +14,32 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from mirage_ros.core.errors import MirageError
-from mirage_ros.models.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.errors import MirageError
+from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import find_folder, pick_device, read_json
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.models.wan_config import SETTINGS_FILE, WanConfig, read_config
-from mirage_ros.models.wan_convert import write_branch, write_lora
-from mirage_ros.models.wan_loading import load_denoiser, load_encoder, published_folder
-from mirage_ros.models.wan_text import encode_prompts
+from mirage_ros.models.wan.config import SETTINGS_FILE, WanConfig, read_config
+from mirage_ros.models.wan.loading import (
+    encode_prompts,
+    load_denoiser,
+    load_encoder,
+    published_folder,
+)
+from mirage_ros.models.wan.weights import write_branch, write_lora
 from mirage_ros.training.chunks import Chunks, ChunksConfig
-from mirage_ros.training.latent_cache import LatentCache, build_cache
-from mirage_ros.training.posed_video import LazyVideo, read_re10k, read_shards
+from mirage_ros.training.clips import LazyVideo, read_re10k, read_shards
+from mirage_ros.training.latents import LatentCache, build_cache
 from mirage_ros.training.recipe import fill, read_values
-from mirage_ros.training.wan_stages import (
+from mirage_ros.training.wan_trainer import (
     STAGES,
     FlowConfig,
     FlowLoss,
+    Trainer,
+    TrainerConfig,
+    make_accelerator,
     prepare_stage,
     split_trained,
 )
-from mirage_ros.training.wan_trainer import Trainer, TrainerConfig, make_accelerator
 
 
 @dataclass(frozen=True)

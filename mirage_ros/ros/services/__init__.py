@@ -11,12 +11,10 @@ if TYPE_CHECKING:
 def serve(node: MirageNode) -> list:
     """Offers all of them; returns what has to be kept."""
     from mirage_ros.ros.services.entities import Entities
-    from mirage_ros.ros.services.memory import MemoryServices
     from mirage_ros.ros.services.recording import RecordService
-    from mirage_ros.ros.services.rollout import RolloutAction
+    from mirage_ros.ros.services.rollout import RolloutAction, StepServices
     from mirage_ros.ros.services.state import StateServices
-    from mirage_ros.ros.services.steps import StepServices
-    from mirage_ros.ros.services.worlds import WorldServices
+    from mirage_ros.ros.services.worlds import MemoryServices, WorldServices
 
     record = RecordService(node)
     return [

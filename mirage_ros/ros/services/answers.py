@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from simulation_interfaces.msg import Result, TagsFilter
 
-from mirage_ros.core.errors import MirageError, legible
-from mirage_ros.ros.worker import Done, Failed
+from mirage_ros.errors import MirageError, legible
+from mirage_ros.ros.worker.commands import Done, Failed
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode

@@ -14,8 +14,8 @@ from simulation_interfaces.srv import (
 from std_srvs.srv import Trigger
 
 from mirage_ros import __version__
-from mirage_ros.core.errors import MirageError
-from mirage_ros.ros.deferred import Deferred, create_service
+from mirage_ros.errors import MirageError
+from mirage_ros.ros.callbacks import Deferred, create_service
 from mirage_ros.ros.services.answers import (
     FAILED,
     INCORRECT_STATE,
@@ -25,7 +25,7 @@ from mirage_ros.ros.services.answers import (
     lacking,
     outcome,
 )
-from mirage_ros.ros.worker import Failed
+from mirage_ros.ros.worker.commands import Failed
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode

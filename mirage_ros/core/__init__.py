@@ -1,1 +1,0 @@
-"""The generated world without ROS: cameras, latent memory, z-buffer, the cycle."""

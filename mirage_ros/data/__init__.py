@@ -1,0 +1,1 @@
+"""What comes in: pictures, walks and recordings that worlds start from."""

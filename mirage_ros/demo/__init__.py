@@ -1,1 +1,0 @@
-"""The demo: a planner, the node and a recorder that find each other over DDS."""

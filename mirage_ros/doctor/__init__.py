@@ -1,1 +1,0 @@
-"""`mirage doctor`: what is wrong with this machine and this ROS graph, and what to do about it."""

@@ -1,0 +1,165 @@
+"""An evaluation as a table, a plot over frames and a contact sheet of worlds in seed order."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from mirage_ros.evaluation.evaluate import Evaluation
+from mirage_ros.recording.sheet import compose_row, save_picture
+from mirage_ros.world.world import STAGES
+
+COLUMNS = (
+    ("kB", "kilobytes", "{:.1f}"),
+    ("lost", "lost", "{:.1%}"),
+    ("new views", "psnr_new", "{:.2f}"),
+    ("bare", "bare_new", "{:.2f}"),
+    ("SSIM", "ssim_new", "{:.3f}"),
+    ("ZNCC", "zncc_new", "{:.2f}"),
+    ("LPIPS", "lpips_new", "{:.3f}"),
+    ("whole", "whole_new", "{:.2f}"),
+    ("return", "psnr_return", "{:.2f}"),
+    ("as shown", "psnr_shown", "{:.2f}"),
+    ("vacated", "psnr_vacated", "{:.2f}"),
+    ("depth err", "depth_error", "{:.1%}"),
+    ("drift", "scale_drift", "{:.1%}"),
+    ("observed", "observed", "{:.0%}"),
+    ("gradients", "gradient_ratio", "{:.2f}"),
+    ("Frechet", "frechet_ratio", "{:.2f}"),
+    ("frames/s", "frames_per_s", "{:.1f}"),
+)
+LEGEND = """kB: the memory after the last frame (rgb: points as densely stored as tokens; keyframesN: N
+pictures as JPEG and 16-bit PNG); lost: share of the seed's cells of known depth that memory did not take (bodies that move and
+sky left out); new views: PSNR in dB of views never taken before, where the seed's surfaces are in view
+and the first variant's memory shows them (SSIM and ZNCC there too); bare: the readout itself,
+decoded, or what a memory of pixels draws, before any network; whole: the whole picture; return: views taken again, like new views; as shown: the same
+against what was shown first; vacated: PSNR where the seed's moving bodies stood and none is any
+more; depth err: median relative error; drift: of depth's scale, last tenth of the walk; gradients:
+energy of imagined regions over that of the truth there; Frechet: distance of imagined to true
+patches over that of two halves of the true ones, in the codec's latents."""
+TILE = 1.0
+
+
+def describe(evaluation: Evaluation) -> str:
+    """The table, what the model does alone, and the speed by stage."""
+    report = evaluation.report
+    machine, config = report["machine"], report["config"]
+    truths = evaluation.truths
+    kept = [name for _, name, _ in COLUMNS if _known(report, name)]
+    columns = [column for column in COLUMNS if column[1] in kept]
+    lines = [
+        f"{config['model']} ({report['checkpoint']}), {len(truths)} worlds of {len(truths[0])} "
+        f"frames at {truths[0].rgb.shape[1]}x{truths[0].rgb.shape[2]}, seed depth "
+        f"{'given' if config['seed_depth'] else 'perceived'}",
+        f"{machine['processor']}, {machine['cores']} cores, {machine['device']}",
+        "",
+        f"{'':<18}" + "".join(f"{title:>10}" for title, _, _ in columns),
+    ]
+    for name, variant in report["variants"].items():
+        mean = variant["mean"]
+        lines.append(f"{name:<18}" + "".join(f"{_text(mean[k], f):>10}" for _, k, f in columns))
+    unjudged = [title for title, name, _ in COLUMNS if name not in kept]
+    lines += ["", LEGEND, "", *report["no_return"]]
+    if unjudged:
+        lines.append(f"Columns left out, because nothing is there to judge: {', '.join(unjudged)}.")
+    lines += [*_model_lines(report), *_stage_lines(report)]
+    return "\n".join([*lines, *_seed_lines(report)])
+
+
+def _known(report: dict, name: str) -> bool:
+    return any(math.isfinite(v["mean"][name]) for v in report["variants"].values())
+
+
+def _text(value: float, form: str) -> str:
+    return form.format(value) if math.isfinite(value) else "-"
+
+
+def _model_lines(report: dict) -> list[str]:
+    checks = report["model"].values()
+    psnr = np.mean([check["codec_psnr"] for check in checks])
+    lines = [f"Codec alone: {psnr:.2f} dB."]
+    dropped = [check["lost"] for check in checks if math.isfinite(check["lost"])]
+    if dropped:
+        lines.append(
+            f"Perception, of these true pictures: it takes {np.mean(dropped):.1%} of the still cells "
+            "for moving or for sky."
+        )
+    cells = sum(check["body_cells"] for check in checks)
+    if cells:
+        ghosts = sum(c["ghosts"] * c["body_cells"] for c in checks if c["body_cells"]) / cells
+        lines.append(f"Of the {cells:.0f} cells of moving bodies it takes {ghosts:.1%} for still.")
+    return lines
+
+
+def _stage_lines(report: dict) -> list[str]:
+    lines = []
+    for name, variant in report["variants"].items():
+        mean = variant["mean"]
+        total = sum(mean[f"{stage}_ms"] for stage in STAGES)
+        shares = ", ".join(
+            f"{stage} {mean[f'{stage}_ms']:.1f} ({mean[f'{stage}_ms'] / total:.0%})"
+            for stage in STAGES
+        )
+        lines.append(f"{name}, ms a frame: {shares}")
+    return lines
+
+
+def _seed_lines(report: dict) -> list[str]:
+    """Long walks come back to the seed's camera many times: how that looks each time."""
+    lines = []
+    for name, variant in report["variants"].items():
+        at = [row for row in variant["at_seed"] if math.isfinite(row["psnr"])]
+        if len(at) > 1:
+            told = ", ".join(f"{row['frame']}: {row['psnr']:.2f}" for row in at)
+            lines.append(f"{name}, dB back at the seed's camera in frame {told}")
+    return lines
+
+
+def draw_frames(evaluation: Evaluation, path: Path) -> None:
+    """Means over worlds, frame by frame."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = (
+        ("psnr_seen", "PSNR where the seed's surfaces are seen, dB"),
+        ("psnr_shown", "PSNR against what was shown first, dB"),
+        ("observed", "share of the picture that memory shows"),
+        ("depth_scale", "scale of depth against truth"),
+    )
+    figure, axes = pyplot.subplots(2, 2, figsize=(12, 8), constrained_layout=True)
+    for axis, (key, title) in zip(axes.ravel(), panels, strict=True):
+        for name, scored in evaluation.scored.items():
+            values = np.array([one.frames[key] for one in scored])
+            known = np.isfinite(values).any(0)
+            mean = np.nansum(values, 0)[known] / np.isfinite(values).sum(0)[known]
+            axis.plot(np.nonzero(known)[0], mean, label=name)
+        axis.set(title=title, xlabel="frame")
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    figure.savefig(partial, format="png", dpi=110)
+    pyplot.close(figure)
+    partial.replace(path)
+
+
+def draw_sheet(evaluation: Evaluation, path: Path) -> None:
+    """A row per world, in the order given: the seed, the farthest view, and the last one."""
+    rows = []
+    for number, truth in enumerate(evaluation.truths):
+        away = np.nonzero(~truth.returns)[0]
+        far = int(away[np.argmin(truth.grounded[away].mean((1, 2)))])
+        pictures, captions = [truth.rgb[0]], [truth.name[:22]]
+        for moment, title in ((far, "farthest"), (len(truth) - 1, "last")):
+            pictures.append(truth.rgb[moment])
+            captions.append(f"{title}, true"[:22])
+            for name, rolled in evaluation.rolled.items():
+                pictures.append(rolled[number].rgb[moment])
+                captions.append(name[:22])
+        rows.append(compose_row(pictures, captions, TILE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_picture(path, np.concatenate(rows))

@@ -1,0 +1,1 @@
+"""The latent spatial memory: tokens in 3D, and what a camera sees of them."""

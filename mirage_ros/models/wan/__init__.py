@@ -1,0 +1,1 @@
+"""Wan backbones with a memory-conditioned side branch."""

@@ -1,0 +1,190 @@
+"""What the layers hand to each other: small frozen dataclasses and the model's face.
+
+What a world hands out: plain arrays and numbers, for callers that do without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
+
+from mirage_ros.geometry.camera import Camera
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One generated picture with everything that belongs to its instant.
+
+    Attributes:
+        stamp_ns: the planned time.
+        camera: a single Camera of the picture's size.
+        rgb: the picture.
+        depth_m: along z; NaN invalid, +inf beyond range (REP 117, 118).
+        observed: True where the model took the pixel from memory, latent cell by latent cell, False
+            where it imagined it (grids.from_memory).
+    """
+
+    stamp_ns: int
+    camera: Camera
+    rgb: UInt8[np.ndarray, "h w 3"]
+    depth_m: Float[np.ndarray, "h w"]
+    observed: Bool[np.ndarray, "h w"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One step of the cycle.
+
+    Attributes:
+        frames: in time order.
+        seconds: wall seconds by stage: read, generate, decode, perceive, write.
+        observed_fraction: share of the chunk's latent cells that the model took from memory.
+        tokens: tokens in memory after the write.
+        memory_bytes: bytes of memory after the write.
+    """
+
+    frames: tuple[Frame, ...]
+    seconds: dict[str, float]
+    observed_fraction: float
+    tokens: int
+    memory_bytes: int
+
+
+class Points(NamedTuple):
+    """The memory as a cloud, for viewing. Confidence is the cosine under which a token was
+    seen: 1 frontal, towards 0 grazing."""
+
+    xyz: Float32[np.ndarray, "n 3"]
+    rgb: UInt8[np.ndarray, "n 3"]
+    confidence: Float32[np.ndarray, "n"]
+    birth_ns: Int64[np.ndarray, "n"]
+
+
+__all__ = ["Chunk", "Frame", "Perception", "Readout", "WorldModel"]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What memory shows to f cameras, per cell of the cameras' pictures.
+
+    Unseen cells hold zeros, depth NaN, index -1.
+
+    Attributes:
+        latents: features of the winning tokens.
+        visible: where a token won.
+        depth_m: depth of the winning token's surface along z, metres; NaN unseen.
+        index: row of the winning token in the memory, -1 unseen.
+        offset: (du, dv) of the winning token's projected centre from the cell's centre, in
+            cells. Within +-0.5 when the token's centre lies in the cell; larger when the cell is
+            only covered by the token's footprint.
+        place: (du, dv) of the cell's centre from the winning token's, in the token's own cells, on
+            the token's plane and as seen from the view it was born in (places.py).
+        log_scale: natural log of the token's footprint over the cell's width at that depth;
+            positive when the token is coarser than the cell.
+        age_ns: target stamp minus the token's birth stamp, 0 unseen.
+    """
+
+    latents: Float[torch.Tensor, "f c h w"]
+    visible: Bool[np.ndarray, "f h w"]
+    depth_m: Float[np.ndarray, "f h w"]
+    index: Int[np.ndarray, "f h w"]
+    offset: Float[np.ndarray, "f 2 h w"]
+    place: Float[np.ndarray, "f 2 h w"]
+    log_scale: Float[np.ndarray, "f h w"]
+    age_ns: Int[np.ndarray, "f h w"]
+
+
+@dataclass(frozen=True)
+class Perception:
+    """What a perceiver sees in f pictures.
+
+    Attributes:
+        depth_m: along z at picture resolution; NaN invalid, +inf sky.
+        dynamic: moving things.
+        sky: nothing to lift.
+    """
+
+    depth_m: Float[np.ndarray, "f h w"]
+    dynamic: Bool[np.ndarray, "f h w"]
+    sky: Bool[np.ndarray, "f h w"]
+
+
+@runtime_checkable
+class SpatialMemory(Protocol):
+    """What the cycle needs of a memory: LatentMemory, or a baseline with the same face.
+
+    Attributes:
+        tokens: how many things it holds.
+        nbytes: bytes that they and their index take.
+    """
+
+    tokens: int
+    nbytes: int
+
+    def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
+        """What f cameras of as many pixels as there shall be cells see."""
+        ...
+
+    def references(self, readout: Readout, count: int) -> list[int]:
+        """At most `count` birth frames of what is seen, the most seen first."""
+        ...
+
+    def fork(self) -> SpatialMemory:
+        """A memory of its own with the same content."""
+        ...
+
+
+@runtime_checkable
+class WorldModel(Protocol):
+    """The neural parts as the cycle sees them. A model holds no state of the world.
+
+    A model may have `readout_cells` besides: it is shown a readout of so many cells to a side of
+    each latent cell. And `from_memory(readout)`: which latents it takes from that readout, where
+    these are not the ones that memory shows at least half of (both in grids.py). And
+    `segmented(rgb)`: what moves in real pictures (f, h, w), by a segmenter that was asked for, or
+    None if none was.
+
+    Attributes:
+        name: what checkpoints and saved worlds are tagged with.
+        stride: pixels per latent cell.
+        channels: latent channels.
+        size: (height, width) of the pictures it was made for, multiples of 2 * stride.
+        chunk_frames: frames per chunk.
+        preceding_frames, reference_frames: context latents that `generate` can use, at most.
+    """
+
+    name: str
+    stride: int
+    channels: int
+    size: tuple[int, int]
+    chunk_frames: int
+    preceding_frames: int
+    reference_frames: int
+
+    def encode(self, rgb: UInt8[np.ndarray, "f h w 3"]) -> Float[torch.Tensor, "f c lh lw"]: ...
+
+    def decode(self, latents: Float[torch.Tensor, "f c lh lw"]) -> UInt8[np.ndarray, "f h w 3"]: ...
+
+    def generate(
+        self,
+        readout: Readout,
+        cameras: Camera,
+        preceding: Float[torch.Tensor, "p c lh lw"],
+        references: Float[torch.Tensor, "r c lh lw"],
+        seed: int,
+    ) -> Float[torch.Tensor, "f c lh lw"]:
+        """Latents of the chunk. `cameras` is the batch of f target cameras at the readout's size."""
+        ...
+
+    def perceive(
+        self,
+        rgb: UInt8[np.ndarray, "f h w 3"],
+        cameras: Camera,
+        anchor_depth_m: Float[np.ndarray, "f ah aw"] | None,
+    ) -> Perception:
+        """Depth and masks of pictures; `anchor_depth_m` is the readout's depth (NaN unseen)."""
+        ...

@@ -1,0 +1,242 @@
+"""What a LeRobot dataset v3.0 of ours holds: features, columns, file names.
+
+The format: `lerobot.datasets` of LeRobot 0.6, whose loader is what the datasets are tried with.
+
+The numbers of an episode on their way to the disk: batches that a kill cannot take back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from transforms3d.quaternions import mat2quat
+
+from mirage_ros.errors import MirageError
+from mirage_ros.protocol import Frame
+from mirage_ros.recording.cdr import DepthCodes
+from mirage_ros.recording.recorder import Feature, RecordingConfig
+from mirage_ros.recording.video import ENCODERS, KEYFRAME_EVERY, Encoder
+
+VERSION = "v3.0"
+EPISODES_PER_FILE = 50
+FILES_PER_FOLDER = 1000
+PARTS = ".parts"
+COLOR = "observation.images.color"
+DEPTH = "observation.images.depth"
+INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
+NUMBERED = "chunk-{chunk_index:03d}/file-{file_index:03d}"
+DATA = f"data/{NUMBERED}.parquet"
+VIDEO = f"videos/{{video_key}}/{NUMBERED}.mp4"
+EPISODES = f"meta/episodes/{NUMBERED}.parquet"
+
+# What comes with every frame without being asked for.
+OWN = {
+    "camera_pose": Feature((7,), "float32", ("x_m", "y_m", "z_m", "qw", "qx", "qy", "qz")),
+    "camera_intrinsics": Feature((4,), "float32", ("fx_px", "fy_px", "cx_px", "cy_px")),
+    "observed_fraction": Feature((1,), "float32"),
+    "stamp_ns": Feature((1,), "int64"),
+}
+# What the format itself wants in every row.
+INDICES = {
+    "timestamp": Feature((1,), "float32"),
+    "frame_index": Feature((1,), "int64"),
+    "episode_index": Feature((1,), "int64"),
+    "index": Feature((1,), "int64"),
+    "task_index": Feature((1,), "int64"),
+}
+
+
+def own_values(frame: Frame) -> dict[str, np.ndarray]:
+    """The values of `OWN`."""
+    matrix, intrinsics = frame.camera.world_from_camera, frame.camera.intrinsics
+    pose = np.concatenate([matrix[:3, 3], mat2quat(matrix[:3, :3])])
+    pinhole = intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]]
+    return {
+        "camera_pose": pose.astype(np.float32),
+        "camera_intrinsics": pinhole.astype(np.float32),
+        "observed_fraction": np.array([frame.observed.mean()], np.float32),
+        "stamp_ns": np.array([frame.stamp_ns], np.int64),
+    }
+
+
+def encoders(config: RecordingConfig) -> dict[str, Encoder]:
+    """The video features and how each is encoded."""
+    return {COLOR: ENCODERS[config.video_codec], DEPTH: ENCODERS["depth"]}
+
+
+def whole_rate(config: RecordingConfig) -> int:
+    """Frames per second as LeRobot takes them. Raises MirageError when that is no whole number."""
+    if config.rate_hz != round(config.rate_hz):
+        raise MirageError(
+            f"LeRobot datasets have a whole number of frames/s, got {config.rate_hz}; give one."
+        )
+    return round(config.rate_hz)
+
+
+def vectors(config: RecordingConfig) -> dict[str, Feature]:
+    """Everything but the videos and the format's own columns."""
+    for name in config.features:
+        if name in OWN or name in INDICES or name in (COLOR, DEPTH) or "/" in name:
+            raise MirageError(f"A feature is called {name!r}, which is taken; give another name.")
+    return {**config.features, **OWN}
+
+
+def feature_table(config: RecordingConfig, size: Sequence[int]) -> dict[str, dict]:
+    """`features` of info.json for pictures of `size` (height, width)."""
+    shapes = {COLOR: (*size, 3), DEPTH: (*size, 1)}
+    videos = {
+        key: {
+            "dtype": "video",
+            "shape": list(shapes[key]),
+            "names": ["height", "width", "channels"],
+            "info": _video_info(encoder, config, size, is_depth=key == DEPTH),
+        }
+        for key, encoder in encoders(config).items()
+    }
+    numbers = {
+        name: {
+            "dtype": feature.dtype,
+            "shape": list(feature.shape),
+            "names": list(feature.names) or None,
+        }
+        for name, feature in {**vectors(config), **INDICES}.items()
+    }
+    return {**videos, **numbers}
+
+
+def config_of(info: Mapping) -> RecordingConfig:
+    """The config that a dataset with this info.json was written with."""
+    features = {
+        name: Feature(tuple(entry["shape"]), entry["dtype"], tuple(entry["names"] or ()))
+        for name, entry in info["features"].items()
+        if entry["dtype"] != "video" and name not in OWN and name not in INDICES
+    }
+    return RecordingConfig(
+        rate_hz=float(info["fps"]),
+        features=features,
+        video_codec=info["features"][COLOR]["info"]["video.codec"],
+        depth_max_m=info["features"][DEPTH]["info"]["video.depth_max"],
+        robot_type=info["robot_type"],
+    )
+
+
+def column(feature: Feature, values: np.ndarray) -> pa.Array:
+    """Rows (n, *shape) as the format keeps them: single numbers bare, vectors as lists."""
+    flat = pa.array(values.reshape(-1))
+    if feature.shape == (1,):
+        return flat
+    return pa.FixedSizeListArray.from_arrays(flat, *feature.shape)
+
+
+def rows(column_of_table: pa.ChunkedArray) -> np.ndarray:
+    """(n, d) back from a column."""
+    joined = column_of_table.combine_chunks()
+    if isinstance(joined, pa.FixedSizeListArray):
+        return joined.flatten().to_numpy(zero_copy_only=False).reshape(len(joined), -1)
+    return joined.to_numpy(zero_copy_only=False).reshape(len(joined), 1)
+
+
+def numbered(index: int) -> dict[str, int]:
+    """Folder and file that hold episode `index`: the same numbers for rows and videos."""
+    chunk, file = divmod(index // EPISODES_PER_FILE, FILES_PER_FOLDER)
+    return {"chunk_index": chunk, "file_index": file}
+
+
+def part_path(root: Path, index: int) -> Path:
+    """Where a finished episode waits to be adopted."""
+    return root / PARTS / f"episode-{index:06d}"
+
+
+def to_json(value: object) -> bytes:
+    return json.dumps(value, indent=4).encode()
+
+
+def depth_codes(config: RecordingConfig) -> DepthCodes:
+    return DepthCodes(far_m=float(config.depth_max_m))
+
+
+def _video_info(
+    encoder: Encoder, config: RecordingConfig, size: Sequence[int], is_depth: bool
+) -> dict[str, object]:
+    codec = {"libx264": "h264", "libsvtav1": "av1", "libx265": "hevc"}[encoder.name]
+    info = {
+        "video.height": size[0],
+        "video.width": size[1],
+        "video.codec": codec,
+        "video.pix_fmt": encoder.pixels,
+        "video.fps": whole_rate(config),
+        "video.channels": 1 if is_depth else 3,
+        "has_audio": False,
+        "video.g": KEYFRAME_EVERY,
+        "is_depth_map": is_depth,
+    }
+    if is_depth:
+        codes = depth_codes(config)
+        info |= {"depth_unit": "m", "video.depth_min": codes.near_m, "video.shift": codes.shift_m}
+        info |= {"video.depth_max": codes.far_m, "video.use_log": True}
+        info |= {"video.extra_options": {"x265-params": "lossless=1"}}
+    return info
+
+
+class RowWriter:
+    """An Arrow stream; every `batch` rows are handed to the system together."""
+
+    def __init__(self, path: Path, features: Mapping[str, Feature], batch: int) -> None:
+        self._features, self._batch = features, batch
+        self._waiting: dict[str, list[np.ndarray]] = {name: [] for name in features}
+        fields = _table(features, {name: [] for name in features}).schema
+        self._file = path.open("wb")
+        self._stream = pa.ipc.new_stream(self._file, fields)
+
+    def add(self, values: Mapping[str, np.ndarray]) -> None:
+        """Appends one row."""
+        for name, rows in self._waiting.items():
+            rows.append(values[name])
+        if len(rows) >= self._batch:
+            self._flush()
+
+    def close(self) -> None:
+        """Writes what waits and ends the stream."""
+        self._flush()
+        self._stream.close()
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Lets go of the file."""
+        self._file.close()
+
+    def _flush(self) -> None:
+        if not any(self._waiting.values()):
+            return
+        self._stream.write_table(_table(self._features, self._waiting))
+        self._file.flush()
+        for rows in self._waiting.values():
+            rows.clear()
+
+
+def _table(features: Mapping[str, Feature], rows: Mapping[str, list[np.ndarray]]) -> pa.Table:
+    return pa.table(
+        {
+            name: column(feature, np.array(rows[name], feature.dtype).reshape(-1, *feature.shape))
+            for name, feature in features.items()
+        }
+    )
+
+
+def read_row_stream(path: Path) -> pa.Table | None:
+    """All rows, of a stream that was cut off those of its whole batches; None without a head."""
+    batches = []
+    try:
+        with path.open("rb") as file, pa.ipc.open_stream(file) as stream:
+            fields = stream.schema
+            # The kill may have come within a batch.
+            with suppress(pa.ArrowInvalid, OSError):
+                batches += stream
+    except (pa.ArrowInvalid, OSError):
+        return None
+    return pa.Table.from_batches(batches, fields).combine_chunks()

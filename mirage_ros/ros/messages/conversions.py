@@ -1,0 +1,222 @@
+"""Stamps, poses and cameras between ROS messages and the project's own values.
+
+The only place where quaternion order changes: xyzw in messages, wxyz inside.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Pose, Quaternion, TransformStamped, Twist, Vector3
+from jaxtyping import Float
+from sensor_msgs.msg import CameraInfo
+from transforms3d.quaternions import mat2quat, quat2mat
+
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera, check_place
+
+UNIT_TOLERANCE = 1e-2
+SECOND_NS = 1_000_000_000
+
+
+def stamp_to_ros(stamp_ns: int) -> Time:
+    """A message stamp from integer nanoseconds. Raises MirageError below 0 or beyond int32 s."""
+    seconds, nanoseconds = divmod(int(stamp_ns), SECOND_NS)
+    if not 0 <= seconds < 2**31:
+        raise MirageError(
+            f"The stamp {stamp_ns} ns does not fit a ROS message; give 0 to 2^31 seconds."
+        )
+    return Time(sec=seconds, nanosec=nanoseconds)
+
+
+def stamp_from_ros(stamp: Time) -> int:
+    """Integer nanoseconds of a message stamp. Raises MirageError below 0."""
+    if stamp.sec < 0:
+        raise MirageError(f"A message is stamped {stamp.sec} s; send stamps of at least 0.")
+    return stamp.sec * SECOND_NS + stamp.nanosec
+
+
+def unit_quaternion(quaternion_wxyz: Float[np.ndarray, "4"], what: str) -> Float[np.ndarray, "4"]:
+    """The quaternion at length 1. Raises MirageError when it is NaN or its length is off by 1 %.
+
+    Args:
+        what: what the quaternion belongs to, for the message.
+    """
+    quaternion = np.asarray(quaternion_wxyz, np.float64)
+    if not np.isfinite(quaternion).all():
+        raise MirageError(f"{what} has a quaternion with NaN or infinity; send finite numbers.")
+    length = float(np.linalg.norm(quaternion))
+    if abs(length - 1) > UNIT_TOLERANCE:
+        raise MirageError(
+            f"{what} has a quaternion of length {length:.3g}; it must be 1: normalise it, "
+            "and mind the order x y z w."
+        )
+    return quaternion / length
+
+
+def _quaternion_from_ros(message: Quaternion, what: str) -> np.ndarray:
+    return unit_quaternion(np.array([message.w, message.x, message.y, message.z]), what)
+
+
+def _quaternion_to_ros(rotation: np.ndarray) -> Quaternion:
+    w, x, y, z = (float(value) for value in mat2quat(rotation))
+    return Quaternion(x=x, y=y, z=z, w=w)
+
+
+def _position_from_ros(message, what: str) -> np.ndarray:
+    return checked_position(np.array([message.x, message.y, message.z], np.float64), what)
+
+
+def checked_position(position: Float[np.ndarray, "3"], what: str) -> Float[np.ndarray, "3"]:
+    """The position in metres. Raises MirageError for NaN or infinity.
+
+    Args:
+        what: what the position belongs to, for the message.
+    """
+    if not np.isfinite(position).all():
+        raise MirageError(f"{what} has a position with NaN or infinity; send finite metres.")
+    check_place(position, what)
+    return position
+
+
+def _matrix(position: np.ndarray, quaternion_wxyz: np.ndarray) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = quat2mat(quaternion_wxyz)
+    matrix[:3, 3] = position
+    return matrix
+
+
+def pose_from_ros(pose: Pose, what: str = "A pose") -> Float[np.ndarray, "4 4"]:
+    """The map frame_from_body of a pose. Raises MirageError on NaN or a non-unit quaternion."""
+    position = _position_from_ros(pose.position, what)
+    return _matrix(position, _quaternion_from_ros(pose.orientation, what))
+
+
+def pose_to_ros(frame_from_body: Float[np.ndarray, "4 4"]) -> Pose:
+    """A pose message from a rigid map."""
+    pose = Pose(orientation=_quaternion_to_ros(frame_from_body[:3, :3]))
+    pose.position.x, pose.position.y, pose.position.z = map(float, frame_from_body[:3, 3])
+    return pose
+
+
+def twist_to_ros(linear: Float[np.ndarray, "3"], angular: Float[np.ndarray, "3"]) -> Twist:
+    """A twist message from velocities in m/s and rad/s."""
+    (vx, vy, vz), (wx, wy, wz) = map(float, linear), map(float, angular)
+    return Twist(linear=Vector3(x=vx, y=vy, z=vz), angular=Vector3(x=wx, y=wy, z=wz))
+
+
+def parts_from_ros(message: TransformStamped) -> tuple[np.ndarray, np.ndarray]:
+    """Position (3,) in metres and quaternion (4,) wxyz of a transform: parent_from_child."""
+    what = f"TF {message.header.frame_id} -> {message.child_frame_id}"
+    position = _position_from_ros(message.transform.translation, what)
+    return position, _quaternion_from_ros(message.transform.rotation, what)
+
+
+def transform_from_ros(message: TransformStamped) -> Float[np.ndarray, "4 4"]:
+    """The map parent_from_child of a transform. MirageError on NaN or a non-unit quaternion."""
+    return _matrix(*parts_from_ros(message))
+
+
+def transform_to_ros(
+    parent_from_child: Float[np.ndarray, "4 4"], parent: str, child: str, stamp_ns: int
+) -> TransformStamped:
+    """A stamped transform message from a rigid map."""
+    message = TransformStamped(child_frame_id=child)
+    message.header.frame_id = parent
+    message.header.stamp = stamp_to_ros(stamp_ns)
+    x, y, z = (float(value) for value in parent_from_child[:3, 3])
+    message.transform.translation = Vector3(x=x, y=y, z=z)
+    message.transform.rotation = _quaternion_to_ros(parent_from_child[:3, :3])
+    return message
+
+
+def camera_info_to_ros(camera: Camera, stamp_ns: int, frame_id: str) -> CameraInfo:
+    """CameraInfo of an ideal camera: plumb_bob with 5 zeros, R = I, P = [K 0]."""
+    message = CameraInfo(height=camera.size[0], width=camera.size[1])
+    message.header.stamp = stamp_to_ros(stamp_ns)
+    message.header.frame_id = frame_id
+    message.distortion_model = "plumb_bob"
+    message.d = [0.0] * 5
+    message.k = camera.intrinsics.ravel().tolist()
+    message.r = np.eye(3).ravel().tolist()
+    message.p = np.hstack([camera.intrinsics, np.zeros((3, 1))]).ravel().tolist()
+    return message
+
+
+def camera_from_ros(
+    message: CameraInfo,
+    world_from_camera: Float[np.ndarray, "4 4"] | None = None,
+    rectified: bool = False,
+) -> Camera:
+    """The pinhole camera of a CameraInfo.
+
+    Args:
+        world_from_camera: its pose, the identity if not given.
+        rectified: the picture is an image_rect, so P holds its intrinsics; otherwise K does.
+
+    Raises:
+        MirageError: uncalibrated (K[0] = 0), distorted but not rectified, binned or a region
+            of interest, no size.
+    """
+    matrix = np.asarray(message.p if rectified else message.k, np.float64).reshape(3, -1)[:, :3]
+    name = "P" if rectified else "K"
+    if matrix[0, 0] == 0:
+        raise MirageError(
+            f"The CameraInfo is uncalibrated ({name}[0] is 0); calibrate the camera and send its "
+            "intrinsics."
+        )
+    if not rectified and np.any(np.asarray(message.d, np.float64)):
+        raise MirageError(
+            "The CameraInfo has a lens distortion, the world needs a pinhole picture; feed "
+            "image_rect and set the parameter seed_rectified to true."
+        )
+    if message.binning_x > 1 or message.binning_y > 1 or message.roi.width or message.roi.height:
+        raise MirageError(
+            "The CameraInfo has a binning or a region of interest; send the full picture."
+        )
+    pose = np.eye(4) if world_from_camera is None else world_from_camera
+    intrinsics = np.array(
+        [[matrix[0, 0], 0, matrix[0, 2]], [0, matrix[1, 1], matrix[1, 2]], [0, 0, 1.0]]
+    )
+    return Camera(intrinsics, pose, (message.height, message.width))
+
+
+def poses_from_flat(values: Float[np.ndarray, "m"]) -> Float[np.ndarray, "n 4 4"]:
+    """world_from_camera of x y z qx qy qz qw in turn. Raises MirageError for what is no pose."""
+    if not len(values) or len(values) % 7:
+        raise MirageError(
+            f"The rollout's poses hold {len(values)} numbers; give 7 for each pose: "
+            "x y z qx qy qz qw."
+        )
+    rows = values.reshape(-1, 7)
+    index = faulty_pose(rows)
+    if index is not None:
+        raise MirageError(
+            f"Pose {index} of the rollout is {rows[index].tolist()}; give finite positions and "
+            "unit quaternions x y z w."
+        )
+    check_place(rows[:, :3], "A pose of the rollout")
+    return matrices(rows)
+
+
+def faulty_pose(rows: Float[np.ndarray, "n 7"]) -> int | None:
+    """The first of x y z qx qy qz qw that is not finite or has no unit quaternion, if any."""
+    # What is not finite is not within any bound, either.
+    with np.errstate(all="ignore"):
+        lengths = np.sqrt(np.einsum("ij,ij->i", rows[:, 3:], rows[:, 3:]))
+        good = (np.abs(lengths - 1) <= UNIT_TOLERANCE) & np.isfinite(rows[:, :3].sum(1))
+    return None if good.all() else int(good.argmin())
+
+
+def matrices(rows: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, "n 4 4"]:
+    """The maps of x y z qx qy qz qw, quaternions brought to length 1."""
+    lengths = np.linalg.norm(rows[:, 3:], axis=1)
+    x, y, z, w = (rows[:, 3:] / lengths[:, None]).T
+    poses = np.zeros((len(rows), 4, 4))
+    right = [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)]
+    down = [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)]
+    ahead = [2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)]
+    for column, values in enumerate((right, down, ahead)):
+        poses[:, :3, column] = np.stack(values, 1)
+    poses[:, :3, 3], poses[:, 3, 3] = rows[:, :3], 1
+    return poses

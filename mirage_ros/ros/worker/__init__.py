@@ -1,0 +1,1 @@
+"""The inference worker: a process of its own."""

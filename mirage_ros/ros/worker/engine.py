@@ -1,0 +1,354 @@
+"""The torch side of the node: works off one command after the other on one world.
+
+Imported once where workers are forked from: compiled code is loaded here, not in each of them.
+
+Loading numba's compiled functions takes a second, the first call of torch some more. One tiny world
+is run on one thread, because threads do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from mirage_ros.data.seeds import Seed
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.images import seed_warnings
+from mirage_ros.progress import LONG_S, report
+from mirage_ros.protocol import Chunk, Frame, Perception, Points, WorldModel
+from mirage_ros.ros.worker.commands import (
+    CHANGING,
+    Cloud,
+    Command,
+    Done,
+    Erase,
+    Fork,
+    Load,
+    Observe,
+    Prompt,
+    Redate,
+    Reset,
+    Restore,
+    Save,
+    SeedName,
+    Step,
+    Unload,
+    View,
+    WorkerConfig,
+)
+from mirage_ros.ros.worker.shared import Snapshots
+from mirage_ros.world.rig import Rig, memory_of, redated
+from mirage_ros.world.world import World, WorldConfig
+
+SIZE, STRIDE, CHANNELS = (32, 32), 8, 4
+
+
+class TinyModel:
+    """The least that a world can be run with."""
+
+    name, stride, channels, size = "tiny", STRIDE, CHANNELS, SIZE
+    chunk_frames, preceding_frames, reference_frames = 2, 1, 1
+
+    def encode(self, rgb):
+        return torch.zeros(len(rgb), CHANNELS, SIZE[0] // STRIDE, SIZE[1] // STRIDE)
+
+    def decode(self, latents):
+        return np.zeros((len(latents), *SIZE, 3), np.uint8)
+
+    def generate(self, readout, cameras, preceding, references, seed):
+        return readout.latents.float()
+
+    def perceive(self, rgb, cameras, anchor_depth_m):
+        shape = rgb.shape[:3]
+        nothing = np.zeros(shape, bool)
+        return Perception(np.full(shape, 2.0, np.float32), nothing, nothing)
+
+
+def warm() -> None:
+    """Runs everything of the core once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    world = World(TinyModel(), WorldConfig(max_memory_bytes=2**20))
+    camera = Camera.from_hfov(60.0, SIZE)
+    world.reset(np.zeros((*SIZE, 3), np.uint8), camera, np.full(SIZE, 2.0, np.float32))
+    poses = np.stack([np.eye(4)] * 2)
+    poses[:, 0, 3] = [0.1, 0.4]
+    world.step(Camera(camera.intrinsics, poses, SIZE), np.array([1, 2]))
+    world.erase(np.full(3, -9.0), np.full(3, 9.0))
+    torch.set_num_threads(threads)
+
+
+warm()
+
+
+MOST_UNDATED = 16
+LONGEST_FORK = 100
+# What could not be repeated from what lies on disk by then; all else waits for its time.
+FORCING = (Load, Fork)
+
+
+@dataclass(frozen=True)
+class Dating:
+    """Whether the world's time, and its place, are settled; its first frame settles them.
+
+    Attributes:
+        done: it is.
+        seed: what the world begins with, to begin again at the time just before that frame.
+        changes: what was done to the world since, to be done again then.
+        given_ns: the time that the world was given, which holds if it is before that frame.
+        movable: the seed's camera is to stand where that frame's does.
+    """
+
+    done: bool = True
+    seed: Seed | None = None
+    changes: tuple[Command, ...] = ()
+    given_ns: int | None = None
+    movable: bool = False
+
+
+class Engine:
+    """One world and what may be done to it. A command that raises leaves the world as it was."""
+
+    def __init__(self, model: WorldModel, config: WorkerConfig) -> None:
+        self.config = config
+        self.model = model
+        self._snapshots = Snapshots(config.snapshots)
+        self._dating = Dating()
+        self._cloud_sent_s = -np.inf
+        self._start()
+        self._actions = {
+            Reset: self._reset,
+            Step: self._step,
+            Redate: self._redate,
+            Cloud: self._cloud,
+            Save: self._save,
+            Load: self._load,
+            Erase: self._erase,
+            Fork: self._fork,
+            Restore: self._restore,
+            Observe: self._observe,
+            Prompt: self._prompt,
+            Unload: self._unload,
+        }
+
+    def carry_out(self, command: Command) -> Done:
+        """Does it and tells what came of it. Raises MirageError for what cannot be done."""
+        world, rig, dating = self._world, self._rig, self._dating
+        state = world.state
+        try:
+            return self._carried_out(command)
+        except BaseException:
+            self._world, self._rig, self._dating = world, rig, dating
+            world.state = state
+            raise
+
+    def _carried_out(self, command: Command) -> Done:
+        start_s = time.perf_counter()
+        done = self._actions[type(command)](command)
+        self._note_undated(command)
+        snapshot = None
+        if isinstance(command, CHANGING) and self._world.frames_seen and self._dating.done:
+            snapshot = self._snapshots.take(self._world, force=isinstance(command, FORCING))
+        points = self._due_points(command)
+        seconds = time.perf_counter() - start_s
+        stamp_ns = self._world.stamp_ns if self._world.frames_seen else 0
+        done = replace(done, seconds=seconds, points=points, stamp_ns=stamp_ns)
+        return replace(done, snapshot=snapshot, unsaved=self._snapshots.failure)
+
+    def _start(self) -> None:
+        config = self.config
+        self._world = World(
+            self.model,
+            WorldConfig(
+                seed=config.world_seed,
+                use_memory=config.use_memory,
+                max_memory_bytes=config.max_memory_bytes,
+                forget_moving=config.forget_moving,
+                max_dynamic_share=config.max_dynamic_share,
+            ),
+        )
+        self._rig = Rig(self._world, len(config.views))
+
+    def _reset(self, command: Reset) -> Done:
+        with seed_warnings() as told:
+            seed = command.seed.load() if isinstance(command.seed, SeedName) else command.seed
+            chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns or 0)
+        movable = self.config.anchored and isinstance(command.seed, SeedName)
+        self._dating = Dating(False, seed, given_ns=command.stamp_ns, movable=movable)
+        return _done(command, chunk, warnings=tuple(told))
+
+    def _step(self, command: Step) -> Done:
+        planned = command.planned
+        poses = command.poses or (planned.world_from_camera,)
+        start = self._settle(planned.stamps_ns[0], poses[0][0])
+        stamps = np.array(planned.stamps_ns, np.int64)
+        views = self.config.views
+        cameras = [self._camera(view, pose) for view, pose in zip(views, poses, strict=True)]
+        chunks = [
+            _resized(chunk, view.size)
+            for chunk, view in zip(self._rig.step(cameras, stamps), views, strict=True)
+        ]
+        others = tuple(chunk.frames for chunk in chunks[1:])
+        return replace(_done(command, _summed(chunks), **start), others=others)
+
+    def _redate(self, command: Redate) -> Done:
+        self._world.memory  # noqa: B018 - raises without a world
+        dating = self._dating
+        self._dating = replace(dating, given_ns=None) if dating.movable else Dating(False)
+        return _done(command)
+
+    def _cloud(self, command: Cloud) -> Done:
+        self._world.memory  # noqa: B018 - raises without a world
+        return _done(command)
+
+    def _save(self, command: Save) -> Done:
+        folder = Path(command.path).absolute()
+        self._world.save(folder)
+        memory = self._world.memory
+        return _done(command, path=str(folder), tokens=memory.tokens, bytes=memory.nbytes)
+
+    def _load(self, command: Load) -> Done:
+        self._world.load(command.path)
+        self._dating = Dating(command.stamp_ns is not None or not command.redate)
+        if command.stamp_ns is not None:
+            redated(self._world, command.stamp_ns)
+        memory, pose = self._world.memory, self._world.camera.world_from_camera
+        return _done(command, tokens=memory.tokens, bytes=memory.nbytes, world_from_camera=pose)
+
+    def _erase(self, command: Erase) -> Done:
+        erased = self._world.erase(np.array(command.low), np.array(command.high))
+        return _done(command, erased=erased, tokens=self._world.memory.tokens)
+
+    def _fork(self, command: Fork) -> Done:
+        plain = command.name.replace("-", "").replace("_", "").isalnum()
+        if not plain or len(command.name.encode()) > LONGEST_FORK:
+            raise MirageError(
+                f"A fork was to be named {command.name!r:.100}; give letters, digits, - and _ only, at "
+                f"most {LONGEST_FORK}."
+            )
+        names = self._snapshots.fork(self._world, command.name)
+        return _done(command, names=names)
+
+    def _restore(self, command: Restore) -> Done:
+        state = self._snapshots.forked(command.name, self._world)
+        memory_of(self._world, state)
+        return _done(command, tokens=self._world.memory.tokens)
+
+    def _observe(self, command: Observe) -> Done:
+        from mirage_ros.world.observing import observe
+
+        seed = command.seed
+        erased, stored = observe(self._world, seed.rgb, seed.camera, seed.depth_m, command.stamp_ns)
+        return _done(command, erased=erased, stored=stored, tokens=self._world.memory.tokens)
+
+    def _prompt(self, command: Prompt) -> Done:
+        if not hasattr(self.model, "set_prompt"):
+            raise MirageError(
+                f"The model {self.model.name} reads no text and got the prompt {command.text!r}; "
+                "run a large model for prompts."
+            )
+        report(LONG_S)  # a text encoder may be loaded
+        self.model.set_prompt(command.text)
+        return _done(command)
+
+    def _unload(self, command: Unload) -> Done:
+        self._dating = Dating()
+        self._start()
+        self._snapshots.clear()
+        return _done(command)
+
+    def _due_points(self, command: Command) -> Points | None:
+        if not self._world.frames_seen or isinstance(command, (Save, Fork, Redate)):
+            return None
+        period_s = getattr(command, "cloud_period_s", 0.0)
+        now_s = time.monotonic()
+        if now_s - self._cloud_sent_s < period_s:
+            return None
+        self._cloud_sent_s = now_s
+        return self._world.memory.to_points()
+
+    def _settle(self, first_ns: int, first_pose: Float[np.ndarray, "4 4"]) -> dict[str, np.ndarray]:
+        """A world begins before its first frame, whatever clock its stamp is from.
+
+        Returns:
+            {"start": world_from_camera} where the world was moved to the first frame's pose.
+        """
+        dating, self._dating = self._dating, Dating()
+        moves = dating.movable and dating.seed is not None
+        dated = dating.done or (dating.given_ns is not None and dating.given_ns < first_ns)
+        if dated and not moves:
+            return {}
+        stamp_ns, seed = dating.given_ns if dated else first_ns - self.config.period_ns, dating.seed
+        if seed is None:
+            redated(self._world, stamp_ns)
+            return {}
+        camera = seed.camera
+        if moves:
+            camera = Camera(camera.intrinsics, first_pose, camera.size)
+            self._cloud_sent_s = -np.inf  # the one that was sent stands elsewhere
+        with seed_warnings():  # told already
+            self._world.reset(seed.rgb, camera, seed.depth_m, stamp_ns)
+        for command in dating.changes:
+            self._actions[type(command)](command)
+        return {"start": first_pose} if moves else {}
+
+    def _note_undated(self, command: Command) -> None:
+        """A world to which much is done keeps the dates that it has: its seed's age is wrong."""
+        dating = self._dating
+        if isinstance(command, (Erase, Restore, Observe)) and dating.seed is not None:
+            changes = (*dating.changes, command)
+            seed = dating.seed if len(changes) <= MOST_UNDATED else None
+            self._dating = replace(dating, seed=seed, changes=changes if seed else ())
+
+    def _camera(self, view: View, world_from_camera: np.ndarray) -> Camera:
+        seen = self._world.camera
+        if view.intrinsics is not None:
+            return Camera(view.intrinsics, world_from_camera, view.size)
+        if view.hfov_deg:
+            return Camera.from_hfov(view.hfov_deg, view.size or seen.size, world_from_camera)
+        return Camera(seen.intrinsics, world_from_camera, seen.size)
+
+
+def resized_frame(frame: Frame, size: tuple[int, int]) -> Frame:
+    """The frame at another size (height, width): smooth colours, nearest depth and mask."""
+    if frame.rgb.shape[:2] == size:
+        return frame
+    import cv2
+
+    smaller = size[0] < frame.rgb.shape[0]
+    smooth = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    whole, nearest = size[::-1], cv2.INTER_NEAREST_EXACT
+    observed = cv2.resize(frame.observed.astype(np.uint8), whole, interpolation=nearest)
+    return Frame(
+        frame.stamp_ns,
+        frame.camera.resized(size),
+        cv2.resize(frame.rgb, whole, interpolation=smooth),
+        cv2.resize(frame.depth_m, whole, interpolation=nearest),
+        observed.astype(bool),
+    )
+
+
+def _resized(chunk: Chunk, size: tuple[int, int] | None) -> Chunk:
+    if size is None:
+        return chunk
+    return replace(chunk, frames=tuple(resized_frame(frame, size) for frame in chunk.frames))
+
+
+def _summed(chunks: list[Chunk]) -> Chunk:
+    """The first camera's frames with the figures of all of them."""
+    if len(chunks) == 1:
+        return chunks[0]
+    last = chunks[-1]
+    seconds = {stage: sum(chunk.seconds[stage] for chunk in chunks) for stage in last.seconds}
+    share = float(np.mean([chunk.observed_fraction for chunk in chunks]))
+    return Chunk(chunks[0].frames, seconds, share, last.tokens, last.memory_bytes)
+
+
+def _done(command: Command, chunk: Chunk | None = None, **values) -> Done:
+    return Done(command, chunk, 0.0, None, 0, values=values)

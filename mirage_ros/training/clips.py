@@ -1,0 +1,249 @@
+"""Posed video to train the large model on: RealEstate10K tracks with frames, and shards.
+
+Training clips on disk: one safetensors file per scene seed, made once, resumed freely.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.images import fit_seed
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """Attributes:
+    seeds: first and last+1 scene seed.
+    frames: per clip.
+    size: (height, width).
+    period_s: between frames; longer than a camera's, so that a short clip goes somewhere.
+    workers: rendering processes.
+    with_decoys: bright things that stand still are added (scenes/decoys.py).
+    """
+
+    seeds: tuple[int, int] = (0, 700)
+    frames: int = 24
+    size: tuple[int, int] = (128, 160)
+    period_s: float = 0.2
+    workers: int = 2
+    with_decoys: bool = False
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """rgb (f, h, w, 3) uint8, depth_m (f, h, w) float16 with +inf sky, masks (f, h, w) bool."""
+
+    rgb: np.ndarray
+    depth_m: np.ndarray
+    moving: np.ndarray
+    sky: np.ndarray
+    cameras: Camera
+
+
+def make_shards(folder: Path, config: ShardConfig) -> None:
+    """Renders every clip of the range that the folder lacks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [seed for seed in range(*config.seeds) if not _path(folder, seed).exists()]
+    if not missing:
+        return
+    # A fork of a process with threads (torch's, numba's) may hang, so each starts anew.
+    with ProcessPoolExecutor(config.workers, get_context("spawn")) as pool:
+        jobs = pool.map(_make, missing, [folder] * len(missing), [config] * len(missing))
+        for _ in tqdm(jobs, total=len(missing), desc="clips", unit="clip"):
+            pass
+
+
+def load_shards(folder: Path, seeds: tuple[int, int]) -> list[StoredClip]:
+    """Every stored clip of a seed range."""
+    return [clip for _, clip in each_shard(folder, seeds)]
+
+
+def each_shard(folder: Path, seeds: tuple[int, int]) -> Iterator[tuple[int, StoredClip]]:
+    """Seed and clip of every one that is stored, one at a time: larger sets do not fit in memory."""
+    there = [seed for seed in range(*seeds) if _path(folder, seed).exists()]
+    if not there:
+        raise MirageError(f"No clips of seeds {seeds} in {folder}; run the data stage first.")
+    for seed in tqdm(there, desc="load", unit="clip", leave=False):
+        yield seed, _load(_path(folder, seed))
+
+
+def _path(folder: Path, seed: int) -> Path:
+    return folder / f"clip_{seed:07d}.safetensors"
+
+
+def _make(seed: int, folder: Path, config: ShardConfig) -> None:
+    from mirage_ros.scenes import make_clip
+
+    period_s, with_decoys = config.period_s, config.with_decoys
+    clip = make_clip(seed, config.frames, config.size, period_s=period_s, with_decoys=with_decoys)
+    tensors = {
+        "rgb": clip.rgb,
+        "depth_m": clip.depth_m.astype(np.float16),
+        "masks": np.stack([clip.moving, clip.sky]).astype(np.uint8),
+        "intrinsics": np.ascontiguousarray(clip.cameras.intrinsics),
+        "world_from_camera": np.ascontiguousarray(clip.cameras.world_from_camera),
+    }
+    temporary = _path(folder, seed).with_suffix(".tmp")
+    save_file(tensors, temporary)
+    os.replace(temporary, _path(folder, seed))
+
+
+def _load(path: Path) -> StoredClip:
+    data = load_file(path)
+    moving, sky = data["masks"].astype(bool)
+    size = data["rgb"].shape[1:3]
+    cameras = Camera(data["intrinsics"], data["world_from_camera"], size)
+    return StoredClip(data["rgb"], data["depth_m"], moving, sky, cameras)
+
+
+PICTURES = (".png", ".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class PosedVideo:
+    """A clip with its cameras; depth and masks where they are known.
+
+    Attributes:
+        depth_m: along z; None where somebody has to perceive it, and then the cameras' scale is
+            unknown as well.
+    """
+
+    rgb: UInt8[np.ndarray, "f h w 3"]
+    cameras: Camera
+    depth_m: Float[np.ndarray, "f h w"] | None = None
+    dynamic: Bool[np.ndarray, "f h w"] | None = None
+
+
+@dataclass(frozen=True)
+class LazyVideo:
+    """A clip that is not read before somebody needs its pictures.
+
+    Attributes:
+        name: unique in its data set, fit for a file name.
+    """
+
+    name: str
+    read: Callable[[], PosedVideo]
+
+
+@dataclass(frozen=True)
+class Track:
+    """Cameras of a RealEstate10K text file: microseconds, and intrinsics as shares of the size."""
+
+    name: str
+    stamps_us: np.ndarray
+    intrinsics: Float[np.ndarray, "f 4"]
+    world_from_camera: Float[np.ndarray, "f 4 4"]
+
+    def cameras(self, size: tuple[int, int]) -> Camera:
+        """The cameras of pictures of a size; edges at 0 and 1 as the data set has them."""
+        fx, fy, cx, cy = self.intrinsics.T
+        matrix = np.tile(np.eye(3), (len(fx), 1, 1))
+        matrix[:, 0, 0], matrix[:, 1, 1] = fx * size[1], fy * size[0]
+        matrix[:, 0, 2], matrix[:, 1, 2] = cx * size[1] - 0.5, cy * size[0] - 0.5
+        return Camera(matrix, self.world_from_camera, size)
+
+
+def read_track(path: Path) -> Track:
+    """A RealEstate10K camera file: a URL, then rows of a time, 6 numbers and a 3x4 matrix.
+
+    The matrix maps the world to the camera; its rotation is made orthonormal, for the files
+    hold rounded numbers. Raises MirageError for anything else.
+    """
+    try:
+        lines = path.read_text().splitlines()[1:]
+        rows = np.array([line.split() for line in lines if line.strip()], np.float64)
+        if rows.ndim != 2 or rows.shape[1] != 19:
+            raise ValueError(f"rows of {rows.shape[-1] if rows.size else 0} numbers, not 19")
+    except (OSError, ValueError) as error:
+        raise MirageError(
+            f"{path} is no RealEstate10K camera file ({error}); give the data set's text files."
+        ) from error
+    camera_from_world = rows[:, 7:].reshape(-1, 3, 4)
+    left, _, right = np.linalg.svd(camera_from_world[:, :, :3])
+    rotation = left @ right
+    pose = np.tile(np.eye(4), (len(rows), 1, 1))
+    pose[:, :3, :3] = rotation.transpose(0, 2, 1)
+    pose[:, :3, 3] = -np.einsum("fji,fj->fi", rotation, camera_from_world[:, :, 3])
+    return Track(path.stem, rows[:, 0].astype(np.int64), rows[:, 1:5], pose)
+
+
+def read_re10k(
+    tracks: Path, frames: Path, size: tuple[int, int], length: int
+) -> Iterator[LazyVideo]:
+    """Clips of `length` frames out of `tracks/NAME.txt` and `frames/NAME/MICROSECONDS.png`.
+
+    Pictures are cropped about their middle to the aspect of `size` and resized, the cameras
+    follow. Frames that were not fetched are left out; a track with too few of them gives no clip.
+    """
+    paths = sorted(tracks.glob("*.txt"))
+    if not paths:
+        raise MirageError(f"{tracks} holds no .txt camera files; give the folder that does.")
+    for path in paths:
+        track = read_track(path)
+        pictures = ((frames / track.name).glob(f"*{ending}") for ending in PICTURES)
+        files = {int(f.stem): f for f in itertools.chain(*pictures) if f.stem.isdigit()}
+        rows = [i for i, stamp in enumerate(track.stamps_us) if int(stamp) in files]
+        for part, start in enumerate(range(0, len(rows) - length + 1, length)):
+            chosen = rows[start : start + length]
+            pictures = [files[int(track.stamps_us[i])] for i in chosen]
+            yield LazyVideo(
+                f"{track.name}_{part:03d}", partial(_read_part, track, chosen, pictures, size)
+            )
+
+
+def read_shards(folder: Path, seeds: tuple[int, int], length: int) -> Iterator[LazyVideo]:
+    """The project's rendered clips, with their true depth and masks."""
+    stored = {int(path.stem.rpartition("_")[2]) for path in folder.glob("clip_*.safetensors")}
+    for seed in sorted(stored & set(range(*seeds))):
+        yield LazyVideo(f"seed_{seed:07d}", partial(_read_shard, folder, seed, length))
+
+
+def _read_part(
+    track: Track, chosen: list[int], paths: list[Path], size: tuple[int, int]
+) -> PosedVideo:
+    pictures = [_read(path) for path in paths]
+    cameras = track.cameras(pictures[0].shape[:2])[chosen]
+    return _fitted(pictures, cameras, size)
+
+
+def _read_shard(folder: Path, seed: int, length: int) -> PosedVideo:
+    (clip,) = load_shards(folder, (seed, seed + 1))
+    if len(clip.rgb) < length:
+        raise MirageError(
+            f"The clip of seed {seed} in {folder} has {len(clip.rgb)} frames and {length} are "
+            "asked for; render longer ones or ask for less."
+        )
+    part = slice(0, length)
+    depth = clip.depth_m[part].astype(np.float32)
+    return PosedVideo(clip.rgb[part], clip.cameras[part], depth, clip.moving[part])
+
+
+def _fitted(pictures: Sequence[np.ndarray], cameras: Camera, size: tuple[int, int]) -> PosedVideo:
+    fitted = [
+        fit_seed(rgb, camera, None, size)[:2] for rgb, camera in zip(pictures, cameras, strict=True)
+    ]
+    rgb = np.stack([picture for picture, _ in fitted])
+    return PosedVideo(rgb, Camera.stack([camera for _, camera in fitted]))
+
+
+def _read(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise MirageError(f"The picture {path} cannot be read; fetch it again.")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

@@ -1,0 +1,1 @@
+"""The generated world without ROS: the cycle, its state, its files."""

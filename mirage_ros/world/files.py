@@ -1,0 +1,243 @@
+"""A whole world as a folder: world.json, memory.safetensors, latents.safetensors.
+
+A world of a causal video codec has decoder.safetensors as well: what the decoder remembers. Whatever
+else lies in the folder is somebody else's and stays.
+
+A save writes all files into a folder in the folder, and renames that when they are whole: from
+then on they are the world. Then they are moved up one by one, and who reads meanwhile, or after
+a kill in between, takes from there what has not been moved yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory.features import representable
+from mirage_ros.memory.files import (
+    DECODER,
+    FILES,
+    FORMAT,
+    LATENTS,
+    MEMORY,
+    SAVED,
+    SAVING,
+    UNREADABLE,
+    VERSION,
+    WORLD,
+    header_of_world,
+    load_tensors,
+    read_json,
+    save_tensors,
+    world_file,
+    write_file,
+)
+from mirage_ros.memory.free_space import Sights
+from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.protocol import WorldModel
+from mirage_ros.world.chunking import DecoderState
+from mirage_ros.world.state import WorldState
+
+KIND = "world"
+
+
+def save_world(state: WorldState, model: WorldModel, folder: str | os.PathLike) -> None:
+    """Writes the world into a folder, or to where a symbolic link leads: the old world or the new
+    one, also for whoever is killed meanwhile, and nothing is touched but a saved world's files.
+
+    Refuses with MirageError a folder that holds other things and no saved world.
+    """
+    folder = Path(os.path.realpath(folder))
+    try:
+        _check_target(folder, state)
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, fcntl.LOCK_EX):
+            try:
+                _move_up(folder)
+                shutil.rmtree(folder / SAVING, ignore_errors=True)
+                (folder / SAVING).mkdir()
+                _write_world(state, model, folder / SAVING)
+                os.rename(folder / SAVING, folder / SAVED)
+                _move_up(folder)
+            except BaseException:
+                shutil.rmtree(folder / SAVING, ignore_errors=True)
+                if made and not os.path.lexists(folder / SAVED):
+                    folder.rmdir()
+                raise
+    except OSError as error:
+        raise MirageError(
+            f"{folder} cannot be written ({error.strerror}); choose a writable folder."
+        ) from error
+
+
+def load_world(folder: str | os.PathLike, model: WorldModel, config: MemoryConfig) -> WorldState:
+    """The state of a saved world; missing, damaged or another model's raises MirageError."""
+    folder = Path(folder)
+    try:
+        with _locked(folder, fcntl.LOCK_SH):
+            told = read_json(world_file(folder, WORLD))
+            version, tag = int(told["version"]), told["model"]
+            if version <= VERSION and tag == _tag(model):
+                return _read_world(folder, told, model, config)
+    except (OSError, *UNREADABLE) as error:
+        reason = getattr(error, "strerror", None) or f"its world.json or files: {error!r:.100}"
+        raise MirageError(
+            f"{folder} holds no whole saved world ({reason}); give the folder of a saved world, "
+            "with its world.json and all files."
+        ) from error
+    raise MirageError(
+        f"{folder} is a world of version {version} and model {str(tag):.100}; this program needs up "
+        f"to version {VERSION} and model {_tag(model)}: load the model it was saved with."
+    )
+
+
+def _read_world(folder: Path, told: dict, model: WorldModel, config: MemoryConfig) -> WorldState:
+    tensors, info = load_tensors(world_file(folder, LATENTS), KIND)
+    if info != told:
+        raise MirageError(f"{folder} mixes files of two worlds; take a sound copy of it.")
+    latents = torch.from_numpy(tensors["latents"])
+    kept = dict(zip(info["frame_ids"], latents, strict=True))
+    numbers = [info["frames_seen"], info["stamp_ns"], info.get("grouped", 0), *kept]
+    grid = (model.channels, *(side // model.stride for side in model.size))
+    fit = latents.shape[1:] == grid and latents.dtype == torch.float16 and representable(latents)
+    if not fit or 0 not in kept or {type(number) for number in numbers} != {int}:
+        raise ValueError("latents or numbers that no world has")
+    intrinsics, pose = np.array(info["intrinsics"]), np.array(info["world_from_camera"])
+    try:
+        camera, sights = Camera(intrinsics, pose, tuple(info["size"])), _sights_of(tensors)
+    except MirageError as error:
+        raise ValueError(str(error)) from error
+    memory = LatentMemory.load(world_file(folder, MEMORY), config)
+    decoder = _load_decoder(folder, info) if "decoder" in info else None
+    last = camera, info["stamp_ns"], decoder, info.get("grouped", 0)
+    return WorldState(memory, kept, info["frames_seen"], *last, sights)
+
+
+def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
+    info = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": _tag(model),
+        "frames_seen": state.frames_seen,
+        "stamp_ns": state.stamp_ns,
+        "frame_ids": list(state.latents),
+        "intrinsics": state.camera.intrinsics.tolist(),
+        "world_from_camera": state.camera.world_from_camera.tolist(),
+        "size": list(state.camera.size),
+    }
+    if state.decoder is not None:
+        info["grouped"] = state.grouped
+        info["decoder"] = {name: str(t.dtype)[6:] for name, t in state.decoder.items()}
+        raw = {name: _bytes(tensor) for name, tensor in state.decoder.items()}
+        save_tensors(folder / DECODER, KIND, raw, info)
+    state.memory.save(folder / MEMORY)
+    latents = torch.stack(list(state.latents.values())).numpy()
+    tensors = {"latents": latents} | _tensors_of(state.sights)
+    save_tensors(folder / LATENTS, KIND, tensors, info)
+    write_file(folder / WORLD, json.dumps(info, indent=1).encode())
+
+
+def _tensors_of(sights: Sights) -> dict[str, np.ndarray]:
+    return {
+        "sights.intrinsics": sights.cameras.intrinsics,
+        "sights.world_from_camera": sights.cameras.world_from_camera,
+        "sights.reach_m": sights.reach_m,
+        "sights.real": sights.real,
+    }
+
+
+def _sights_of(tensors: dict[str, np.ndarray]) -> Sights:
+    reach, poses = tensors["sights.reach_m"], tensors["sights.world_from_camera"]
+    cameras = Camera(tensors["sights.intrinsics"], poses, reach.shape[1:])
+    return Sights(cameras, reach, tensors["sights.real"])
+
+
+def _load_decoder(folder: Path, info: dict) -> DecoderState:
+    raw, told = load_tensors(world_file(folder, DECODER), KIND)
+    if told != info:
+        raise MirageError(f"{folder} mixes files of two worlds; take a sound copy of it.")
+    kinds = {name: getattr(torch, kind) for name, kind in info["decoder"].items()}
+    return {name: torch.from_numpy(raw[name]).view(kinds[name]) for name in kinds}
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's bytes (numpy knows no bfloat16), the last axis that much longer."""
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
+
+
+def _tag(model: WorldModel) -> str:
+    return f"{model.name} ({model.channels} channels, stride {model.stride}, size {model.size})"
+
+
+def _check_target(folder: Path, state: WorldState) -> None:
+    """Raises MirageError where a save would replace what no saved world owns."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise MirageError(f"{folder} is no folder; choose another path.")
+    found = {path.name for path in folder.iterdir()} - {SAVING}
+    told = header_of_world(world_file(folder, WORLD)) if found else {}
+    if told is None:
+        raise MirageError(f"{folder} holds other things and no saved world; choose another folder.")
+    strange = {name for name in FILES if (folder / name).is_dir()}
+    if state.decoder is not None and "decoder" not in told:
+        strange |= {DECODER} & found
+    if strange:
+        raise MirageError(
+            f"{folder} has a {' and a '.join(sorted(strange))} that the world saved there does not "
+            "own; choose another folder or move it away."
+        )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, kind: int) -> Iterator[None]:
+    """Keeps out who saves to the folder, and with LOCK_EX who loads from it; where the file system
+    has no locks, nobody."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise MirageError(f"{folder} is being saved or loaded right now; try again.") from error
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _move_up(folder: Path) -> None:
+    """Puts the files of a finished save in their places; goes on where a killed one stopped."""
+    fresh = folder / SAVED
+    if not fresh.is_dir():
+        return
+    _sync(folder)
+    if (new := header_of_world(fresh / WORLD)) and "decoder" not in new:
+        if "decoder" in (header_of_world(folder / WORLD) or {}):
+            (folder / DECODER).unlink(missing_ok=True)
+    for name in FILES:
+        if (fresh / name).exists():
+            os.rename(fresh / name, folder / name)
+    fresh.rmdir()
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    """The names in a folder are on the disk after this."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,116 @@
+"""Real pictures with depth, written over what was imagined.
+
+A depth picture tells two things: where surfaces are, and that nothing stands before them. So every
+token in view that lies at a measured surface or before it goes, real ones of an older picture too,
+and the picture's own tokens come in. What lies behind, or where depth is invalid, stays. The
+space that was seen to be free is so for what is imagined later, too (carving.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.depth import cell_depth, completed
+from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed
+from mirage_ros.memory.memory import LatentMemory
+from mirage_ros.memory.views import FIRST_OBSERVED
+from mirage_ros.world.chunking import (
+    check_latents,
+    moving_in_real,
+    perceive_seed,
+    readout_cells,
+    readout_side,
+)
+from mirage_ros.world.world import World
+
+# A token this much behind the measured surface, relative to its depth, is taken for the surface.
+TOLERANCE = 0.05
+# So many latents of observed pictures are kept, for reference.
+KEPT = 64
+
+
+def observe(
+    world: World,
+    rgb: np.ndarray,
+    camera: Camera,
+    depth_m: np.ndarray | None,
+    stamp_ns: int,
+) -> tuple[int, int]:
+    """Writes one uint8 (H, W, 3) picture with metric (H, W) depth into the world's memory.
+
+    Holes in depth (NaN) are completed from what was measured around them (depth.completed); where
+    they stay nothing changes. +inf is free as far as one can see. Time and the camera stay where
+    they are.
+
+    Returns:
+        How many tokens went, and how many came.
+
+    Raises:
+        MirageError: bad input, no world, or a memory that cannot be corrected; all stays as it was.
+    """
+    if depth_m is None:
+        raise MirageError("An observation needs depth; send a depth picture with it.")
+    state, model = world._seeded(), world.model
+    if not isinstance(state.memory, LatentMemory):
+        raise MirageError("This world's memory cannot be corrected; use the latent memory.")
+    rgb, camera, depth_m = fit_seed(rgb, camera, depth_m, model.size)
+    cameras = Camera.stack([camera])
+    cells = world._latent(cameras)
+    latents = check_latents(model.encode(rgb[None]), model, 1)
+    depth_m = completed(depth_m)
+    fine = np.where(depth_m > world.config.max_depth_m, np.float32(np.inf), depth_m)[None]
+    depth = cell_depth(fine, model.stride)
+    moving = moving_in_real(
+        model,
+        rgb[None],
+        world.config.forget_moving,
+        lambda: perceive_seed(model, rgb[None], cameras, depth_m).dynamic,
+    )
+    known = np.isfinite(depth) & (
+        cell_share(moving, model.stride) <= world.config.max_dynamic_share
+    )
+    number = max((i for i in state.latents if i >= FIRST_OBSERVED), default=FIRST_OBSERVED - 1) + 1
+    fork = state.forked()
+    erased = fork.memory.forget(contradicted(fork.memory, cells[0], depth[0]))
+    stored = fork.memory.write_by_surfaces(
+        latents,
+        cells,
+        fine if readout_cells(model) > 1 else depth,
+        known,
+        np.array([stamp_ns], np.int64),
+        cell_colours(rgb[None], model.stride),
+        np.array([number]),
+        real=True,
+    )
+    kept = {
+        i: latent for i, latent in state.latents.items() if i < FIRST_OBSERVED or i > number - KEPT
+    }
+    kept[number] = latents[0].to("cpu", torch.float16)
+    sights = state.sights.with_real(camera, depth_m, readout_side(model))
+    world.state = replace(fork, latents=kept, sights=sights)
+    return erased, stored
+
+
+def contradicted(
+    memory: LatentMemory, camera: Camera, depth_m: Float[np.ndarray, "h w"]
+) -> Bool[np.ndarray, "n"]:
+    """The tokens that lie at or before a depth measured at latent size, in view."""
+    points = memory.positions_m.astype(np.float64)
+    pixels, depth = camera.project(points)
+    with np.errstate(invalid="ignore"):
+        column, row = np.rint(pixels).T
+        inside = (depth > 0) & (row >= 0) & (row < camera.size[0])
+        inside &= (column >= 0) & (column < camera.size[1])
+    result = np.zeros(len(points), bool)
+    index = np.nonzero(inside)[0]
+    measured = depth_m[row[index].astype(int), column[index].astype(int)]
+    footprint = memory.footprints_m[index]
+    with np.errstate(invalid="ignore"):
+        result[index] = depth[index] <= measured * (1 + TOLERANCE) + footprint
+    return result
