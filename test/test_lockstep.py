@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from rclpy.qos import QoSProfile
 from ros_client import PICTURES, TESTS
 from rosgraph_msgs.msg import Clock
 from sim_client import (
@@ -89,3 +90,13 @@ def test_a_second_clock_stops_time_and_is_named(sim, folder):
     assert sim.node.get_name() in refused.error_message
     sim.node.destroy_publisher(other)
     sim.spin(lambda: sim.set_state(PLAYING).result == OK, patience_s=20)
+
+
+def test_many_calls_at_once_are_all_answered(sim):
+    """A node that is busy for a second keeps what is asked meanwhile."""
+    kept = QoSProfile(depth=1000)
+    client = sim.node.create_client(srv.GetSimulationState, "mirage_node/get_simulation_state", qos_profile=kept)
+    sim.spin(client.service_is_ready)
+    answers = [client.call_async(srv.GetSimulationState.Request()) for _ in range(200)]
+    sim.spin(lambda: all(answer.done() for answer in answers))
+    sim.node.destroy_client(client)

@@ -113,6 +113,8 @@ class LazyPublisher:
 
 TOPIC = "callback"
 RESULT = "simulation_interfaces/Result"
+# By default ROS keeps ten requests of all clients and drops the oldest of more without a word: somebody waits for ever.
+CALLS = QoSProfile(depth=1000)
 MOST_CHARACTERS = 300
 
 
@@ -134,10 +136,11 @@ class GuardedNode(LifecycleNode):
     def create_guard_condition(self, callback, *args, **kwargs):
         return super().create_guard_condition(self.guarded(callback), *args, **kwargs)
 
-    def create_service(self, srv_type, srv_name, callback, **kwargs):
+    def create_service(self, srv_type, srv_name, callback, *, qos_profile=CALLS, **kwargs):
         if srv_type in (SetParameters, SetParametersAtomically):
             callback = checking_parameters(callback)
-        return super().create_service(srv_type, srv_name, self.answering(callback), **kwargs)
+        callback = self.answering(callback)
+        return super().create_service(srv_type, srv_name, callback, qos_profile=qos_profile, **kwargs)
 
     def guarded(self, callback: Callable) -> Callable:
         """The callback; what it raises is told and ends there."""
@@ -296,6 +299,9 @@ class LongAction:
             goal_callback=lambda request: GoalResponse.ACCEPT,
             handle_accepted_callback=self._accepted,
             cancel_callback=self._canceled,
+            goal_service_qos_profile=CALLS,
+            result_service_qos_profile=CALLS,
+            cancel_service_qos_profile=CALLS,
         )
 
     def _accepted(self, handle) -> None:
