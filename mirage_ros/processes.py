@@ -142,7 +142,7 @@ def mirage_command(*arguments: str) -> list[str]:
 
 def private_environment() -> dict[str, str]:
     """This environment with a ROS domain of its own, kept to this machine."""
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,

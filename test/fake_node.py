@@ -5,10 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fakes import pixel_model  # noqa: E402
+from fakes import pixel_model
 
 from mirage_ros.cli import build_parser
-from mirage_ros.commands import node_ros_arguments
+from mirage_ros.cli.node import node_ros_arguments
 from mirage_ros.ros.node import main
 
 if __name__ == "__main__":

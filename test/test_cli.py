@@ -12,7 +12,8 @@ import cv2
 import pytest
 from make_seed import write_seed
 
-from mirage_ros import cli, commands
+from mirage_ros import cli
+from mirage_ros.cli.node import node_ros_arguments
 from mirage_ros.errors import MirageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +89,7 @@ def test_ctrl_c_gives_130(monkeypatch):
     def interrupted(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "info", interrupted)
+    monkeypatch.setattr("mirage_ros.cli.doctor.info", interrupted)
     assert cli.main(["info"]) == 130
 
 
@@ -96,7 +97,7 @@ def test_node_options_become_ros_arguments(tmp_path):
     params = tmp_path / "a.yaml"
     params.write_text("")
     parse = cli.build_parser().parse_args
-    words = commands.node_ros_arguments(
+    words = node_ros_arguments(
         parse(["node", "--params", str(params), "--seed", "my 1", "--hfov", "70", "--no-memory",
                "--namespace", "/bot/", "--ros-args", "-p", "image_depth:=9"])
     )  # fmt: skip
@@ -104,9 +105,9 @@ def test_node_options_become_ros_arguments(tmp_path):
     assert words[3:5] == ["-r", "__ns:=/bot"]
     assert 'seed:="my 1"' in words and "seed_hfov_deg:=70.0" in words
     assert "use_memory:=false" in words and words[-2:] == ["-p", "image_depth:=9"]
-    assert commands.node_ros_arguments(parse(["node"])) == ["--ros-args"]
+    assert node_ros_arguments(parse(["node"])) == ["--ros-args"]
     with pytest.raises(MirageError, match="parameter file"):
-        commands.node_ros_arguments(parse(["node", "--params", str(tmp_path / "none.yaml")]))
+        node_ros_arguments(parse(["node", "--params", str(tmp_path / "none.yaml")]))
 
 
 def test_info_tells_versions_and_never_fails(capsys):

@@ -25,8 +25,8 @@ ORDER = """
     env training evaluation doctor processes
     generate loop
     ros
-    apps info
-    cli commands
+    apps
+    cli
 """
 RANK = {name: rank for rank, line in enumerate(ORDER.split("\n")) for name in line.split()}
 # What the inner folders may import from elsewhere: their numbers run without the rest.
@@ -49,7 +49,7 @@ ROS_LIBRARIES = {
 
 
 def folder_of(path: Path) -> str:
-    """`geometry` for mirage_ros/geometry/camera.py, `cli` for mirage_ros/cli.py."""
+    """`geometry` for mirage_ros/geometry/camera.py, `doctor` for mirage_ros/doctor.py."""
     return path.relative_to(ROOT / "mirage_ros").parts[0].removesuffix(".py")
 
 
@@ -129,7 +129,7 @@ def test_module_keeps_the_walls(path: Path):
         ("models/codec.py", "from mirage_ros.training.loop import train"),
         ("recording/mcap.py", "from sensor_msgs.msg import Image"),
         ("scenes/rooms.py", "from mirage_ros import ros"),
-        ("cli.py", "import rclpy"),
+        ("cli/node.py", "import rclpy"),
         ("env.py", "from mirage_ros.msg import RolloutStatus"),
         ("news.py", "from mirage_ros import errors"),
     ],

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mirage_ros.errors import MirageError
+from mirage_ros.recording import FORMATS
 from mirage_ros.recording.episodes import PathLock, check_free, check_writable, remove_halves
 from mirage_ros.recording.pictures import FolderDataset, SingleDataset, episode_path
 from mirage_ros.recording.recorder import (
@@ -49,7 +50,6 @@ FOLDERS = {
     "png": Format("pictures", "PictureEpisode", options={"depth": "png"}),
     "exr": Format("pictures", "PictureEpisode", options={"depth": "exr"}),
 }
-FORMATS = ("lerobot", *FOLDERS)
 
 
 def open_dataset(path: str | Path, format: str, config: RecordingConfig) -> Dataset:

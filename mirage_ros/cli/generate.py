@@ -1,10 +1,11 @@
-"""`mirage generate`: its options, and what it says."""
+"""`mirage generate`: many rollouts into one dataset."""
 
 from __future__ import annotations
 
 import argparse
-import json
 
+from mirage_ros.cli.arguments import add_command, add_json, add_model, write_json
+from mirage_ros.recording import FORMATS
 from mirage_ros.resources import user_path
 
 POLICIES = ("wander", "orbit", "tour", "expert")
@@ -21,12 +22,11 @@ Run the same command again to go on with a dataset that was cut off, or with a l
 """
 
 
-def add_generate(parsers, command) -> None:
-    """Registers the command; `command` is the CLI's way of making a parser."""
-    parser = command(
+def add_generate(parsers) -> None:
+    parser = add_command(
         parsers,
         "generate",
-        run,
+        generate,
         "generate many rollouts into one dataset for training policies",
         EPILOG,
     )
@@ -35,8 +35,8 @@ def add_generate(parsers, command) -> None:
     add("--episodes", type=int, required=True, metavar="N", help="in the dataset at the end")
     add("--out", type=user_path, required=True, metavar="DIR", help="the dataset's folder")
     add("--format", default="lerobot", metavar="FORMAT",
-        help="lerobot, mcap, video, png or exr (default: lerobot)")
-    add("--json", type=user_path, metavar="PATH", help="write a report with frames/s")
+        help=f"{', '.join(FORMATS)} (default: lerobot)")
+    add_json(parser)
     add("--policy", nargs="+", default=["wander"], metavar="NAME",
         help=f"each episode draws one of {', '.join(POLICIES)} (default: wander)")
     add("--starts", nargs="+", default=["shipped"], metavar="SEED",
@@ -45,7 +45,7 @@ def add_generate(parsers, command) -> None:
     add("--frames", type=int, default=48, help="of an episode, at most (default: 48)")
     add("--rate", type=float, default=5.0, metavar="HZ", help="frames per second (default: 5)")
     add("--seed", type=int, default=0, help="of all episodes (default: 0)")
-    add("--model", default="mini", help="checkpoint (default: mini)")
+    add_model(parser)
     add("--workers", type=int, metavar="K",
         help="processes, or actors with --ray (default: 1; with --ray all GPUs or cores)")
     add("--threads", type=int, default=1,
@@ -57,17 +57,14 @@ def add_generate(parsers, command) -> None:
         help="run on a Ray cluster: its address, auto, or nothing to start one here")
     add("--codec", default="h264", choices=("h264", "av1"), help="of videos (default: h264)")
     add("--no-memory", action="store_true", help="switch the latent memory off")
-    # fmt: on
 
 
-def run(arguments: argparse.Namespace) -> int:
+def generate(arguments: argparse.Namespace) -> int:
     from mirage_ros.generate.job import Job
-    from mirage_ros.generate.run import generate
-    from mirage_ros.memory.files import write_file
+    from mirage_ros.generate.run import generate as run_job
 
-    if arguments.json is not None:
-        # What cannot be written is told before hours of work, not after.
-        write_file(arguments.json, b'{"complete": false}\n')
+    # A path that cannot be written is reported before hours of work, not after.
+    write_json({"complete": False}, arguments.json)
     starts = arguments.starts
     job = Job(
         seed=arguments.seed,
@@ -82,10 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         batch=arguments.batch,
         use_memory=not arguments.no_memory,
     )
-    report = generate(job, arguments.episodes, arguments.out, arguments.workers, arguments.ray)
-    told = {"complete": True} | report.as_dict()
-    if arguments.json is not None:
-        write_file(arguments.json, (json.dumps(told, indent=2) + "\n").encode())
+    report = run_job(job, arguments.episodes, arguments.out, arguments.workers, arguments.ray)
+    write_json({"complete": True} | report.as_dict(), arguments.json)
     if not report.generated:
         print(f"All {report.episodes} episodes were in {report.out} already.")
         return 0

@@ -1,62 +1,17 @@
-"""What `mirage bench memory` and `mirage evaluate` do. Heavy imports wait until they run."""
+"""`mirage evaluate`: a model judged in closed loops; `mirage readback`: memory judged on real frames."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-from functools import partial
 from pathlib import Path
 
+from mirage_ros.cli.arguments import add_command, add_json, add_model, seed_range, write_json
 from mirage_ros.errors import MirageError
 from mirage_ros.resources import user_path
 
 
-def add_bench_memory(actions, command) -> None:
-    """Registers the command; `command` makes its parser (see cli.py)."""
-    parser = command(
-        actions,
-        "memory",
-        bench_memory,
-        "time the latent memory, beside a cloud of coloured points on the same walk",
-        "examples:\n  mirage bench memory\n  mirage bench memory --parts stored view\n"
-        "  mirage bench memory --quick\n\n"
-        "readout time against tokens stored and tokens in view; time and bytes beside a cloud of\n"
-        "points that is drawn and encoded (the same frames and cameras, true depth); growth over\n"
-        "ten rounds. Every figure is measured in the run that prints it; needs MuJoCo for the\n"
-        "walk, 4 GB of memory for ten million tokens, and an otherwise idle machine.",
-    )
-    parser.add_argument("--parts", nargs="+", choices=("stored", "view", "files", "walk", "loops"),
-                        help="measure only these (default: all)")  # fmt: skip
-    parser.add_argument("--model", default="mini", help="whose codec (default: mini)")
-    parser.add_argument("--repeats", type=int, default=7, help="runs per median (default: 7)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
-    parser.add_argument("--plot", type=user_path, default=Path("out/bench_memory.png"), metavar="PNG")
-    parser.add_argument("--json", type=user_path, metavar="PATH", help="write the figures as well")
-
-
-def bench_memory(arguments: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from mirage_ros.evaluation.bench_memory import QUICK, BenchConfig, describe, draw, run_bench
-    from mirage_ros.models.pretrained import load_model
-
-    if arguments.repeats < 1:
-        raise MirageError(f"A median of {arguments.repeats} runs was asked for; give at least 1.")
-    config = QUICK if arguments.quick else BenchConfig(repeats=arguments.repeats)
-    if arguments.parts:
-        config = replace(config, parts=tuple(arguments.parts))
-    keep = partial(write_json, path=arguments.json)
-    report = run_bench(load_model(arguments.model), config, keep)
-    print(describe(report))
-    draw(report, arguments.plot)
-    print(f"\nplot: {arguments.plot}")
-    return 0
-
-
-def add_evaluate(parsers, command) -> None:
-    """Registers `mirage evaluate`."""
-    parser = command(
+def add_evaluate(parsers) -> None:
+    parser = add_command(
         parsers,
         "evaluate",
         evaluate,
@@ -78,7 +33,7 @@ def add_evaluate(parsers, command) -> None:
     parser.add_argument("--frames", type=int, help="frames of the walk (default: 33, or the "
                         "whole folder); above 100 it wanders and comes back each 100")  # fmt: skip
     parser.add_argument("--kind", help="kind of scene (default: as each seed draws it)")
-    parser.add_argument("--model", default="mini", help="checkpoint (default: mini)")
+    add_model(parser)
     parser.add_argument("--memories", default="latent,rgb,keyframes1,keyframes4,none",
                         metavar="A,B", help="of latent, rgb, keyframesN, none "
                         "(default: %(default)s)")  # fmt: skip
@@ -92,7 +47,23 @@ def add_evaluate(parsers, command) -> None:
                         help="pictures whose moving things, by the perceiver's guess, are not "
                         "remembered (default: all of scenes, imagined of a folder)")  # fmt: skip
     parser.add_argument("--out", type=user_path, default=Path("out/evaluate"), metavar="FOLDER")
-    parser.add_argument("--json", type=user_path, metavar="PATH", help="write the figures as well")
+    add_json(parser)
+
+
+def add_readback(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "readback",
+        readback,
+        "measure how well memory shows one real frame again from other real cameras",
+        "example:\n  mirage readback walk/ --seed-frame 8\n\nthe folder holds color/, depth/, K.txt"
+        " and world_from_camera.txt",
+    )
+    parser.add_argument("folder", type=user_path, help="posed RGB-D folder")
+    parser.add_argument("--seed-frame", type=int, default=0, help="frame to remember (default: 0)")
+    parser.add_argument("--frames", type=int, nargs="+", help="frames to look from (default: all)")
+    add_model(parser)
+    parser.add_argument("--out", type=user_path, metavar="PNG", help="write the pictures as well")
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -140,29 +111,16 @@ def _seeds(text: str | None, folder: str) -> tuple[int, ...]:
         raise MirageError("Give either --seeds A-B or --folder to evaluate on.")
     if not text:
         return ()
-    first, _, last = text.partition("-")
-    if not first.isdigit() or (last and not last.isdigit()):
-        raise MirageError(f"The seeds are {text!r}; give a range such as 2000100-2000103.")
-    seeds = tuple(range(int(first), int(last or first) + 1))
-    if not seeds:
-        raise MirageError(f"The seeds {text} are an empty range; give the smaller number first.")
-    return seeds
+    return tuple(seed_range(text))
 
 
-def write_json(report: dict, path: Path | None) -> None:
-    """The figures under a temporary name, renamed; nothing without a path."""
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(_sayable(report), indent=1, allow_nan=False) + "\n")
-    unfinished.replace(path)
+def readback(arguments: argparse.Namespace) -> int:
+    from mirage_ros.evaluation.readback import describe, draw, read_back
+    from mirage_ros.models.pretrained import load_model
 
-
-def _sayable(value):
-    """JSON knows neither NaN nor infinity: null, then."""
-    if isinstance(value, dict):
-        return {key: _sayable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_sayable(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    model = load_model(arguments.model)
+    walk = read_back(arguments.folder, arguments.seed_frame, model, arguments.frames)
+    print(describe(walk))
+    if arguments.out is not None:
+        draw(walk, arguments.out)
+    return 0

@@ -1,25 +1,19 @@
-"""`mirage loop`, `mirage base` and `mirage wander`. Heavy imports wait until one runs."""
+"""`mirage loop`, `mirage base` and `mirage wander`: a policy that drives by generated pictures."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from mirage_ros.cli.arguments import add_command, add_model, add_namespace, add_ros_arguments, add_world_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.resources import user_path
 
 WORLDS = ("room:2000000", "room:2000001", "room:2000002", "room:2000003", "room:2000007")
 
 
-def add_loop_commands(parsers, command) -> None:
-    """Registers the three; `command` makes a parser (see cli.py)."""
-    _add_loop(parsers, command)
-    _add_base(parsers, command)
-    _add_wander(parsers, command)
-
-
-def _add_loop(parsers, command) -> None:
-    parser = command(
+def add_loop(parsers) -> None:
+    parser = add_command(
         parsers,
         "loop",
         loop,
@@ -39,16 +33,16 @@ def _add_loop(parsers, command) -> None:
     parser.add_argument("--decisions", type=int, default=250,
                         help="end a drive after so many (default: 250)")  # fmt: skip
     parser.add_argument("--rate", type=float, default=5.0, help="frames/s (default: 5)")
-    parser.add_argument("--model", default="mini", help="checkpoint (default: mini)")
+    add_model(parser)
     parser.add_argument("--step-frames", type=int, default=4,
                         help="frames of the model's chunk (default: 4)")  # fmt: skip
-    parser.add_argument("--world-seed", type=int, default=0, help="seed of the noise (default: 0)")
+    add_world_seed(parser)
     parser.add_argument("--no-truth", action="store_true", help="skip the MuJoCo drives")
     parser.add_argument("--no-video", action="store_true", help="write no videos")
 
 
-def _add_base(parsers, command) -> None:
-    parser = command(
+def add_base(parsers) -> None:
+    parser = add_command(
         parsers,
         "base",
         base,
@@ -62,8 +56,8 @@ def _add_base(parsers, command) -> None:
     _add_names(parser)
 
 
-def _add_wander(parsers, command) -> None:
-    parser = command(
+def add_wander(parsers) -> None:
+    parser = add_command(
         parsers,
         "wander",
         wander,
@@ -81,9 +75,8 @@ def _add_names(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-frame", default="base_link", help="(default: base_link)")
     parser.add_argument("--camera-frame", default="camera_color_optical_frame",
                         help="(default: %(default)s)")  # fmt: skip
-    parser.add_argument("--namespace", default="", help="ROS namespace of the node")
-    parser.add_argument("--ros-args", nargs=argparse.REMAINDER, default=[],
-                        help="anything after it goes to rcl")  # fmt: skip
+    add_namespace(parser)
+    add_ros_arguments(parser)
 
 
 def loop(arguments: argparse.Namespace) -> int:

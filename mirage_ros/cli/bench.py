@@ -1,18 +1,49 @@
-"""What `mirage bench generate` and `mirage convert` do. Heavy imports wait until they run."""
+"""`mirage bench memory`, `mirage bench generate` and `mirage bench record`: speed and memory on this machine."""
 
 from __future__ import annotations
 
 import argparse
-import json
+from functools import partial
 from pathlib import Path
 
+from mirage_ros.cli.arguments import add_command, add_json, add_model, parse_size, write_json
 from mirage_ros.errors import MirageError
+from mirage_ros.recording import FORMATS
 from mirage_ros.resources import user_path
 
 
-def add_bench_generate(actions, command) -> None:
-    """Registers `mirage bench generate`; `command` makes its parser (see cli.py)."""
-    parser = command(
+def add_bench(parsers) -> None:
+    parser = parsers.add_parser("bench", help="measure speed and memory on this machine")
+    actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_memory(actions)
+    _add_generate(actions)
+    _add_record(actions)
+
+
+def _add_memory(actions) -> None:
+    parser = add_command(
+        actions,
+        "memory",
+        bench_memory,
+        "time the latent memory, beside a cloud of coloured points on the same walk",
+        "examples:\n  mirage bench memory\n  mirage bench memory --parts stored view\n"
+        "  mirage bench memory --quick\n\n"
+        "readout time against tokens stored and tokens in view; time and bytes beside a cloud of\n"
+        "points that is drawn and encoded (the same frames and cameras, true depth); growth over\n"
+        "ten rounds. Every figure is measured in the run that prints it; needs MuJoCo for the\n"
+        "walk, 4 GB of memory for ten million tokens, and an otherwise idle machine.",
+    )
+    parser.add_argument("--parts", nargs="+", choices=("stored", "view", "files", "walk", "loops"),
+                        help="measure only these (default: all)")  # fmt: skip
+    parser.add_argument("--model", default="mini", help="whose codec (default: mini)")
+    parser.add_argument("--repeats", type=int, default=7, help="runs per median (default: 7)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
+    parser.add_argument("--plot", type=user_path, default=Path("out/bench_memory.png"), metavar="PNG")
+    add_json(parser)
+
+
+def _add_generate(actions) -> None:
+    parser = add_command(
         actions,
         "generate",
         bench_generate,
@@ -41,7 +72,48 @@ def add_bench_generate(actions, command) -> None:
     parser.add_argument("--plan", action="store_true", help="print the memory plan and end")
     parser.add_argument("--write", type=user_path, metavar="FOLDER",
                         help="write the tiny random checkpoint as a folder and end")  # fmt: skip
-    parser.add_argument("--json", type=user_path, metavar="PATH", help="write the figures as well")
+    add_json(parser)
+
+
+def _add_record(actions) -> None:
+    parser = add_command(
+        actions,
+        "record",
+        bench_record,
+        "time the cycle with and without recording, format by format",
+        "examples:\n  mirage bench record\n  mirage bench record --formats lerobot --rounds 8\n\n"
+        "plain and recorded rollouts of one walk take turns; recording runs in a thread beside\n"
+        "the next chunk. What a format needs after the last chunk is its episode's end. The CPU\n"
+        "columns are the time of recording all by itself, ffmpeg included, over the cycle's,\n"
+        "without and with the episode's end: where cores are scarce, the cycle gets that much\n"
+        "slower. At most 10 % without the end is what a format is meant to keep to.",
+    )
+    parser.add_argument("--formats", nargs="+", metavar="FORMAT",
+                        help=f"{', '.join(FORMATS)} (default: all)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=4, help="(default: 4)")
+    parser.add_argument("--frames", type=int, default=48, help="of a rollout (default: 48)")
+    parser.add_argument("--seed", default="room", help="(default: room)")
+    add_model(parser)
+    add_json(parser)
+
+
+def bench_memory(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from mirage_ros.evaluation.bench_memory import QUICK, BenchConfig, describe, draw, run_bench
+    from mirage_ros.models.pretrained import load_model
+
+    if arguments.repeats < 1:
+        raise MirageError(f"A median of {arguments.repeats} runs was asked for; give at least 1.")
+    config = QUICK if arguments.quick else BenchConfig(repeats=arguments.repeats)
+    if arguments.parts:
+        config = replace(config, parts=tuple(arguments.parts))
+    keep = partial(write_json, path=arguments.json)
+    report = run_bench(load_model(arguments.model), config, keep)
+    print(describe(report))
+    draw(report, arguments.plot)
+    print(f"\nplot: {arguments.plot}")
+    return 0
 
 
 def bench_generate(arguments: argparse.Namespace) -> int:
@@ -49,7 +121,8 @@ def bench_generate(arguments: argparse.Namespace) -> int:
         raise MirageError("Give either --model FOLDER or --random-weights.")
     if arguments.write is not None:
         return _write(arguments)
-    settings = {"size": _size(arguments)}
+    default = "128x224" if arguments.tiny else "704x1280"
+    settings = {"size": parse_size(arguments.size or default)}
     if arguments.plan:
         return _plan(arguments, settings)
     from mirage_ros.evaluation.bench_generate import BenchConfig, describe, run_bench
@@ -61,9 +134,7 @@ def bench_generate(arguments: argparse.Namespace) -> int:
         raise MirageError("A bench needs at least 1 chunk and 1 step; give more.")
     report = run_bench(_model(arguments, settings), config)
     print(describe(report))
-    if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(report, arguments.json)
     return 0
 
 
@@ -121,59 +192,19 @@ def _write(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _size(arguments: argparse.Namespace) -> tuple[int, int]:
-    text = arguments.size or ("128x224" if arguments.tiny else "704x1280")
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdigit() for side in sides):
-        raise MirageError(f"The size is {text!r}; give HEIGHTxWIDTH such as 704x1280.")
-    return int(sides[0]), int(sides[1])
+def bench_record(arguments: argparse.Namespace) -> int:
+    from mirage_ros.data.seeds import load_seed
+    from mirage_ros.evaluation.bench_record import RecordBenchConfig, describe, run_bench
+    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.recording.formats import check_format
 
-
-def add_convert(parsers, command) -> None:
-    """Registers `mirage convert`."""
-    parser = command(
-        parsers,
-        "convert",
-        convert,
-        "make a checkpoint of the reference implementation ours",
-        "example:\n  mirage convert --base /models/Wan2.2-TI2V-5B-Diffusers \\\n"
-        "      --branch vace.safetensors --lora lora.safetensors --out models/mirage-5b\n\n"
-        "writes branch/, lora/ and mirage.json, for `mirage node --model models/mirage-5b`.\n"
-        "Refuses checkpoints that do not fit with a list of every tensor that differs.",
-    )
-    parser.add_argument("--base", required=True, help="the published folder or hub id")
-    parser.add_argument("--branch", type=user_path, help="safetensors with vace_blocks.* tensors")
-    parser.add_argument("--lora", type=user_path, help="safetensors with *.lora_A/B.weight tensors")
-    parser.add_argument("--lora-alpha", type=int, help="(default: the rank)")
-    parser.add_argument("--out", type=user_path, required=True, help="folder to write")
-
-
-def convert(arguments: argparse.Namespace) -> int:
-    if arguments.branch is None and arguments.lora is None:
-        raise MirageError("There is nothing to convert; give --branch, --lora or both.")
-    import torch
-    from diffusers import WanTransformer3DModel
-
-    from mirage_ros.models.parts import find_folder, load_part
-    from mirage_ros.models.wan import weights as wan_convert
-    from mirage_ros.models.wan.config import SETTINGS_FILE
-    from mirage_ros.models.wan.loading import published_folder
-
-    base = published_folder(find_folder(arguments.base))
-    transformer = load_part(base / "transformer", WanTransformer3DModel, torch.bfloat16)
-    branch = found = rank = None
-    if arguments.branch is not None:
-        tensors = wan_convert.read_tensors(arguments.branch)
-        branch = wan_convert.convert_branch(tensors, transformer)
-    if arguments.lora is not None:
-        tensors = wan_convert.read_tensors(arguments.lora)
-        found, rank = wan_convert.convert_lora(tensors, transformer)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    if branch is not None:
-        wan_convert.write_branch(branch, arguments.out)
-    if found is not None:
-        wan_convert.write_lora(found, rank, arguments.out, arguments.lora_alpha)
-    settings = {"base": str(base.resolve())}
-    (arguments.out / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
-    print(f"wrote {arguments.out}")
+    formats = arguments.formats or FORMATS
+    for format in formats:
+        check_format(format)
+    if min(arguments.rounds, arguments.frames) < 1:
+        raise MirageError("A bench needs at least 1 round and 1 frame; give more.")
+    config = RecordBenchConfig(formats, arguments.rounds, arguments.frames)
+    report = run_bench(load_model(arguments.model), load_seed(arguments.seed), config)
+    print(describe(report))
+    write_json(report, arguments.json)
     return 0

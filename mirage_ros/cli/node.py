@@ -1,0 +1,124 @@
+"""`mirage node`, and `mirage plan`, which plans for a running one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from mirage_ros.cli.arguments import add_command, add_namespace, add_ros_arguments, add_seed
+from mirage_ros.errors import MirageError
+from mirage_ros.resources import user_path
+
+
+def add_node(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "node",
+        node,
+        "run the node: camera poses from TF in; pictures, depth and cloud out",
+        "examples:\n  mirage node --seed room\n  mirage node --params config/mirage.yaml\n"
+        "  mirage node --seed room --ros-args -p frame_rate_hz:=5.0 -r __ns:=/robot",
+    )
+    add_seed(parser, default=None)
+    parser.add_argument("--params", type=user_path, metavar="YAML", help="ROS parameter file")
+    parser.add_argument("--model", help="checkpoint: mini, a folder or a hub id")
+    parser.add_argument("--namespace", default="", help="ROS namespace of the node's topics")
+    parser.add_argument("--world-seed", type=int, help="seed of the noise")
+    parser.add_argument("--no-memory", action="store_true", help="switch the memory off")
+    add_ros_arguments(parser)
+
+
+def add_plan(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "plan",
+        plan,
+        "publish a camera path on TF that leaves the seed's view and returns to it",
+        "example, beside a running `mirage node --seed room`:\n"
+        "  mirage plan --seed room --frames 72 --rate 10",
+    )
+    add_seed(parser)
+    parser.add_argument("--frames", type=int, default=72, help="poses (default: 72)")
+    parser.add_argument("--rate", type=float, default=10.0, help="poses/s (default: 10)")
+    parser.add_argument(
+        "--ahead",
+        type=float,
+        default=3.0,
+        metavar="S",
+        help="seconds of plan published ahead of what is rendered (default: 3)",
+    )
+    parser.add_argument(
+        "--scene-depth",
+        type=float,
+        metavar="M",
+        help="distance of the scene in metres (default: measured, or 3)",
+    )
+    parser.add_argument("--world-frame", default="world", help="(default: world)")
+    parser.add_argument(
+        "--camera-frame", default="camera_color_optical_frame", help="(default: %(default)s)"
+    )
+    add_namespace(parser)
+    parser.add_argument(
+        "--listeners", type=int, default=1, help="subscriptions to /tf to wait for (default: 1)"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="give up after so long without listener or picture (default: 120)",
+    )
+    parser.add_argument("--log", type=user_path, metavar="JSON", help="write the plan to a file")
+
+
+def node(arguments: argparse.Namespace) -> int:
+    from mirage_ros.ros.node import main
+
+    return main(node_ros_arguments(arguments)) or 0
+
+
+def node_ros_arguments(arguments: argparse.Namespace) -> list[str]:
+    """The node's command line in ROS's own words; the file first, so that options override it."""
+    words = ["--ros-args"]
+    if arguments.params is not None:
+        if not arguments.params.is_file():
+            raise MirageError(
+                f"There is no parameter file {arguments.params}; give one such as mirage.yaml."
+            )
+        words += ["--params-file", str(arguments.params)]
+    if arguments.namespace:
+        words += ["-r", f"__ns:=/{arguments.namespace.strip('/')}"]
+    given = {
+        "seed": arguments.seed and json.dumps(arguments.seed, ensure_ascii=False),
+        "model": arguments.model and json.dumps(arguments.model, ensure_ascii=False),
+        "seed_hfov_deg": None if arguments.hfov is None else float(arguments.hfov),
+        "world_seed": arguments.world_seed,
+        "use_memory": "false" if arguments.no_memory else None,
+    }
+    for name, value in given.items():
+        if value is not None:
+            words += ["-p", f"{name}:={value}"]
+    return [*words, *arguments.ros_args]
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    from mirage_ros.ros.planner import PlannerConfig, run_planner
+
+    run_planner(
+        PlannerConfig(
+            seed=arguments.seed,
+            hfov_deg=arguments.hfov,
+            frames=arguments.frames,
+            rate_hz=arguments.rate,
+            scene_depth_m=arguments.scene_depth,
+            world_frame=arguments.world_frame,
+            camera_frame=arguments.camera_frame,
+            namespace=arguments.namespace,
+            ahead_s=arguments.ahead,
+            listeners=arguments.listeners,
+            wait_s=arguments.wait,
+            log=arguments.log,
+        )
+    )
+    print(f"The whole plan of {arguments.frames} poses was rendered.")
+    return 0

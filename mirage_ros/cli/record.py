@@ -1,0 +1,151 @@
+"""`mirage record`, `mirage recover` and `mirage export`: files of a running node and of a saved world."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import closing
+
+from mirage_ros.cli.arguments import add_command, add_namespace, add_ros_arguments
+from mirage_ros.errors import MirageError
+from mirage_ros.recording import FORMATS
+from mirage_ros.resources import user_path
+
+
+def add_record(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "record",
+        record,
+        "record a running node's topics: MCAP, LeRobot, video or pictures",
+        "examples:\n  mirage record out/walk.mcap                 until Ctrl-C; one file\n"
+        "  mirage record out/walk                      a rosbag2 folder with metadata.yaml\n"
+        "  mirage record out/walk.mcap --frames 72     until 72 whole frames came\n"
+        "  mirage record out/walk.mp4                  a video to look at\n"
+        "  mirage record out/walk --format lerobot     a LeRobot dataset v3.0\n"
+        "  mirage record out/walk --format png         a posed RGB-D folder (exr: exact depth)\n"
+        "  mirage record out/walk.mp4 --ros-args -r /tf:=/bot/tf    of a node with the same remap\n\n"
+        "a recording that was cut off is mended by `mirage recover PATH`.",
+    )
+    parser.add_argument("path", type=user_path, help="the file or folder to write")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="(default: by the ending of the path: .mcap, .mp4, .lerobot, .png, .exr, else mcap)",
+    )
+    parser.add_argument("--frames", type=int, help="end after so many frames")
+    parser.add_argument("--idle", type=float, metavar="S", help="end after so long without frames")
+    parser.add_argument(
+        "--rate", type=float, metavar="HZ", help="frames/s of the plan (default: by its stamps)"
+    )
+    parser.add_argument(
+        "--codec", choices=("h264", "av1"), default="h264", help="of LeRobot's colour video"
+    )
+    add_namespace(parser)
+    parser.add_argument("--json", action="store_true", help="tell progress as lines of JSON")
+    add_ros_arguments(parser, ": give the node's remaps")
+
+
+def add_recover(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "recover",
+        recover,
+        "mend a recording whose writer was killed or whose disk was full",
+        "examples:\n  mirage recover out/walk.mcap    writes the index that is missing\n"
+        "  mirage recover out/dataset      drops half episodes, finishes a LeRobot dataset\n\n"
+        "give the path that was recorded to; everything that had reached the disk is kept.",
+    )
+    parser.add_argument("path", type=user_path, help="the file or folder that was recorded to")
+
+
+def add_export(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "export",
+        export,
+        "write what a saved world remembers as a cloud of coloured points",
+        "examples:\n  mirage export out/world                    writes out/world.ply\n"
+        "  mirage export out/world/memory.safetensors --out cloud.ply\n\n"
+        "the points are in the world's frame, metres, z up; each has a colour and a confidence\n"
+        "(1 seen frontally, towards 0 grazing).",
+    )
+    parser.add_argument("path", type=user_path, help="the folder of a saved world, or a saved memory")
+    parser.add_argument(
+        "--out", type=user_path, metavar="PLY", help="the file to write (default: next to it)"
+    )
+
+
+def record(arguments: argparse.Namespace) -> int:
+    from mirage_ros.recording.formats import guess_format
+    from mirage_ros.ros.recorder import RecorderConfig, run_recorder
+
+    config = RecorderConfig(
+        path=arguments.path,
+        namespace=arguments.namespace,
+        ros_arguments=tuple(arguments.ros_args),
+        frames=arguments.frames,
+        idle_s=arguments.idle,
+        format=arguments.format or guess_format(arguments.path),
+        rate_hz=arguments.rate,
+        video_codec=arguments.codec,
+    )
+    with closing(_Progress(arguments.frames, arguments.json)) as progress:
+        summary = run_recorder(config, progress.show)
+    if not arguments.json:
+        print(summary)
+    return 0
+
+
+SENTENCES = {
+    "listening": "Waiting for the node's topics; Ctrl-C ends the recording.",
+    "ready": "Connected to the node; recording.",
+}
+
+
+class _Progress:
+    """What `mirage record` shows while it runs: a bar for people, lines of JSON for programs."""
+
+    def __init__(self, frames: int | None, as_json: bool) -> None:
+        self.frames, self.as_json, self.bar = frames, as_json, None
+
+    def show(self, event: str, count: int) -> None:
+        if self.as_json:
+            print(json.dumps({"event": event, "count": count}), flush=True)
+        elif event == "frames":
+            self.bar.update(count - self.bar.n)
+        elif self.bar is None:
+            print(SENTENCES[event], flush=True)
+            from tqdm import tqdm
+
+            # Only now: before it listens, a recording ends with one line where it cannot begin.
+            self.bar = tqdm(total=self.frames, unit="frame", desc="record")
+        else:
+            with self.bar.external_write_mode():
+                print(SENTENCES[event], flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def recover(arguments: argparse.Namespace) -> int:
+    from mirage_ros.recording.recovery import recover
+
+    for sentence in recover(arguments.path):
+        print(sentence)
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    from mirage_ros.memory.files import MEMORY, world_file
+    from mirage_ros.memory.memory import LatentMemory
+    from mirage_ros.recording.topdown import write_ply
+
+    path, out = arguments.path, arguments.out or arguments.path.with_suffix(".ply")
+    if out.suffix != ".ply":
+        raise MirageError(f"{out} does not end in .ply, the only kind that is written; rename it.")
+    memory = LatentMemory.load(world_file(path, MEMORY) if path.is_dir() else path)
+    write_ply(out, memory.to_points())
+    print(f"{out}: {memory.tokens:,} points")
+    return 0
