@@ -15,8 +15,8 @@ MODULES = sorted((ROOT / "mirage_ros").rglob("*.py"))
 
 # Each folder or module of the package may import what stands in a line before its own, and itself.
 ORDER = """
-    errors
-    progress resources geometry
+    errors progress
+    files resources geometry
     protocol
     memory
     world
@@ -30,7 +30,7 @@ ORDER = """
 """
 RANK = {name: rank for rank, line in enumerate(ORDER.split("\n")) for name in line.split()}
 # What the inner folders may import from elsewhere: their numbers run without the rest.
-INNER = ("errors", "progress", "geometry", "protocol", "memory", "world")
+INNER = ("errors", "progress", "files", "geometry", "protocol", "memory", "world")
 INNER_LIBRARIES = {"numpy", "torch", "numba", "jaxtyping", "safetensors"} | sys.stdlib_module_names
 # Modules that the build makes of msg/, srv/ and action/.
 INTERFACES = {"msg", "srv", "action"}

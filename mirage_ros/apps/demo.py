@@ -18,6 +18,7 @@ from mirage_ros.apps import demo_report as figures
 from mirage_ros.data.seeds import Seed, load_seed
 from mirage_ros.data.tour import central_depth_m
 from mirage_ros.errors import MirageError
+from mirage_ros.files import write_json
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models.pretrained import load_model
 from mirage_ros.processes import Children, mirage_command, private_environment
@@ -125,7 +126,7 @@ def run_demo(config: DemoConfig, load: Callable[[str], WorldModel] = load_model)
         report |= figures.baseline_figures(baseline, recording.frames)
     report |= figures.machine_figures(peak_bytes)
     report["complete"] = report["stamps_equal_plan"] and report["rgb_info_depth_tf_stamps_equal"]
-    figures.write_json(config.out / "report.json", report)
+    write_json(config.out / "report.json", report)
     figures.write_video(config.out / "demo.mp4", recording.frames, config.rate_hz)
     last = baseline[-1] if baseline else None
     title = f"mirage  ·  {seed.name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -97,13 +96,6 @@ def machine_figures(node_peak_bytes: int | None) -> dict:
             **{name: _version(name) for name in PACKAGES},
         },
     }
-
-
-def write_json(path: Path, values: dict) -> None:
-    """Under a temporary name first, then renamed."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    partial.replace(path)
 
 
 def write_video(path: Path, frames: Frames, rate_hz: float) -> None:

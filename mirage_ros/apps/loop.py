@@ -5,7 +5,6 @@ A drive for people to look at: the way from above and the video, beside the grou
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
+from mirage_ros.files import write_json
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.loop.base import Footprint
 from mirage_ros.loop.drive import DriveConfig, Trace, compare, drive, trace_figures
@@ -157,14 +157,6 @@ def write_path(path: Path, trace: Trace) -> None:
         "clearances_m": [value if np.isfinite(value) else None for value in trace.clear_m],
     }
     write_json(path, values)
-
-
-def write_json(path: Path, values: dict) -> None:
-    """Under a temporary name first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    partial.replace(path)
 
 
 READY_S = 180.0

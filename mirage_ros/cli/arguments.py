@@ -83,10 +83,9 @@ def parse_size(text: str) -> tuple[int, int]:
 def write_json(report: dict, path: Path | None) -> None:
     """Writes figures whole or not at all; nothing without a path."""
     if path is not None:
-        from mirage_ros.memory.files import write_file
+        from mirage_ros.files import write_file
 
-        text = json.dumps(_finite(report), indent=1, allow_nan=False) + "\n"
-        write_file(path, text.encode())
+        write_file(path, json.dumps(_finite(report), indent=1, allow_nan=False), "\n")
 
 
 def _finite(value):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,12 +82,14 @@ def preview(arguments: argparse.Namespace) -> int:
 
 
 def furniture(arguments: argparse.Namespace) -> int:
+    from mirage_ros.files import write_file
+
     with _scenes_extra():
         from mirage_ros.scenes.sweethome import make_catalogue
     catalogue = make_catalogue(arguments.folder, arguments.coverings, print)
     catalogue.save(arguments.out)
     credits = arguments.out.with_suffix(".credits.md")
-    credits.write_text(catalogue.credits() + "\n")
+    write_file(credits, catalogue.credits(), "\n")
     print(f"wrote {arguments.out} ({catalogue.summary()}) and {credits}")
     return 0
 
@@ -109,6 +110,7 @@ def convert(arguments: argparse.Namespace) -> int:
     import torch
     from diffusers import WanTransformer3DModel
 
+    from mirage_ros.files import write_json
     from mirage_ros.models.parts import find_folder, load_part
     from mirage_ros.models.wan import weights as wan_convert
     from mirage_ros.models.wan.config import SETTINGS_FILE
@@ -129,6 +131,6 @@ def convert(arguments: argparse.Namespace) -> int:
     if found is not None:
         wan_convert.write_lora(found, rank, arguments.out, arguments.lora_alpha)
     settings = {"base": str(base.resolve())}
-    (arguments.out / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(arguments.out / SETTINGS_FILE, settings)
     print(f"wrote {arguments.out}")
     return 0

@@ -27,6 +27,7 @@ from mirage_ros.evaluation.bench_walk import (
     view,
 )
 from mirage_ros.evaluation.timing import describe_machine, measure, streaming_bytes_per_s
+from mirage_ros.files import atomic_file
 from mirage_ros.memory.memory import LatentMemory
 from mirage_ros.memory.store import SURFEL_FIELDS, row_bytes
 from mirage_ros.protocol import WorldModel
@@ -288,11 +289,9 @@ def draw(report: dict, path: Path) -> None:
     _draw_times(axes[0, 1], report.get("view", []), "in_view", "tokens stored, all in view")
     _draw_walk(axes[1, 0], report.get("walk", []))
     _draw_loops(axes[1, 1], report.get("loops", []))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    figure.savefig(partial, format="png", dpi=110)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)
-    partial.replace(path)
 
 
 def _draw_times(axis, rows: list[dict], across: str, label: str) -> None:

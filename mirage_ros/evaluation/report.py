@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mirage_ros.evaluation.evaluate import Evaluation
+from mirage_ros.files import atomic_file
 from mirage_ros.recording.sheet import compose_row, save_picture
 from mirage_ros.world.world import STAGES
 
@@ -140,11 +141,9 @@ def draw_frames(evaluation: Evaluation, path: Path) -> None:
         axis.set(title=title, xlabel="frame")
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    figure.savefig(partial, format="png", dpi=110)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)
-    partial.replace(path)
 
 
 def draw_sheet(evaluation: Evaluation, path: Path) -> None:

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from mirage_ros.data.seeds import PosedRgbd
 from mirage_ros.errors import MirageError
 from mirage_ros.evaluation.rgb_cache import RgbMemory
+from mirage_ros.files import atomic_file
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share, fit_seed
@@ -348,7 +349,7 @@ def seed_lost(
 
 
 def cached(path: Path, kind: type, make: Callable[[], object]):
-    """A dataclass of arrays from a file, or made and written under a temporary name."""
+    """A dataclass of arrays from a file, or made and written."""
     if path.is_file():
         try:
             with np.load(path, allow_pickle=False) as stored:
@@ -356,11 +357,8 @@ def cached(path: Path, kind: type, make: Callable[[], object]):
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             path.unlink()  # of a run that was cut off, or of another release
     made = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as file:
+    with atomic_file(path) as file:
         np.savez(file, **{field.name: getattr(made, field.name) for field in fields(kind)})
-    partial.replace(path)
     return made
 
 

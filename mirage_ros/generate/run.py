@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from mirage_ros.env.stepping import check_starts
 from mirage_ros.errors import MirageError
+from mirage_ros.files import write_json
 from mirage_ros.generate.episode import check_policies
 from mirage_ros.generate.job import Event, Job, Unit
 from mirage_ros.generate.pool import ProcessPool, run_here
-from mirage_ros.memory.files import write_file
 from mirage_ros.recording.formats import open_dataset
 
 MANIFEST = "generate.json"
@@ -131,7 +131,7 @@ def check_manifest(wanted: dict, out: Path, begun: bool) -> None:
     """
     path = out / MANIFEST
     if not begun or not path.exists():
-        write_file(path, (json.dumps(wanted, indent=2) + "\n").encode())
+        write_json(path, wanted)
         return
     try:
         found = json.loads(path.read_text())

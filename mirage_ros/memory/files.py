@@ -1,24 +1,18 @@
-"""A latent memory as one safetensors file.
-
-Files: safetensors with a kind, a version and a checksum, all-or-nothing writes, and which files
-make a saved world.
-"""
+"""Saved memories: safetensors files with a kind, a version and a checksum, and which files make a saved world."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import stat
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import UNREADABLE, open_file, read_json, write_file
 from mirage_ros.geometry.camera import FARTHEST_M, LEAST_SIDES
 from mirage_ros.memory.features import FEATURE_TYPES, Fields
 from mirage_ros.memory.store import TokenStore
@@ -41,43 +35,7 @@ SAVING, SAVED = ".mirage_saving", ".mirage_saved"
 KEYS = {"version", "model", "frames_seen", "stamp_ns", "frame_ids"}
 """Of world.json, which tell one from other programs' (the first ones named no format)."""
 
-PIECE = 64 * 2**20
-"""Bytes that are read or written between two reports of progress."""
-
 _KEY = "mirage_ros"
-
-
-_KINDS = {
-    **{"BOOL": "bool", "F16": "float16", "F32": "float32", "F64": "float64"},
-    **{
-        f"{sign}{bits}": f"{name}{bits}"
-        for sign, name in (("I", "int"), ("U", "uint"))
-        for bits in (8, 16, 32, 64)
-    },
-}
-"""Names of number types in safetensors -> numpy's."""
-
-
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-"""What reading a damaged or hostile header may raise."""
-
-
-def open_file(path: str | os.PathLike) -> BinaryIO:
-    """A regular file to read. OSError for what is none: a pipe or device could block for ever."""
-    # Asked before as well: opening some devices does something.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return os.fdopen(handle, "rb")
-
-
-def read_json(path: str | os.PathLike) -> Any:
-    """What a JSON file holds. Raises OSError, or one of UNREADABLE."""
-    with open_file(path) as file:
-        return json.loads(file.read())
 
 
 def world_file(folder: str | os.PathLike, name: str) -> Path:
@@ -87,76 +45,13 @@ def world_file(folder: str | os.PathLike, name: str) -> Path:
 
 
 def header_of_world(path: str | os.PathLike) -> dict | None:
-    """What a world.json tells; None where it is none of a saved world, of any version or model."""
+    """The values of a world.json; None where it is none of a saved world, of any version or model."""
     try:
-        told = read_json(path)
-        ours = told.get("format") == FORMAT or KEYS <= told.keys()
+        header = read_json(path)
+        ours = header.get("format") == FORMAT or KEYS <= header.keys()
     except (OSError, *UNREADABLE):
         return None
-    return told if ours else None
-
-
-def write_file(path: str | os.PathLike, *parts: bytes | np.ndarray) -> None:
-    """Writes the parts to a file without a name, syncs, names it: the old file or the new one,
-    never half, and nothing left over from a process that was killed.
-
-    Raises MirageError where that fails; the old file then stands.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            _write_in(folder, path, parts)
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise MirageError(
-            f"{path} cannot be written ({error.strerror}); choose a writable path with free space."
-        ) from error
-
-
-def _write_in(folder: int, path: Path, parts: Sequence[bytes | np.ndarray]) -> None:
-    handle, temporary = _open_nameless(folder, path)
-    try:
-        with os.fdopen(handle, "wb", buffering=0) as file:
-            for part in parts:
-                _write_all(file, memoryview(part).cast("B"))
-            os.fsync(handle)
-            if temporary is None:
-                temporary = f".{path.name}.{os.getpid()}"
-                _unlink(folder, temporary)
-                os.link(f"/proc/self/fd/{handle}", temporary, src_dir_fd=folder, dst_dir_fd=folder)
-        os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException:
-        if temporary is not None:
-            _unlink(folder, temporary)
-        raise
-
-
-def _open_nameless(folder: int, path: Path) -> tuple[int, str | None]:
-    """A handle to write to, and its name where the file system cannot do without."""
-    try:
-        return os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o666, dir_fd=folder), None
-    except (OSError, AttributeError):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        return handle, os.path.basename(temporary)
-
-
-def _write_all(file, data: memoryview) -> None:
-    while len(data):
-        report()
-        data = data[file.write(data[:PIECE]) :]
-        if len(data):
-            os.fdatasync(file.fileno())
-
-
-def _unlink(folder: int, name: str) -> None:
-    try:
-        os.unlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        pass
+    return header if ours else None
 
 
 def save_tensors(
@@ -165,18 +60,8 @@ def save_tensors(
     """Writes tensors with JSON-able `info` in the header of a safetensors file."""
     header = {"kind": kind, "version": VERSION, "info": info}
     header["sha256"] = _digest(header, tensors)
-    # Wide types first, so that every tensor is aligned in the file.
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    arrays = [np.ascontiguousarray(tensors[name]) for name in names]
-    table, end = {"__metadata__": {_KEY: json.dumps(header)}}, 0
-    for name, array in zip(names, arrays, strict=True):
-        start, end = end, end + array.nbytes
-        kind_name = next(key for key, dtype in _KINDS.items() if dtype == array.dtype)
-        table[name] = {"dtype": kind_name, "shape": list(array.shape), "data_offsets": [start, end]}
-    head = json.dumps(table).encode()
-    head += b" " * (-len(head) % 8)
-    parts = [array.reshape(-1).view(np.uint8) for array in arrays]
-    write_file(path, len(head).to_bytes(8, "little"), head, *parts)
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    write_file(path, save(arrays, metadata={_KEY: json.dumps(header)}))
 
 
 def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarray], dict]:
@@ -185,16 +70,22 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarr
     A file that is missing, damaged, of another kind or of another version raises MirageError.
     """
     try:
-        with open_file(path) as file:
-            data = _read_all(file)
+        with open_file(path) as file, safe_open(f"/proc/self/fd/{file.fileno()}", "numpy") as stored:
+            return _read_checked(path, kind, stored)
     except OSError as error:
         raise MirageError(
             f"{path} cannot be read ({error.strerror}); give the path of a saved {kind}."
         ) from error
+    except SafetensorError as error:
+        raise MirageError(
+            f"{path} is truncated or its header is damaged ({error}); save the {kind} again or take a copy."
+        ) from error
+
+
+def _read_checked(path: str | os.PathLike, kind: str, stored: safe_open) -> tuple[dict[str, np.ndarray], dict]:
+    """The tensors and `info`, if kind, version and checksum agree."""
     try:
-        length = int.from_bytes(data[:8].tobytes(), "little")
-        table = json.loads(data[8 : 8 + length].tobytes())
-        header = json.loads(table.pop("__metadata__")[_KEY])
+        header = json.loads(stored.metadata()[_KEY])
         found, version = header["kind"], int(header["version"])
     except UNREADABLE as error:
         raise MirageError(
@@ -206,21 +97,8 @@ def load_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarr
             f"{path} holds a {found} of version {version}; this program reads a {kind} of version "
             f"{OLDEST} to {VERSION}: give another file or {way}."
         )
-    return _checked(path, kind, data[8 + length :], table, header)
-
-
-def _read_all(file: BinaryIO) -> np.ndarray:
-    data, end = np.empty(os.fstat(file.fileno()).st_size, np.uint8), 0
-    while read := file.readinto(data[end : end + PIECE]):
-        report()
-        end += read
-    return data[:end]
-
-
-def _checked(path, kind, data, table, header) -> tuple[dict[str, np.ndarray], dict]:
-    """The tensors, as views of the file's bytes, if the checksum agrees."""
     try:
-        tensors, info = {name: _view(data, entry) for name, entry in table.items()}, header["info"]
+        tensors, info = _read_tensors(stored), header["info"]
         sound = _digest(header, tensors) == header["sha256"]
     except UNREADABLE:
         sound = False
@@ -232,17 +110,18 @@ def _checked(path, kind, data, table, header) -> tuple[dict[str, np.ndarray], di
     return tensors, info
 
 
-def _view(data: np.ndarray, entry: dict) -> np.ndarray:
-    start, end = entry["data_offsets"]
-    if not 0 <= start <= end <= len(data):
-        raise ValueError("A tensor lies outside of the file.")
-    return data[start:end].view(_KINDS[entry["dtype"]]).reshape(entry["shape"])
+def _read_tensors(stored: safe_open) -> dict[str, np.ndarray]:
+    tensors = {}
+    for name in stored.keys():
+        report()
+        tensors[name] = stored.get_tensor(name)
+    return tensors
 
 
 def _digest(header: dict, tensors: dict[str, np.ndarray]) -> str:
-    """Of all that the header tells, its version too, and of every tensor."""
-    told = [header["kind"], header["version"], header["info"]]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    """Of kind, version and info in the header, and of every tensor."""
+    described = [header["kind"], header["version"], header["info"]]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -15,6 +15,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import write_json
 from mirage_ros.models.mini.codec import MiniCodec
 from mirage_ros.models.mini.denoiser import SamplerConfig, SideBranch
 from mirage_ros.models.mini.model import MiniConfig, MiniModel, MiniPerception
@@ -136,7 +137,7 @@ def save_model(model: MiniModel, folder: Path) -> None:
         _copy_in_half(part).save_pretrained(temporary / name)
     index = {"_class_name": "MiniModel", "format_version": FORMAT_VERSION, "name": model.name}
     index |= asdict(model.config)
-    (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_json(temporary / "model_index.json", index)
     if (folder / "README.md").exists():
         shutil.copy(folder / "README.md", temporary / "README.md")
     old = folder.with_name(folder.name + ".old")

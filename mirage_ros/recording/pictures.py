@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, UInt16
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import write_file
 from mirage_ros.protocol import Frame
 from mirage_ros.recording.episodes import Episode, PathLock, disk_errors, remove
 from mirage_ros.recording.recorder import NOTHING, RecordingConfig
@@ -92,7 +93,7 @@ def trim_pictures(folder: Path) -> int:
     lines = {name: path.read_text().split("\n")[:-1] for name, path in texts.items()}
     frames = min((len(found) for found in lines.values()), default=0)
     for name, path in texts.items():
-        path.write_text("".join(f"{line}\n" for line in lines[name][:frames]))
+        write_file(path, "".join(f"{line}\n" for line in lines[name][:frames]))
     for picture in folder.glob("*/*"):
         if int(picture.stem) >= frames:
             picture.unlink()

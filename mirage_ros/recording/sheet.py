@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from mirage_ros.files import atomic_file
+
 BACKGROUND = (17, 19, 24)
 INK = (232, 234, 240)
 FAINT_INK = (150, 156, 170)
@@ -173,10 +175,9 @@ def compose_sheet(
 
 
 def save_picture(path, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Write a PNG under a temporary name and rename it."""
-    partial = path.with_name(path.name + ".tmp")
-    Image.fromarray(rgb).save(partial, format="PNG", optimize=True)
-    partial.replace(path)
+    """Writes a PNG atomically."""
+    with atomic_file(path) as file:
+        Image.fromarray(rgb).save(file, format="PNG", optimize=True)
 
 
 def _place(sheet: Image.Image, picture: Picture, corner, size: tuple[int, int]) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw
 
+from mirage_ros.files import write_file
 from mirage_ros.geometry.camera import Camera, floor_axes
-from mirage_ros.memory.files import write_file
 from mirage_ros.protocol import Points
 from mirage_ros.recording.sheet import BACKGROUND, FAINT_INK, IMAGINED_TINT, INK, MEMORY_TINT, font
 

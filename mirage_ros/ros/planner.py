@@ -21,6 +21,7 @@ from tf2_msgs.msg import TFMessage
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.data.tour import plan_tour
 from mirage_ros.errors import MirageError
+from mirage_ros.files import write_file
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.ros.callbacks import told_to_end
 from mirage_ros.ros.messages.conversions import SECOND_NS, stamp_from_ros, transform_to_ros
@@ -167,7 +168,4 @@ def _write_log(path: Path, cameras: Camera, stamps_ns: list[int], config: Planne
         "world_from_camera": cameras.world_from_camera.tolist(),
         "started_ns": time.time_ns(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(values))
-    partial.replace(path)
+    write_file(path, json.dumps(values))

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from transforms3d.quaternions import quat2mat
 
 from mirage_ros.errors import MirageError
-from mirage_ros.memory.files import UNREADABLE, open_file
+from mirage_ros.files import UNREADABLE, open_file
 from mirage_ros.resources import share_path, user_path
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.plan import PlanConfig

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mirage_ros.errors import MirageError
-from mirage_ros.memory.files import write_file
+from mirage_ros.files import write_file
 from mirage_ros.scenes.builder import Builder, Material
 
 VERSION = 1

@@ -6,7 +6,6 @@ Training clips on disk: one safetensors file per scene seed, made once, resumed 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import atomic_path
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import fit_seed
 
@@ -98,9 +98,8 @@ def _make(seed: int, folder: Path, config: ShardConfig) -> None:
         "intrinsics": np.ascontiguousarray(clip.cameras.intrinsics),
         "world_from_camera": np.ascontiguousarray(clip.cameras.world_from_camera),
     }
-    temporary = _path(folder, seed).with_suffix(".tmp")
-    save_file(tensors, temporary)
-    os.replace(temporary, _path(folder, seed))
+    with atomic_path(_path(folder, seed)) as new:
+        save_file(tensors, new)
 
 
 def _load(path: Path) -> StoredClip:

@@ -9,7 +9,6 @@ for, first on a coarse grid of logarithms and then on a fine one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import atomic_path
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share
@@ -112,8 +112,8 @@ def build_cache(
     missing = [(path, video) for path, video in ours if not path.exists()]
     networks = load_networks() if missing else None
     for path, video in tqdm(missing, desc="latents", unit="clip", disable=share[0] > 0):
-        save_file(_tensors(video.read(), *networks), path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        with atomic_path(path) as new:
+            save_file(_tensors(video.read(), *networks), new)
     return len(videos)
 
 

@@ -12,7 +12,6 @@ A training checkpoint: weights, averages and optimiser moments in one safetensor
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import atomic_path
 from mirage_ros.models.resizing import picture_from_rgb, rgb_from_picture
 
 #: Depths shown, metres: nearer is red, farther is blue.
@@ -63,17 +63,15 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     step: int,
 ) -> None:
-    """Writes to a temporary name and renames, so that a kill leaves the old file or the new."""
+    """Writes it atomically: a kill leaves the old file or the new."""
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     tensors["step"] = torch.tensor(step)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = checkpoint_path(folder)
-    save_file(tensors, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    with atomic_path(checkpoint_path(folder)) as new:
+        save_file(tensors, new)
 
 
 def load_checkpoint(

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import atomic_path
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS
@@ -95,7 +96,8 @@ class Blocks:
 
     def save(self, folder: Path) -> None:
         tensors = {name: tensor.contiguous() for name, tensor in vars(self).items()}
-        save_file(tensors, folder / "blocks.safetensors")
+        with atomic_path(folder / "blocks.safetensors") as new:
+            save_file(tensors, new)
 
     def encode(self, rgb: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n c lh lw"]:
         blocks = picture_blocks(rgb) - self.mean[None, :, None, None]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import atomic_path, write_json
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import find_folder, pick_device, read_json
 from mirage_ros.models.pretrained import load_model
@@ -164,8 +164,7 @@ def _check_same(made_from: dict, folder: Path) -> None:
     made_from = json.loads(json.dumps(made_from))
     path = folder / "made_from.json"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(made_from, indent=2) + "\n")
+        write_json(path, made_from)
         return
     before = read_json(path)
     different = [name for name, value in made_from.items() if before.get(name) != value]
@@ -182,8 +181,8 @@ def _text(recipe: WanRecipe, path: Path, accelerator: Accelerator) -> torch.Tens
     if accelerator.is_main_process:
         base = published_folder(find_folder(recipe.model))
         read = encode_prompts(base, [recipe.prompt, ""], pick_device(recipe.device))
-        save_file({"text": read.cpu().contiguous()}, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        with atomic_path(path) as new:
+            save_file({"text": read.cpu().contiguous()}, new)
     accelerator.wait_for_everyone()
     return load_file(path)["text"].to(accelerator.device)
 
@@ -216,4 +215,4 @@ def _write(recipe: WanRecipe, branch: SideBranch, trained: dict[str, torch.Tenso
     settings = {"base": base, "size": list(recipe.size), "depth": recipe.depth,
                 "masks": recipe.masks, "prompt": recipe.prompt,
                 "reference_frames": recipe.chunks.references}  # fmt: skip
-    (output / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(output / SETTINGS_FILE, settings)

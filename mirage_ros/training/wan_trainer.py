@@ -11,7 +11,6 @@ The paper's two stages on the large backbone: what trains, and the flow-matching
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 from tqdm import tqdm
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import atomic_path
 from mirage_ros.models.mini.denoiser import TIMESTEPS, MemoryDenoiser, shifted
 from mirage_ros.models.parts import add_lora
 from mirage_ros.training.chunks import Chunks
@@ -189,9 +189,8 @@ class Trainer:
             for name, moments in state["state"].items():
                 tensors |= {f"optimizer.{name}.{k}": _tensor(v) for k, v in moments.items()}
             tensors = {name: value.contiguous() for name, value in tensors.items()}
-            temporary = self._path.with_suffix(".tmp")
-            save_file(tensors, temporary, metadata={"step": str(self.step)})
-            os.replace(temporary, self._path)
+            with atomic_path(self._path) as new:
+                save_file(tensors, new, metadata={"step": str(self.step)})
         self.accelerator.wait_for_everyone()
 
     @property

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import UNREADABLE, read_json, sync_folder, write_file
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.features import representable
 from mirage_ros.memory.files import (
@@ -32,15 +33,12 @@ from mirage_ros.memory.files import (
     MEMORY,
     SAVED,
     SAVING,
-    UNREADABLE,
     VERSION,
     WORLD,
     header_of_world,
     load_tensors,
-    read_json,
     save_tensors,
     world_file,
-    write_file,
 )
 from mirage_ros.memory.free_space import Sights
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
@@ -223,7 +221,7 @@ def _move_up(folder: Path) -> None:
     fresh = folder / SAVED
     if not fresh.is_dir():
         return
-    _sync(folder)
+    sync_folder(folder)
     if (new := header_of_world(fresh / WORLD)) and "decoder" not in new:
         if "decoder" in (header_of_world(folder / WORLD) or {}):
             (folder / DECODER).unlink(missing_ok=True)
@@ -231,13 +229,4 @@ def _move_up(folder: Path) -> None:
         if (fresh / name).exists():
             os.rename(fresh / name, folder / name)
     fresh.rmdir()
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    """The names in a folder are on the disk after this."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(folder)

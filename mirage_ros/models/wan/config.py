@@ -20,6 +20,7 @@ import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import write_json
 from mirage_ros.models.parts import read_json
 
 SETTINGS_FILE = "mirage.json"
@@ -255,7 +256,7 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
         "transformer_2": [None, None],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_json(folder / "model_index.json", index)
     return folder
 
 

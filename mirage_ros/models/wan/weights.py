@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mirage_ros.errors import MirageError, MisfitError
+from mirage_ros.files import atomic_path
 from mirage_ros.models.mini.denoiser import SideBranch
 from mirage_ros.models.parts import FILE, lora_config
 from mirage_ros.models.pretrained import load_model
@@ -222,7 +223,8 @@ def write_branch(
     branch.save_config(target)
     whole = branch.state_dict() if tensors is None else tensors
     whole = {name: value.detach().cpu().contiguous() for name, value in whole.items()}
-    save_file(whole, target / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    with atomic_path(target / SAFETENSORS_WEIGHTS_NAME) as new:
+        save_file(whole, new, metadata={"format": "pt"})
 
 
 def write_lora(tensors: Mapping[str, Tensor], rank: int, folder: Path, alpha: int | None) -> None:
@@ -232,7 +234,8 @@ def write_lora(tensors: Mapping[str, Tensor], rank: int, folder: Path, alpha: in
     config = lora_config(rank, alpha)
     config.target_modules = sorted({_module(name) for name in tensors})
     config.save_pretrained(str(target))
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target / FILE)
+    with atomic_path(target / FILE) as new:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new)
 
 
 def _renamed_branch(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import atomic_path
 from mirage_ros.recording.episodes import PathLock, check_left, disk_errors, remove
 from mirage_ros.recording.lerobot import files, schema
 from mirage_ros.recording.lerobot import files as statistics
@@ -159,7 +160,8 @@ class LerobotDataset:
         path = self.root / schema.VIDEO.format(video_key=key, **number)
         pieces = [(path, before)] if before else []
         pieces.append((part.path / f"{key}.mp4", part.frames))
-        files.replace(path, lambda partial: join_streams(pieces, self._rate, partial))
+        with atomic_path(path) as new:
+            join_streams(pieces, self._rate, new)
 
     def _entry(self, part: Part, rows: pa.Table, number: Mapping, before: int) -> pa.Table:
         """The episode's row of meta/episodes."""

@@ -9,8 +9,7 @@ Reads and writes the files of a LeRobot dataset, each under a temporary name and
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +18,10 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save
 
 from mirage_ros.errors import MirageError
-from mirage_ros.memory.files import write_file
+from mirage_ros.files import atomic_path, write_file
 from mirage_ros.recording.lerobot import schema
 from mirage_ros.recording.lerobot.episode import counted_statistics, vector_statistics
 from mirage_ros.recording.recorder import RecordingConfig
-
-
-def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `write` make a new file, then puts it in the place of the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def read_info(root: Path) -> dict | None:
@@ -100,7 +87,8 @@ def write_tasks(root: Path, tasks: Sequence[str]) -> None:
     numbers = pa.array(range(len(tasks)), pa.int64())
     table = pa.table({"task_index": numbers, "task": pa.array(tasks, pa.string())})
     table = table.replace_schema_metadata({"pandas": json.dumps(pandas)})
-    replace(root / schema.TASKS, lambda path: pq.write_table(table, path))
+    with atomic_path(root / schema.TASKS) as new:
+        pq.write_table(table, new)
 
 
 def append_rows(path: Path, kept: int, table: pa.Table) -> None:
@@ -109,15 +97,15 @@ def append_rows(path: Path, kept: int, table: pa.Table) -> None:
     One episode is one row group. Groups beyond `kept` stem from an adoption that was cut off.
     """
 
-    def write(partial: Path) -> None:
-        with pq.ParquetWriter(partial, table.schema, compression="snappy") as writer:
-            if kept:
-                with pq.ParquetFile(path) as old:
-                    for group in range(kept):
-                        writer.write_table(old.read_row_group(group))
-            writer.write_table(table)
-
-    replace(path, write)
+    with (
+        atomic_path(path) as new,
+        pq.ParquetWriter(new, table.schema, compression="snappy") as writer,
+    ):
+        if kept:
+            with pq.ParquetFile(path) as old:
+                for group in range(kept):
+                    writer.write_table(old.read_row_group(group))
+        writer.write_table(table)
 
 
 def files_below(root: Path, pattern: str) -> list[Path]:

@@ -1,0 +1,177 @@
+"""Files on the disk: written whole or not at all, and read only where they are regular ones.
+
+Every write here keeps to this:
+- Whoever opens the path finds the old content or the new one, never a part, also after a kill or a power cut: the
+  content is synced before it takes the name, and the folder after.
+- A write that fails leaves the old file as it was, and nothing else.
+- Missing folders are made. A symbolic link is written through, and a file that is replaced keeps its permissions.
+- Something other than a regular file, such as a pipe or a device, is never replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mirage_ros.errors import MirageError
+from mirage_ros.progress import report
+
+PIECE_BYTES = 64 * 2**20
+"""Bytes that are written between two reports of progress."""
+
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading a damaged or hostile header may raise."""
+
+
+def open_file(path: str | os.PathLike) -> BinaryIO:
+    """A regular file to read. OSError for anything else: a pipe or device could block for ever."""
+    # Asked before as well: opening some devices does something.
+    _check_regular(path, os.stat(path))
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        _check_regular(path, os.fstat(handle))
+    except OSError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds. Raises OSError, or one of UNREADABLE."""
+    with open_file(path) as file:
+        return json.loads(file.read())
+
+
+def write_file(path: str | os.PathLike, *parts: str | bytes | np.ndarray) -> None:
+    """Writes the parts, one after the other; progress is reported meanwhile.
+
+    Raises MirageError where that fails.
+    """
+    try:
+        with atomic_file(path) as file:
+            for part in parts:
+                data = part.encode() if isinstance(part, str) else part
+                _write_all(file, memoryview(data).cast("B"))
+    except OSError as error:
+        raise MirageError(
+            f"{path} cannot be written ({error.strerror}); choose a writable path with free space."
+        ) from error
+
+
+def write_json(path: str | os.PathLike, values: object, indent: int = 2) -> None:
+    """Writes JSON and a line end. Raises MirageError where that fails."""
+    write_file(path, json.dumps(values, indent=indent), "\n")
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file without a name to write to, which takes the path's place when the block ends.
+
+    A process that is killed meanwhile leaves nothing behind. Raises OSError.
+    """
+    target = _target(path)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    temporary = f".{target.name}.{threading.get_native_id()}"
+    try:
+        _unlink(folder, temporary)
+        handle, nameless = _open_new(folder, temporary)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            _finish(handle, target)
+            if nameless:
+                source = f"/proc/self/fd/{handle}"
+                os.link(source, temporary, src_dir_fd=folder, dst_dir_fd=folder)
+        os.replace(temporary, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.fsync(folder)
+    except BaseException:
+        _unlink(folder, temporary)
+        raise
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """A hidden path beside the file for what writes to names alone; takes the file's place when the block ends.
+
+    What a killed process left at that path is overwritten by the next one, so that one process at a time may
+    write a file. Raises OSError.
+    """
+    target = _target(path)
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        yield temporary
+        handle = os.open(temporary, os.O_RDONLY)
+        try:
+            _finish(handle, target)
+        finally:
+            os.close(handle)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """The names in a folder are on the disk after this."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _target(path: str | os.PathLike) -> Path:
+    """Where the path leads, in a folder that is there."""
+    target = Path(os.path.realpath(path))
+    with contextlib.suppress(FileNotFoundError):
+        _check_regular(path, os.stat(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _check_regular(path: str | os.PathLike, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def _finish(handle: int, target: Path) -> None:
+    """Gives a new file the permissions of the one that it replaces, and syncs it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.fchmod(handle, stat.S_IMODE(target.stat().st_mode))
+    os.fsync(handle)
+
+
+def _open_new(folder: int, name: str) -> tuple[int, bool]:
+    """A handle to write to, and whether the file has no name yet: some file systems cannot do without."""
+    try:
+        return os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o666, dir_fd=folder), True
+    except (OSError, AttributeError):
+        return os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666, dir_fd=folder), False
+
+
+def _write_all(file: BinaryIO, data: memoryview) -> None:
+    while len(data):
+        report()
+        file.write(data[:PIECE_BYTES])
+        data = data[PIECE_BYTES:]
+        if len(data):
+            file.flush()
+            os.fdatasync(file.fileno())
+
+
+def _unlink(folder: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
