@@ -17,6 +17,7 @@ from mirage_ros.cli import main
 from mirage_ros.data.seeds import PosedRgbd, load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.evaluation import evaluate as evaluating
+from mirage_ros.evaluation import metrics
 from mirage_ros.evaluation.evaluate import (
     ABLATIONS,
     AblatedModel,
@@ -25,7 +26,7 @@ from mirage_ros.evaluation.evaluate import (
     make_world,
     parse_variants,
 )
-from mirage_ros.evaluation.metrics import psnr_db, ssim
+from mirage_ros.evaluation.metrics import lpips_of, psnr_db, psnr_where, ssim, ssim_where
 from mirage_ros.evaluation.readback import read_back
 from mirage_ros.evaluation.report import describe
 from mirage_ros.evaluation.rgb_cache import RgbWorld
@@ -34,11 +35,8 @@ from mirage_ros.evaluation.scoring import (
     frechet_distance,
     gradient_energy,
     latent_patches,
-    lpips_of,
-    psnr_where,
     score,
     shrunk,
-    ssim_where,
     summarise,
 )
 from mirage_ros.evaluation.worlds import (
@@ -143,9 +141,7 @@ def test_masked_scores_agree_with_whole_ones():
 
 def test_perceptual_distance_is_never_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    from mirage_ros.evaluation import scoring as judging
-
-    judging.lpips.cache_clear()
+    metrics.lpips.cache_clear()
     picture = np.zeros((64, 64, 3), np.uint8)
     assert np.isnan(lpips_of(picture, picture))
 

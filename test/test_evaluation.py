@@ -35,6 +35,21 @@ def test_ssim_is_one_for_equal_and_falls_with_noise():
     assert ssim(a, noise(5)) < ssim(a, worse)
 
 
+def test_ssim_is_the_formula_over_windows_within_the_picture():
+    a = noise()
+    b = np.clip(a + np.random.default_rng(2).normal(0, 20, a.shape), 0, 255).astype(np.uint8)
+    x, y = (picture @ np.array([0.299, 0.587, 0.114]) for picture in (a, b))
+
+    def mean(values):
+        return cv2.GaussianBlur(values, (11, 11), 1.5)[5:-5, 5:-5]
+
+    both = mean(x * y) - mean(x) * mean(y)
+    each = mean(x * x) - mean(x) ** 2 + mean(y * y) - mean(y) ** 2
+    c1, c2 = 2.55**2, 7.65**2
+    light = (2 * mean(x) * mean(y) + c1) / (mean(x) ** 2 + mean(y) ** 2 + c1)
+    assert ssim(a, b) == pytest.approx((light * (2 * both + c2) / (each + c2)).mean(), abs=1e-6)
+
+
 def test_zncc_ignores_brightness_but_not_place():
     a = noise()
     brighter = np.clip(a * 0.6 + 60, 0, 255).astype(np.uint8)

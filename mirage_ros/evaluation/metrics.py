@@ -1,40 +1,102 @@
-"""How alike two pictures are: PSNR, SSIM and windowed ZNCC.
+"""How alike two pictures are: torchmetrics' PSNR, SSIM and LPIPS, and windowed ZNCC.
 
 Pictures are uint8 (height, width, 3) RGB or (height, width) grey.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
 import cv2
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, UInt8
 
 from mirage_ros.errors import MirageError
 
-SSIM_SIGMA_PX = 1.5
-SSIM_WINDOW_PX = 11
+try:
+    from torchmetrics.functional.image import (
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
+except ImportError as error:
+    raise MirageError(
+        f"Pictures are compared with torchmetrics, which is missing ({error}); pip install torchmetrics."
+    ) from error
+
+SSIM_BORDER_PX = 5
+"""Half of SSIM's window, less its middle."""
+SMALLEST_SHARE = 0.02
+"""Masks below this share of the picture are not judged."""
+LPIPS_BACKBONE = "squeezenet1_1-*.pth"
 
 
 def psnr_db(first: UInt8[np.ndarray, ...], second: UInt8[np.ndarray, ...]) -> float:
     """Peak signal-to-noise ratio over all pixels and channels; inf for equal pictures."""
     _check_alike(first, second)
-    error = np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
+    a, b = (torch.from_numpy(picture.astype(np.float64)) for picture in (first, second))
+    return float(peak_signal_noise_ratio(a, b, data_range=255.0))
 
 
 def ssim(first: UInt8[np.ndarray, ...], second: UInt8[np.ndarray, ...]) -> float:
-    """Structural similarity of the grey pictures, in [-1, 1] (Wang et al. 2004, 11 px Gauss)."""
+    """Structural similarity of the grey pictures, in [-1, 1] (Wang et al. 2004, 11 px Gauss).
+
+    Only windows that lie within the picture count, where there are any.
+    """
     _check_alike(first, second)
-    a, b = grey(first), grey(second)
-    mean_a, mean_b = _gauss(a), _gauss(b)
-    var_a, var_b = _gauss(a * a) - mean_a**2, _gauss(b * b) - mean_b**2
-    covariance = _gauss(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    similarity /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
-    border = SSIM_WINDOW_PX // 2
-    inner = similarity[border:-border, border:-border]
-    return float((inner if inner.size else similarity).mean())
+    a, b = (torch.from_numpy(grey(picture))[None, None] for picture in (first, second))
+    _, similarity = structural_similarity_index_measure(a, b, data_range=255.0, return_full_image=True)
+    inner = similarity[..., SSIM_BORDER_PX:-SSIM_BORDER_PX, SSIM_BORDER_PX:-SSIM_BORDER_PX]
+    return float((inner if inner.numel() else similarity).mean())
+
+
+def psnr_where(first, second, where: Bool[np.ndarray, "h w"]) -> float:
+    """PSNR in dB over the masked pixels, at most 60; NaN where the mask is too small."""
+    if where.mean() < SMALLEST_SHARE:
+        return float("nan")
+    a, b = (torch.from_numpy(picture[where].astype(np.float32)) for picture in (first, second))
+    return min(float(peak_signal_noise_ratio(a, b, data_range=255.0)), 60.0)
+
+
+def ssim_where(first, second, where: Bool[np.ndarray, "h w"]) -> float:
+    """Mean structural similarity over the masked pixels; NaN where the mask is too small."""
+    if where.mean() < SMALLEST_SHARE:
+        return float("nan")
+    a, b = (
+        torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)[None]
+        for picture in (first, second)
+    )
+    _, image = structural_similarity_index_measure(
+        a, b, data_range=255.0, return_full_image=True
+    )
+    return float(image[0].mean(0)[torch.from_numpy(where)].mean())
+
+
+@lru_cache(maxsize=1)
+def lpips():
+    """torchmetrics' LPIPS, or None where torchvision or the backbone's weights are not at hand:
+    evaluating never downloads."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if find_spec("torchvision") is None or not any(folder.glob(LPIPS_BACKBONE)):
+        return None
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    return LearnedPerceptualImagePatchSimilarity(net_type="squeeze", normalize=False).eval()
+
+
+def lpips_of(first: UInt8[np.ndarray, "h w 3"], second: UInt8[np.ndarray, "h w 3"]) -> float:
+    """Learned perceptual distance of whole pictures; NaN where it cannot be had."""
+    network = lpips()
+    if network is None:
+        return float("nan")
+    a, b = (
+        torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        for picture in (first, second)
+    )
+    with torch.inference_mode():
+        return float(network(a, b))
 
 
 def zncc(
@@ -74,10 +136,6 @@ def grey(picture: UInt8[np.ndarray, ...]) -> Float[np.ndarray, "h w"]:
     if picture.ndim == 2:
         return picture.astype(np.float64)
     return picture.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-
-
-def _gauss(values: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(values, (SSIM_WINDOW_PX, SSIM_WINDOW_PX), SSIM_SIGMA_PX)
 
 
 def _box(values: np.ndarray, window_px: int) -> np.ndarray:

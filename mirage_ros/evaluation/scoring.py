@@ -1,86 +1,31 @@
-"""From a rollout and its truth to figures: per frame, per world, per variant.
-
-Scores of pictures against truth, where a mask says to look.
-
-PSNR, SSIM and LPIPS are torchmetrics'. Pictures are uint8 (h, w, 3) RGB.
-"""
+"""From a rollout and its truth to figures: per frame, per world, per variant. Pictures are uint8 (h, w, 3) RGB."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
-from mirage_ros.evaluation.metrics import grey, zncc
+from mirage_ros.evaluation.metrics import (
+    SMALLEST_SHARE,
+    grey,
+    lpips_of,
+    psnr_where,
+    ssim_where,
+    zncc,
+)
 from mirage_ros.evaluation.worlds import Rolled, TrueWorld, seed_lost
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share
 from mirage_ros.protocol import WorldModel
 from mirage_ros.world.world import STAGES
 
-SMALLEST_SHARE = 0.02
-"""Masks below this share of the picture are not judged."""
-LPIPS_BACKBONE = "squeezenet1_1-*.pth"
 PATCH_CELLS = 2
-
-
-def psnr_where(first, second, where: Bool[np.ndarray, "h w"]) -> float:
-    """PSNR in dB over the masked pixels, at most 60; NaN where the mask is too small."""
-    if where.mean() < SMALLEST_SHARE:
-        return float("nan")
-    a, b = (torch.from_numpy(picture[where].astype(np.float32)) for picture in (first, second))
-    return min(float(peak_signal_noise_ratio(a, b, data_range=255.0)), 60.0)
-
-
-def ssim_where(first, second, where: Bool[np.ndarray, "h w"]) -> float:
-    """Mean structural similarity over the masked pixels; NaN where the mask is too small."""
-    if where.mean() < SMALLEST_SHARE:
-        return float("nan")
-    a, b = (
-        torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)[None]
-        for picture in (first, second)
-    )
-    _, image = structural_similarity_index_measure(
-        a, b, data_range=255.0, return_full_image=True
-    )
-    return float(image[0].mean(0)[torch.from_numpy(where)].mean())
-
-
-@lru_cache(maxsize=1)
-def lpips():
-    """torchmetrics' LPIPS, or None where torchvision or the backbone's weights are not at hand:
-    evaluating never downloads."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    if find_spec("torchvision") is None or not any(folder.glob(LPIPS_BACKBONE)):
-        return None
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-    return LearnedPerceptualImagePatchSimilarity(net_type="squeeze", normalize=False).eval()
-
-
-def lpips_of(first: UInt8[np.ndarray, "h w 3"], second: UInt8[np.ndarray, "h w 3"]) -> float:
-    """Learned perceptual distance of whole pictures; NaN where it cannot be had."""
-    network = lpips()
-    if network is None:
-        return float("nan")
-    a, b = (
-        torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-        for picture in (first, second)
-    )
-    with torch.inference_mode():
-        return float(network(a, b))
 
 
 def gradient_energy(
