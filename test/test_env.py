@@ -11,7 +11,7 @@ from fakes import PixelModel
 from gymnasium.utils.env_checker import check_env
 
 import mirage_ros.env
-from mirage_ros.env.camera_env import driven, exp_motion, flown, log_motion
+from mirage_ros.env.camera_env import driven
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.scenes.goals import make_goal_room
@@ -213,15 +213,6 @@ def test_bad_calls_are_named_and_harm_nothing():
         made("Camera", backend="mujoco").reset(seed=1)
     with pytest.raises(MirageError, match="boxes:7"):
         made("Navigate").reset(options={"start": "room"})
-
-
-def test_motions_and_their_logarithms_agree():
-    rng = np.random.default_rng(0)
-    for scale in (1e-9, 1e-3, 0.3, 1.2):
-        motion = rng.uniform(-1, 1, 6) * scale
-        assert np.allclose(log_motion(exp_motion(motion)), motion, rtol=1e-6, atol=1e-12)
-        half = flown(flown(np.eye(4), motion / 2), motion / 2)
-        assert np.allclose(half, exp_motion(motion), atol=1e-12)
 
 
 def test_driving_a_circle_comes_back():

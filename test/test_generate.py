@@ -21,7 +21,6 @@ import pytest
 import torch
 
 from mirage_ros.cli import main
-from mirage_ros.env.camera_env import exp_motion
 from mirage_ros.env.stepping import draw_start
 from mirage_ros.errors import MirageError
 from mirage_ros.generate import run
@@ -30,6 +29,7 @@ from mirage_ros.generate.job import Job
 from mirage_ros.generate.pool import MOST_TRIES, retried, run_here
 from mirage_ros.generate.run import generate
 from mirage_ros.generate.worker import Meeting
+from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import floor_axes
 from mirage_ros.models.pretrained import SHIPPED, load_model
 from mirage_ros.world.world import World
@@ -387,4 +387,4 @@ def test_policies_keep_to_speeds_and_say_what_they_did(name, started):
         camera_from_level = poses[k][:3, :3].T @ np.stack([ahead, -right, up], -1)
         motion = np.concatenate([camera_from_level @ path.actions[k][half] for half in
                                  (slice(3), slice(3, 6))])  # fmt: skip
-        assert np.allclose(poses[k] @ exp_motion(motion * 0.2), poses[k + 1], atol=1e-9)
+        assert np.allclose(poses[k] @ rigid.exp(motion * 0.2), poses[k + 1], atol=1e-9)

@@ -31,7 +31,7 @@ ORDER = """
 RANK = {name: rank for rank, line in enumerate(ORDER.split("\n")) for name in line.split()}
 # What the inner folders may import from elsewhere: their numbers run without the rest.
 INNER = ("errors", "progress", "files", "geometry", "protocol", "memory", "world")
-INNER_LIBRARIES = {"numpy", "torch", "numba", "jaxtyping", "safetensors"} | sys.stdlib_module_names
+INNER_LIBRARIES = {"numpy", "torch", "numba", "jaxtyping", "safetensors", "transforms3d"} | sys.stdlib_module_names
 # Modules that the build makes of msg/, srv/ and action/.
 INTERFACES = {"msg", "srv", "action"}
 ROS_LIBRARIES = {

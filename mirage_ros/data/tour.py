@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera, floor_axes
+from mirage_ros.geometry.rigid import rotations_about
 
 SHORTEST_FRAMES = 3
 UNKNOWN_DEPTH_M = 3.0
@@ -112,9 +113,6 @@ def _poses(start: np.ndarray, yaw_rad, right_m, forward_m) -> Float[np.ndarray, 
     """Poses turned clockwise about the world's up by `yaw_rad` and moved along its floor."""
     up, ahead, right = floor_axes(start)
     poses = np.repeat(start[None], len(yaw_rad), 0)
-    cross = np.array([[0, -up[2], up[1]], [up[2], 0, -up[0]], [-up[1], up[0], 0]])
-    angle = -yaw_rad[:, None, None]
-    turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
-    poses[:, :3, :3] = turn @ start[:3, :3]
+    poses[:, :3, :3] = rotations_about(up, -yaw_rad) @ start[:3, :3]
     poses[:, :3, 3] += right_m[:, None] * right + forward_m[:, None] * ahead
     return poses

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mirage_ros.data.seeds import Seed
-from mirage_ros.env.camera_env import CameraEnv, driven, orthonormal
+from mirage_ros.env.camera_env import CameraEnv, driven
 from mirage_ros.env.stepping import Start
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.rigid import orthonormal
 from mirage_ros.protocol import Frame
 
 if TYPE_CHECKING:

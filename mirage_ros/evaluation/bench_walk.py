@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from mirage_ros.evaluation.point_cloud import BARE_POINT_BYTES, CloudConfig
 from mirage_ros.evaluation.rgb_cache import RgbMemory
@@ -22,6 +22,7 @@ from mirage_ros.evaluation.timing import measure
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_colours
+from mirage_ros.geometry.rigid import exp_rotation
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 
 HFOV_DEG = 70.0
@@ -69,17 +70,9 @@ def _jittered(cameras: Camera, rng: np.random.Generator) -> Camera:
     """Turned by up to about half a degree and moved by up to 5 cm each."""
     poses = cameras.world_from_camera.copy()
     for pose in poses:
-        pose[:3, :3] = pose[:3, :3] @ _turn(rng.uniform(-0.01, 0.01, 3))
+        pose[:3, :3] = pose[:3, :3] @ exp_rotation(rng.uniform(-0.01, 0.01, 3))
         pose[:3, 3] += rng.uniform(-0.05, 0.05, 3)
     return Camera(cameras.intrinsics, poses, cameras.size)
-
-
-def _turn(angles: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:
-    """Rotation by a vector of radians (Rodrigues)."""
-    angle = float(np.linalg.norm(angles))
-    x, y, z = angles / max(angle, 1e-12)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
 REWRITE_LOG_SCALE = 0.35

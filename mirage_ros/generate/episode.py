@@ -18,11 +18,12 @@ from jaxtyping import Bool, Float
 from transforms3d.quaternions import mat2quat
 
 from mirage_ros.data.tour import central_depth_m, clearance_m, plan_tour
-from mirage_ros.env.camera_env import driven, exp_motion, log_motion
+from mirage_ros.env.camera_env import driven
 from mirage_ros.env.navigate_env import GOAL_RADIUS_M, PER_STEP, REACHED, drive_in
 from mirage_ros.env.stepping import Start, draw_start
 from mirage_ros.errors import MirageError
 from mirage_ros.generate.job import Event, Job
+from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.protocol import Frame, WorldModel
 from mirage_ros.recording.formats import begin_episode
@@ -126,7 +127,7 @@ def orbit(rng, start: Start, first: Frame, frames: int, period_s: float) -> Path
     centre = pose[:3, 3] + radius * pose[:3, 2]
     poses = []
     for angle in swing:
-        turn = exp_motion(np.concatenate([np.zeros(3), angle * up]))[:3, :3]
+        turn = rigid.exp_rotation(angle * up)
         moved = pose.copy()
         moved[:3, :3] = turn @ pose[:3, :3]
         moved[:3, 3] = centre + turn @ (pose[:3, 3] - centre)
@@ -160,7 +161,7 @@ def _as_flown(camera: Camera, poses, period_s: float, task: str) -> Path:
         up, ahead, right = floor_axes(poses[k])
         level_from_world = np.stack([ahead, -right, up])
         turned = level_from_world @ poses[k][:3, :3]
-        motion = log_motion(np.linalg.inv(poses[k]) @ poses[k + 1]) / period_s
+        motion = rigid.log(rigid.inverse(poses[k]) @ poses[k + 1]) / period_s
         actions[k] = np.concatenate([turned @ motion[:3], turned @ motion[3:]])
     nothing = np.zeros(len(poses))
     cameras = Camera(camera.intrinsics, poses, camera.size)
@@ -257,7 +258,7 @@ def _chunks(
 
 def _values(path: Path, k: int) -> dict[str, np.ndarray]:
     poses = path.cameras.world_from_camera
-    here = np.linalg.inv(poses[0]) @ poses[k]
+    here = rigid.inverse(poses[0]) @ poses[k]
     state = np.concatenate([here[:3, 3], mat2quat(here[:3, :3])])
     return {
         "action": path.actions[k].astype(np.float32),

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mirage_ros.errors import MirageError
+from mirage_ros.geometry.rigid import inverse
 
 ORTHONORMAL_TOLERANCE = 1e-3
 
@@ -93,12 +94,7 @@ class Camera:
 
     @property
     def camera_from_world(self) -> Float[np.ndarray, "*batch 4 4"]:
-        rotation = np.swapaxes(self.world_from_camera[..., :3, :3], -1, -2)
-        inverse = np.zeros_like(self.world_from_camera)
-        inverse[..., :3, :3] = rotation
-        inverse[..., :3, 3] = -np.einsum("...ij,...j->...i", rotation, self.position_world)
-        inverse[..., 3, 3] = 1
-        return inverse
+        return inverse(self.world_from_camera)
 
     @property
     def position_world(self) -> Float[np.ndarray, "*batch 3"]:

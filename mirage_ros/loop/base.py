@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mirage_ros.errors import MirageError
+from mirage_ros.geometry.rigid import inverse
 
 
 @dataclass(frozen=True)
@@ -119,4 +120,4 @@ def base_under(
         )
     yaw = math.atan2(rotation[1, 2], rotation[0, 2])
     base = BasePose(float(world_from_camera[0, 3]), float(world_from_camera[1, 3]), yaw)
-    return base, np.linalg.inv(base.world_from_base) @ world_from_camera
+    return base, inverse(base.world_from_base) @ world_from_camera

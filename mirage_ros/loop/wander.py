@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.rigid import inverse
 from mirage_ros.loop.base import STILL, BasePose, Command, Footprint, distances_m
 
 NEAREST_M = 0.05
@@ -251,7 +252,7 @@ class Wanderer:
 
     def _near(self) -> Float[np.ndarray, "n 2"]:
         """Obstacles that an arc could meet, on the floor, from the base."""
-        base_from_odom = np.linalg.inv(self._pose.world_from_base)
+        base_from_odom = inverse(self._pose.world_from_base)
         points = self.map.points[:, :2] @ base_from_odom[:2, :2].T + base_from_odom[:2, 3]
         points = points[np.linalg.norm(points, axis=1) < self.config.look_ahead_m + 1.5]
         _, first = np.unique(np.floor(points / COLUMN_M), axis=0, return_index=True)

@@ -7,10 +7,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
-from transforms3d.axangles import axangle2mat, mat2axangle
 from transforms3d.quaternions import mat2quat
 
 from mirage_ros.errors import MirageError
+from mirage_ros.geometry.rigid import advance
 from mirage_ros.ros.messages.conversions import SECOND_NS, matrices
 from mirage_ros.ros.serialized import StampedPoses
 from mirage_ros.ros.tf_buffer import Buffer
@@ -343,15 +343,4 @@ class Plan:
         if before_ns == span[1]:
             return last
         share = beyond_ns / (span[1] - before_ns)
-        return extrapolate(source.pose(before_ns), last, share)
-
-
-def extrapolate(
-    before: Float[np.ndarray, "4 4"], last: Float[np.ndarray, "4 4"], share: float
-) -> Float[np.ndarray, "4 4"]:
-    """The pose `share` times the step from before to last further on, at constant velocity."""
-    pose = last.copy()
-    pose[:3, 3] += share * (last[:3, 3] - before[:3, 3])
-    axis, angle = mat2axangle(before[:3, :3].T @ last[:3, :3])
-    pose[:3, :3] = last[:3, :3] @ axangle2mat(axis, share * angle)
-    return pose
+        return advance(source.pose(before_ns), last, share)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import yaml
 from jaxtyping import Float
-from transforms3d.quaternions import quat2mat
 
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, open_file
+from mirage_ros.geometry.rigid import from_quaternion
 from mirage_ros.resources import share_path, user_path
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.plan import PlanConfig
@@ -122,10 +122,8 @@ def _mount(entry: dict) -> np.ndarray | None:
     quaternion = np.array(entry.get("wxyz", [1, 0, 0, 0]), np.float64)
     if quaternion.shape != (4,) or abs(np.linalg.norm(quaternion) - 1) > 1e-2:
         raise ValueError(f"wxyz {quaternion.tolist()} is no unit quaternion")
-    mount = np.eye(4)
-    mount[:3, :3] = quat2mat(quaternion / np.linalg.norm(quaternion))
-    mount[:3, 3] = np.array(entry.get("xyz", [0, 0, 0]), np.float64)
-    return mount
+    position = np.array(entry.get("xyz", [0, 0, 0]), np.float64)
+    return from_quaternion(position, quaternion / np.linalg.norm(quaternion))
 
 
 def plan_config(config: NodeConfig) -> PlanConfig:

@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
-from transforms3d.axangles import mat2axangle
 
 from mirage_ros.data.seeds import level_camera_pose
 from mirage_ros.errors import MirageError
+from mirage_ros.geometry.rigid import log_rotation
 from mirage_ros.ros.messages.conversions import SECOND_NS, stamp_to_ros
 from mirage_ros.ros.topics import LATCHED, publishers_of
 
@@ -75,8 +75,8 @@ def twist_between(
     before: Float[np.ndarray, "4 4"], now: Float[np.ndarray, "4 4"], seconds: float
 ) -> Twist:
     """The constant linear and angular velocity that lead from one pose to the other."""
-    axis, angle = mat2axangle(now[:3, :3] @ before[:3, :3].T)
-    return (now[:3, 3] - before[:3, 3]) / seconds, axis * angle / seconds
+    turn = log_rotation(now[:3, :3] @ before[:3, :3].T)
+    return (now[:3, 3] - before[:3, 3]) / seconds, turn / seconds
 
 
 TOPIC = "/clock"

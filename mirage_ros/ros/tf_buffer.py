@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from geometry_msgs.msg import TransformStamped
 from jaxtyping import Float, Int
-from transforms3d.quaternions import quat2mat
 
 from mirage_ros.errors import MirageError
+from mirage_ros.geometry.rigid import from_quaternion, inverse
 from mirage_ros.ros.messages.conversions import (
     SECOND_NS,
     parts_from_ros,
@@ -145,7 +145,7 @@ class Buffer:
         up_from_target, up_from_source = self._branches(target, source)
         top_from_source = self._product(up_from_source, stamp_ns)
         top_from_target = self._product(up_from_target, stamp_ns)
-        return np.linalg.inv(top_from_target) @ top_from_source
+        return inverse(top_from_target) @ top_from_source
 
     def matrices(
         self, target: str, source: str, stamps_ns: Int[np.ndarray, "n"]
@@ -154,7 +154,7 @@ class Buffer:
         up_from_target, up_from_source = self._branches(target, source)
         top_from_source = self._products(up_from_source, stamps_ns)
         top_from_target = self._products(up_from_target, stamps_ns)
-        return np.linalg.inv(top_from_target) @ top_from_source
+        return inverse(top_from_target) @ top_from_source
 
     def chain(self, target: str, source: str) -> list[Track]:
         """The tracks between two frames. Raises LookupException, which names the missing frame."""
@@ -297,9 +297,7 @@ def _pose(transform: TransformStamped) -> Pose:
 
 
 def _message(pose: Pose) -> TransformStamped:
-    parent_from_child = np.eye(4)
-    parent_from_child[:3, :3] = quat2mat(pose.quaternion)
-    parent_from_child[:3, 3] = pose.position
+    parent_from_child = from_quaternion(pose.position, pose.quaternion)
     return transform_to_ros(parent_from_child, pose.parent, pose.child, pose.stamp_ns)
 
 

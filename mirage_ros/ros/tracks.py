@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float, Int
-from transforms3d.quaternions import axangle2quat, qconjugate, qmult, quat2axangle, quat2mat
 
 from mirage_ros.errors import MirageError
+from mirage_ros.geometry.rigid import from_quaternion, slerp, slerp_rows
 from mirage_ros.ros.messages.conversions import matrices
 
 MOST_KEPT = 200_000  # poses of one frame: 200 s at 1,000 a second
@@ -88,22 +88,22 @@ class Track:
         """parent_from_child, between the two stamps around the time: lerp and slerp."""
         self.check(stamp_ns)
         if self.static:
-            return _matrix(self.positions[0], self.quaternions[0])
+            return from_quaternion(self.positions[0], self.quaternions[0])
         after = bisect_left(self.stamps, stamp_ns)
         if self.stamps[after] == stamp_ns:
-            return _matrix(self.positions[after], self.quaternions[after])
+            return from_quaternion(self.positions[after], self.quaternions[after])
         before = after - 1
         share = (stamp_ns - self.stamps[before]) / (self.stamps[after] - self.stamps[before])
         start, end = self.positions[before], self.positions[after]
         turned = slerp(self.quaternions[before], self.quaternions[after], share)
-        return _matrix(start + share * (end - start), turned)
+        return from_quaternion(start + share * (end - start), turned)
 
     def at_all(self, stamps_ns: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n 4 4"]:
         """`at` for many rising times at once."""
         self.check(int(stamps_ns[0]))
         self.check(int(stamps_ns[-1]))
         if self.static:
-            pose = _matrix(self.positions[0], self.quaternions[0])
+            pose = from_quaternion(self.positions[0], self.quaternions[0])
             return np.broadcast_to(pose, (len(stamps_ns), 4, 4))
         part = slice(
             bisect_right(self.stamps, int(stamps_ns[0])) - 1,
@@ -117,30 +117,5 @@ class Track:
         positions, turns = np.array(self.positions[part]), np.array(self.quaternions[part])
         rows = np.empty((len(stamps_ns), 7))
         rows[:, :3] = positions[before] + share * (positions[after] - positions[before])
-        rows[:, 3:] = _slerp_all(turns[before], turns[after], share)[:, [1, 2, 3, 0]]
+        rows[:, 3:] = slerp_rows(turns[before], turns[after], share)[:, [1, 2, 3, 0]]
         return matrices(rows)
-
-
-def slerp(start: np.ndarray, end: np.ndarray, share: float) -> Float[np.ndarray, "4"]:
-    """The turn between two unit quaternions wxyz, the short way round."""
-    turn = qmult(qconjugate(start), end if np.dot(start, end) >= 0 else -end)
-    axis, angle = quat2axangle(turn)
-    return qmult(start, axangle2quat(axis, share * angle, is_normalized=True))
-
-
-def _slerp_all(start: np.ndarray, end: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """`slerp` of rows (n, 4) by shares (n, 1)."""
-    cosine = (start * end).sum(1, keepdims=True)
-    angle = np.arccos(np.minimum(np.abs(cosine), 1))
-    sine = np.maximum(np.sin(angle), 1e-12)
-    close = angle < 1e-6
-    first = np.where(close, 1 - share, np.sin((1 - share) * angle) / sine)
-    second = np.where(close, share, np.sin(share * angle) / sine)
-    return first * start + np.where(cosine < 0, -second, second) * end
-
-
-def _matrix(position: np.ndarray, quaternion: np.ndarray) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, :3] = quat2mat(quaternion)
-    matrix[:3, 3] = position
-    return matrix

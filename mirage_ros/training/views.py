@@ -23,6 +23,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.rigid import inverse
 from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS
 from mirage_ros.training.clips import StoredClip
 
@@ -140,7 +141,7 @@ def shown_cells(depth_m, intrinsics, world_from_camera) -> Bool[np.ndarray, "n n
     far = depth_m[:, v, u].astype(np.float32)
     sky = ~np.isfinite(far)
     far = np.where(sky, FAR_M, far)
-    back = np.linalg.inv(world_from_camera)
+    back = inverse(world_from_camera)
     shown = np.zeros((count, count, height // STRIDE, width // STRIDE), bool)
     for j in range(count):
         k = intrinsics[j]

@@ -10,10 +10,11 @@ from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Pose, Quaternion, TransformStamped, Twist, Vector3
 from jaxtyping import Float
 from sensor_msgs.msg import CameraInfo
-from transforms3d.quaternions import mat2quat, quat2mat
+from transforms3d.quaternions import mat2quat
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera, check_place
+from mirage_ros.geometry.rigid import from_quaternion
 
 UNIT_TOLERANCE = 1e-2
 SECOND_NS = 1_000_000_000
@@ -79,17 +80,10 @@ def checked_position(position: Float[np.ndarray, "3"], what: str) -> Float[np.nd
     return position
 
 
-def _matrix(position: np.ndarray, quaternion_wxyz: np.ndarray) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, :3] = quat2mat(quaternion_wxyz)
-    matrix[:3, 3] = position
-    return matrix
-
-
 def pose_from_ros(pose: Pose, what: str = "A pose") -> Float[np.ndarray, "4 4"]:
     """The map frame_from_body of a pose. Raises MirageError on NaN or a non-unit quaternion."""
     position = _position_from_ros(pose.position, what)
-    return _matrix(position, _quaternion_from_ros(pose.orientation, what))
+    return from_quaternion(position, _quaternion_from_ros(pose.orientation, what))
 
 
 def pose_to_ros(frame_from_body: Float[np.ndarray, "4 4"]) -> Pose:
@@ -114,7 +108,7 @@ def parts_from_ros(message: TransformStamped) -> tuple[np.ndarray, np.ndarray]:
 
 def transform_from_ros(message: TransformStamped) -> Float[np.ndarray, "4 4"]:
     """The map parent_from_child of a transform. MirageError on NaN or a non-unit quaternion."""
-    return _matrix(*parts_from_ros(message))
+    return from_quaternion(*parts_from_ros(message))
 
 
 def transform_to_ros(
