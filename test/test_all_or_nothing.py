@@ -30,7 +30,6 @@ from mirage_ros.ros.worker.commands import (
     WorkerConfig,
 )
 from mirage_ros.ros.worker.engine import Engine
-from mirage_ros.world.observing import observe
 from mirage_ros.world.rig import Rig
 from mirage_ros.world.state import WorldState
 from mirage_ros.world.world import World, WorldConfig
@@ -121,7 +120,7 @@ def two_cameras(world: World) -> None:
 
 
 def real_picture(world: World) -> None:
-    observe(world, spotted(back=60), world.camera, np.full(SIZE, 1.0, np.float32), 9)
+    world.observe(spotted(back=60), world.camera, np.full(SIZE, 1.0, np.float32), 9)
 
 
 def a_step(world: World) -> None:

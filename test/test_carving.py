@@ -10,7 +10,6 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory import free_space as carving
 from mirage_ros.memory.free_space import Sights
 from mirage_ros.protocol import Perception
-from mirage_ros.world.observing import observe
 from mirage_ros.world.rig import Rig
 from mirage_ros.world.world import World, WorldConfig
 
@@ -153,7 +152,7 @@ def test_observed_pictures_and_all_cameras_of_a_rig_tell_what_is_free():
     world = started()
     right, back = look((5, 0, 1), (5, 1, 1)), look((0, 0, 1), (0, -1, 1))
     place = Camera(camera().intrinsics, right, SIZE)
-    observe(world, picture(), place, np.full(SIZE, 2.0, np.float32), 1)
+    world.observe(picture(), place, np.full(SIZE, 2.0, np.float32), 1)
     assert world.snapshot().sights.real.tolist() == [True, True]
     plans = [Camera(camera().intrinsics, np.stack([pose] * 2), SIZE) for pose in (HERE, back)]
     Rig(world, 2).step(plans, np.array([2, 3]))

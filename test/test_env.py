@@ -185,7 +185,7 @@ def test_panels_show_three_pictures():
     [
         ("Camera", {"colour": "red"}, "colour"),
         ("Camera", {"action": "jump"}, "jump"),
-        ("Camera", {"period_s": 0}, "period_s"),
+        ("Camera", {"period_s": 0.0}, "period_s"),
         ("Camera", {"backend": "unreal"}, "unreal"),
         ("Navigate", {"action": "twist"}, "drive"),
     ],

@@ -263,7 +263,7 @@ def test_variants_are_named_once():
         with pytest.raises(MirageError):
             parse_variants(*bad)
     assert isinstance(make_world(Variant("rgb", "rgb"), MODEL, 0), RgbWorld)
-    assert make_world(Variant("a", "keyframes12"), MODEL, 0).keyframes == 12
+    assert make_world(Variant("a", "keyframes12"), MODEL, 0).cycle.backend.keyframes == 12
     assert not make_world(Variant("none", "none"), MODEL, 0).config.use_memory
     still = make_world(Variant("x", ablation="dynamic_filter"), MODEL, 0)
     assert still.config.forget_moving == "none" and still.model is MODEL

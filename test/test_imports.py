@@ -147,6 +147,30 @@ def test_a_kept_wall_is_left_alone():
     assert complaints(ROOT / "mirage_ros/ros/node.py", source) == []
 
 
+def private_names(path: Path, owner: str) -> set[str]:
+    """Methods and attributes of a class that begin with one underscore."""
+    body = next(node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == owner)
+    names = {node.name for node in ast.walk(body) if isinstance(node, ast.FunctionDef)}
+    names |= {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute)}
+    return {name for name in names if name.startswith("_") and not name.startswith("__")}
+
+
+def reached_into(path: Path, names: set[str]) -> list[str]:
+    """Uses of these names on anything but `self`."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    return [ast.unparse(node) for node in nodes if node.attr in names and ast.unparse(node.value) != "self"]
+
+
+def test_nobody_else_reaches_into_a_world(tmp_path):
+    world = ROOT / "mirage_ros/world"
+    names = private_names(world / "world.py", "World") | private_names(world / "cycle.py", "Cycle")
+    assert {"_state", "_context"} <= names
+    assert {path.name: found for path in MODULES if (found := reached_into(path, names))} == {}
+    friend = tmp_path / "friend.py"
+    friend.write_text("world._state = replace(world.state, stamp_ns=1)")
+    assert reached_into(friend, names) == ["world._state"]
+
+
 def test_python_imports_this_checkout():
     import mirage_ros
 

@@ -12,8 +12,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.ros.rig_config import mounted, read_rig
 from mirage_ros.ros.tf_buffer import Buffer
 from mirage_ros.ros.worker.commands import Planned
-from mirage_ros.world.observing import observe
-from mirage_ros.world.rig import Rig, redated
+from mirage_ros.world.rig import Rig
 from mirage_ros.world.world import World
 
 SIZE, STRIDE = (64, 80), 8
@@ -139,14 +138,14 @@ def test_real_pictures_beat_what_was_imagined_and_what_was_remembered():
     camera, green = world.camera, np.array([20, 220, 20], np.uint8)
     nearer = np.full(SIZE, 1.0, np.float32)
     tokens = world.memory.tokens
-    erased, stored = observe(world, spotted(green, 40), camera, nearer, 1)
+    erased, stored = world.observe(spotted(green, 40), camera, nearer, 1)
     assert (erased, stored) == (0, tokens), "behind the new surface nothing is known to be wrong"
     cameras = Camera(camera.intrinsics, camera.world_from_camera[None], SIZE)
     frame = world.step(cameras, np.array([2])).frames[0]
     assert np.abs(frame.rgb.astype(int) - spotted(green, 40)).max() < 8
     assert np.nanmedian(frame.depth_m) == pytest.approx(1.0, abs=0.02)
     farther = np.full(SIZE, 3.0, np.float32)
-    erased, stored = observe(world, spotted(RED, 200), camera, farther, 3)
+    erased, stored = world.observe(spotted(RED, 200), camera, farther, 3)
     assert erased >= 2 * tokens * 0.9 and stored == tokens
     frame = world.step(cameras, np.array([4])).frames[0]
     assert np.abs(frame.rgb.astype(int) - spotted(RED, 200)).max() < 8
@@ -158,15 +157,15 @@ def test_unknown_depth_changes_nothing_and_bad_observations_are_refused():
     camera, tokens = world.camera, world.memory.tokens
     half = np.full(SIZE, 1.0, np.float32)
     half[:, : SIZE[1] // 2] = np.nan
-    erased, stored = observe(world, spotted(), camera, half, 1)
+    erased, stored = world.observe(spotted(), camera, half, 1)
     assert erased == 0 and stored == tokens // 2
     for depth_m, words in ((None, "needs depth"), (np.full(SIZE, np.nan), "no valid pixel")):
         with pytest.raises(MirageError, match=words):
-            observe(world, spotted(), camera, depth_m, 2)
+            world.observe(spotted(), camera, depth_m, 2)
     with pytest.raises(MirageError, match="no seed"):
-        observe(World(PixelModel()), spotted(), camera, half, 1)
+        World(PixelModel()).observe(spotted(), camera, half, 1)
     assert world.memory.tokens == tokens + tokens // 2
-    redated(world, 50)
+    world.redate(50)
     assert world.stamp_ns == 50
 
 

@@ -17,7 +17,6 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import fit_seed, resize_rgb
 from mirage_ros.protocol import Perception
-from mirage_ros.world.observing import observe
 from mirage_ros.world.world import World, WorldConfig
 
 SIZE = (64, 80)
@@ -395,7 +394,7 @@ def test_one_picture_cannot_say_what_moves(model, forget_moving, seed, imagined,
     behind = Camera(camera().intrinsics, pose[None], SIZE)
     assert world.step(behind, np.array([1])).tokens == seed + imagined
     aside = Camera(camera().intrinsics, look((50, 0, 1), (50, 1, 1)), SIZE)
-    _, stored = observe(world, picture(), aside, np.full(SIZE, 3.0), 2)
+    _, stored = world.observe(picture(), aside, np.full(SIZE, 3.0), 2)
     assert stored == seed
 
 

@@ -248,7 +248,7 @@ class PointCloud:
     """Coloured points of posed RGB-D pictures. Row numbers hold until the next write.
 
     Attributes:
-        views: tiles of pictures that points came from, as core/births.py counts views.
+        views: tiles of pictures that points came from, as memory/views.py counts views.
     """
 
     def __init__(self, config: CloudConfig = CloudConfig()) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from mirage_ros.evaluation.evaluate import Evaluation
 from mirage_ros.files import atomic_file
 from mirage_ros.recording.sheet import compose_row, save_picture
-from mirage_ros.world.world import STAGES
+from mirage_ros.world.cycle import STAGES
 
 COLUMNS = (
     ("kB", "kilobytes", "{:.1f}"),

@@ -1,7 +1,7 @@
 """The baselines that remember pixels: a coloured cloud or whole pictures, drawn and encoded at every
 read.
 
-`RgbMemory` and `KeyframeMemory` show themselves as core's LatentMemory does, `RgbWorld` and
+`RgbMemory` and `KeyframeMemory` are read as a LatentMemory is, `RgbWorld` and
 `KeyframeWorld` run the cycle with them: same model, same rules of what is written, other memory. Of
 the seed they keep the picture itself, not what the codec makes of it.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
@@ -19,10 +20,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from mirage_ros.evaluation.point_cloud import CloudConfig, Drawing, PointCloud
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
-from mirage_ros.geometry.images import cell_share, fit_seed, upsample
-from mirage_ros.protocol import Chunk, Readout, WorldModel
+from mirage_ros.geometry.images import cell_share, upsample
+from mirage_ros.protocol import Readout, WorldModel
 from mirage_ros.recording.pictures import LAST_MM, millimetres
-from mirage_ros.world.chunking import readout_cells
+from mirage_ros.world.chunking import anchor_frames, frames_per_latent, readout_cells
+from mirage_ros.world.state import Pictures
 from mirage_ros.world.world import World, WorldConfig
 
 JPEG_QUALITY = 90
@@ -72,7 +74,7 @@ class RgbMemory:
         """Draws, fills the holes from their nearest neighbours, encodes.
 
         A cell is visible where points cover at least half of it. What is drawn lies in its place
-        and scale: every cell is told of a token in the middle of its latent's cell and as wide as
+        and scale: every cell gets a token in the middle of its latent's cell and as wide as
         that. The age is not kept.
         """
         drawing = self.draw(cameras)
@@ -175,47 +177,58 @@ class KeyframeMemory(RgbMemory):
         return twin
 
 
-class RgbWorld(World):
-    """The cycle with a point cloud for a memory; saving it is not meant."""
+class RgbBackend:
+    """Gives a world a point cloud for a memory; saving it is not meant."""
 
-    cloud_config = CloudConfig()
+    def __init__(self, model: WorldModel, config: WorldConfig) -> None:
+        self.model, self.config = model, config
 
-    def reset(self, rgb, camera: Camera, depth_m=None, stamp_ns: int = 0) -> Chunk:
-        self._seed_rgb = fit_seed(rgb, camera, depth_m, self.model.size)[0]
-        return super().reset(rgb, camera, depth_m, stamp_ns)
+    def new(self) -> RgbMemory:
+        return RgbMemory(self.model.encode, self.model.stride, cells=readout_cells(self.model))
 
-    def _new_memory(self) -> RgbMemory:
-        cells = readout_cells(self.model)
-        return RgbMemory(self.model.encode, self.model.stride, self.cloud_config, cells)
-
-    def _write(
-        self, memory, latents, cameras, perception, rgb, stamps, first_id: int, *, real=False,
-        measured=False,
-    ) -> None:  # fmt: skip
-        if not self.config.use_memory:
-            return
-        still = cell_share(perception.dynamic, self.model.stride) <= self.config.max_dynamic_share
-        still = upsample(still, self.model.stride) & ~perception.dynamic
-        anchors = self._anchors(len(stamps))
-        latent = np.searchsorted(anchors, np.arange(len(stamps))).clip(max=len(anchors) - 1)
-        ids = first_id + latent
-        if first_id == 0:
-            rgb = self._seed_rgb[None]
+    def write(self, memory: RgbMemory, pictures: Pictures) -> None:
+        perception, stride = pictures.perception, self.model.stride
+        still = cell_share(perception.dynamic, stride) <= self.config.max_dynamic_share
+        still = upsample(still, stride) & ~perception.dynamic
+        frames = len(pictures.stamps_ns)
+        anchors = anchor_frames(frames, frames_per_latent(self.model))
+        latent = np.searchsorted(anchors, np.arange(frames)).clip(max=len(anchors) - 1)
         memory.write_new(
-            rgb, cameras, perception.depth_m, still, ids, self.config.rewrite_log_scale
+            pictures.rgb if pictures.given is None else pictures.given,
+            pictures.cameras,
+            perception.depth_m,
+            still,
+            pictures.first_id + latent,
+            self.config.rewrite_log_scale,
         )
 
 
-class KeyframeWorld(RgbWorld):
-    """The cycle with at most `keyframes` pictures for a memory."""
+class KeyframeBackend(RgbBackend):
+    """Gives a world at most `keyframes` pictures for a memory."""
 
-    def __init__(self, model: WorldModel, config: WorldConfig, keyframes: int = 1) -> None:
+    def __init__(self, model: WorldModel, config: WorldConfig, keyframes: int) -> None:
         super().__init__(model, config)
         self.keyframes = keyframes
 
-    def _new_memory(self) -> KeyframeMemory:
+    def new(self) -> KeyframeMemory:
         model = self.model
         return KeyframeMemory(model.encode, model.stride, self.keyframes, readout_cells(model))
+
+
+class RgbWorld(World):
+    """The cycle with a point cloud for a memory."""
+
+    def __init__(self, model: WorldModel, config: WorldConfig = WorldConfig()) -> None:
+        super().__init__(model, config, RgbBackend)
+
+
+class KeyframeWorld(World):
+    """The cycle with at most `keyframes` pictures for a memory."""
+
+    def __init__(
+        self, model: WorldModel, config: WorldConfig = WorldConfig(), keyframes: int = 1
+    ) -> None:
+        super().__init__(model, config, partial(KeyframeBackend, keyframes=keyframes))
 
 
 def keyframe_files(

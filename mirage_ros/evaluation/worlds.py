@@ -27,7 +27,8 @@ from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share, fit_seed
 from mirage_ros.protocol import Readout, WorldModel
 from mirage_ros.world.chunking import latent_size, readout_cells, readout_size
-from mirage_ros.world.world import STAGES, World
+from mirage_ros.world.cycle import STAGES
+from mirage_ros.world.world import World
 
 PERIOD_S = 0.2
 EXCURSION = 100
@@ -246,10 +247,12 @@ def _back_at_the_seed(grounded: Bool[np.ndarray, "f h w"]) -> Bool[np.ndarray, "
 
 
 PACKAGE = Path(__file__).parent.parent
-PROGRAM = ("core/**/*.py", "models/**/*.py", "evaluation/rgb_cache.py", "evaluation/point_cloud.py",
-           "evaluation/splatting.py", "evaluation/variants.py", "evaluation/rolling.py",
-           "evaluation/truth.py")  # fmt: skip
-TRUTH = ("scenes/**/*.py", "evaluation/truth.py")
+PROGRAM = (
+    "geometry/**/*.py", "memory/**/*.py", "world/**/*.py", "models/**/*.py", "protocol.py",
+    "evaluation/rgb_cache.py", "evaluation/point_cloud.py", "evaluation/evaluate.py",
+    "evaluation/worlds.py",
+)  # fmt: skip
+TRUTH = ("scenes/**/*.py", "evaluation/worlds.py")
 
 
 @dataclass(frozen=True)
@@ -369,7 +372,10 @@ def name_of(*parts: object) -> str:
 
 def hash_of_sources(patterns: tuple[str, ...]) -> str:
     """Twenty hex digits that stand for the package's files of these patterns."""
-    paths = sorted(path for pattern in patterns for path in PACKAGE.glob(pattern))
+    found = {pattern: list(PACKAGE.glob(pattern)) for pattern in patterns}
+    if missing := [pattern for pattern, paths in found.items() if not paths]:
+        raise MirageError(f"No source matches {', '.join(missing)}; name the files as they are.")
+    paths = sorted(path for paths in found.values() for path in paths)
     total = hashlib.sha256()
     for path in paths:
         total.update(str(path.relative_to(PACKAGE)).encode())

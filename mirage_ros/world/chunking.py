@@ -1,22 +1,17 @@
-"""Perception of real pictures, which one picture cannot give whole: what moves, and depth in holes.
-
-How many cells a model's latents and its readouts have.
+"""Chunks of latents and pictures: sizes, groups of frames, the stream decoder, and what is checked.
 
 Latents have one cell for each `stride` pixels. A model may ask for a finer readout, with
 `readout_cells` cells to a side of each latent cell, where one token a cell would be too little.
-
-Latents that stand for several frames: codecs that are causal in time.
 
 A picture codec has one latent per frame. A video codec such as Wan's gives the first frame of a
 stream a latent of its own and every later latent `frames_per_latent` frames, whose decoder looks
 back at what it decoded before. So the seed is the stream's first frame, every chunk continues
 the stream, and what the decoder remembers belongs to the world's state: that is what keeps
-chunk borders from flickering.
+chunk borders from flickering. A latent that stands for several frames is read and written through
+the camera of one of them, its anchor, in the middle, where the others are nearest.
 
-A latent that stands for several frames is read and written through the camera of one of them,
-its anchor, in the middle, where the others are nearest.
-
-What a world refuses: plans out of order, and models whose outputs do not fit.
+Refused are plans out of order, and models whose outputs do not fit. Perception of real pictures is
+completed here: holes in their depth, and what moves in them.
 """
 
 from __future__ import annotations

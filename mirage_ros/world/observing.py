@@ -3,7 +3,7 @@
 A depth picture tells two things: where surfaces are, and that nothing stands before them. So every
 token in view that lies at a measured surface or before it goes, real ones of an older picture too,
 and the picture's own tokens come in. What lies behind, or where depth is invalid, stays. The
-space that was seen to be free is so for what is imagined later, too (carving.py).
+space that was seen to be free is so for what is imagined later, too (memory/free_space.py).
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from mirage_ros.memory.memory import LatentMemory
 from mirage_ros.memory.views import FIRST_OBSERVED
 from mirage_ros.world.chunking import (
     check_latents,
+    latent_size,
     moving_in_real,
     perceive_seed,
     readout_cells,
     readout_side,
 )
-from mirage_ros.world.world import World
+from mirage_ros.world.cycle import Cycle
+from mirage_ros.world.state import WorldState
 
 # A token this much behind the measured surface, relative to its depth, is taken for the surface.
 TOLERANCE = 0.05
@@ -35,45 +37,35 @@ TOLERANCE = 0.05
 KEPT = 64
 
 
-def observe(
-    world: World,
+def observed(
+    cycle: Cycle,
+    state: WorldState,
     rgb: np.ndarray,
     camera: Camera,
     depth_m: np.ndarray | None,
     stamp_ns: int,
-) -> tuple[int, int]:
-    """Writes one uint8 (H, W, 3) picture with metric (H, W) depth into the world's memory.
-
-    Holes in depth (NaN) are completed from what was measured around them (depth.completed); where
-    they stay nothing changes. +inf is free as far as one can see. Time and the camera stay where
-    they are.
-
-    Returns:
-        How many tokens went, and how many came.
-
-    Raises:
-        MirageError: bad input, no world, or a memory that cannot be corrected; all stays as it was.
-    """
+) -> tuple[WorldState, tuple[int, int]]:
+    """A state with the picture in its memory, and how many tokens went and came; see World.observe."""
     if depth_m is None:
         raise MirageError("An observation needs depth; send a depth picture with it.")
-    state, model = world._seeded(), world.model
+    model, config = cycle.model, cycle.config
     if not isinstance(state.memory, LatentMemory):
         raise MirageError("This world's memory cannot be corrected; use the latent memory.")
     rgb, camera, depth_m = fit_seed(rgb, camera, depth_m, model.size)
     cameras = Camera.stack([camera])
-    cells = world._latent(cameras)
+    cells = cameras.resized(latent_size(model))
     latents = check_latents(model.encode(rgb[None]), model, 1)
     depth_m = completed(depth_m)
-    fine = np.where(depth_m > world.config.max_depth_m, np.float32(np.inf), depth_m)[None]
+    fine = np.where(depth_m > config.max_depth_m, np.float32(np.inf), depth_m)[None]
     depth = cell_depth(fine, model.stride)
     moving = moving_in_real(
         model,
         rgb[None],
-        world.config.forget_moving,
+        config.forget_moving,
         lambda: perceive_seed(model, rgb[None], cameras, depth_m).dynamic,
     )
     known = np.isfinite(depth) & (
-        cell_share(moving, model.stride) <= world.config.max_dynamic_share
+        cell_share(moving, model.stride) <= config.max_dynamic_share
     )
     number = max((i for i in state.latents if i >= FIRST_OBSERVED), default=FIRST_OBSERVED - 1) + 1
     fork = state.forked()
@@ -93,8 +85,7 @@ def observe(
     }
     kept[number] = latents[0].to("cpu", torch.float16)
     sights = state.sights.with_real(camera, depth_m, readout_side(model))
-    world.state = replace(fork, latents=kept, sights=sights)
-    return erased, stored
+    return replace(fork, latents=kept, sights=sights), (erased, stored)
 
 
 def contradicted(

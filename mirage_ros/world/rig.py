@@ -51,19 +51,22 @@ class Rig:
             raise MirageError(f"The rig has {self.cameras} cameras and got {len(cameras)} plans.")
         if self.cameras == 1:
             return (self.world.step(cameras[0], stamps_ns),)
-        start, after = self.world._seeded(), []
-        latents, chunks, last = dict(start.latents), [], start
+        return self.world.change(lambda state: self._stepped(state, cameras, stamps_ns))
+
+    def _stepped(
+        self, start: WorldState, cameras: Sequence[Camera], stamps_ns: Int[np.ndarray, "f"]
+    ) -> tuple[WorldState, tuple[Chunk, ...]]:
+        latents, chunks, after, last = dict(start.latents), [], [], start
         for index in range(self.cameras):
             entry = self._entry(index, start, latents)
             entry = replace(entry, memory=last.memory, sights=last.sights)
-            last, chunk = self.world.stepped(entry, cameras[index], stamps_ns)
+            last, chunk = self.world.cycle.stepped(entry, cameras[index], stamps_ns)
             after.append(last)
             chunks.append(chunk)
             latents |= self._new(last, len(chunk.frames))
         kept = self._kept(latents, [state.frames_seen for state in after])
-        remembered = {"memory": last.memory, "sights": last.sights}
-        self.world.state = replace(after[0], latents=kept, **remembered)
-        return tuple(chunks)
+        state = replace(after[0], latents=kept, memory=last.memory, sights=last.sights)
+        return state, tuple(chunks)
 
     def _entry(self, index: int, start: WorldState, latents: dict) -> WorldState:
         """The world as camera `index` meets it: its own last frames precede, at first the seed."""
@@ -88,14 +91,3 @@ class Rig:
             for i, latent in latents.items()
             if i == 0 or i >= FIRST_OBSERVED or any(end - kept <= i < end for end in ends)
         }
-
-
-def redated(world: World, stamp_ns: int) -> None:
-    """Sets the stamp of the world's last frame: what comes next may bear any later one."""
-    world.state = replace(world._seeded(), stamp_ns=int(stamp_ns))
-
-
-def memory_of(world: World, state: WorldState) -> None:
-    """Gives the world another state's memory and keeps its own time and camera."""
-    now, then = world._seeded(), state.forked()
-    world.state = replace(then, stamp_ns=now.stamp_ns, camera=now.camera)

@@ -1,17 +1,61 @@
-"""What a world remembers between steps, and a chunk on its way through one."""
+"""What a world is between two steps, how it runs, and how it remembers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import cell_colours, cell_share
 from mirage_ros.memory.free_space import Sights
-from mirage_ros.protocol import Readout, SpatialMemory
-from mirage_ros.world.chunking import DecoderState
+from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.protocol import Perception, Readout, SpatialMemory, WorldModel
+from mirage_ros.world.chunking import (
+    DecoderState,
+    anchor_frames,
+    any_in_group,
+    frames_per_latent,
+    latent_size,
+    readout_cells,
+)
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """How a world runs.
+
+    Attributes:
+        seed: of all noise; the same seed, picture and plan give the same frames. At least 0.
+        use_memory: False never writes to memory: the baseline that forgets.
+        max_memory_bytes: hard cap of the latent memory, of which there are two for as long as a
+            call writes.
+        max_depth_m: what lies farther is beyond range (+inf) and not remembered.
+        rewrite_log_scale: visible cells are rewritten when the natural log of the token's
+            footprint over the cell's width exceeds this (0.35: tokens 1.4 times too coarse).
+        forget_moving: in which pictures the perceiver's guess of what moves is not remembered:
+            "imagined", "all" (the seed and observed ones too) or "none". A segmenter that was asked
+            for counts in all, but with "none".
+        max_dynamic_share: cells with a larger share of moving pixels are not remembered, below 1.
+        kept_latents: latents of past frames kept for reference, besides the seed's.
+        overlap_decode: a rollout generates each chunk while the one before it is decoded,
+            perceived and written; what memory shows it lags by that chunk (cycle.overlapped).
+    """
+
+    seed: int = 0
+    use_memory: bool = True
+    max_memory_bytes: int = 512 * 2**20
+    max_depth_m: float = 100.0
+    rewrite_log_scale: float = 0.35
+    forget_moving: str = "imagined"
+    max_dynamic_share: float = 0.25
+    kept_latents: int = 512
+    overlap_decode: bool = False
 
 
 @dataclass(frozen=True)
@@ -20,7 +64,7 @@ class WorldState:
 
     `latents` maps latent ids to (c, h, w) float16, a frame's id where each frame has a latent;
     camera and stamp are the last frame's, the camera at the model's picture size. `decoder` is
-    what a causal video codec remembers (video.py), None for a picture codec; `grouped` counts
+    what a causal video codec remembers (chunking.py), None for a picture codec; `grouped` counts
     the frames that share a latent with one before them; `sights` tells which space is free.
     """
 
@@ -65,3 +109,75 @@ class Draft:
     references: Float[torch.Tensor, "r c lh lw"]
     noise: int
     seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures that are to be remembered, with what is known of them.
+
+    Attributes:
+        latents, first_id: what they were decoded from, and the id of the first latent.
+        cameras, perception, rgb, stamps_ns: of each picture.
+        given: the real picture whose latent was decoded, None for imagined ones.
+        measured: whether depth is, rather than perceived.
+    """
+
+    latents: Float[torch.Tensor, "n c lh lw"]
+    first_id: int
+    cameras: Camera
+    perception: Perception
+    rgb: UInt8[np.ndarray, "f h w 3"]
+    stamps_ns: Int[np.ndarray, "f"]
+    given: UInt8[np.ndarray, "1 h w 3"] | None = None
+    measured: bool = False
+
+
+class MemoryBackend(Protocol):
+    """Makes the memory of a world and writes to it."""
+
+    def new(self) -> SpatialMemory:
+        """An empty memory."""
+        ...
+
+    def write(self, memory: SpatialMemory, pictures: Pictures) -> None:
+        """Remembers what keeps still in pictures and is not shown finely enough yet."""
+        ...
+
+
+class LatentBackend:
+    """Remembers by the latents of what was shown."""
+
+    def __init__(self, model: WorldModel, config: WorldConfig) -> None:
+        self.model, self.config = model, config
+
+    def new(self) -> LatentMemory:
+        return LatentMemory(memory_config(self.model, self.config))
+
+    def write(self, memory: LatentMemory, pictures: Pictures) -> None:
+        model, perception = self.model, pictures.perception
+        group = frames_per_latent(model)
+        at = anchor_frames(len(pictures.rgb), group)
+        # A guess of where one surface ends is too vague to split cells by. And a model that is shown
+        # one token a cell can tell no part from a whole.
+        by_parts = pictures.measured and readout_cells(model) > 1
+        depth = perception.depth_m[at]
+        dynamic = any_in_group(perception.dynamic, group)
+        memory.write_new(
+            pictures.latents,
+            pictures.cameras[at].resized(latent_size(model)),
+            depth if by_parts else cell_depth(depth, model.stride),
+            cell_share(dynamic, model.stride) <= self.config.max_dynamic_share,
+            pictures.stamps_ns[at],
+            cell_colours(pictures.rgb[at], model.stride),
+            np.arange(pictures.first_id, pictures.first_id + len(at)),
+            self.config.rewrite_log_scale,
+            real=pictures.given is not None,
+        )
+
+
+def memory_config(model: WorldModel, config: WorldConfig) -> MemoryConfig:
+    """The latent memory of a model's world."""
+    return MemoryConfig(model.channels, config.max_memory_bytes)
+
+
+MakeBackend = Callable[[WorldModel, WorldConfig], MemoryBackend]

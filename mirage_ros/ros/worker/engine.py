@@ -43,7 +43,7 @@ from mirage_ros.ros.worker.commands import (
     WorkerConfig,
 )
 from mirage_ros.ros.worker.shared import Snapshots
-from mirage_ros.world.rig import Rig, memory_of, redated
+from mirage_ros.world.rig import Rig
 from mirage_ros.world.world import World, WorldConfig
 
 SIZE, STRIDE, CHANNELS = (32, 32), 8, 4
@@ -140,12 +140,11 @@ class Engine:
     def carry_out(self, command: Command) -> Done:
         """Does it and tells what came of it. Raises MirageError for what cannot be done."""
         world, rig, dating = self._world, self._rig, self._dating
-        state = world.state
         try:
-            return self._carried_out(command)
+            with world.all_or_nothing():
+                return self._carried_out(command)
         except BaseException:
             self._world, self._rig, self._dating = world, rig, dating
-            world.state = state
             raise
 
     def _carried_out(self, command: Command) -> Done:
@@ -217,7 +216,7 @@ class Engine:
         self._world.load(command.path)
         self._dating = Dating(command.stamp_ns is not None or not command.redate)
         if command.stamp_ns is not None:
-            redated(self._world, command.stamp_ns)
+            self._world.redate(command.stamp_ns)
         memory, pose = self._world.memory, self._world.camera.world_from_camera
         return _done(command, tokens=memory.tokens, bytes=memory.nbytes, world_from_camera=pose)
 
@@ -237,14 +236,12 @@ class Engine:
 
     def _restore(self, command: Restore) -> Done:
         state = self._snapshots.forked(command.name, self._world)
-        memory_of(self._world, state)
+        self._world.remember_as(state)
         return _done(command, tokens=self._world.memory.tokens)
 
     def _observe(self, command: Observe) -> Done:
-        from mirage_ros.world.observing import observe
-
         seed = command.seed
-        erased, stored = observe(self._world, seed.rgb, seed.camera, seed.depth_m, command.stamp_ns)
+        erased, stored = self._world.observe(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns)
         return _done(command, erased=erased, stored=stored, tokens=self._world.memory.tokens)
 
     def _prompt(self, command: Prompt) -> Done:
@@ -286,7 +283,7 @@ class Engine:
             return {}
         stamp_ns, seed = dating.given_ns if dated else first_ns - self.config.period_ns, dating.seed
         if seed is None:
-            redated(self._world, stamp_ns)
+            self._world.redate(stamp_ns)
             return {}
         camera = seed.camera
         if moves:

@@ -1,0 +1,318 @@
+"""The cycle: read memory, generate, decode, perceive, write memory. It maps states to states and
+keeps none.
+
+What keeps the world in place: a cell that memory already shows at an equal or finer
+resolution is never written again, so a generated copy cannot drift over its original. Only
+what was not visible, or was seen by much coarser tokens (`WorldConfig.rewrite_log_scale`), is new.
+What a real picture showed is never written again. And what is new never comes to stand in space that
+an earlier view saw to be free (memory/free_space.py).
+
+A rollout may generate a chunk while the one before it is decoded, perceived and written
+(`overlapped`):
+
+    read 1, generate 1 | read 2, generate 2           | read 3, generate 3           |
+                       | decode 1, perceive 1, write 1 | decode 2, perceive 2, write 2 |
+
+The price: chunk 2 is read before chunk 1 is written, so what memory shows lags by one chunk.
+What chunk 1 has imagined reaches chunk 2 through the latents that precede it alone. Where that
+is not enough chunk 2 imagines anew; memory keeps what was written first. Depth is aligned to
+all that has been written, without lag.
+
+The generating thread is given copies and touches no state, so the frames are those of the
+same order of work on one thread, bit by bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.images import fit_seed, upsample, warn_of_cropping
+from mirage_ros.memory.free_space import Sights, carved
+from mirage_ros.progress import report
+from mirage_ros.protocol import Chunk, Frame, Perception, Readout, SpatialMemory, WorldModel
+from mirage_ros.world.chunking import (
+    FORGET_MOVING,
+    DecoderState,
+    anchor_frames,
+    check_latents,
+    check_perception,
+    check_pictures,
+    check_plan,
+    decode_next,
+    frames_per_latent,
+    from_memory,
+    in_range,
+    latent_size,
+    moving_in_real,
+    perceive_seed,
+    readout_side,
+    readout_size,
+    rows,
+)
+from mirage_ros.world.state import Draft, LatentBackend, MakeBackend, Pictures, WorldConfig, WorldState
+
+STAGES = ("read", "generate", "decode", "perceive", "write")
+Plan = tuple[Camera, np.ndarray]
+
+
+class Cycle:
+    """A model and a config, and what they make of a world's state.
+
+    Args:
+        backend: makes what gives a state its memory, from model and config.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        config: WorldConfig = WorldConfig(),
+        backend: MakeBackend = LatentBackend,
+    ) -> None:
+        if config.seed < 0 or config.kept_latents < model.preceding_frames:
+            raise MirageError(
+                f"The world got seed {config.seed} and kept_latents {config.kept_latents}; give a "
+                f"seed of at least 0 and kept_latents of at least {model.preceding_frames}."
+            )
+        if config.forget_moving not in FORGET_MOVING or not 0 <= config.max_dynamic_share < 1:
+            raise MirageError(
+                f"The world got forget_moving {config.forget_moving!r} and max_dynamic_share "
+                f"{config.max_dynamic_share}; give one of {', '.join(FORGET_MOVING)} and a share from "
+                "0 to below 1."
+            )
+        self.model, self.config = model, config
+        self.backend = backend(model, config)
+
+    def first(
+        self, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None, stamp_ns: int
+    ) -> tuple[WorldState, Chunk]:
+        """The state of a new world around one picture, and its first frame; see World.reset."""
+        model, seconds = self.model, dict.fromkeys(STAGES, 0.0)
+        given, (rgb, camera, depth_m) = camera.size, fit_seed(rgb, camera, depth_m, model.size)
+        warn_of_cropping(given, model.size)
+        cameras, stamps = Camera.stack([camera]), np.array([stamp_ns], np.int64)
+        with _timed(seconds, "generate"):
+            latents = check_latents(model.encode(rgb[None]), model, 1)
+        with _timed(seconds, "decode"):
+            decoded, decoder = decode_next(model, latents, None, 1)
+            check_pictures(decoded, model, 1)
+        with _timed(seconds, "perceive"):
+            perception = self._perceive_seed(rgb[None], cameras, depth_m)
+        memory = self.backend.new()
+        with _timed(seconds, "write"):
+            measured = depth_m is not None
+            pictures = Pictures(latents, 0, cameras, perception, decoded, stamps, rgb[None], measured)
+            self._remember(memory, pictures)
+        if self.config.use_memory and not memory.tokens:
+            near = float(np.mean(np.isfinite(perception.depth_m)))
+            raise MirageError(
+                f"Nothing of the seed can be remembered: {near:.0%} of it lies within "
+                f"{self.config.max_depth_m:g} m, and no part of that keeps still; give another picture "
+                "or its depth."
+            )
+        kept = {0: latents[0].to("cpu", torch.float16)}
+        sights = Sights.none().with_real(cameras[0], perception.depth_m[0], readout_side(model))
+        state = WorldState(memory, kept, 1, cameras[0], int(stamp_ns), decoder, sights=sights)
+        taken = np.ones((1, *latent_size(model)), bool)
+        return state, self._chunk(state, decoded, cameras, perception, taken, stamps, seconds)
+
+    def stepped(
+        self, state: WorldState, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]
+    ) -> tuple[WorldState, Chunk]:
+        """A state after the next chunk, and the chunk; the state itself stays as it is."""
+        fork = state.forked()
+        draft = self.read(fork, cameras, stamps_ns)
+        return self.finish(fork, draft, self.generate(draft))
+
+    def read(self, state: WorldState, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Draft:
+        """What memory shows to the planned cameras, and the latents that go before them."""
+        model, seconds = self.model, dict.fromkeys(STAGES, 0.0)
+        stamps = check_plan(cameras, stamps_ns, state.stamp_ns, model.chunk_frames)
+        cameras = cameras.resized(model.size)
+        cells, anchors = self.readout_cameras(cameras), anchor_frames(len(stamps), frames_per_latent(model))
+        with _timed(seconds, "read"):
+            shown = state.memory.read(cells, stamps)
+            readout = rows(shown, anchors)
+            preceding, references = self._context(state, readout)
+        noise = _noise_seed(self.config.seed, state.frames_seen)
+        return Draft(
+            cameras, stamps, shown, readout, cells[anchors], preceding, references, noise, seconds
+        )
+
+    def generate(self, draft: Draft) -> Float[torch.Tensor, "n c lh lw"]:
+        """The draft's latents. Knows no state and changes none."""
+        with _timed(draft.seconds, "generate"):
+            latents = self.model.generate(
+                draft.readout, draft.cells, draft.preceding, draft.references, draft.noise
+            )
+            return check_latents(latents, self.model, len(draft.cells))
+
+    def finish(
+        self, state: WorldState, draft: Draft, latents: Float[torch.Tensor, "n c lh lw"]
+    ) -> tuple[WorldState, Chunk]:
+        """Decodes, perceives and writes into the memory of a state that is nobody else's.
+
+        Returns the state after the chunk, and the chunk.
+        """
+        model, seconds = self.model, draft.seconds
+        cameras, stamps, shown = draft.cameras, draft.stamps_ns, draft.shown
+        with _timed(seconds, "decode"):
+            rgb, decoder = decode_next(model, latents, state.decoder, len(stamps))
+            check_pictures(rgb, model, len(stamps))
+        with _timed(seconds, "perceive"):
+            anchor = shown.depth_m if np.isfinite(shown.depth_m).any() else None
+            perception = self._perceive(rgb, cameras, anchor)
+        with _timed(seconds, "write"):
+            if self.config.forget_moving == "none":
+                perception = replace(perception, dynamic=np.zeros_like(perception.dynamic))
+            sound, sights = carved(
+                state.sights, cameras, perception, model.stride, readout_side(model)
+            )
+            pictures = Pictures(latents, state.latents_seen, cameras, sound, rgb, stamps)
+            self._remember(state.memory, pictures)
+        after = self.advanced(replace(state, sights=sights), draft, latents, decoder)
+        taken = from_memory(model, shown)
+        return after, self._chunk(after, rgb, cameras, perception, taken, stamps, seconds)
+
+    def advanced(
+        self,
+        state: WorldState,
+        draft: Draft,
+        latents: Float[torch.Tensor, "n c lh lw"],
+        decoder: DecoderState | None,
+    ) -> WorldState:
+        """The state with a chunk's latents, time and camera behind it; its memory is the same."""
+        seen = state.frames_seen + len(draft.stamps_ns)
+        kept = dict(state.latents)
+        for i, latent in enumerate(latents.to("cpu", torch.float16), state.latents_seen):
+            kept[i] = latent
+        grouped = state.grouped + len(draft.stamps_ns) - len(latents)
+        oldest = seen - grouped - self.config.kept_latents
+        kept = {i: latent for i, latent in kept.items() if i == 0 or i >= oldest}
+        return replace(
+            state,
+            latents=kept,
+            frames_seen=seen,
+            camera=draft.cameras[-1],
+            stamp_ns=int(draft.stamps_ns[-1]),
+            decoder=decoder,
+            grouped=grouped,
+        )
+
+    def readout_cameras(self, cameras: Camera) -> Camera:
+        """Cameras with a pixel for each cell of a readout."""
+        return cameras.resized(readout_size(self.model))
+
+    def _context(self, state: WorldState, readout: Readout) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents of the last frames, and of the frames that memory shows most."""
+        last = state.latents_seen
+        near = range(max(0, last - self.model.preceding_frames), last)
+        seen = state.memory.references(readout, last)
+        far = [i for i in seen if i in state.latents and i not in near]
+        return self._bank(state, near), self._bank(state, far[: self.model.reference_frames])
+
+    def _bank(self, state: WorldState, ids) -> torch.Tensor:
+        if not ids:
+            return torch.zeros(0, *state.latents[0].shape)
+        return torch.stack([state.latents[i] for i in ids]).float()
+
+    def _perceive(self, rgb, cameras: Camera, anchor: np.ndarray | None) -> Perception:
+        perception = self.model.perceive(rgb, cameras, anchor)
+        return in_range(check_perception(perception, self.model, len(rgb)), self.config.max_depth_m)
+
+    def _perceive_seed(self, rgb, cameras: Camera, depth_m: np.ndarray | None) -> Perception:
+        """Perception of the seed; without measured depth the perceiver gives all of it."""
+        model, forget = self.model, self.config.forget_moving
+        if depth_m is None:
+            perception = self._perceive(rgb, cameras, None)
+        else:
+            perception = perceive_seed(model, rgb, cameras, depth_m)
+            perception = in_range(perception, self.config.max_depth_m)
+        moving = moving_in_real(model, rgb, forget, lambda: perception.dynamic)
+        return replace(perception, dynamic=moving)
+
+    def _remember(self, memory: SpatialMemory, pictures: Pictures) -> None:
+        if self.config.use_memory:
+            self.backend.write(memory, pictures)
+
+    def _chunk(self, state, rgb, cameras, perception, taken, stamps, seconds) -> Chunk:
+        observed = upsample(taken, self.model.stride)
+        frames = tuple(
+            Frame(int(stamps[i]), cameras[i], rgb[i], perception.depth_m[i], observed[i])
+            for i in range(len(stamps))
+        )
+        share = float(taken.mean())
+        return Chunk(frames, seconds, share, state.memory.tokens, state.memory.nbytes)
+
+
+def overlapped(
+    cycle: Cycle, state: WorldState, plans: Sequence[Plan]
+) -> Iterator[tuple[WorldState, Chunk]]:
+    """After each of `plans`, at most a chunk long, the state and the chunk.
+
+    A state that was given is looked at until the next one is asked for, and never changed.
+    """
+    with ThreadPoolExecutor(1, initializer=_take_own_stream) as thread:
+        yield from in_order(cycle, state, plans, thread)
+
+
+def in_order(
+    cycle: Cycle, state: WorldState, plans: Sequence[Plan], thread: Executor
+) -> Iterator[tuple[WorldState, Chunk]]:
+    """The order of work itself; `thread` generates."""
+    fork = state.forked()
+    draft = cycle.read(fork, *plans[0])
+    latents = thread.submit(cycle.generate, draft).result()
+    for index in range(len(plans)):
+        if index + 1 < len(plans):
+            following = _read_early(cycle, fork, draft, latents, plans[index + 1])
+            coming = thread.submit(cycle.generate, following)
+        state, chunk = cycle.finish(fork, draft, latents)
+        yield state, chunk
+        if index + 1 < len(plans):
+            fork = state.forked()
+            draft, latents = _anchored_anew(cycle, fork, following), coming.result()
+
+
+def _read_early(
+    cycle: Cycle, state: WorldState, draft: Draft, latents: torch.Tensor, plan: Plan
+) -> Draft:
+    """The next chunk's draft, with this one's latents before it and not yet its memory."""
+    return cycle.read(cycle.advanced(state, draft, latents, state.decoder), *plan)
+
+
+def _anchored_anew(cycle: Cycle, state: WorldState, draft: Draft) -> Draft:
+    """The draft with what memory shows by now, which its depth is aligned to.
+
+    What came from memory is still what the network was shown.
+    """
+    fresh = state.memory.read(cycle.readout_cameras(draft.cameras), draft.stamps_ns)
+    return replace(draft, shown=replace(draft.shown, depth_m=fresh.depth_m))
+
+
+def _take_own_stream() -> None:
+    """On CUDA a thread's kernels queue behind all others of its stream, so it takes its own."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.set_stream(torch.cuda.Stream())
+
+
+def _noise_seed(seed: int, frame: int) -> int:
+    return int(np.random.SeedSequence([seed, frame]).generate_state(1)[0])
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    report()
+    start = time.perf_counter()
+    yield
+    seconds[stage] += time.perf_counter() - start
