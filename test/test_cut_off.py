@@ -44,7 +44,7 @@ FULL = """
 import resource, signal, sys
 sys.path.insert(0, sys.argv[1])
 from recorded_frames import *
-from mirage_ros.core.errors import MirageError
+from mirage_ros.errors import MirageError
 from mirage_ros.recording.formats import open_recorder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path, format, single = sys.argv[2], sys.argv[3], sys.argv[4] == "single"

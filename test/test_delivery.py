@@ -136,7 +136,7 @@ def test_the_middleware_heeds_it(client, call):
     """What is published is known to have arrived long before the 3 s of the middleware's own."""
     program = f"""
 import time
-from mirage_ros.ros.middleware import repair_soon
+from mirage_ros.ros.node import repair_soon
 {call}
 import rclpy
 from rclpy.duration import Duration
