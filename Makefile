@@ -15,7 +15,8 @@ demo: $(READY)
 	.venv/bin/mirage demo
 
 test: $(READY)
-	.venv/bin/python -m pytest -q --durations=10 --timeout 300 test
+	.venv/bin/python -m pytest -q --timeout 300 --durations=10 --numprocesses 2 --dist loadfile -m "not alone" test
+	.venv/bin/python -m pytest -q --timeout 300 -m alone test
 
 prove: $(READY)
 	MIRAGE_KILLS=20 MIRAGE_CALLS=1000 $(PROVE) -k "killed or answered" test/test_lifecycle.py

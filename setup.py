@@ -47,7 +47,7 @@ setup(
                      "matplotlib>=3.8", "mujoco>=3.3"],  # fmt: skip
         "train": ["accelerate>=1.0", "tensorboardX>=2.6", "tqdm>=4.66"],
         "dev": ["beartype>=0.19", "mcap-ros2-support>=0.5", "psutil>=5.9", "pytest>=8",
-                "pytest-timeout>=2.3", "trimesh>=4"],
+                "pytest-timeout>=2.3", "pytest-xdist>=3.6", "trimesh>=4"],
     },
     entry_points={"console_scripts": ["mirage = mirage_ros.cli:main"]},
 )

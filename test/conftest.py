@@ -9,6 +9,13 @@ import os
 from pathlib import Path
 
 import pytest
+
+# Threads that spin while they wait for each other would take the cores from the test beside this one. Has to come before
+# torch; nodes inherit it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from jaxtyping import install_import_hook
 
@@ -33,8 +40,12 @@ install_import_hook(modules_with_shapes(), "beartype.beartype")
 # tests that need it say so.
 with contextlib.suppress(Exception):
     importlib.import_module("mirage_ros.scenes.gl")
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 _count = itertools.count(os.getpid())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "alone: measures time, so nothing else may run beside it")
 
 
 @pytest.fixture

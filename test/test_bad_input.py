@@ -117,6 +117,7 @@ def answer_seconds(asker, send, seconds: float, calls: int = 300) -> np.ndarray:
     return np.array(found)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["path", "tf"])
 def test_services_are_answered_while_very_many_poses_come(sim, asker, folder, kind):
     poses = sideways(folder, 1) * 1000

@@ -63,6 +63,7 @@ def pinger(trial):
     pinger.close()
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize(("mode", "trial"), [(mode, mode) for mode in MODES], ids=MODES, indirect=["trial"])
 def test_hostile_messages_end_nothing_and_change_nothing(mode, trial, pinger):

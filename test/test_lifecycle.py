@@ -249,6 +249,7 @@ def service_of(request) -> type:
                    kind.__name__.removesuffix("_Request"))  # fmt: skip
 
 
+@pytest.mark.alone
 def test_services_are_answered_at_once_while_a_chunk_is_generated(streaming):
     seconds = answer_times(streaming, CALLS, 4 * CHUNK)
     for name, found in sorted(seconds.items(), key=lambda item: -item[1].max()):

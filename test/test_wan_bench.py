@@ -15,6 +15,7 @@ from mirage_ros.evaluation.bench_generate import Meter
 MIB = 2**20
 
 
+@pytest.mark.alone
 def test_the_bench_of_a_tiny_model_has_every_figure(tmp_path, capsys):
     """Conditioning from latents costs a tenth of the time and a 25th of the memory at most."""
     pytest.importorskip("mirage_ros.scenes", reason="MuJoCo cannot draw here")
