@@ -1,7 +1,4 @@
-"""What the layers hand to each other: small frozen dataclasses and the model's face.
-
-What a world hands out: plain arrays and numbers, for callers that do without torch.
-"""
+"""What the layers hand to each other: small frozen dataclasses, and what a model and a memory offer."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ class Frame:
         rgb: the picture.
         depth_m: along z; NaN invalid, +inf beyond range (REP 117, 118).
         observed: True where the model took the pixel from memory, latent cell by latent cell, False
-            where it imagined it (grids.from_memory).
+            where it imagined it (chunking.from_memory).
     """
 
     stamp_ns: int
@@ -78,24 +75,18 @@ class Readout:
         visible: where a token won.
         depth_m: depth of the winning token's surface along z, metres; NaN unseen.
         index: row of the winning token in the memory, -1 unseen.
-        offset: (du, dv) of the winning token's projected centre from the cell's centre, in
-            cells. Within +-0.5 when the token's centre lies in the cell; larger when the cell is
-            only covered by the token's footprint.
         place: (du, dv) of the cell's centre from the winning token's, in the token's own cells, on
-            the token's plane and as seen from the view it was born in (places.py).
+            the token's plane and as seen from the view it was born in (zbuffer.py).
         log_scale: natural log of the token's footprint over the cell's width at that depth;
             positive when the token is coarser than the cell.
-        age_ns: target stamp minus the token's birth stamp, 0 unseen.
     """
 
     latents: Float[torch.Tensor, "f c h w"]
     visible: Bool[np.ndarray, "f h w"]
     depth_m: Float[np.ndarray, "f h w"]
     index: Int[np.ndarray, "f h w"]
-    offset: Float[np.ndarray, "f 2 h w"]
     place: Float[np.ndarray, "f 2 h w"]
     log_scale: Float[np.ndarray, "f h w"]
-    age_ns: Int[np.ndarray, "f h w"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +116,7 @@ class SpatialMemory(Protocol):
     tokens: int
     nbytes: int
 
-    def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
+    def read(self, cameras: Camera) -> Readout:
         """What f cameras of as many pixels as there shall be cells see."""
         ...
 
@@ -144,9 +135,10 @@ class WorldModel(Protocol):
 
     A model may have `readout_cells` besides: it is shown a readout of so many cells to a side of
     each latent cell. And `from_memory(readout)`: which latents it takes from that readout, where
-    these are not the ones that memory shows at least half of (both in grids.py). And
+    these are not the ones that memory shows at least half of (both in chunking.py). And
     `segmented(rgb)`: what moves in real pictures (f, h, w), by a segmenter that was asked for, or
-    None if none was.
+    None if none was. And `device`, the torch device that it runs on, where that is not the CPU: memory
+    is read there, too.
 
     Attributes:
         name: what checkpoints and saved worlds are tagged with.

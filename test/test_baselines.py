@@ -135,7 +135,7 @@ def test_memory_reads_cells_as_the_latent_memory_does():
     rgb, depth = painted(batch, room())
     assert memory.write_new(rgb, batch, depth, depth > 0, np.array([5])) > 4000
     cells = batch.resized((8, 10))
-    readout = memory.read(cells, np.zeros(1, np.int64))
+    readout = memory.read(cells)
     assert readout.visible.mean() > 0.95
     shown = model.decode(readout.latents)[0]
     seen = readout.visible[0].repeat(8, 0).repeat(8, 1)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from analytic import offsets
 from fakes import PixelModel
 
 from mirage_ros.cli import main
@@ -53,7 +54,7 @@ def test_depth_read_at_unseen_cameras_is_right_to_half_a_footprint(walks, seed):
     grid, walk = small_grid(), walks[seed]
     memory, unseen = remembered(walk[::2], grid), walk[1::2]
     cells = unseen.cameras.resized(grid.cells)
-    readout = memory.read(cells, np.zeros(len(unseen), np.int64))
+    readout = memory.read(cells)
     true = cell_depth(unseen.depth_m, grid.stride)
     footprint = true / cells.intrinsics[:, 0, 0][:, None, None]
     both = readout.visible & np.isfinite(true)
@@ -73,7 +74,7 @@ def test_tokens_reproject_within_a_tenth_of_a_cell(walks, seed):
     with Renderer(make_scene(seed, "room", moving=False), grid.cells) as renderer:
         centres = renderer.render(here).depth_m
     memory = remembered(walk[:1], grid)
-    readout = memory.read(here, np.zeros(1, np.int64))
+    readout = memory.read(here)
     tokens = memory.to_points().xyz[readout.index[readout.visible]].astype(np.float64)
     surface = here.lift(centres)[readout.visible]
     there = walk.cameras[1]
@@ -82,7 +83,7 @@ def test_tokens_reproject_within_a_tenth_of_a_cell(walks, seed):
     error = np.linalg.norm(seen_token - seen_surface, axis=-1) / grid.stride
     assert np.median(error) <= 0.1
     # What the readout tells about the winner's place holds in the picture's own pixels.
-    u, v = (readout.offset[0, i][readout.visible[0]] for i in (0, 1))
+    u, v = (offsets(memory, here)[0, i][readout.visible[0]] for i in (0, 1))
     row, column = np.nonzero(readout.visible[0])
     told = (np.stack([column + u, row + v], -1) + 0.5) * grid.stride - 0.5
     pixels, _ = walk.cameras[0].project(tokens)
@@ -128,7 +129,7 @@ def test_latents_of_six_bits_decode_as_well_as_those_of_sixteen():
     for dtype in ("float16", "int8", "int6", "int4"):
         memory = empty_memory(grid.channels, 10_000, dtype=dtype)
         remember_latents(memory, walk[::2], grid, latents)
-        readout = memory.read(cells, np.zeros(len(unseen), np.int64))
+        readout = memory.read(cells)
         shown = upsample(readout.visible, grid.stride)
         error = (model.decode(readout.latents).astype(float) - unseen.rgb)[shown]
         scores[dtype] = 10 * np.log10(255**2 / np.mean(error**2))

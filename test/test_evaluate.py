@@ -226,10 +226,10 @@ def test_where_bodies_stood_is_judged_when_they_have_left(truth):
 def test_readouts_are_blinded_in_one_thing(truth):
     world = World(MODEL)
     world.reset(truth.rgb[0], truth.cameras[0], truth.depth_m[0])
-    readout = world.memory.read(truth.cameras[3:5].resized((8, 10)), np.zeros(2, np.int64))
-    assert not readout.visible.all() and np.abs(readout.offset).max() > 0
+    readout = world.memory.read(truth.cameras[3:5].resized((8, 10)))
+    assert not readout.visible.all() and np.abs(readout.place).max() > 0
     flat = blinded(readout, "sub_cell")
-    assert not flat.offset.any() and not flat.log_scale.any()
+    assert not flat.place.any() and not flat.log_scale.any()
     np.testing.assert_array_equal(flat.visible, readout.visible)
     open_eyed = blinded(readout, "visibility")
     assert open_eyed.visible.all() and np.isposinf(open_eyed.depth_m[~readout.visible]).all()
@@ -248,7 +248,7 @@ def test_ablated_models_are_models():
     batch = cameras([look((0, 0, 1), (0, 1, 1))], (8, 10))
     world = World(model)
     world.reset(np.zeros((*SIZE, 3), np.uint8), cameras([look((0, 0, 1), (0, 1, 1))], SIZE)[0])
-    readout = world.memory.read(batch, np.zeros(1, np.int64))
+    readout = world.memory.read(batch)
     ablated.generate(readout, batch, torch.zeros(1, 192, 8, 10), torch.ones(1, 192, 8, 10), 0)
     assert len(model.references) == 0
 
@@ -441,7 +441,7 @@ def test_readback_remembers_as_a_world_does(walk):
     told = read_back(walk, 0, MODEL, [1])
     camera = cameras([PosedRgbd(walk)[1].camera.world_from_camera], SIZE)
     camera = replace(camera, intrinsics=seed.camera.intrinsics[None])
-    readout = world.memory.read(camera.resized((8, 10)), np.ones(1, np.int64))
+    readout = world.memory.read(camera.resized((8, 10)))
     np.testing.assert_array_equal(told.frames[0].memory, MODEL.decode(readout.latents)[0])
     assert (told.lost, told.no_depth) == seed_lost(seed_remembered(world), first.depth_m)
 

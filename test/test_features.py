@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from analytic import cameras, look, raycast, room
-from test_memory import loop, stamps
+from test_memory import loop
 
 from mirage_ros.errors import MirageError
 from mirage_ros.memory.features import (
@@ -88,19 +88,19 @@ def test_latents_come_back_as_the_chosen_type_rounds_them(dtype, tmp_path):
     a bit."""
     memory = LatentMemory(MemoryConfig(4, dtype=dtype))
     batch = cameras([look((0, 0, 0), (0, 1, 0))], (6, 8))
-    latents, zero = random_latents(4, 3.0)[:1], stamps(batch)
+    latents, zero = random_latents(4, 3.0)[:1], np.zeros(len(batch), np.int64)
     depth, static = np.full((1, 6, 8), 2.0), np.ones((1, 6, 8), bool)
     rest = (depth, static, zero, np.zeros((1, 6, 8, 3), np.uint8), zero)
     memory.write(latents, batch, *rest)
     wanted = there_and_back(latents, dtype)[1]
-    assert torch.equal(memory.read(batch, zero).latents, wanted)
+    assert torch.equal(memory.read(batch).latents, wanted)
     for turn in range(5):
         memory.save(tmp_path / "memory")
         memory = LatentMemory.load(tmp_path / "memory").fork()
         farther = (depth * (2 + turn), *rest[1:])
         assert memory.write(-latents, batch, *farther) > 0
         assert memory.config.dtype == dtype
-        assert torch.equal(memory.read(batch, zero).latents, wanted)
+        assert torch.equal(memory.read(batch).latents, wanted)
     with pytest.raises(MirageError, match=f"keeps latents as {dtype}"):
         other = "int8" if dtype == "float16" else "float16"
         LatentMemory.load(tmp_path / "memory", MemoryConfig(4, dtype=other))

@@ -56,9 +56,8 @@ def remembered(batch):
 def test_what_is_told_has_the_same_units_on_every_grid():
     memory = remembered(cameras([HERE], CELLS))
     moved = cameras([look((0.15, 0.1, 1.25), (0.2, 4, 1))], CELLS)
-    stamps = np.zeros(1, np.int64)
-    coarse = condition_from_readout(memory.read(moved, stamps))
-    fine = condition_from_readout(memory.read(moved.resized((32, 40)), stamps), 2)
+    coarse = condition_from_readout(memory.read(moved))
+    fine = condition_from_readout(memory.read(moved.resized((32, 40))), 2)
     told = told_per_latent(fine[None], 2)[0]
     both = (coarse[4] == 1) & (told[4] == 1)
     assert both.float().mean() > 0.9
@@ -75,9 +74,8 @@ def test_what_is_told_has_the_same_units_on_every_grid():
 def test_the_finer_grid_keeps_more_tokens_of_what_is_seen_from_farther():
     memory = remembered(cameras([HERE], CELLS))
     back = cameras([look((0, -1.5, 1.2), (0, 4, 1))], CELLS)
-    stamps = np.zeros(1, np.int64)
     kept = [
-        len(np.unique(memory.read(back.resized(size), stamps).index)) for size in (CELLS, (32, 40))
+        len(np.unique(memory.read(back.resized(size)).index)) for size in (CELLS, (32, 40))
     ]
     assert kept[1] > 1.2 * kept[0]
 
@@ -94,7 +92,7 @@ def test_a_drawn_cloud_is_told_as_lying_in_its_place():
     memory = RgbMemory(model.encode, 8, cells=2)
     rgb, depth = painted(batch, room())
     memory.write_new(rgb, batch, depth, depth > 0, np.array([5]))
-    told = condition_from_readout(memory.read(batch.resized(CELLS), np.zeros(1, np.int64)), 2)
+    told = condition_from_readout(memory.read(batch.resized(CELLS)), 2)
     seen = told[-5] == 1
     assert seen.float().mean() > 0.95
     for row in (-3, -2, -1):

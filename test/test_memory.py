@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from analytic import Quad, cameras, look, raycast, remember, room
+from analytic import Quad, cameras, look, offsets, raycast, remember, room
 from test_zbuffer import pack
 
 from mirage_ros.errors import MirageError
@@ -25,13 +25,9 @@ def written(batch, quads, **options):
     return memory
 
 
-def stamps(batch):
-    return np.zeros(len(batch), np.int64)
-
-
 def read(memory, *poses, size=(44, 80)):
     batch = cameras(poses, size)
-    return memory.read(batch, stamps(batch))
+    return memory.read(batch)
 
 
 def loop(count=24):
@@ -51,16 +47,15 @@ def test_reading_from_the_pose_of_writing_gives_the_same_tokens():
     for pose in random_poses(rng, 12):
         batch = cameras([pose])
         memory = written(batch, room())
-        readout = memory.read(batch, np.array([7_000]))
+        readout = memory.read(batch)
         assert readout.visible.all()
         assert len(np.unique(readout.index)) == readout.index.size == memory.tokens
         depth, number, place = raycast(batch, room())
         np.testing.assert_allclose(readout.depth_m, depth, rtol=1e-5)
         np.testing.assert_allclose(readout.latents[:, 0], number)
         np.testing.assert_allclose(readout.latents[:, 1], place[..., 0], atol=1e-3)
-        assert np.abs(readout.offset).max() <= 0.1
+        assert np.abs(offsets(memory, batch)).max() <= 0.1
         assert np.abs(readout.log_scale).max() < 1e-5
-        assert (readout.age_ns == 7_000).all()
 
 
 @pytest.mark.parametrize("stride", [8, 16])
@@ -90,7 +85,7 @@ def test_ten_rounds_store_as_much_as_one_and_show_as_much(new):
     shown, tokens = [], []
     for lap in range(10):
         remember(memory, batch, room(), first_id=100 * lap, new=new)
-        shown.append(memory.read(batch, stamps(batch)).visible.mean())
+        shown.append(memory.read(batch).visible.mean())
         tokens.append(memory.tokens)
     assert tokens[-1] <= 1.05 * tokens[0]
     assert min(shown) >= shown[0] == 1
@@ -134,7 +129,7 @@ def test_a_wall_does_not_leak_through_the_fence_before_it(views):
     seen_from = np.linspace(-0.4, 0.4, views) if views > 1 else [0.0]
     memory = written(cameras([look((x, 0, 0), (x, 4, 0)) for x in seen_from]), fence())
     batch = cameras([look((x, y, 0), (x, 4, 0)) for x in (0.0, 0.07, 0.2) for y in (0, 0.1, 0.5)])
-    readout = memory.read(batch, stamps(batch))
+    readout = memory.read(batch)
     fine = raycast(batch.resized((132, 240)), fence())[0].reshape(9, 44, 3, 80, 3)
     slat = (fine < 3).all((2, 4)) & readout.visible
     if views == 1:
@@ -166,10 +161,10 @@ def test_a_floor_at_a_slant_keeps_its_far_rows():
     memory = written(cameras([look((0, 0, 1.2), (0, 8, 0))]), floor)
     for height in (1.2, 1.0, 0.7):
         batch = cameras([look((0.05, 0.1, height), (0, 8, 0))])
-        readout = memory.read(batch, stamps(batch))
+        readout = memory.read(batch)
         truth = raycast(batch, floor)[0]
         both = readout.visible & np.isfinite(truth) & (truth < 20)
-        off = np.abs(readout.offset).max(1)[both]
+        off = np.abs(offsets(memory, batch)).max(1)[both]
         assert (off <= 0.75).mean() >= 0.97
         error = np.abs(readout.depth_m[both] / truth[both] - 1)
         assert np.median(error) < 0.05 and (error < 0.3).mean() > 0.99
@@ -194,7 +189,7 @@ def test_in_one_voxel_the_finer_wins_then_the_newer():
         return memory.write(latents, view, np.full((1, 3, 3), depth), static, ids, rgb, ids)
 
     def centre():
-        return memory.read(view, np.array([9])).latents[0, 0, 1, 1].item()
+        return memory.read(view).latents[0, 0, 1, 1].item()
 
     assert put(1, 4.1, 0) == 9 and centre() == 1
     assert put(2, 4.1, 1) == 9 and centre() == 2
@@ -216,7 +211,7 @@ def test_nothing_imagined_takes_the_place_of_what_a_real_picture_showed():
         return write(latents, camera, *told, rgb, ids, real=real)
 
     def values(camera):
-        return set(memory.read(camera, np.zeros(1, np.int64)).latents[0, 0].unique().tolist())
+        return set(memory.read(camera).latents[0, 0].unique().tolist())
 
     put(1, real, 4.1, real=True)
     assert put(2, real, 4.0999) == 0, "finer, in the same voxels"
@@ -237,7 +232,7 @@ def test_only_static_finite_cells_are_written():
     memory = LatentMemory(CONFIG)
     rgb, zero = np.zeros((1, 2, 3, 3), np.uint8), np.zeros(1, np.int64)
     assert memory.write(torch.zeros(1, 4, 2, 3), batch, depth, static, zero, rgb, zero) == 1
-    assert memory.read(batch, zero).visible.ravel().tolist() == [True] + 5 * [False]
+    assert memory.read(batch).visible.ravel().tolist() == [True] + 5 * [False]
 
 
 def some_rows(number, views, rows=500):
@@ -306,10 +301,10 @@ def test_a_full_memory_forgets_what_was_seen_least_recently():
         elsewhere = cameras([look((100.0 * i, 0, 0), (100.0 * i, 1, 0))], (16, 20))
         quad = [Quad((100 * i - 6, 4, -6), (12, 0, 0), (0, 0, 12))]
         assert remember(memory, elsewhere, quad, first_id=i) == 320
-        assert memory.read(kept, stamps(kept)).visible.all()
+        assert memory.read(kept).visible.all()
         assert memory.nbytes <= 256 * 2**10
     assert memory.tokens < 40 * 320
-    ids = set(memory.birth_frames(memory.read(kept, stamps(kept))).ravel().tolist())
+    ids = set(memory.birth_frames(memory.read(kept)).ravel().tolist())
     assert ids == {0}
 
 
@@ -323,16 +318,16 @@ def test_references_are_the_birth_frames_with_most_winners():
         static[:, :, columns] = True
         ids = np.array([frame])
         memory.write(torch.zeros(1, 4, 16, 20), batch, depth, static, ids, rgb, ids)
-    readout = memory.read(batch, np.array([9]))
+    readout = memory.read(batch)
     assert memory.references(readout, 2) == [5, 3]
     assert memory.references(readout, 9) == [5, 3, 7]
     assert memory.erase_frame(5) == 160
-    assert memory.references(memory.read(batch, np.array([9])), 9) == [3, 7]
+    assert memory.references(memory.read(batch), 9) == [3, 7]
 
 
 def test_references_count_winners_as_brute_force_does():
     memory = written(loop(8), room())
-    readout = memory.read(loop(5), np.zeros(5, np.int64))
+    readout = memory.read(loop(5))
     births = memory.birth_frames(readout)[readout.visible].tolist()
     ranked = sorted(set(births), key=lambda frame: (-births.count(frame), frame))
     assert memory.references(readout, 99) == ranked and len(ranked) == 8
@@ -374,11 +369,11 @@ def test_a_fork_copies_nothing_until_one_of_two_living_memories_changes():
     fork = memory.fork()
     assert all(fork._store.arrays[name] is arrays[name] for name in arrays)
     before, batch = memory._store["used"].copy(), loop(4)
-    fork.read(batch, stamps(batch))
+    fork.read(batch)
     np.testing.assert_array_equal(memory._store["used"], before)
     assert fork._store.arrays["features"] is arrays["features"]
     del fork
-    memory.read(batch, stamps(batch))
+    memory.read(batch)
     memory.erase_frame(0)
     assert all(memory._store.arrays[name] is arrays[name] for name in arrays)
 
@@ -389,9 +384,9 @@ def test_reading_by_torch_shows_the_same_before_and_after_a_write():
     for part in (batch[:3], batch[3:]):
         for memory in (one, other):
             remember(memory, part, room())
-        a, b = (memory.read(batch, stamps(batch)) for memory in (one, other))
+        a, b = (memory.read(batch) for memory in (one, other))
         assert torch.equal(a.latents, b.latents)
-        for name in ("index", "depth_m", "offset", "log_scale", "age_ns"):
+        for name in ("index", "depth_m", "place", "log_scale"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from analytic import remember, room
 from safetensors.numpy import load_file, save_file
-from test_memory import CONFIG, loop, stamps, written
+from test_memory import CONFIG, loop, written
 
 from mirage_ros.errors import MirageError
 from mirage_ros.memory import files
@@ -36,7 +36,7 @@ def test_a_saved_memory_comes_back_and_goes_on_the_same(saved):
     again, original = LatentMemory.load(path), memory.fork()
     for _ in range(2):
         batch = loop()
-        one, other = original.read(batch, stamps(batch)), again.read(batch, stamps(batch))
+        one, other = original.read(batch), again.read(batch)
         np.testing.assert_array_equal(one.index, other.index)
         assert torch.equal(one.latents, other.latents)
         assert original.nbytes == again.nbytes

@@ -141,10 +141,8 @@ def test_the_condition_says_nothing_where_memory_sees_nothing():
         visible=visible,
         depth_m=np.where(visible, 2.0, np.nan).astype(np.float32),
         index=np.where(visible, 0, -1),
-        offset=np.full((1, 2, 2, 3), 0.3, np.float32),
         place=np.full((1, 2, 2, 3), -0.3 * np.exp(-0.1), np.float32),
         log_scale=np.full((1, 2, 3), 0.1, np.float32),
-        age_ns=np.zeros((1, 2, 3), np.int64),
     )
     condition = condition_from_readout(readout)
     assert condition.shape == (4 + GEOMETRY_CHANNELS, 1, 2, 3)
@@ -268,7 +266,7 @@ def test_depth_takes_its_scale_from_the_readout(model):
     frame = world.reset(seed.rgb, seed.camera, seed.depth_m).frames[0]
     cameras = Camera.stack([frame.camera])
     cells = cameras.resized((model.size[0] // model.stride, model.size[1] // model.stride))
-    anchor = world.memory.read(cells, np.array([1])).depth_m
+    anchor = world.memory.read(cells).depth_m
     once = model.perceive(frame.rgb[None], cameras, anchor).depth_m
     twice = model.perceive(frame.rgb[None], cameras, 2 * anchor).depth_m
     known = np.isfinite(once) & np.isfinite(twice)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from analytic import cameras, look, raycast, remember, room
+from analytic import cameras, look, offsets, raycast, remember, room
 
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 
@@ -43,9 +43,9 @@ def test_a_cell_knows_its_place_in_the_token_that_it_shows(pose, finer):
     memory = LatentMemory(MemoryConfig(channels=4, dtype="float16"))
     remember(memory, BIRTH, room())
     later = cameras([pose], (44 * finer, 80 * finer))
-    readout = memory.read(later, np.zeros(1, np.int64))
+    readout = memory.read(later)
     true, same = truth_of(later, readout)
-    guess = -readout.offset[0] / np.exp(readout.log_scale[0])
+    guess = -offsets(memory, later)[0] / np.exp(readout.log_scale[0])
     error, guessed = (np.abs(x - true).max(0)[same] for x in (readout.place[0], guess))
     assert same.mean() > 0.75
     assert np.median(error) < 0.01 and np.quantile(error, 0.9) < 0.1
@@ -56,5 +56,5 @@ def test_a_cell_knows_its_place_in_the_token_that_it_shows(pose, finer):
 def test_a_camera_at_home_finds_every_centre_in_the_middle():
     memory = LatentMemory(MemoryConfig(channels=4))
     remember(memory, BIRTH, room())
-    readout = memory.read(BIRTH, np.zeros(1, np.int64))
+    readout = memory.read(BIRTH)
     assert np.abs(readout.place).max() < 1e-4

@@ -36,7 +36,7 @@ def remembered(depth_m):
 def finely(memory, pose=None):
     """What a camera sees of it, four cells to a side of each latent cell."""
     camera = HOME if pose is None else Camera(HOME.intrinsics, pose[None], SIZE)
-    return memory.read(camera.resized((SIZE[0] * 4, SIZE[1] * 4)), np.zeros(1, np.int64))
+    return memory.read(camera.resized((SIZE[0] * 4, SIZE[1] * 4)))
 
 
 def test_only_cells_with_an_edge_are_split():

@@ -16,6 +16,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import fit_seed, resize_rgb
+from mirage_ros.memory.surfels import Surfels
 from mirage_ros.protocol import Perception
 from mirage_ros.world.world import World, WorldConfig
 
@@ -482,3 +483,38 @@ def test_shrinking_keeps_the_mean_and_growing_adds_no_steps():
     ramp = np.repeat(np.arange(0, 200, 10, dtype=np.uint8)[None, :, None], 3, 2).repeat(10, 0)
     steps = np.diff(resize_rgb(ramp, (20, 40))[0, :, 0].astype(int))
     assert steps.min() >= 0 and steps.max() <= 6
+
+
+class OnDevice(PixelModel):
+    """Says that it runs on a device, and works on the CPU all the same."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = torch.device(device)
+
+
+def shown_by(device):
+    world = started(OnDevice(device))
+    return frames(world.rollout(*out_and_back(8))), world
+
+
+def test_memory_is_read_where_the_model_runs(monkeypatch):
+    """Surfels that are sent to CUDA stay on the CPU here; torch reads them there all the same."""
+    sent, move = [], Surfels.to
+    monkeypatch.setattr(Surfels, "to", lambda self, device: sent.append(device) or move(self, "cpu"))
+    here, world = shown_by("cpu")
+    assert not sent and world.memory.config.device is None
+    there, world = shown_by("cuda:0")
+    assert set(sent) == {"cuda:0"} and world.memory.config.device == "cuda:0" and same(here, there)
+
+
+def test_a_loaded_world_is_read_where_the_model_runs(tmp_path):
+    shown_by("cpu")[1].save(tmp_path / "world")
+    world = World(OnDevice("cuda"))
+    world.load(tmp_path / "world")
+    assert world.memory.config.device == "cuda"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch sees none")
+def test_a_gpu_shows_the_same_world():
+    assert same(shown_by("cpu")[0], shown_by("cuda")[0])

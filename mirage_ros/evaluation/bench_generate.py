@@ -26,10 +26,11 @@ from mirage_ros.evaluation.rgb_cache import RgbMemory, fill_holes
 from mirage_ros.evaluation.timing import describe_machine
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_colours
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory.memory import LatentMemory
 from mirage_ros.models.mini.aligner import condition_from_readout
 from mirage_ros.models.wan.model import WanModel
 from mirage_ros.world.chunking import anchor_frames
+from mirage_ros.world.state import memory_config
 from mirage_ros.world.world import World, WorldConfig
 
 MIB = 2**20
@@ -101,7 +102,7 @@ def run_cycle(model: WanModel, walk: Walk, chunks: int, overlap: bool = False) -
 def compare_conditioning(model: WanModel, walk: Walk, chunks: int) -> dict:
     """Seconds per chunk and bytes of latent memory and RGB caches that hold the same frames."""
     latents = model.codec.encode(model.video_from_rgb(walk.rgb))[0].transpose(0, 1).cpu()
-    memory = LatentMemory(MemoryConfig(model.channels))
+    memory = LatentMemory(memory_config(model, WorldConfig()))
     clouds = {name: RgbMemory(model.encode, model.stride, c) for name, c in CLOUDS.items()}
     _remember(model, memory, clouds, walk, latents, slice(0, 1), 0)
     _from_latents(model, memory, walk, next(_chunks(model, 1)))  # compiles, as drawing does
@@ -212,7 +213,7 @@ def _from_latents(model: WanModel, memory: LatentMemory, walk: Walk, part: slice
     """What the side branch is given, read from latents: one camera per latent."""
     at = part.start + anchor_frames(model.chunk_frames, model.frames_per_latent)
     cells = tuple(side // model.stride for side in model.size)
-    readout = memory.read(walk.cameras[at].resized(cells), at.astype(np.int64))
+    readout = memory.read(walk.cameras[at].resized(cells))
     return condition_from_readout(readout).to(model.device, model.dtype)
 
 

@@ -157,8 +157,8 @@ def _files(config: BenchConfig) -> Iterator[dict]:
 
 
 def _time_read(memory, in_view: int, views: int, config: BenchConfig, bandwidth: float) -> dict:
-    cameras, stamps = view(0, config.cells, views), np.zeros(views, np.int64)
-    timing = measure(lambda: memory.read(cameras, stamps), config.repeats, warm_up=2)
+    cameras = view(0, config.cells, views)
+    timing = measure(lambda: memory.read(cameras), config.repeats, warm_up=2)
     # What no reader can do without: each view's surfels once, each winner's latent once.
     cells, dtype = views * math.prod(config.cells), memory.config.dtype
     latent_bytes = row_bytes(config.channels, dtype) - row_bytes(0, dtype)

@@ -216,8 +216,7 @@ def compare(walk: Walk, grid: Grid, views: int, repeats: int) -> list[dict]:
 def _compare_latents(name, options, kept: Walk, grid: Grid, latents, unseen, repeats) -> dict:
     memory = empty_memory(grid.channels, kept.depth_m.size // grid.stride**2, **options)
     remember_latents(memory, kept, grid, latents)
-    stamps = np.zeros(len(unseen), np.int64)
-    read = measure(lambda: memory.read(unseen, stamps), repeats, warm_up=2)
+    read = measure(lambda: memory.read(unseen), repeats, warm_up=2)
     return {
         "cache": name,
         "things": memory.tokens,
@@ -225,17 +224,17 @@ def _compare_latents(name, options, kept: Walk, grid: Grid, latents, unseen, rep
         "bare_bytes": memory.nbytes,
         "read_ms": 1e3 * read.median_s,
         "draw_ms": 0.0,
-        "visible": float(memory.read(unseen, stamps).visible.mean()),
+        "visible": float(memory.read(unseen).visible.mean()),
     }
 
 
 def _compare_cloud(name, config, only_new, kept: Walk, grid: Grid, unseen, repeats) -> dict:
     memory = RgbMemory(grid.encode, grid.stride, config)
     remember_pixels(memory, kept, only_new)
-    stamps, readouts = np.zeros(len(unseen), np.int64), []
+    readouts = []
     memory.draw(unseen[:1])  # compiles, where that has not been done
     draw = measure(lambda: memory.draw(unseen), 1, warm_up=0)
-    read = measure(lambda: readouts.append(memory.read(unseen, stamps)), repeats, warm_up=0)
+    read = measure(lambda: readouts.append(memory.read(unseen)), repeats, warm_up=0)
     return {
         "cache": name,
         "things": memory.tokens,
@@ -253,7 +252,7 @@ def grow(seed: int, frames: int, grid: Grid, rounds: int, shaken: bool) -> list[
     back = slice(None, None, -1)
     memory = empty_memory(grid.channels, walk.depth_m.size // grid.stride**2)
     merged = RgbMemory(grid.encode, grid.stride, CloudConfig())
-    cells, stamps = walk.cameras.resized(grid.cells), np.zeros(frames, np.int64)
+    cells = walk.cameras.resized(grid.cells)
     rows, kept = [], 0
     for number in range(rounds):
         if shaken and number:
@@ -269,7 +268,7 @@ def grow(seed: int, frames: int, grid: Grid, rounds: int, shaken: bool) -> list[
                 "shaken": shaken,
                 "tokens": memory.tokens,
                 "bytes": memory.nbytes,
-                "visible": float(memory.read(cells, stamps).visible.mean()),
+                "visible": float(memory.read(cells).visible.mean()),
                 "merged_points": merged.tokens,
                 "merged_bytes": merged.nbytes,
                 "all_bytes": kept,

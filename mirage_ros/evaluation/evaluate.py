@@ -131,7 +131,6 @@ def blinded(readout: Readout, ablation: str) -> Readout:
     if ablation == "sub_cell":
         return replace(
             readout,
-            offset=np.zeros_like(readout.offset),
             place=np.zeros_like(readout.place),
             log_scale=np.zeros_like(readout.log_scale),
         )

@@ -182,7 +182,7 @@ def _compare(
     number: int, real: PosedFrame, seed: PosedFrame, memory: SpatialMemory, model: WorldModel
 ) -> ReadBack:
     cells = _latent(real.camera, model)
-    readout = memory.read(cells, np.ones(1, np.int64))
+    readout = memory.read(cells)
     own_depth_m = cell_depth(real.depth_m[None], model.stride)
     with np.errstate(invalid="ignore"):
         same = np.abs(readout.depth_m - own_depth_m) < SAME_SURFACE_SHARE * own_depth_m
@@ -190,7 +190,7 @@ def _compare(
     shown = model.decode(readout.latents)[0]
     context = model.encode(seed.rgb[None])
     shown_to_it = Camera.stack([real.camera.resized(readout_size(model))])
-    told = memory.read(shown_to_it, np.ones(1, np.int64))
+    told = memory.read(shown_to_it)
     generated = model.decode(model.generate(told, shown_to_it, context, context, seed=0))[0]
     warped, covered = warp_pixels(seed, real.camera)
     return ReadBack(

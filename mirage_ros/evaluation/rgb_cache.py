@@ -24,7 +24,7 @@ from mirage_ros.geometry.images import cell_share, upsample
 from mirage_ros.protocol import Readout, WorldModel
 from mirage_ros.recording.pictures import LAST_MM, millimetres
 from mirage_ros.world.chunking import anchor_frames, frames_per_latent, readout_cells
-from mirage_ros.world.state import Pictures
+from mirage_ros.world.state import REWRITE_LOG_SCALE, Pictures
 from mirage_ros.world.world import World, WorldConfig
 
 JPEG_QUALITY = 90
@@ -70,12 +70,12 @@ class RgbMemory:
         drawing = self.cloud.draw(cameras)
         return fill_holes(drawing.rgb, drawing.covered)
 
-    def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
+    def read(self, cameras: Camera) -> Readout:
         """Draws, fills the holes from their nearest neighbours, encodes.
 
         A cell is visible where points cover at least half of it. What is drawn lies in its place
         and scale: every cell gets a token in the middle of its latent's cell and as wide as
-        that. The age is not kept.
+        that.
         """
         drawing = self.draw(cameras)
         depth = cell_depth(drawing.depth_m, self.side)
@@ -84,16 +84,13 @@ class RgbMemory:
         latents = latents.repeat_interleave(self.cells, 2).repeat_interleave(self.cells, 3)
         latents = latents * torch.from_numpy(visible)[:, None]
         index = np.where(visible, _middle(drawing.index, self.side), -1).astype(np.int32)
-        offset = self._to_middles(visible)
         return Readout(
             latents=latents.contiguous(),
             visible=visible,
             depth_m=np.where(visible, depth, np.nan).astype(np.float32),
             index=index,
-            offset=offset,
-            place=-offset / self.cells,
+            place=-self._to_middles(visible) / self.cells,
             log_scale=visible * np.float32(math.log(self.cells)),
-            age_ns=np.zeros(visible.shape, np.int64),
         )
 
     def _to_middles(self, visible: Bool[np.ndarray, "f h w"]) -> Float[np.ndarray, "f 2 h w"]:
@@ -115,7 +112,7 @@ class RgbMemory:
         depth_m: Float[np.ndarray, "f h w"],
         static: Bool[np.ndarray, "f h w"],
         frame_ids: Int[np.ndarray, "f"],
-        rewrite_log_scale: float = 0.35,
+        rewrite_log_scale: float = REWRITE_LOG_SCALE,
     ) -> int:
         """Adds the pixels that the cloud does not show yet, or shows too coarsely."""
         added = 0
@@ -154,7 +151,7 @@ class KeyframeMemory(RgbMemory):
         return sum(self.sizes) + len(self.sizes) * POSE_BYTES
 
     def write_new(
-        self, rgb, cameras: Camera, depth_m, static, frame_ids, rewrite_log_scale: float = 0.35
+        self, rgb, cameras: Camera, depth_m, static, frame_ids, rewrite_log_scale: float = REWRITE_LOG_SCALE
     ) -> int:
         """Keeps the frames of which too little can be drawn; returns how many points came of it."""
         added, ids = 0, np.asarray(frame_ids)
@@ -199,7 +196,7 @@ class RgbBackend:
             perception.depth_m,
             still,
             pictures.first_id + latent,
-            self.config.rewrite_log_scale,
+            REWRITE_LOG_SCALE,
         )
 
 

@@ -321,7 +321,7 @@ def seed_remembered(world: World) -> Float[np.ndarray, "lh lw"]:
     """Of a world that was just reset, the share of each of the seed's latent cells that memory
     shows to the seed's own camera."""
     camera = Camera.stack([world.camera.resized(readout_size(world.model))])
-    seen = world.memory.fork().read(camera, np.array([world.stamp_ns], np.int64))
+    seen = world.memory.fork().read(camera)
     return cell_share(seen.visible, readout_cells(world.model))[0].astype(np.float32)
 
 
@@ -392,6 +392,6 @@ def _decode_readout(world: World, truth: TrueWorld, part: slice) -> np.ndarray:
     if isinstance(world.memory, RgbMemory):
         return world.memory.pictures(truth.cameras[part])
     cells = truth.cameras[part].resized(latent_size(model))
-    readout: Readout = world.memory.read(cells, truth.stamps_ns[part])
+    readout: Readout = world.memory.read(cells)
     with torch.inference_mode():
         return model.decode(readout.latents)

@@ -152,36 +152,34 @@ class LatentMemory:
         stamps, ids, stored = np.asarray(stamps_ns), np.asarray(frame_ids), 0
         for i in range(len(cameras)):
             one = slice(i, i + 1)
-            shown = self.read(cameras[one], stamps[one])
+            shown = self.read(cameras[one])
             kept = shown.visible & (shown.log_scale <= rewrite_log_scale)
             if not real:
                 kept |= self._shows_real(shown)
-            told = latents[one], cameras[one], depth_m[one], np.asarray(static[one]) & ~kept
-            stored += self.write_by_surfaces(*told, stamps[one], rgb[one], ids[one], real)
+            stored += self.write_by_surfaces(
+                latents[one], cameras[one], depth_m[one], np.asarray(static[one]) & ~kept, stamps[one],
+                rgb[one], ids[one], real,
+            )  # fmt: skip
         return stored
 
     def write_by_surfaces(
         self, latents, cameras: Camera, depth_m, static, stamps_ns, rgb, frame_ids, real=False
     ) -> int:
         """As `write`, but depth may be finer than latents: then cells that show two surfaces are
-        kept by parts (splitting.py)."""
+        kept by parts (lifting.py)."""
         self._check_values(latents)
-        told = latents, cameras, np.asarray(depth_m), np.asarray(static), np.asarray(rgb)
+        groups = by_surfaces(latents, cameras, np.asarray(depth_m), np.asarray(static), np.asarray(rgb))
         return sum(
             self.write(*cells, stamps_ns, colours, frame_ids, parts, real)
-            for *cells, colours, parts in by_surfaces(*told)
+            for *cells, colours, parts in groups
         )
 
-    def read(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Readout:
+    def read(self, cameras: Camera) -> Readout:
         """What f cameras at latent size see of the memory (see zbuffer.py for the rule)."""
         store, config = self._store, self.config
         winners = zbuffer(self._surfels(), cameras, config.rule, store.blocks)
         index, visible = winners.index, winners.index >= 0
         rows = index[visible]
-        stamps = np.asarray(stamps_ns, np.int64).reshape(-1, 1, 1)
-        age = np.zeros(index.shape, np.int64)
-        births = of_views(store["places"][rows], store.births["stamps_ns"])
-        age[visible] = np.broadcast_to(stamps, index.shape)[visible] - births
         tick = self._next_tick()
         self._owned_use()[rows] = tick
         place, log_scale = self._places(cameras, winners, rows)
@@ -190,10 +188,8 @@ class LatentMemory:
             visible=visible,
             depth_m=np.where(visible, winners.depth_m, np.nan).astype(np.float32),
             index=index,
-            offset=winners.offset.astype(np.float32),
             place=place,
             log_scale=log_scale,
-            age_ns=age,
         )
 
     def _places(self, cameras: Camera, winners: Winners, rows: Int[np.ndarray, "n"]):

@@ -26,7 +26,7 @@ from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.models.mini.aligner import condition_from_context, condition_from_readout
 from mirage_ros.models.resizing import picture_from_rgb
 from mirage_ros.training.clips import StoredClip
-from mirage_ros.world.world import WorldConfig
+from mirage_ros.world.state import REWRITE_LOG_SCALE
 
 Batch = tuple[Tensor, ...]
 
@@ -195,7 +195,7 @@ class Chunks:
         memory = self._grow(rng, clip, sources)
         cells = self.config.cells
         size = tuple(side * cells for side in clip.cameras.size)
-        readout = memory.read(clip.cameras[target].resized(size), target.astype(np.int64))
+        readout = memory.read(clip.cameras[target].resized(size))
         far = [i for i in memory.references(readout, references + 1) if i != start - 1]
         context = clip.latents[[*far[:references], start - 1]].float().transpose(0, 1)
         context = context + float(rng.uniform(0, 0.1)) * torch.randn(
@@ -231,7 +231,7 @@ class Chunks:
             )
             told = latents, clip.cameras[part], self._depth(rng, clip, part), static, stamps
             grey = np.full((*static.shape, 3), 128, np.uint8)
-            memory.write_new(*told, grey, part, WorldConfig.rewrite_log_scale)
+            memory.write_new(*told, grey, part, REWRITE_LOG_SCALE)
         return memory
 
     def _depth(self, rng, clip: LatentClip, part: np.ndarray) -> np.ndarray:

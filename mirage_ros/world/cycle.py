@@ -3,7 +3,7 @@ keeps none.
 
 What keeps the world in place: a cell that memory already shows at an equal or finer
 resolution is never written again, so a generated copy cannot drift over its original. Only
-what was not visible, or was seen by much coarser tokens (`WorldConfig.rewrite_log_scale`), is new.
+what was not visible, or was seen by much coarser tokens (REWRITE_LOG_SCALE), is new.
 What a real picture showed is never written again. And what is new never comes to stand in space that
 an earlier view saw to be free (memory/free_space.py).
 
@@ -59,7 +59,16 @@ from mirage_ros.world.chunking import (
     readout_size,
     rows,
 )
-from mirage_ros.world.state import Draft, LatentBackend, MakeBackend, Pictures, WorldConfig, WorldState
+from mirage_ros.world.state import (
+    KEPT_LATENTS,
+    MAX_DEPTH_M,
+    Draft,
+    LatentBackend,
+    MakeBackend,
+    Pictures,
+    WorldConfig,
+    WorldState,
+)
 
 STAGES = ("read", "generate", "decode", "perceive", "write")
 Plan = tuple[Camera, np.ndarray]
@@ -78,11 +87,8 @@ class Cycle:
         config: WorldConfig = WorldConfig(),
         backend: MakeBackend = LatentBackend,
     ) -> None:
-        if config.seed < 0 or config.kept_latents < model.preceding_frames:
-            raise MirageError(
-                f"The world got seed {config.seed} and kept_latents {config.kept_latents}; give a "
-                f"seed of at least 0 and kept_latents of at least {model.preceding_frames}."
-            )
+        if config.seed < 0:
+            raise MirageError(f"The world got seed {config.seed}; give a seed of at least 0.")
         if config.forget_moving not in FORGET_MOVING or not 0 <= config.max_dynamic_share < 1:
             raise MirageError(
                 f"The world got forget_moving {config.forget_moving!r} and max_dynamic_share "
@@ -116,7 +122,7 @@ class Cycle:
             near = float(np.mean(np.isfinite(perception.depth_m)))
             raise MirageError(
                 f"Nothing of the seed can be remembered: {near:.0%} of it lies within "
-                f"{self.config.max_depth_m:g} m, and no part of that keeps still; give another picture "
+                f"{MAX_DEPTH_M:g} m, and no part of that keeps still; give another picture "
                 "or its depth."
             )
         kept = {0: latents[0].to("cpu", torch.float16)}
@@ -140,7 +146,7 @@ class Cycle:
         cameras = cameras.resized(model.size)
         cells, anchors = self.readout_cameras(cameras), anchor_frames(len(stamps), frames_per_latent(model))
         with _timed(seconds, "read"):
-            shown = state.memory.read(cells, stamps)
+            shown = state.memory.read(cells)
             readout = rows(shown, anchors)
             preceding, references = self._context(state, readout)
         noise = _noise_seed(self.config.seed, state.frames_seen)
@@ -196,7 +202,7 @@ class Cycle:
         for i, latent in enumerate(latents.to("cpu", torch.float16), state.latents_seen):
             kept[i] = latent
         grouped = state.grouped + len(draft.stamps_ns) - len(latents)
-        oldest = seen - grouped - self.config.kept_latents
+        oldest = seen - grouped - KEPT_LATENTS
         kept = {i: latent for i, latent in kept.items() if i == 0 or i >= oldest}
         return replace(
             state,
@@ -227,7 +233,7 @@ class Cycle:
 
     def _perceive(self, rgb, cameras: Camera, anchor: np.ndarray | None) -> Perception:
         perception = self.model.perceive(rgb, cameras, anchor)
-        return in_range(check_perception(perception, self.model, len(rgb)), self.config.max_depth_m)
+        return in_range(check_perception(perception, self.model, len(rgb)), MAX_DEPTH_M)
 
     def _perceive_seed(self, rgb, cameras: Camera, depth_m: np.ndarray | None) -> Perception:
         """Perception of the seed; without measured depth the perceiver gives all of it."""
@@ -236,7 +242,7 @@ class Cycle:
             perception = self._perceive(rgb, cameras, None)
         else:
             perception = perceive_seed(model, rgb, cameras, depth_m)
-            perception = in_range(perception, self.config.max_depth_m)
+            perception = in_range(perception, MAX_DEPTH_M)
         moving = moving_in_real(model, rgb, forget, lambda: perception.dynamic)
         return replace(perception, dynamic=moving)
 
@@ -295,7 +301,7 @@ def _anchored_anew(cycle: Cycle, state: WorldState, draft: Draft) -> Draft:
 
     What came from memory is still what the network was shown.
     """
-    fresh = state.memory.read(cycle.readout_cameras(draft.cameras), draft.stamps_ns)
+    fresh = state.memory.read(cycle.readout_cameras(draft.cameras))
     return replace(draft, shown=replace(draft.shown, depth_m=fresh.depth_m))
 
 

@@ -29,7 +29,7 @@ from mirage_ros.world.chunking import (
     readout_side,
 )
 from mirage_ros.world.cycle import Cycle
-from mirage_ros.world.state import WorldState
+from mirage_ros.world.state import MAX_DEPTH_M, WorldState
 
 # A token this much behind the measured surface, relative to its depth, is taken for the surface.
 TOLERANCE = 0.05
@@ -56,7 +56,7 @@ def observed(
     cells = cameras.resized(latent_size(model))
     latents = check_latents(model.encode(rgb[None]), model, 1)
     depth_m = completed(depth_m)
-    fine = np.where(depth_m > config.max_depth_m, np.float32(np.inf), depth_m)[None]
+    fine = np.where(depth_m > MAX_DEPTH_M, np.float32(np.inf), depth_m)[None]
     depth = cell_depth(fine, model.stride)
     moving = moving_in_real(
         model,

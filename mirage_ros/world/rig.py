@@ -16,7 +16,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.views import FIRST_OBSERVED
 from mirage_ros.protocol import Chunk
 from mirage_ros.world.chunking import frames_per_latent
-from mirage_ros.world.state import WorldState
+from mirage_ros.world.state import KEPT_LATENTS, WorldState
 from mirage_ros.world.world import World
 
 # Ids of camera k begin at k times this, so that every id names one picture of one camera.
@@ -85,9 +85,8 @@ class Rig:
 
     def _kept(self, latents: dict, ends: list[int]) -> dict:
         """The seed's latent and the last ones of each camera."""
-        kept = self.world.config.kept_latents
         return {
             i: latent
             for i, latent in latents.items()
-            if i == 0 or i >= FIRST_OBSERVED or any(end - kept <= i < end for end in ends)
+            if i == 0 or i >= FIRST_OBSERVED or any(end - KEPT_LATENTS <= i < end for end in ends)
         }

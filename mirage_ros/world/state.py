@@ -25,6 +25,14 @@ from mirage_ros.world.chunking import (
     readout_cells,
 )
 
+MAX_DEPTH_M = 100.0
+"""What lies farther is beyond range (+inf) and not remembered."""
+REWRITE_LOG_SCALE = 0.35
+"""Visible cells are written anew when the natural log of the token's footprint over the cell's width
+exceeds this: tokens 1.4 times too coarse."""
+KEPT_LATENTS = 512
+"""Latents of past frames that are kept for reference, besides the seed's."""
+
 
 @dataclass(frozen=True)
 class WorldConfig:
@@ -35,14 +43,10 @@ class WorldConfig:
         use_memory: False never writes to memory: the baseline that forgets.
         max_memory_bytes: hard cap of the latent memory, of which there are two for as long as a
             call writes.
-        max_depth_m: what lies farther is beyond range (+inf) and not remembered.
-        rewrite_log_scale: visible cells are rewritten when the natural log of the token's
-            footprint over the cell's width exceeds this (0.35: tokens 1.4 times too coarse).
         forget_moving: in which pictures the perceiver's guess of what moves is not remembered:
             "imagined", "all" (the seed and observed ones too) or "none". A segmenter that was asked
             for counts in all, but with "none".
         max_dynamic_share: cells with a larger share of moving pixels are not remembered, below 1.
-        kept_latents: latents of past frames kept for reference, besides the seed's.
         overlap_decode: a rollout generates each chunk while the one before it is decoded,
             perceived and written; what memory shows it lags by that chunk (cycle.overlapped).
     """
@@ -50,11 +54,8 @@ class WorldConfig:
     seed: int = 0
     use_memory: bool = True
     max_memory_bytes: int = 512 * 2**20
-    max_depth_m: float = 100.0
-    rewrite_log_scale: float = 0.35
     forget_moving: str = "imagined"
     max_dynamic_share: float = 0.25
-    kept_latents: int = 512
     overlap_decode: bool = False
 
 
@@ -170,14 +171,17 @@ class LatentBackend:
             pictures.stamps_ns[at],
             cell_colours(pictures.rgb[at], model.stride),
             np.arange(pictures.first_id, pictures.first_id + len(at)),
-            self.config.rewrite_log_scale,
+            REWRITE_LOG_SCALE,
             real=pictures.given is not None,
         )
 
 
 def memory_config(model: WorldModel, config: WorldConfig) -> MemoryConfig:
-    """The latent memory of a model's world."""
-    return MemoryConfig(model.channels, config.max_memory_bytes)
+    """The latent memory of a model's world. It is read where the model runs, a model without `device`
+    on the CPU."""
+    device = torch.device(getattr(model, "device", "cpu"))
+    where = None if device.type == "cpu" else str(device)
+    return MemoryConfig(model.channels, config.max_memory_bytes, device=where)
 
 
 MakeBackend = Callable[[WorldModel, WorldConfig], MemoryBackend]
