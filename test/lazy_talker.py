@@ -11,8 +11,10 @@ import rclpy
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Frame, Points
-from mirage_ros.ros.overlays import DeltaPublisher, FrustumPublisher
-from mirage_ros.ros.topics import CompressedPublishers, streamed
+from mirage_ros.recording.topics import BY_NAME, DELTAS, MARKERS
+from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.overlays import DeltaPublisher
+from mirage_ros.ros.topics import CameraOutput, CameraPublishers, lazy_publisher
 
 PERIOD_NS = 50_000_000
 SIZE = (48, 64)
@@ -42,27 +44,20 @@ def main() -> None:
     bytes_per_s, growth = float(sys.argv[1]), int(sys.argv[2])
     rclpy.init()
     node = rclpy.create_node("talker")
-    pictures = CompressedPublishers(node, streamed(16))
-    markers = FrustumPublisher(node, streamed(5), "world")
-    deltas = DeltaPublisher(node, streamed(100), "world", bytes_per_s)
+    config = NodeConfig()
+    pictures = CameraPublishers(node, config, CameraOutput("camera", "", "camera"))
+    deltas = DeltaPublisher(lazy_publisher(node, config, BY_NAME[DELTAS]), "world", bytes_per_s)
+    lazy = {**pictures.all, MARKERS: pictures.frustum.markers, DELTAS: deltas.cloud}
     index = 0
 
     def tick() -> None:
         nonlocal index
         frame = make_frame(index)
-        pictures.frame(frame, "camera")
-        markers.frame(frame)
+        pictures.frame(frame)
         backlog = deltas.offer(make_points(growth * (index + 1)), frame.stamp_ns)
         index += 1
-        made = {
-            "frames": index,
-            "compressed": pictures.color.made,
-            "compressedDepth": pictures.depth.made,
-            "markers": markers.markers.made,
-            "deltas": deltas.cloud.made,
-            "backlog": backlog,
-        }
-        print(json.dumps(made), flush=True)
+        made = {name: publisher.made for name, publisher in lazy.items()}
+        print(json.dumps({"frames": index, "backlog": backlog, **made}), flush=True)
 
     node.create_timer(PERIOD_NS / 1e9, tick)
     rclpy.spin(node)

@@ -25,6 +25,7 @@ from mirage_ros.recording.sheet import (
     save_picture,
 )
 from mirage_ros.recording.topdown import draw_cloud_from_above
+from mirage_ros.recording.topics import COLOR
 from mirage_ros.recording.video import VideoWriter
 from mirage_ros.ros.playback import STAGES, RecordedFrame, Recording
 
@@ -43,7 +44,7 @@ def rollout_figures(recording: Recording, planned_ns: list[int], started_ns: int
     """
     frames = recording.frames
     stamps = [frame.stamp_ns for frame in frames]
-    arrived = sorted(recording.stamps_ns["color/image_raw"])
+    arrived = sorted(recording.stamps_ns[COLOR])
     alike = all(sorted(found) == arrived for found in recording.stamps_ns.values())
     offsets = [abs(a - b) for a, b in zip(arrived, planned_ns, strict=False)]
     wall_s = (max(frame.arrival_ns for frame in frames) - started_ns) / 1e9 if frames else None

@@ -1,10 +1,8 @@
-"""One episode as an MCAP recording of the messages that the node would publish.
+"""MCAP files of serialised ROS 2 messages, and episodes as the messages that the node would publish.
 
-Writes already-serialised ROS 2 messages into one MCAP file.
-
-The file follows the ros2 profile of the MCAP specification: message encoding
-`cdr`, schema encoding `ros2msg`, and the channel and file metadata that rosbag2
-writes, so that Foxglove, `ros2 bag` and the pure-Python readers open it alike.
+A file is written by the `mcap` package, whole or not at all. It follows the ros2 profile of the MCAP
+specification: message encoding `cdr`, schema encoding `ros2msg`, and the channel and file metadata
+that rosbag2 writes, so that Foxglove, `ros2 bag` and the pure-Python readers open it alike.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from mirage_ros.protocol import Frame
 from mirage_ros.recording.cdr import definition, frame_messages, value_messages
 from mirage_ros.recording.episodes import Episode, PathLock, check_left, disk_errors, remove
 from mirage_ros.recording.recorder import NOTHING, RecordingConfig
+from mirage_ros.recording.topics import BY_NAME, Qos
 
 BAG_METADATA_VERSION = 9
 BAG_RECORD = "rosbag2"
@@ -302,10 +301,6 @@ def clear(path: Path) -> None:
     remove(path)
 
 
-FOREVER = {"sec": 9223372036, "nsec": 854775807}
-PICTURE_DEPTH, TF_DEPTH = 16, 100
-
-
 class McapEpisode(Episode):
     """A `.mcap` file or rosbag2's folder; log times are the frames' planned stamps.
 
@@ -328,16 +323,14 @@ class McapEpisode(Episode):
     def _write(self, frame: Frame, values: Mapping[str, np.ndarray]) -> None:
         namespace = self.config.namespace.strip("/")
         prefix = f"/{namespace}/" if namespace else "/"
-        for messages in (
-            frame_messages(frame, self.config),
-            value_messages(values, self.config),
-        ):
+        for messages in (frame_messages(frame, self.config), value_messages(values, self.config)):
             for name, type_name, data in messages:
                 topic = name if name.startswith("/") else prefix + name
                 if topic not in self._bag.counts:
                     text, type_hash = definition(type_name)
-                    qos = offered_qos(TF_DEPTH if name == "/tf" else PICTURE_DEPTH)
-                    self._bag.channel(topic, type_name, text, qos, type_hash)
+                    qos = BY_NAME[name].qos if name in BY_NAME else Qos()
+                    profiles = yaml.safe_dump([qos.rosbag_profile()], sort_keys=False)
+                    self._bag.channel(topic, type_name, text, profiles, type_hash)
                 self._bag.write(topic, data, frame.stamp_ns)
 
     def _complete(self) -> None:
@@ -350,19 +343,3 @@ class McapEpisode(Episode):
 
     def _let_go(self) -> None:
         self._bag.let_go()
-
-
-def offered_qos(depth: int) -> str:
-    """rosbag2's YAML of a reliable publisher that keeps the last `depth` messages."""
-    profile = {
-        "history": "keep_last",
-        "depth": depth,
-        "reliability": "reliable",
-        "durability": "volatile",
-        "deadline": FOREVER.copy(),
-        "lifespan": FOREVER.copy(),
-        "liveliness": "automatic",
-        "liveliness_lease_duration": FOREVER.copy(),
-        "avoid_ros_namespace_conventions": False,
-    }
-    return yaml.safe_dump([profile], sort_keys=False)

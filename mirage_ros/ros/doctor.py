@@ -1,8 +1,6 @@
-"""What `mirage doctor` runs: all checks of the graph and of the machine.
+"""What `mirage doctor` runs: it listens to a ROS graph for a while and judges what it heard.
 
-Listens to a ROS graph for a while and keeps what `mirage doctor` judges.
-
-Judges a watched ROS graph: nodes, QoS, clocks, transforms, diagnostics.
+Nodes, QoS, clocks, transforms and diagnostics are checked, and the machine (see mirage_ros.doctor).
 """
 
 from __future__ import annotations
@@ -32,11 +30,14 @@ from tf2_msgs.msg import TFMessage
 
 from mirage_ros.doctor import FAULT, OK, WARN, Finding, check_gpu, check_shared_memory
 from mirage_ros.errors import MirageError
+from mirage_ros.recording.topics import CLOUD, INFO, TF, TF_STATIC, TOPICS
 from mirage_ros.ros.messages.conversions import stamp_from_ros
 from mirage_ros.ros.tf_buffer import Buffer
 
 # Types whose header names a frame that consumers look up, and that cost little to hear.
-PLACED = {"sensor_msgs/msg/CameraInfo": CameraInfo, "sensor_msgs/msg/PointCloud2": PointCloud2}
+PLACED = {INFO: CameraInfo, CLOUD: PointCloud2}
+# To hear these would have them made.
+ON_DEMAND = tuple(f"/{topic.name}" for topic in TOPICS if topic.on_demand)
 SCAN_S = 0.25
 NAME = "mirage_doctor"
 
@@ -85,8 +86,8 @@ class GraphWatch:
         self._clock_ns = 0
         latched = QoSProfile(depth=200, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         lossy = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
-        node.create_subscription(TFMessage, "/tf", self._on_transforms(False), lossy)
-        node.create_subscription(TFMessage, "/tf_static", self._on_transforms(True), latched)
+        node.create_subscription(TFMessage, TF, self._on_transforms(False), lossy)
+        node.create_subscription(TFMessage, TF_STATIC, self._on_transforms(True), latched)
         node.create_subscription(Clock, "/clock", self._on_clock, lossy)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, lossy)
 
@@ -104,8 +105,10 @@ class GraphWatch:
     def _listen_to_placed(self) -> None:
         for topic, kinds in self._node.get_topic_names_and_types():
             kind = next((PLACED[name] for name in kinds if name in PLACED), None)
-            offered = self._node.get_publishers_info_by_topic(topic) if kind else []
-            if not offered or topic in self._heard:
+            if kind is None or topic in self._heard or topic.endswith(ON_DEMAND):
+                continue
+            offered = self._node.get_publishers_info_by_topic(topic)
+            if not offered:
                 continue
             self._heard.add(topic)
             qos = QoSProfile(

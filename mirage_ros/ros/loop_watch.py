@@ -1,6 +1,6 @@
-"""A drive watched from a process that is not otherwise a ROS one.
+"""Watches a drive over DDS and keeps its trace: pictures, odometry and the memory's cloud.
 
-Watches a drive over DDS and writes down its trace: pictures, odometry and the memory's cloud.
+It has a ROS context of its own, for a process that is not otherwise a ROS one.
 """
 
 from __future__ import annotations
@@ -15,23 +15,18 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from sensor_msgs.msg import PointCloud2
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.geometry.camera import Camera
 from mirage_ros.loop.base import Footprint
 from mirage_ros.loop.drive import Snap, Trace, clearances_m
+from mirage_ros.recording.topics import BY_NAME, PARTS, POINTS, TF
 from mirage_ros.ros.messages.clouds import cloud_from_ros
-from mirage_ros.ros.messages.conversions import camera_from_ros, stamp_from_ros, transform_from_ros
-from mirage_ros.ros.messages.images import depth_from_ros, mask_from_ros, picture_from_ros
+from mirage_ros.ros.messages.conversions import stamp_from_ros, transform_from_ros
+from mirage_ros.ros.messages.definitions import message_class
+from mirage_ros.ros.topics import frame_of
 from mirage_ros.ros.wander_node import base_from_odometry
 
-PICTURES = {
-    "color/image_raw": Image,
-    "depth/image_rect": Image,
-    "depth/camera_info": CameraInfo,
-    "observed/image": Image,
-}
 LATCHED = QoSProfile(depth=64, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -52,13 +47,14 @@ class LoopMonitor(Node):
         super().__init__("mirage_loop_monitor", **kwargs)
         self._footprint, self._step = footprint, step_frames
         self._rendered = rendered_frame
-        self._got: dict[str, dict[int, object]] = {name: {} for name in [*PICTURES, "odom", "tf"]}
+        self._got: dict[str, dict[int, object]] = {name: {} for name in [*PARTS, "odom", "tf"]}
         self._clouds: dict[int, PointCloud2] = {}
-        for name, kind in PICTURES.items():
+        for name in PARTS:
+            kind = message_class(BY_NAME[name].type_name)
             self.create_subscription(kind, name, self._keep(name), QoSProfile(depth=200))
         self.create_subscription(Odometry, "odom", self._keep("odom"), LATCHED)
-        self.create_subscription(PointCloud2, "cache/points", self._on_cloud, LATCHED)
-        self.create_subscription(TFMessage, "/tf", self._on_tf, QoSProfile(depth=1000))
+        self.create_subscription(PointCloud2, POINTS, self._on_cloud, LATCHED)
+        self.create_subscription(TFMessage, TF, self._on_tf, QoSProfile(depth=1000))
 
     def _keep(self, name: str):
         def callback(message) -> None:
@@ -109,15 +105,8 @@ class LoopMonitor(Node):
 
     def _snap(self, stamp_ns: int) -> Snap:
         got = {name: found[stamp_ns] for name, found in self._got.items()}
-        camera = camera_from_ros(got["depth/camera_info"])
-        return Snap(
-            stamp_ns,
-            base_from_odometry(got["odom"])[0],
-            Camera(camera.intrinsics, got["tf"], camera.size),
-            picture_from_ros(got["color/image_raw"]),
-            depth_from_ros(got["depth/image_rect"]),
-            mask_from_ros(got["observed/image"]),
-        )
+        frame, (base, _) = frame_of(stamp_ns, got, got["tf"]), base_from_odometry(got["odom"])
+        return Snap(stamp_ns, base, frame.camera, frame.rgb, frame.depth_m, frame.observed)
 
 
 def _apart_m(first, second) -> float:

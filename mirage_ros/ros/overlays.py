@@ -1,10 +1,9 @@
-"""The camera as RViz shows it: a frustum at its pose and the way it came.
+"""What viewers and thin links subscribe to: new points of the memory, and the camera as RViz shows it.
 
-What is new in the memory since last time, at no more than so many bytes a second.
-
-The whole cloud is latched on cache/points and grows with the world; who follows the world over a
-thin link takes cache/deltas and adds them up. A message without points means: forget all. It comes
-first, and again when much of what was sent is gone from memory, as in a new world.
+The whole cloud is latched on cache/points and grows with the world; a subscriber on a thin link
+takes cache/deltas, which keep to a rate in bytes a second, and adds them up. A message without
+points means: forget all. It comes first, and again when much of what was sent is gone from memory,
+as in a new world.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from geometry_msgs.msg import Point
 from jaxtyping import Bool, Float, UInt64
-from rclpy.node import Node
-from rclpy.qos import QoSProfile
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
@@ -93,21 +90,15 @@ class DeltaPublisher:
 
     def __init__(
         self,
-        node: Node,
-        qos: QoSProfile,
+        cloud: LazyPublisher,
         world_frame: str,
         bytes_per_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.cloud = LazyPublisher(node, PointCloud2, "cache/deltas", qos)
+        self.cloud = cloud
         self.deltas = Deltas(bytes_per_s, clock)
         self._world_frame = world_frame
         self._followers = 0
-
-    @property
-    def wanted(self) -> bool:
-        """Somebody follows, so the memory's points are worth collecting."""
-        return self.cloud.wanted
 
     def offer(self, points: Points, stamp_ns: int) -> int:
         """Sends what is new of the whole memory; returns how many points are still due."""
@@ -188,10 +179,8 @@ class FrustumPublisher:
         name: of the camera; one camera's markers replace each other in RViz.
     """
 
-    def __init__(
-        self, node: Node, qos: QoSProfile, world_frame: str, name: str = "camera", prefix: str = ""
-    ) -> None:
-        self.markers = LazyPublisher(node, MarkerArray, f"{prefix}markers", qos)
+    def __init__(self, markers: LazyPublisher, world_frame: str, name: str = "camera") -> None:
+        self.markers = markers
         self._world_frame, self._name = world_frame, name
         self._trail: deque[np.ndarray] = deque(maxlen=TRAIL_POSES)
 

@@ -23,6 +23,7 @@ from mirage_ros.data.tour import plan_tour
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_file
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.recording.topics import COLOR_INFO, TF
 from mirage_ros.ros.callbacks import told_to_end
 from mirage_ros.ros.messages.conversions import SECOND_NS, stamp_from_ros, transform_to_ros
 
@@ -69,10 +70,10 @@ class Planner(Node):
         self.sent = 0
         self.rendered_ns = 0
         self.done = False
-        self._tf = self.create_publisher(TFMessage, "/tf", TF_DEPTH)
+        self._tf = self.create_publisher(TFMessage, TF, TF_DEPTH)
         self.create_subscription(
             CameraInfo,
-            "color/camera_info",
+            COLOR_INFO,
             self._on_rendered,
             QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE),
         )
@@ -81,8 +82,8 @@ class Planner(Node):
         """Who is not there yet, empty when everybody listens."""
         if self._tf.get_subscription_count() < self.config.listeners:
             return f"{self.config.listeners} subscriptions to /tf"
-        if not self.count_publishers("color/camera_info"):
-            return f"a publisher of {self.resolve_topic_name('color/camera_info')}"
+        if not self.count_publishers(COLOR_INFO):
+            return f"a publisher of {self.resolve_topic_name(COLOR_INFO)}"
         return ""
 
     def start(self) -> None:

@@ -1,7 +1,4 @@
-"""Reads a recorded rollout back from MCAP into plain values.
-
-Puts the messages of one frame together again, whatever order they arrive in.
-"""
+"""Frames out of recorded messages: put together as they arrive, or read back from MCAP."""
 
 from __future__ import annotations
 
@@ -18,13 +15,12 @@ from tf2_msgs.msg import TFMessage
 
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import Frame
+from mirage_ros.recording.topics import COLOR, PARTS, PICTURES, POINTS, STATUS, TF
 from mirage_ros.ros.messages.clouds import cloud_from_ros
-from mirage_ros.ros.messages.conversions import camera_from_ros, stamp_from_ros, transform_from_ros
+from mirage_ros.ros.messages.conversions import stamp_from_ros, transform_from_ros
 from mirage_ros.ros.messages.definitions import message_class
-from mirage_ros.ros.messages.images import depth_from_ros, mask_from_ros, picture_from_ros
+from mirage_ros.ros.topics import READERS, frame_of
 
-PICTURES = ("color/image_raw", "color/camera_info", "depth/image_rect", "observed/image")
-PIECES = (*PICTURES, "/tf")
 WAITING = 2000
 
 
@@ -38,10 +34,10 @@ class FrameAssembler:
 
     def add(self, name: str, type_name: str, data: bytes) -> Iterator[Frame]:
         """Takes one serialised message; yields the frame that it completes."""
-        if name not in PIECES:
+        if name not in PARTS and name != TF:
             return
         message = deserialize_message(data, message_class(type_name))
-        stamps = self._add_poses(message) if name == "/tf" else self._add_picture(name, message)
+        stamps = self._add_poses(message) if name == TF else self._add_picture(name, message)
         for stamp_ns in stamps:
             if (frame := self._frame(stamp_ns)) is not None:
                 # Frames are published in order: what is older lacks something for good.
@@ -72,20 +68,13 @@ class FrameAssembler:
 
     def _frame(self, stamp_ns: int) -> Frame | None:
         pieces = self._pieces.get(stamp_ns, {})
-        if len(pieces) < len(PICTURES):
+        if len(pieces) < len(PARTS):
             return None
-        color = pieces["color/image_raw"]
-        pose = self._poses.get(stamp_ns, {}).get(color.header.frame_id)
+        pose = self._poses.get(stamp_ns, {}).get(pieces[COLOR].header.frame_id)
         if pose is None:
             return None
         try:
-            return Frame(
-                stamp_ns,
-                camera_from_ros(pieces["color/camera_info"], pose),
-                picture_from_ros(color),
-                depth_from_ros(pieces["depth/image_rect"]),
-                mask_from_ros(pieces["observed/image"]),
-            )
+            return frame_of(stamp_ns, pieces, pose)
         except MirageError as error:
             raise MirageError(f"A frame of the node cannot be recorded: {error}") from error
 
@@ -118,12 +107,8 @@ class Recording:
     statuses: list[dict] = field(default_factory=list)
 
 
-PICTURES_PLAYBACK = {
-    "color/image_raw": picture_from_ros,
-    "depth/image_rect": depth_from_ros,
-    "observed/image": mask_from_ros,
-}
-INFOS = ("color/camera_info", "depth/camera_info")
+# Name -> attribute of a frame and how it is read, of the messages that hold pixels.
+PIXELS = {name: (part, READERS[part]) for name, part in PARTS.items() if part in READERS}
 STAGES = ("read_s", "generate_s", "decode_s", "perceive_s", "write_s", "total_s")
 STATUS_FIELDS = (*STAGES, "frames", "frames_per_s", "cache_tokens", "cache_bytes",
                  "observed_fraction")  # fmt: skip
@@ -134,17 +119,18 @@ def read_recording(
 ) -> Recording:
     """Decode a recording made by `run_recorder`; all of its pictures are held in memory."""
     prefix = f"/{namespace.strip('/')}/" if namespace.strip("/") else "/"
-    recording = Recording(stamps_ns={name: [] for name in (*PICTURES_PLAYBACK, *INFOS, "tf")})
-    pictures: dict[str, dict[int, np.ndarray]] = {name: {} for name in PICTURES_PLAYBACK}
+    recording = Recording(stamps_ns={name: [] for name in (*PICTURES, "tf")})
+    pictures: dict[str, dict[int, np.ndarray]] = {part: {} for part, _ in PIXELS.values()}
     arrivals: dict[int, int] = {}
     try:
         with path.open("rb") as stream:
             for schema, channel, message in make_reader(stream).iter_messages():
                 name = channel.topic.removeprefix(prefix)
                 value = deserialize_message(message.data, message_class(schema.name))
-                if name in pictures:
+                if name in PIXELS:
                     stamp_ns = stamp_from_ros(value.header.stamp)
-                    pictures[name][stamp_ns] = PICTURES_PLAYBACK[name](value)
+                    part, read = PIXELS[name]
+                    pictures[part][stamp_ns] = read(value)
                     arrivals[stamp_ns] = message.log_time
                     recording.stamps_ns[name].append(stamp_ns)
                 else:
@@ -154,14 +140,14 @@ def read_recording(
             f"The recording {path} cannot be read ({error}); record it again."
         ) from error
     for stamp_ns in sorted(set.intersection(*(set(found) for found in pictures.values()))):
-        rgb, depth_m, observed = (pictures[name][stamp_ns] for name in PICTURES_PLAYBACK)
-        recording.frames.append(RecordedFrame(stamp_ns, rgb, depth_m, observed, arrivals[stamp_ns]))
+        parts = {part: found[stamp_ns] for part, found in pictures.items()}
+        recording.frames.append(RecordedFrame(stamp_ns, arrival_ns=arrivals[stamp_ns], **parts))
     return recording
 
 
 def _note(recording: Recording, name: str, value, rendered_frame: str) -> None:
     """Keep what matters of a message that is no picture."""
-    if name in INFOS:
+    if name in PICTURES:
         recording.stamps_ns[name].append(stamp_from_ros(value.header.stamp))
     elif name == "tf":
         recording.stamps_ns["tf"] += [
@@ -169,7 +155,7 @@ def _note(recording: Recording, name: str, value, rendered_frame: str) -> None:
             for transform in value.transforms
             if transform.child_frame_id == rendered_frame
         ]
-    elif name == "cache/points":
+    elif name == POINTS:
         recording.cloud = cloud_from_ros(value)
-    elif name == "status":
+    elif name == STATUS:
         recording.statuses.append({key: getattr(value, key) for key in STATUS_FIELDS})

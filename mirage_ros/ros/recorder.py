@@ -24,26 +24,11 @@ from mirage_ros.protocol import Frame
 from mirage_ros.recording.formats import check_start, open_recorder
 from mirage_ros.recording.mcap import McapRecorder
 from mirage_ros.recording.recorder import Recorder, RecordingConfig
+from mirage_ros.recording.topics import BY_NAME, PICTURES, RECORDED, SECOND_NS, TF, Topic
 from mirage_ros.ros.callbacks import told_to_end
-from mirage_ros.ros.messages.conversions import SECOND_NS
 from mirage_ros.ros.messages.definitions import message_class, message_definition, offered_qos
 from mirage_ros.ros.playback import FrameAssembler
 
-PICTURES = ("color/image_raw", "color/camera_info", "depth/image_rect", "depth/camera_info",
-            "observed/image")  # fmt: skip
-TOPICS = {
-    "color/image_raw": "sensor_msgs/msg/Image",
-    "color/camera_info": "sensor_msgs/msg/CameraInfo",
-    "depth/image_rect": "sensor_msgs/msg/Image",
-    "depth/camera_info": "sensor_msgs/msg/CameraInfo",
-    "observed/image": "sensor_msgs/msg/Image",
-    "cache/points": "sensor_msgs/msg/PointCloud2",
-    "status": "mirage_ros/msg/RolloutStatus",
-    "/tf": "tf2_msgs/msg/TFMessage",
-    "/tf_static": "tf2_msgs/msg/TFMessage",
-    "/diagnostics": "diagnostic_msgs/msg/DiagnosticArray",
-}
-LATCHED = ("cache/points", "/tf_static")
 SETTLE_S = 1.5
 FLUSH_S = 1.0
 # At its end an episode is decoded once for its statistics, and readers see it.
@@ -231,9 +216,7 @@ class TopicRecorder(Node):
     def __init__(self, config: RecorderConfig, sink: Sink, tally: Tally) -> None:
         super().__init__("mirage_recorder", namespace=config.namespace)
         self.config, self.sink, self.tally = config, sink, tally
-        self._listeners = {
-            name: self._listen(name, type_name) for name, type_name in TOPICS.items()
-        }
+        self._listeners = {name: self._listen(BY_NAME[name]) for name in RECORDED}
 
     def connected(self) -> bool:
         """Whether a publisher was found for every picture topic."""
@@ -249,8 +232,9 @@ class TopicRecorder(Node):
             return quiet_s > SETTLE_S
         return self.config.idle_s is not None and quiet_s > self.config.idle_s
 
-    def _listen(self, name: str, type_name: str):
-        qos = recorder_qos(latched=name in LATCHED)
+    def _listen(self, topic: Topic):
+        name, type_name = topic.name, topic.type_name
+        qos = recorder_qos(latched=topic.qos.durability == "transient_local")
         source = Source(name, self.resolve_topic_name(name), type_name)
 
         def on_bytes(data: bytes, info: dict) -> None:
@@ -317,14 +301,14 @@ def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> st
         MirageError: the file cannot be written, no frame came for a format of frames, or fewer
             frames came than were asked for.
     """
-    tally, interrupted, tf_topic = Tally(), False, "/tf"
+    tally, interrupted, tf_topic = Tally(), False, TF
     rclpy.init(args=["mirage_record", *_ros_words(config.ros_arguments)])
     try:
         with open_sink(config) as sink:
             # Caught here, so that an error of the recording's end is told all the same.
             try:
                 recorder = TopicRecorder(config, sink, tally)
-                tf_topic = recorder.resolve_topic_name("/tf")
+                tf_topic = recorder.resolve_topic_name(TF)
                 # Made before anyone is told: an interrupt shuts the context, and then none can be.
                 executor = SingleThreadedExecutor()
                 executor.add_node(recorder)

@@ -1,197 +1,53 @@
-"""What the node publishes: names, types and QoS of the topics table, in one place.
+"""Publishers of the topics table: what the node sends of every frame, cloud and chunk.
 
-The compressed twins of the pictures, named as image_transport names them.
-
-For eyes and thin links, as taps of the node: compressed pictures, markers, cloud deltas.
-
-What else is published of every frame and cloud: a class for each kind of topic.
+`recording/topics.py` holds the table; here its rows get their rclpy QoS, message classes and, for
+playback, the readers that turn messages back into a frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from functools import partial
+from typing import Any
 
 import numpy as np
-from geometry_msgs.msg import TransformStamped
 from jaxtyping import Float
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from sensor_msgs.msg import CompressedImage
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.msg import RolloutStatus
 from mirage_ros.protocol import Frame, Points
+from mirage_ros.recording import topics
+from mirage_ros.recording.topics import BY_NAME, PARTS, TOPICS, FrameIds, Topic
 from mirage_ros.ros.callbacks import LazyPublisher
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.messages.clouds import cloud_to_ros
-from mirage_ros.ros.messages.conversions import camera_info_to_ros, transform_to_ros
+from mirage_ros.ros.messages.conversions import camera_from_ros, transform_to_ros
+from mirage_ros.ros.messages.definitions import message_class, message_of
 from mirage_ros.ros.messages.images import (
     compressed_depth_to_ros,
     compressed_picture_to_ros,
-    depth_to_ros,
-    mask_to_ros,
-    picture_to_ros,
+    depth_from_ros,
+    mask_from_ros,
+    picture_from_ros,
 )
 from mirage_ros.ros.overlays import DeltaPublisher, FrustumPublisher
 
-if TYPE_CHECKING:
-    pass
-
-
-@dataclass(frozen=True)
-class TransportConfig:
-    """How pictures are compressed.
-
-    Attributes:
-        kind: jpeg or png, of the colour picture.
-        jpeg_quality: 1 to 100.
-        max_depth_m: farther depth is sent as invalid.
-    """
-
-    kind: str = "jpeg"
-    jpeg_quality: int = 90
-    max_depth_m: float = 100.0
-
-
-class CompressedPublishers:
-    """`color/image_raw/compressed` and `depth/image_rect/compressedDepth`, for subscribers only.
-
-    Args:
-        prefix: put before the topics, such as "left/".
-    """
-
-    def __init__(
-        self,
-        node: Node,
-        qos: QoSProfile,
-        config: TransportConfig = TransportConfig(),
-        prefix: str = "",
-    ) -> None:
-        self.config = config
-        self.color = LazyPublisher(
-            node, CompressedImage, f"{prefix}color/image_raw/compressed", qos
-        )
-        self.depth = LazyPublisher(
-            node, CompressedImage, f"{prefix}depth/image_rect/compressedDepth", qos
-        )
-
-    def frame(self, frame: Frame, frame_id: str) -> None:
-        """Publishes a frame under its planned stamp."""
-        config = self.config
-        self.color.publish(
-            compressed_picture_to_ros,
-            frame.rgb, frame.stamp_ns, frame_id, config.kind, config.jpeg_quality,
-        )  # fmt: skip
-        self.depth.publish(
-            compressed_depth_to_ros,
-            frame.depth_m, frame.stamp_ns, frame_id, "32FC1", config.max_depth_m,
-        )  # fmt: skip
-
-
-MARKERS_DEPTH = 5
-DELTAS_DEPTH = 100
-
-
-class CompressedTap:
-    """Each picture as JPEG or PNG, each depth as compressedDepth."""
-
-    def __init__(self, node: Node, config: NodeConfig, camera: CameraOutput) -> None:
-        reliable = config.image_reliability == "reliable"
-        policy = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
-        qos = QoSProfile(depth=config.image_depth, reliability=policy)
-        how = TransportConfig(config.compressed_format, config.jpeg_quality)
-        self._publishers = CompressedPublishers(node, qos, how, camera.prefix)
-        self.all = (self._publishers.color, self._publishers.depth)
-        self._frame_id = camera.frame_id
-
-    def frame(self, frame: Frame) -> None:
-        self._publishers.frame(frame, self._frame_id)
-
-    def cloud(self, points: Points, stamp_ns: int) -> None:
-        pass
-
-
-class MarkerTap:
-    """Each frame's frustum: the newest is all that counts."""
-
-    all = ()
-
-    def __init__(self, node: Node, config: NodeConfig, camera: CameraOutput) -> None:
-        qos = QoSProfile(depth=MARKERS_DEPTH)
-        self._publisher = FrustumPublisher(
-            node, qos, config.world_frame, camera.name, camera.prefix
-        )
-
-    def frame(self, frame: Frame) -> None:
-        self._publisher.frame(frame)
-
-    def cloud(self, points: Points, stamp_ns: int) -> None:
-        pass
-
-
-class DeltaTap:
-    """Each cloud's new points. A rig has one memory, so the publisher is made by the first
-    camera's first cloud."""
-
-    all = ()
-
-    def __init__(self, node: Node, config: NodeConfig, camera: CameraOutput) -> None:
-        self._make = lambda: DeltaPublisher(
-            node, QoSProfile(depth=DELTAS_DEPTH), config.world_frame, config.delta_bytes_per_s
-        )
-        self._publisher: DeltaPublisher | None = None
-
-    def frame(self, frame: Frame) -> None:
-        pass
-
-    def cloud(self, points: Points, stamp_ns: int) -> None:
-        if self._publisher is None:
-            self._publisher = self._make()
-        self._publisher.offer(points, stamp_ns)
-
-
-VIEWING_TAPS: list[type] = [CompressedTap, MarkerTap, DeltaTap]
-
-
-@runtime_checkable
-class Tap(Protocol):
-    """Made as `Tap(node, config, camera)`: the node, its NodeConfig, and the CameraOutput.
-
-    Both methods run in the executor's thread: they look for subscribers first, and are quick.
-
-    Attributes:
-        all: the publishers whose every message counts.
-    """
-
-    all: Sequence[LazyPublisher]
-
-    def frame(self, frame: Frame) -> None:
-        """After the standard topics of the frame, with its stamp."""
-
-    def cloud(self, points: Points, stamp_ns: int) -> None:
-        """After cache/points; of a rig, only the first camera's tap is told."""
-
-
-TAPS: list[type] = [*VIEWING_TAPS]
-
-
 TF_DEPTH = 1000  # a plan may come as one burst of single transforms
-LATCHED = QoSProfile(
-    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
-)
 UNNAMED = "_NODE_NAME_UNKNOWN_"
 RELIABILITY = {
     "reliable": ReliabilityPolicy.RELIABLE,
     "best_effort": ReliabilityPolicy.BEST_EFFORT,
 }
-
-
 DURABILITY = {
     "volatile": DurabilityPolicy.VOLATILE,
     "transient_local": DurabilityPolicy.TRANSIENT_LOCAL,
 }
+# By the attribute of Frame: how its message is read back; a camera needs its pose as well.
+READERS = {"rgb": picture_from_ros, "depth_m": depth_from_ros, "observed": mask_from_ros}
 
 
 def streamed(depth: int, reliability: str = "reliable", durability: str = "volatile") -> QoSProfile:
@@ -202,6 +58,15 @@ def streamed(depth: int, reliability: str = "reliable", durability: str = "volat
         reliability=RELIABILITY[reliability],
         durability=DURABILITY[durability],
     )
+
+
+LATCHED = streamed(1, durability="transient_local")
+
+
+def offered_profile(topic: Topic, config: NodeConfig) -> QoSProfile:
+    """The QoS of a row's publisher, as the node's parameters have it."""
+    qos = topic.qos.resolved(config.image_depth, config.image_reliability, config.image_durability)
+    return streamed(qos.depth, qos.reliability, qos.durability)
 
 
 def publishers_of(node: Node, topic: str) -> list[str]:
@@ -225,34 +90,88 @@ class CameraOutput:
     frame_id: str
 
 
+def frame_of(
+    stamp_ns: int, messages: Mapping[str, Any], world_from_camera: Float[np.ndarray, "4 4"]
+) -> Frame:
+    """The frame that messages of the topics in PARTS hold. Raises MirageError."""
+    values = {
+        part: READERS[part](messages[name]) for name, part in PARTS.items() if part in READERS
+    }
+    camera = camera_from_ros(messages[topics.COLOR_INFO], world_from_camera)
+    return Frame(stamp_ns, camera, **values)
+
+
+def recorded_by_node(node: Node, cameras: Sequence[CameraOutput]) -> dict[str, str]:
+    """Whole topic name -> name in the table, of what a node keeps when it records itself.
+
+    Topics of a rig's other cameras have no name in the table: their whole name stands for it.
+    """
+    found = {}
+    for topic in TOPICS:
+        if topic.recorded == topics.NOWHERE:
+            continue
+        for camera in cameras if topic.per_camera else cameras[:1]:
+            prefix = camera.prefix if topic.per_camera else ""
+            whole = node.resolve_topic_name(prefix + topic.name)
+            found[whole] = topic.name if camera is cameras[0] else whole
+    return found
+
+
 class CameraPublishers:
-    """One camera's pictures; all messages of a frame carry the frame's planned stamp.
+    """One camera's messages of every frame; all carry the frame's planned stamp.
 
     Attributes:
-        all: its publishers.
+        all: its publishers by their row's name.
     """
 
     def __init__(self, node: Node, config: NodeConfig, camera: CameraOutput) -> None:
-        self.camera = camera
-        images = streamed(config.image_depth, config.image_reliability, config.image_durability)
-
-        def lazy(kind: type, topic: str) -> LazyPublisher:
-            return LazyPublisher(node, kind, camera.prefix + topic, images)
-
-        self._color = lazy(Image, "color/image_raw")
-        self._color_info = lazy(CameraInfo, "color/camera_info")
-        self._depth = lazy(Image, "depth/image_rect")
-        self._depth_info = lazy(CameraInfo, "depth/camera_info")
-        self._observed = lazy(Image, "observed/image")
-        self.all = (self._color, self._color_info, self._depth, self._depth_info, self._observed)
+        self._makers: dict[str, Callable[[Frame], Any]] = {}
+        self.all: dict[str, LazyPublisher] = {}
+        for topic in TOPICS:
+            maker = _maker(topic, config, camera) if topic.per_camera else None
+            if maker is not None:
+                self._makers[topic.name] = maker
+                self.all[topic.name] = lazy_publisher(node, config, topic, camera.prefix)
+        markers = lazy_publisher(node, config, BY_NAME[topics.MARKERS], camera.prefix)
+        self.frustum = FrustumPublisher(markers, config.world_frame, camera.name)
 
     def frame(self, frame: Frame) -> None:
-        stamp = (frame.stamp_ns, self.camera.frame_id)
-        self._color_info.publish(camera_info_to_ros, frame.camera, *stamp)
-        self._depth_info.publish(camera_info_to_ros, frame.camera, *stamp)
-        self._color.publish(picture_to_ros, frame.rgb, *stamp)
-        self._depth.publish(depth_to_ros, frame.depth_m, *stamp)
-        self._observed.publish(mask_to_ros, frame.observed, *stamp)
+        for name, publisher in self.all.items():
+            publisher.publish(self._makers[name], frame)
+        self.frustum.frame(frame)
+
+
+def lazy_publisher(
+    node: Node, config: NodeConfig, topic: Topic, prefix: str = ""
+) -> LazyPublisher:
+    """The publisher of a row, below `prefix`, whose messages are made for subscribers only."""
+    profile = offered_profile(topic, config)
+    return LazyPublisher(node, message_class(topic.type_name), prefix + topic.name, profile)
+
+
+def _maker(topic: Topic, config: NodeConfig, camera: CameraOutput) -> Callable[[Frame], Any] | None:
+    """What makes a row's message of a frame; None where a class with a state does."""
+    if topic.fields is not None:
+        kind, ids = message_class(topic.type_name), FrameIds(config.world_frame, camera.frame_id)
+        return lambda frame: message_of(kind, topic.fields(frame, ids))
+    if topic.name in COMPRESSORS:
+        return partial(COMPRESSORS[topic.name], config=config, frame_id=camera.frame_id)
+    return None
+
+
+def _compressed_color(frame: Frame, config: NodeConfig, frame_id: str) -> CompressedImage:
+    how = (config.compressed_format, config.jpeg_quality)
+    return compressed_picture_to_ros(frame.rgb, frame.stamp_ns, frame_id, *how)
+
+
+def _compressed_depth(frame: Frame, config: NodeConfig, frame_id: str) -> CompressedImage:
+    return compressed_depth_to_ros(frame.depth_m, frame.stamp_ns, frame_id)
+
+
+COMPRESSORS = {
+    topics.COMPRESSED_COLOR: _compressed_color,
+    topics.COMPRESSED_DEPTH: _compressed_depth,
+}
 
 
 class Publishers:
@@ -261,22 +180,23 @@ class Publishers:
     def __init__(self, node: Node, config: NodeConfig, cameras: Sequence[CameraOutput]) -> None:
         self._node, self._config, self.cameras = node, config, tuple(cameras)
         self._pictures = [CameraPublishers(node, config, camera) for camera in cameras]
-        self._cloud = node.create_publisher(PointCloud2, "cache/points", LATCHED)
-        self._status = node.create_publisher(RolloutStatus, "status", streamed(config.image_depth))
-        self._tf = node.create_publisher(TFMessage, "/tf", streamed(100))
-        self._static = node.create_publisher(TFMessage, "/tf_static", LATCHED)
-        self._taps = [[tap(node, config, camera) for tap in TAPS] for camera in cameras]
+        self._cloud = self._publisher(topics.POINTS)
+        self._status = self._publisher(topics.STATUS)
+        self._tf = self._publisher(topics.TF)
+        self._static = self._publisher(topics.TF_STATIC)
+        # Made with the first cloud.
+        self._deltas: DeltaPublisher | None = None
 
     def full_for(self, now_s: float) -> dict[str, float]:
         """Topics on which one more message may cost a subscriber the oldest, and since when (s)."""
-        every = (*self._pictures, *(tap for taps in self._taps for tap in taps))
-        found = {p.topic: p.full_for(now_s) for source in every for p in source.all}
+        every = (publisher for camera in self._pictures for publisher in camera.all.values())
+        found = {publisher.topic: publisher.full_for(now_s) for publisher in every}
         return {topic: seconds for topic, seconds in found.items() if seconds is not None}
 
     def shared(self) -> dict[str, list[str]]:
         """Topics of pictures, cloud and status that others publish, too, and who they are."""
         own = self._node.get_fully_qualified_name()
-        pictures = (publisher.topic for source in self._pictures for publisher in source.all)
+        pictures = [camera.all[name].topic for camera in self._pictures for name in topics.PICTURES]
         found = {}
         for topic in (*pictures, self._cloud.topic_name, self._status.topic_name):
             names = publishers_of(self._node, topic)
@@ -295,33 +215,31 @@ class Publishers:
 
     def instant(self, frames: Sequence[Frame]) -> None:
         """TF first, so that who receives a picture can place it at once."""
-        poses = [self._pose(*pair) for pair in zip(frames, self.cameras, strict=True)]
-        self._tf.publish(TFMessage(transforms=poses))
-        for frame, pictures, taps in zip(frames, self._pictures, self._taps, strict=True):
+        self._tf.publish(message_of(TFMessage, {"transforms": self._poses(frames)}))
+        for frame, pictures in zip(frames, self._pictures, strict=True):
             pictures.frame(frame)
-            for tap in taps:
-                tap.frame(frame)
 
     def cloud(self, points: Points, stamp_ns: int) -> None:
-        message = cloud_to_ros(
-            points.xyz,
-            points.rgb,
-            points.confidence,
-            points.birth_ns,
-            stamp_ns,
-            self._config.world_frame,
-        )
-        self._cloud.publish(message)
-        for tap in self._taps[0]:
-            tap.cloud(points, stamp_ns)
+        """The whole memory; of a rig's cameras, which share it, once."""
+        world_frame = self._config.world_frame
+        self._cloud.publish(cloud_to_ros(*points, stamp_ns, world_frame))
+        if self._deltas is None:
+            lazy = lazy_publisher(self._node, self._config, BY_NAME[topics.DELTAS])
+            self._deltas = DeltaPublisher(lazy, world_frame, self._config.delta_bytes_per_s)
+        self._deltas.offer(points, stamp_ns)
 
     def status(self, message: RolloutStatus) -> None:
         self._status.publish(message)
 
-    def _pose(self, frame: Frame, camera: CameraOutput) -> TransformStamped:
-        return transform_to_ros(
-            frame.camera.world_from_camera,
-            self._config.world_frame,
-            camera.frame_id,
-            frame.stamp_ns,
-        )
+    def _publisher(self, name: str):
+        topic = BY_NAME[name]
+        kind, profile = message_class(topic.type_name), offered_profile(topic, self._config)
+        return self._node.create_publisher(kind, name, profile)
+
+    def _poses(self, frames: Sequence[Frame]) -> list[topics.Fields]:
+        """The transforms of all cameras."""
+        fields = BY_NAME[topics.TF].fields
+        poses = []
+        for frame, camera in zip(frames, self.cameras, strict=True):
+            poses += fields(frame, FrameIds(self._config.world_frame, camera.frame_id))["transforms"]
+        return poses

@@ -26,6 +26,7 @@ from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.loop.base import BasePose, Command
 from mirage_ros.loop.wander import WanderConfig, Wanderer
+from mirage_ros.recording.topics import DEPTH, DEPTH_INFO, TF_STATIC
 from mirage_ros.ros.base_node import BaseConfig, BaseNode
 from mirage_ros.ros.callbacks import told_to_end
 from mirage_ros.ros.messages.conversions import (
@@ -72,12 +73,12 @@ class WanderNode(Node):
         self._command = self.create_publisher(TwistStamped, "cmd_vel", QoSProfile(depth=50))
         pictures = KEPT if config.kept_pictures else STREAMED
         for kind, message_type, topic, qos in (
-            ("depth", Image, "depth/image_rect", pictures),
-            ("info", CameraInfo, "depth/camera_info", pictures),
+            ("depth", Image, DEPTH, pictures),
+            ("info", CameraInfo, DEPTH_INFO, pictures),
             ("odom", Odometry, "odom", KEPT),
         ):
             self.create_subscription(message_type, topic, self._on_message(kind), qos)
-        self.create_subscription(TFMessage, "/tf_static", self._on_static, KEPT)
+        self.create_subscription(TFMessage, TF_STATIC, self._on_static, KEPT)
 
     def _on_static(self, message: TFMessage) -> None:
         for transform in message.transforms:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import array
-
 import numpy as np
 from jaxtyping import Float, Int, UInt8
-from sensor_msgs.msg import PointCloud2, PointField
+from sensor_msgs.msg import PointCloud2
 
 from mirage_ros.errors import MirageError
 from mirage_ros.msg import RolloutStatus
 from mirage_ros.protocol import Chunk
-from mirage_ros.ros.messages.conversions import SECOND_NS, stamp_to_ros
+from mirage_ros.recording.topics import SECOND_NS, cloud_fields, packed_colours
+from mirage_ros.ros.messages.conversions import stamp_to_ros
+from mirage_ros.ros.messages.definitions import message_of
 
 MOST_PENDING = 2**32 - 1
 STAGES = ("read", "generate", "decode", "perceive", "write")
@@ -39,23 +39,10 @@ def cloud_to_ros(
     """A dense cloud: x y z in metres, packed rgb, confidence, age in seconds before the stamp."""
     points = np.zeros(len(xyz), POINT)
     points["x"], points["y"], points["z"] = np.asarray(xyz, np.float32).T
-    red, green, blue = np.asarray(rgb).astype(np.uint32).T
-    points["rgb"] = red << 16 | green << 8 | blue
+    points["rgb"] = packed_colours(rgb)
     points["confidence"] = confidence
     points["age"] = (int(stamp_ns) - np.asarray(birth_ns, np.int64)) / SECOND_NS
-    message = PointCloud2(height=1, width=len(points), is_bigendian=False, is_dense=True)
-    message.header.stamp = stamp_to_ros(stamp_ns)
-    message.header.frame_id = frame_id
-    message.fields = [
-        PointField(name=name, offset=offset, datatype=PointField.FLOAT32, count=1)
-        for name, (_, offset) in POINT.fields.items()
-    ]
-    message.point_step = POINT.itemsize
-    message.row_step = POINT.itemsize * len(points)
-    data = array.array("B")
-    data.frombytes(points.tobytes())
-    message.data = data
-    return message
+    return message_of(PointCloud2, cloud_fields(points, stamp_ns, frame_id))
 
 
 def cloud_from_ros(message: PointCloud2) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Stamps, poses and cameras between ROS messages and the project's own values.
 
-The only place where quaternion order changes: xyzw in messages, wxyz inside.
+Quaternions are xyzw in messages and wxyz inside; what is written is laid out by recording/topics.py.
 """
 
 from __future__ import annotations
@@ -10,24 +10,25 @@ from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Pose, Quaternion, TransformStamped, Twist, Vector3
 from jaxtyping import Float
 from sensor_msgs.msg import CameraInfo
-from transforms3d.quaternions import mat2quat
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera, check_place
 from mirage_ros.geometry.rigid import from_quaternion
+from mirage_ros.recording.topics import (
+    SECOND_NS,
+    camera_info_fields,
+    quaternion_fields,
+    stamp_fields,
+    transform_fields,
+)
+from mirage_ros.ros.messages.definitions import message_of
 
 UNIT_TOLERANCE = 1e-2
-SECOND_NS = 1_000_000_000
 
 
 def stamp_to_ros(stamp_ns: int) -> Time:
     """A message stamp from integer nanoseconds. Raises MirageError below 0 or beyond int32 s."""
-    seconds, nanoseconds = divmod(int(stamp_ns), SECOND_NS)
-    if not 0 <= seconds < 2**31:
-        raise MirageError(
-            f"The stamp {stamp_ns} ns does not fit a ROS message; give 0 to 2^31 seconds."
-        )
-    return Time(sec=seconds, nanosec=nanoseconds)
+    return Time(**stamp_fields(stamp_ns))
 
 
 def stamp_from_ros(stamp: Time) -> int:
@@ -59,11 +60,6 @@ def _quaternion_from_ros(message: Quaternion, what: str) -> np.ndarray:
     return unit_quaternion(np.array([message.w, message.x, message.y, message.z]), what)
 
 
-def _quaternion_to_ros(rotation: np.ndarray) -> Quaternion:
-    w, x, y, z = (float(value) for value in mat2quat(rotation))
-    return Quaternion(x=x, y=y, z=z, w=w)
-
-
 def _position_from_ros(message, what: str) -> np.ndarray:
     return checked_position(np.array([message.x, message.y, message.z], np.float64), what)
 
@@ -88,7 +84,7 @@ def pose_from_ros(pose: Pose, what: str = "A pose") -> Float[np.ndarray, "4 4"]:
 
 def pose_to_ros(frame_from_body: Float[np.ndarray, "4 4"]) -> Pose:
     """A pose message from a rigid map."""
-    pose = Pose(orientation=_quaternion_to_ros(frame_from_body[:3, :3]))
+    pose = Pose(orientation=Quaternion(**quaternion_fields(frame_from_body[:3, :3])))
     pose.position.x, pose.position.y, pose.position.z = map(float, frame_from_body[:3, 3])
     return pose
 
@@ -115,26 +111,12 @@ def transform_to_ros(
     parent_from_child: Float[np.ndarray, "4 4"], parent: str, child: str, stamp_ns: int
 ) -> TransformStamped:
     """A stamped transform message from a rigid map."""
-    message = TransformStamped(child_frame_id=child)
-    message.header.frame_id = parent
-    message.header.stamp = stamp_to_ros(stamp_ns)
-    x, y, z = (float(value) for value in parent_from_child[:3, 3])
-    message.transform.translation = Vector3(x=x, y=y, z=z)
-    message.transform.rotation = _quaternion_to_ros(parent_from_child[:3, :3])
-    return message
+    return message_of(TransformStamped, transform_fields(parent_from_child, parent, child, stamp_ns))
 
 
 def camera_info_to_ros(camera: Camera, stamp_ns: int, frame_id: str) -> CameraInfo:
     """CameraInfo of an ideal camera: plumb_bob with 5 zeros, R = I, P = [K 0]."""
-    message = CameraInfo(height=camera.size[0], width=camera.size[1])
-    message.header.stamp = stamp_to_ros(stamp_ns)
-    message.header.frame_id = frame_id
-    message.distortion_model = "plumb_bob"
-    message.d = [0.0] * 5
-    message.k = camera.intrinsics.ravel().tolist()
-    message.r = np.eye(3).ravel().tolist()
-    message.p = np.hstack([camera.intrinsics, np.zeros((3, 1))]).ravel().tolist()
-    return message
+    return message_of(CameraInfo, camera_info_fields(camera, stamp_ns, frame_id))
 
 
 def camera_from_ros(

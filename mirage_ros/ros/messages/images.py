@@ -1,18 +1,14 @@
-"""Pictures and depth as image_transport's `compressed` and `compressedDepth` messages.
+"""Pictures, depth and masks between numpy and sensor_msgs Image and CompressedImage.
 
-The formats are those of compressed_image_transport and compressed_depth_image_transport
+The compressed formats are those of compressed_image_transport and compressed_depth_image_transport
 (github.com/ros-perception/image_transport_plugins, codec.cpp and compression_common.hpp), so that
 any subscriber of theirs reads them. Depth of 32FC1 is sent as 16-bit inverse depth,
 value = A / depth + B, behind a header of 12 bytes: int32 0 for inverse depth, float32 A, float32 B.
-
-Pictures, depth and masks between sensor_msgs/Image and numpy.
 """
 
 from __future__ import annotations
 
-import array
 import struct
-import sys
 
 import cv2
 import numpy as np
@@ -21,7 +17,8 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.images import eight_bits
-from mirage_ros.ros.messages.conversions import stamp_to_ros
+from mirage_ros.recording.topics import depth_metres, header_fields, image_fields, mask_pixels
+from mirage_ros.ros.messages.definitions import message_of
 
 # encoding -> (kind of number, channels, order that gives r g b)
 COLOUR_ENCODINGS = {
@@ -37,17 +34,7 @@ DEPTH_ENCODINGS = {"16UC1": "u2", "mono16": "u2", "32FC1": "f4"}
 
 def image_to_ros(pixels: np.ndarray, encoding: str, stamp_ns: int, frame_id: str) -> Image:
     """An Image message of (h, w) or (h, w, c) pixels; the encoding must fit their type."""
-    pixels = np.ascontiguousarray(pixels)
-    message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding)
-    message.header.stamp = stamp_to_ros(stamp_ns)
-    message.header.frame_id = frame_id
-    message.is_bigendian = int(sys.byteorder == "big")
-    message.step = pixels.strides[0]
-    # rclpy takes an array('B') as it is; every other type it checks byte by byte.
-    data = array.array("B")
-    data.frombytes(pixels.data.cast("B") if pixels.size else b"")
-    message.data = data
-    return message
+    return message_of(Image, image_fields(pixels, encoding, stamp_ns, frame_id))
 
 
 def picture_to_ros(rgb: UInt8[np.ndarray, "h w 3"], stamp_ns: int, frame_id: str) -> Image:
@@ -57,13 +44,12 @@ def picture_to_ros(rgb: UInt8[np.ndarray, "h w 3"], stamp_ns: int, frame_id: str
 
 def depth_to_ros(depth_m: Float[np.ndarray, "h w"], stamp_ns: int, frame_id: str) -> Image:
     """32FC1 in metres; NaN invalid, +inf beyond range (REP 117, 118)."""
-    return image_to_ros(np.asarray(depth_m, np.float32), "32FC1", stamp_ns, frame_id)
+    return image_to_ros(depth_metres(depth_m), "32FC1", stamp_ns, frame_id)
 
 
 def mask_to_ros(mask: Bool[np.ndarray, "h w"], stamp_ns: int, frame_id: str) -> Image:
     """mono8: 255 where True, 0 elsewhere."""
-    pixels = np.where(mask, np.uint8(255), np.uint8(0))
-    return image_to_ros(pixels, "mono8", stamp_ns, frame_id)
+    return image_to_ros(mask_pixels(mask), "mono8", stamp_ns, frame_id)
 
 
 def _pixels(message: Image, number: str, channels: int) -> np.ndarray:
@@ -250,10 +236,6 @@ def _decoded(message: CompressedImage, data, flags: int) -> np.ndarray:
 
 
 def _message(data: bytes, description: str, stamp_ns: int, frame_id: str) -> CompressedImage:
-    message = CompressedImage(format=description)
-    message.header.stamp = stamp_to_ros(stamp_ns)
-    message.header.frame_id = frame_id
-    content = array.array("B")
-    content.frombytes(data)
-    message.data = content
-    return message
+    content = np.frombuffer(data, np.uint8)
+    fields = {"header": header_fields(stamp_ns, frame_id), "format": description, "data": content}
+    return message_of(CompressedImage, fields)

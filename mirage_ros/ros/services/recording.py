@@ -23,12 +23,11 @@ from mirage_ros.errors import MirageError
 from mirage_ros.recording.formats import guess_format
 from mirage_ros.recording.recorder import Background
 from mirage_ros.recording.recovery import partials_of
+from mirage_ros.recording.topics import PICTURES, TF
 from mirage_ros.resources import user_path
 from mirage_ros.ros.callbacks import Deferred, create_service
 from mirage_ros.ros.messages.definitions import message_class
 from mirage_ros.ros.recorder import (
-    PICTURES,
-    TOPICS,
     RecorderConfig,
     Source,
     Tally,
@@ -37,21 +36,13 @@ from mirage_ros.ros.recorder import (
     recorder_qos,
     written,
 )
+from mirage_ros.ros.topics import recorded_by_node
 from mirage_ros.srv import Record
 
 if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode
 
 
-TYPES = {
-    "diagnostic_msgs/msg/DiagnosticArray",
-    "mirage_ros/msg/RolloutStatus",
-    "rosgraph_msgs/msg/Clock",
-    "sensor_msgs/msg/CameraInfo",
-    "sensor_msgs/msg/Image",
-    "sensor_msgs/msg/PointCloud2",
-    "tf2_msgs/msg/TFMessage",
-}
 WAITING = 1000
 DRAIN_S = 2.0
 MATCH_S = 1.0
@@ -74,22 +65,17 @@ class FrameRecording:
             raise MirageError("A recording got no path; give a file such as /tmp/walk.mcap.")
         self.path, self.tally = user_path(path).absolute(), Tally()
         self._node = node
-        prefix = node.output.cameras[0].prefix
-        # As the table of topics has them, where they are of the first camera.
-        self._names = {
-            node.resolve_topic_name(prefix + name if name in PICTURES else name): name
-            for name in TOPICS
-        }
+        self._names = recorded_by_node(node, node.output.cameras)
         format = guess_format(self.path)
         config = RecorderConfig(self.path, format=format, rate_hz=node.config.frame_rate_hz)
         self._sink = open_sink(config)
-        self._tf_topic = node.resolve_topic_name("/tf")
+        self._tf_topic = node.resolve_topic_name(TF)
         self._background = Background(WAITING)
         self._error: Exception | None = None
         self._listeners = [
             self._listen(topic, types[0])
             for topic, types in own_topics(node)
-            if types[0] in TYPES
+            if topic in self._names
         ]
         self._wait_for_matches()
 
@@ -139,7 +125,7 @@ class FrameRecording:
             info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for info in infos
         )
         qos = recorder_qos(latched, _reliability(infos))
-        source = Source(self._names.get(topic, topic), topic, type_name)
+        source = Source(self._names[topic], topic, type_name)
 
         def on_bytes(data: bytes, info: dict) -> None:
             self._take(source, data, info)
