@@ -15,6 +15,7 @@ import rclpy.context
 from ros_client import NodeProcess
 
 from mirage_ros.cli import build_parser
+from mirage_ros.recording.topics import PICTURES, POINTS, STATUS, TOPICS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -77,14 +78,24 @@ def test_links_and_the_file_tree_lead_somewhere():
         folder = folder / name if line[4] != " " else folder
 
 
-def table_topics() -> dict[str, str]:
-    """Topic -> type of the rows that the node publishes."""
-    rows = re.findall(r"^\| (`.+?) \| ([\w/]+) \|", README, re.MULTILINE)
+def published(document: str) -> dict[str, str]:
+    """Topic -> type of the rows of a document's table that the node publishes."""
     topics = {}
-    for names, kind in rows:
-        if "(in)" not in names:
-            topics |= {name: kind for name in re.findall(r"`([^`]+)`", names)}
+    for names, kind in re.findall(r"^\| (`.+?) \| ([\w/]+) \|", document, re.MULTILINE):
+        if "(in)" not in names and "/" in kind:
+            package, _, name = kind.replace("/msg/", "/").partition("/")
+            topics |= {topic: f"{package}/msg/{name}" for topic in re.findall(r"`([^`]+)`", names)}
     return topics
+
+
+def test_the_documents_list_the_topics_of_the_table():
+    table = {topic.name: topic.type_name for topic in TOPICS}
+    section = (ROOT / "docs/ros.md").read_text().split("## Topics\n")[1].split("\n## ")[0]
+    assert published(section) == table
+    assert set(PICTURES) | {POINTS, STATUS} <= set(published(README))
+    assert published(README).items() <= table.items()
+    demanded = re.findall(r"^\| `(\S+)` \| \S+ \| on demand", section, re.MULTILINE)
+    assert set(demanded) == {topic.name for topic in TOPICS if topic.on_demand}
 
 
 @pytest.fixture
@@ -100,13 +111,14 @@ def probe(tmp_path):
 
 
 def test_the_node_publishes_the_topics_of_the_table(probe):
-    wanted = {f"/{name.lstrip('/')}": kind for name, kind in table_topics().items()}
-    assert len(wanted) >= 9
+    wanted = {f"/{topic.name.lstrip('/')}": topic for topic in TOPICS if topic.name != "/clock"}
     deadline = time.monotonic() + 20
     while not all(map(probe.count_publishers, wanted)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    kinds = dict(probe.get_topic_names_and_types())
-    for topic, kind in wanted.items():
-        assert probe.count_publishers(topic) > 0, f"{topic} is not published"
-        package, name = kind.split("/")[0], kind.split("/")[-1]
-        assert kinds[topic] == [f"{package}/msg/{name}"]
+    for name, topic in wanted.items():
+        offered = probe.get_publishers_info_by_topic(name)
+        assert offered, f"{name} is not published"
+        qos = topic.qos.resolved()
+        assert offered[0].topic_type == topic.type_name
+        assert offered[0].qos_profile.reliability.name.lower() == qos.reliability, name
+        assert offered[0].qos_profile.durability.name.lower() == qos.durability, name
