@@ -22,7 +22,7 @@ from make_seed import write_seed
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from ros_client import LOCAL, Client, NodeProcess, new_domain
-from sensor_msgs.msg import CompressedImage, PointCloud2
+from sensor_msgs.msg import CompressedImage, PointCloud2, PointField
 from visualization_msgs.msg import Marker, MarkerArray
 
 from mirage_ros.data.seeds import load_seed
@@ -269,6 +269,27 @@ def test_nothing_is_made_for_nobody_and_pictures_come_on_demand(talker):
     assert stamp_from_ros(depth[-1].header.stamp) % PERIOD_NS == 0
 
 
+def test_every_pixel_becomes_a_point_of_the_cameras_frame(talker):
+    got = talker.listen(PointCloud2, "depth/color/points")
+    talker.spin(lambda: got)
+    cloud, frame = got[-1], make_frame(0)
+    height, width = frame.depth_m.shape
+    assert (cloud.height, cloud.width, cloud.row_step) == (height, width, width * cloud.point_step)
+    assert not cloud.is_dense and not cloud.is_bigendian and cloud.header.frame_id == "camera"
+    assert stamp_from_ros(cloud.header.stamp) % PERIOD_NS == 0
+    assert [(field.name, field.offset) for field in cloud.fields] == [("x", 0), ("y", 4), ("z", 8), ("rgb", 12)]
+    assert {(field.datatype, field.count) for field in cloud.fields} == {(PointField.FLOAT32, 1)}
+    values = np.frombuffer(cloud.data, np.float32).reshape(height, width, -1)
+    valid = np.isfinite(frame.depth_m)
+    assert np.isnan(values[~valid, :3]).all() and (values[valid, 2] == frame.depth_m[valid]).all()
+    camera = Camera(frame.camera.intrinsics, np.eye(4), frame.camera.size)
+    pixels, _ = camera.project(values[valid, :3])
+    rows, columns = np.nonzero(valid)
+    np.testing.assert_allclose(pixels, np.stack([columns, rows], -1), atol=1e-4)
+    red_green_blue = np.frombuffer(cloud.data, np.uint8).reshape(height, width, -1)[..., [14, 13, 12]]
+    assert (red_green_blue == frame.rgb).all()
+
+
 def test_markers_follow_the_camera(talker):
     got = talker.listen(MarkerArray, "markers")
     talker.spin(lambda: len(got) >= 3)
@@ -303,6 +324,7 @@ def test_the_node_offers_them_with_the_stamps_of_its_frames(tmp_path):
     for topic, kind in (
         ("color/image_raw/compressed", CompressedImage),
         ("depth/image_rect/compressedDepth", CompressedImage),
+        ("depth/color/points", PointCloud2),
         ("markers", MarkerArray),
         ("cache/deltas", PointCloud2),
     ):
@@ -314,16 +336,18 @@ def test_the_node_offers_them_with_the_stamps_of_its_frames(tmp_path):
         stamps = [10**9 + index * 10**8 for index in range(1, 9)]
         client.send_tf(stamps, [start] * 8)
         client.wait_for_frames(8)
-        client.spin(lambda: all(len(got[topic]) >= 8 for topic in list(got)[:3]))
+        client.spin(lambda: all(len(got[topic]) >= 8 for topic in list(got)[:-1]))
         client.spin(lambda: any(message.width for message in got["cache/deltas"]))
-        compressed, depth, markers, deltas = got.values()
-        for messages in (compressed, depth):
+        compressed, depth, points, markers, deltas = got.values()
+        for messages in (compressed, depth, points):
             assert [stamp_from_ros(item.header.stamp) for item in messages] == stamps
         assert [stamp_from_ros(item.markers[0].header.stamp) for item in markers] == stamps
         raw = picture_from_ros(client.got["color/image_raw"][-1])
         assert np.abs(picture_from_compressed(compressed[-1]).astype(int) - raw).mean() < 6
         exact = depth_from_ros(client.got["depth/image_rect"][-1])
         sent = depth_from_compressed(depth[-1])
+        z = np.frombuffer(points[-1].data, np.float32).reshape(*exact.shape, -1)[..., 2]
+        np.testing.assert_array_equal(z, np.where(np.isfinite(exact), exact, np.nan))
         both = np.isfinite(exact) & np.isfinite(sent)
         assert both.mean() > 0.9
         np.testing.assert_allclose(sent[both], exact[both], atol=5e-3)

@@ -34,6 +34,7 @@ SECOND_NS = 1_000_000_000
 FOREVER = {"sec": 9223372036, "nsec": 854775807}
 # PointField.datatype: the packed colour is float32 by convention.
 FLOAT32 = 7
+COLOR_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4")])
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,22 @@ def _observed(frame: Frame, ids: FrameIds) -> Fields:
     return image_fields(mask_pixels(frame.observed), "mono8", frame.stamp_ns, ids.camera)
 
 
+def _color_points(frame: Frame, ids: FrameIds) -> Fields:
+    """Every pixel as a coloured point in the camera's optical frame, organised as the picture is.
+
+    x y z are NaN where the depth is invalid or beyond range.
+    """
+    (fx, _, cx), (_, fy, cy), _ = frame.camera.intrinsics
+    height, width = frame.depth_m.shape
+    z = np.where(np.isfinite(frame.depth_m), frame.depth_m, np.nan)
+    points = np.empty((height, width), COLOR_POINT)
+    points["x"] = (np.arange(width) - cx) / fx * z
+    points["y"] = ((np.arange(height) - cy) / fy)[:, None] * z
+    points["z"] = z
+    points["rgb"] = packed_colours(frame.rgb)
+    return cloud_fields(points, frame.stamp_ns, ids.camera, is_dense=False)
+
+
 def _picture(name: str, type_name: str, fields: Callable, part: str = "") -> Topic:
     """Published of every frame and recorded."""
     return Topic(name, type_name, Qos(), fields, part, per_camera=True)
@@ -263,6 +280,7 @@ TOPICS = (
     _picture(OBSERVED, IMAGE, _observed, part="observed"),
     _on_demand(COMPRESSED_COLOR, COMPRESSED),
     _on_demand(COMPRESSED_DEPTH, COMPRESSED),
+    _on_demand("depth/color/points", CLOUD, _color_points),
     Topic(MARKERS, "visualization_msgs/msg/MarkerArray", _queued(5), per_camera=True, on_demand=True,
           recorded=NOWHERE),
     Topic(POINTS, CLOUD, LATCHED),
