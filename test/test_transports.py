@@ -22,13 +22,14 @@ from make_seed import write_seed
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from ros_client import LOCAL, Client, NodeProcess, new_domain
-from sensor_msgs.msg import CompressedImage, PointCloud2, PointField
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from visualization_msgs.msg import Marker, MarkerArray
 
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.recording.topics import PICTURES, TOPICS
+from mirage_ros.protocol import Frame
+from mirage_ros.recording.topics import BY_NAME, PICTURES, TOPICS, FrameIds
 from mirage_ros.ros.messages.clouds import POINT, cloud_from_ros
 from mirage_ros.ros.messages.conversions import pose_from_ros, stamp_from_ros
 from mirage_ros.ros.messages.images import (
@@ -269,6 +270,28 @@ def test_nothing_is_made_for_nobody_and_pictures_come_on_demand(talker):
     assert stamp_from_ros(depth[-1].header.stamp) % PERIOD_NS == 0
 
 
+def test_depth_comes_in_millimetres_as_openni_gives_it(talker):
+    got = talker.listen(Image, "depth/image_raw")
+    talker.spin(lambda: got)
+    image, frame = got[-1], make_frame(0)
+    assert (image.encoding, image.step, image.header.frame_id) == ("16UC1", 2 * image.width, "camera")
+    assert stamp_from_ros(image.header.stamp) % PERIOD_NS == 0
+    pixels = np.frombuffer(image.data, np.uint16).reshape(image.height, image.width)
+    valid = np.isfinite(frame.depth_m)
+    assert not pixels[~valid].any()
+    assert (pixels[valid] == np.rint(frame.depth_m[valid] * 1000)).all()
+    back = depth_from_ros(image)
+    assert np.isnan(back[~valid]).all() and np.abs(back - frame.depth_m)[valid].max() <= 5.1e-4
+
+
+def test_depth_that_millimetres_cannot_hold_is_invalid():
+    depth_m = np.array([[65.535, 65.536, 1e30, np.inf, np.nan, 4e-4, -1.0, 1.0]], np.float32)
+    camera = Camera.from_hfov(70.0, depth_m.shape)
+    rgb, observed = np.zeros((*depth_m.shape, 3), np.uint8), np.ones(depth_m.shape, bool)
+    fields = BY_NAME["depth/image_raw"].fields(Frame(7, camera, rgb, depth_m, observed), FrameIds())
+    assert fields["data"].view(np.uint16).tolist() == [65535, 0, 0, 0, 0, 0, 0, 1000]
+
+
 def test_every_pixel_becomes_a_point_of_the_cameras_frame(talker):
     got = talker.listen(PointCloud2, "depth/color/points")
     talker.spin(lambda: got)
@@ -324,6 +347,7 @@ def test_the_node_offers_them_with_the_stamps_of_its_frames(tmp_path):
     for topic, kind in (
         ("color/image_raw/compressed", CompressedImage),
         ("depth/image_rect/compressedDepth", CompressedImage),
+        ("depth/image_raw", Image),
         ("depth/color/points", PointCloud2),
         ("markers", MarkerArray),
         ("cache/deltas", PointCloud2),
@@ -338,14 +362,16 @@ def test_the_node_offers_them_with_the_stamps_of_its_frames(tmp_path):
         client.wait_for_frames(8)
         client.spin(lambda: all(len(got[topic]) >= 8 for topic in list(got)[:-1]))
         client.spin(lambda: any(message.width for message in got["cache/deltas"]))
-        compressed, depth, points, markers, deltas = got.values()
-        for messages in (compressed, depth, points):
+        compressed, depth, millimetres, points, markers, deltas = got.values()
+        for messages in (compressed, depth, millimetres, points):
             assert [stamp_from_ros(item.header.stamp) for item in messages] == stamps
         assert [stamp_from_ros(item.markers[0].header.stamp) for item in markers] == stamps
         raw = picture_from_ros(client.got["color/image_raw"][-1])
         assert np.abs(picture_from_compressed(compressed[-1]).astype(int) - raw).mean() < 6
         exact = depth_from_ros(client.got["depth/image_rect"][-1])
         sent = depth_from_compressed(depth[-1])
+        whole = np.rint(np.nan_to_num(exact, posinf=0.0) * 1000)
+        np.testing.assert_array_equal(np.frombuffer(millimetres[-1].data, np.uint16), whole.ravel())
         z = np.frombuffer(points[-1].data, np.float32).reshape(*exact.shape, -1)[..., 2]
         np.testing.assert_array_equal(z, np.where(np.isfinite(exact), exact, np.nan))
         both = np.isfinite(exact) & np.isfinite(sent)

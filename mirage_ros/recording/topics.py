@@ -236,6 +236,15 @@ def _observed(frame: Frame, ids: FrameIds) -> Fields:
     return image_fields(mask_pixels(frame.observed), "mono8", frame.stamp_ns, ids.camera)
 
 
+def _depth_millimetres(frame: Frame, ids: FrameIds) -> Fields:
+    """16UC1 in millimetres, as OpenNI gives depth; 0 where it is invalid, below or beyond 16 bits."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        millimetres = np.rint(frame.depth_m * 1000)
+    known = (millimetres > 0) & (millimetres <= np.iinfo(np.uint16).max)
+    pixels = np.where(known, millimetres, 0).astype(np.uint16)
+    return image_fields(pixels, "16UC1", frame.stamp_ns, ids.camera)
+
+
 def _color_points(frame: Frame, ids: FrameIds) -> Fields:
     """Every pixel as a coloured point in the camera's optical frame, organised as the picture is.
 
@@ -280,6 +289,7 @@ TOPICS = (
     _picture(OBSERVED, IMAGE, _observed, part="observed"),
     _on_demand(COMPRESSED_COLOR, COMPRESSED),
     _on_demand(COMPRESSED_DEPTH, COMPRESSED),
+    _on_demand("depth/image_raw", IMAGE, _depth_millimetres),
     _on_demand("depth/color/points", CLOUD, _color_points),
     Topic(MARKERS, "visualization_msgs/msg/MarkerArray", _queued(5), per_camera=True, on_demand=True,
           recorded=NOWHERE),
