@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
-from mirage_ros.training import wan_recipe, wan_trainer
+from mirage_ros.training import loop, wan_recipe, wan_trainer
 from mirage_ros.training.clips import LazyVideo
 
 torch.set_num_threads(1)
@@ -59,6 +59,6 @@ if os.environ.get("ACCELERATE_USE_FSDP") == "true":
 if "RANK" in os.environ:
     # Clocks that differ as far as they can: the first process's races, the others' stand still.
     clock = itertools.count(0, 1000 if rank == 0 else 0)
-    wan_trainer.time = SimpleNamespace(monotonic=lambda: float(next(clock)))
+    loop.time = SimpleNamespace(monotonic=lambda: float(next(clock)))
 wan_recipe.train_wan(wan_recipe.read_wan_recipe(Path(sys.argv[1])))
 print(json.dumps({"rank": rank, "read": read, "sharded": told}))

@@ -1,19 +1,16 @@
-"""One training loop for every stage: AdamW, EMA, validation, checkpoints, resume by itself.
+"""The training loop of every stage, its checkpoints, and the pictures of its validations.
 
 Several processes (`accelerate launch`) draw different samples and share their gradients; the
-first one writes. Gradients are averaged by hand rather than by a wrapper around the network,
-so that a loss may call any part of it.
-
-Pictures of a validation, for people.
-
-A training checkpoint: weights, averages and optimiser moments in one safetensors file.
+first one writes. `Steps` is what all stages share; `Loop` trains a network that fits into one
+process, with averaged weights; wan_trainer.py shards a large one.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,61 +53,42 @@ def checkpoint_path(folder: Path) -> Path:
     return folder / "checkpoint.safetensors"
 
 
-def save_checkpoint(
-    folder: Path,
-    network: nn.Module,
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-    step: int,
-) -> None:
-    """Writes it atomically: a kill leaves the old file or the new."""
-    tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
-    tensors |= {f"average.{k}": v for k, v in average.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    tensors["step"] = torch.tensor(step)
-    with atomic_path(checkpoint_path(folder)) as new:
-        save_file(tensors, new)
+def write_checkpoint(path: Path, parts: dict[str, dict[str, Tensor]], metadata: dict[str, str] | None = None) -> None:
+    """Writes the tensors of all parts, named `part.name`, into one file, atomically."""
+    tensors = {
+        f"{part}.{name}".lstrip("."): tensor.detach().cpu().contiguous()
+        for part, named in parts.items()
+        for name, tensor in named.items()
+    }
+    with atomic_path(path) as new:
+        save_file(tensors, new, metadata=metadata)
 
 
-def load_checkpoint(
-    folder: Path,
-    network: nn.Module,
-    average: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> int:
-    """Takes over a folder's checkpoint and returns its step; 0 where there is none.
-
-    Raises:
-        MirageError: a damaged file, or one of another network.
-    """
-    path = checkpoint_path(folder)
-    if not path.exists():
-        return 0
-    try:
-        tensors = load_file(path)
-        _take(tensors, network, average)
-        step = int(tensors["step"])
-    except (SafetensorError, KeyError, RuntimeError) as error:
-        raise MirageError(
-            f"{path} is damaged or of another network ({error}); delete it to start the stage anew."
-        ) from error
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return step
+def tensors_of(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one part of a checkpoint, by their names in it."""
+    return {
+        name.removeprefix(f"{part}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{part}.")
+    }
 
 
-@torch.no_grad()
-def _take(tensors: dict[str, Tensor], network: nn.Module, average: dict[str, Tensor]) -> None:
-    network.load_state_dict({key: tensors[f"network.{key}"] for key in network.state_dict()})
-    for key, value in average.items():
-        value.copy_(tensors[f"average.{key}"])
+def flat_moments(state: dict) -> dict[str, Tensor]:
+    """An optimiser's state as tensors named `parameter.moment`."""
+    return {
+        f"{parameter}.{moment}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for parameter, moments in state.items()
+        for moment, value in moments.items()
+    }
+
+
+def nested_moments(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Undoes `flat_moments`."""
+    state: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        parameter, _, moment = name.rpartition(".")
+        state.setdefault(parameter, {})[moment] = value
+    return state
 
 
 #: Keeps validation draws apart from training draws.
@@ -160,21 +138,81 @@ class Loss(Protocol):
     def picture(self, network: nn.Module, generator: torch.Generator) -> np.ndarray: ...
 
 
-class Loop:
-    """Runs a loss until `steps`, from the last checkpoint in `folder`."""
+class Steps(ABC):
+    """Takes steps until `config.steps`, and saves in between and at the end.
+
+    Attributes:
+        step: how many are done.
+    """
+
+    def __init__(self, folder: Path, config, accelerator: Accelerator) -> None:
+        """Args: config: with steps, learning_rate, warmup_steps, weight_decay and checkpoint_s."""
+        self.folder, self.config, self.accelerator, self.step = folder, config, accelerator, 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a run would do nothing, so that no data need be made for it."""
+        return self.step >= self.config.steps
+
+    @abstractmethod
+    def save(self) -> None:
+        """Writes the checkpoint: what trains, the optimiser's moments and the step."""
+
+    @abstractmethod
+    def _update(self, loss) -> dict[str, float]:
+        """Takes one step and counts it; returns the figures of its samples."""
+
+    def _is_save_due(self, since_s: float) -> bool:
+        return since_s > self.config.checkpoint_s
+
+    def _run_steps(self, loss) -> Iterator[dict[str, float]]:
+        """The figures of each step that was still to do, which the bar shows smoothed."""
+        saved_s, smooth = time.monotonic(), {}
+        bar = tqdm(
+            total=self.config.steps, initial=self.step, desc=self.folder.name, mininterval=5,
+            disable=not self.accelerator.is_main_process,
+        )  # fmt: skip
+        while not self.is_finished:
+            figures = self._update(loss)
+            for key, value in figures.items():
+                smooth[key] = 0.98 * smooth.get(key, value) + 0.02 * value
+            bar.set_postfix({k: f"{v:.4g}" for k, v in smooth.items()}, refresh=False)
+            bar.update()
+            yield figures
+            if self._is_save_due(time.monotonic() - saved_s):
+                self.save()
+                saved_s = time.monotonic()
+        self.save()
+        bar.close()
+
+    def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """AdamW for whatever of the network requires gradients."""
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        config = self.config
+        return torch.optim.AdamW(
+            trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=BETAS
+        )
+
+    def _set_learning_rate(self, optimizer: torch.optim.Optimizer, share: float = 1.0) -> None:
+        """Of the coming step: a share of the config's, rising from zero over the warm-up."""
+        warm = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        for group in optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * warm * share
+
+
+class Loop(Steps):
+    """Runs a loss until `steps`, from the last checkpoint in `folder`.
+
+    Gradients are averaged over processes by hand rather than by a wrapper around the network, so
+    that a loss may call any part of it.
+    """
 
     def __init__(self, network: nn.Module, folder: Path, config: LoopConfig):
-        self.folder, self.config = folder, config
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        super().__init__(folder, config, Accelerator(cpu=not torch.cuda.is_available()))
         self.network = network.to(self.accelerator.device)
-        self.optimizer = torch.optim.AdamW(
-            [p for p in network.parameters() if p.requires_grad],
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            betas=BETAS,
-        )
+        self.optimizer = self._make_optimizer(network)
         self.start_averages()
-        self.step = load_checkpoint(folder, network, self.average, self.optimizer)
+        self._load()
         dtype = pick_dtype(config.precision, self.accelerator.device)
         self.worker = network if dtype == torch.float32 else copy.deepcopy(network).to(dtype)
 
@@ -182,38 +220,21 @@ class Loop:
         """The averages begin with the weights as they are now."""
         self.average = {k: v.detach().clone() for k, v in self.network.named_parameters()}
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether a run would do nothing, so that no data need be made for it."""
-        return self.step >= self.config.steps
-
-    def run(self, loss: Loss, validation: Loss | None = None) -> None:
-        """Trains; `validation` is the same loss on held-out data.
+    def run(self, loss: Callable, validation: Loss | None = None) -> None:
+        """Trains; `validation` is the same loss on held-out data, and draws pictures as well.
 
         The generator is seeded by the step, so that a resumed run draws what it would have drawn.
         """
         if self.is_finished:
             return
         self._hand_out_weights()  # the caller may have set some since they were loaded
-        saved_s, smooth, writes = time.monotonic(), {}, self.accelerator.is_main_process
-        bar = tqdm(
-            total=self.config.steps, initial=self.step, desc=self.folder.name, mininterval=5,
-            disable=not writes,
-        )  # fmt: skip
+        writes = self.accelerator.is_main_process
         with self._log() as log:
-            while self.step < self.config.steps:
-                for key, value in self._update(loss).items():
-                    smooth[key] = 0.98 * smooth.get(key, value) + 0.02 * value
+            for figures in self._run_steps(loss):
+                for key, value in figures.items():
                     log.add_scalar(f"train/{key}", value, self.step)
-                bar.set_postfix({k: f"{v:.4g}" for k, v in smooth.items()}, refresh=False)
-                bar.update()
                 if validation is not None and writes and self._is_validation_due():
                     self._validate(validation, log)
-                if time.monotonic() - saved_s > self.config.checkpoint_s:
-                    self.save()
-                    saved_s = time.monotonic()
-            self.save()
-        bar.close()
 
     def averaged(self) -> nn.Module:
         """The network with its averaged weights."""
@@ -223,13 +244,43 @@ class Loop:
         return self.network
 
     def save(self) -> None:
-        """Weights, averages and optimiser moments, in one file that is renamed into place."""
+        """Weights, averages and optimiser moments, in one file that replaces the last one."""
         if self.accelerator.is_main_process:
-            save_checkpoint(self.folder, self.network, self.average, self.optimizer, self.step)
+            parts = {
+                "network": self.network.state_dict(),
+                "average": self.average,
+                "optimizer": flat_moments(self.optimizer.state_dict()["state"]),
+                "": {"step": torch.tensor(self.step)},
+            }
+            write_checkpoint(checkpoint_path(self.folder), parts)
 
-    def _update(self, loss: Loss) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+    def _load(self) -> None:
+        """Takes over the folder's checkpoint; MirageError for a damaged file or one of another network."""
+        path = checkpoint_path(self.folder)
+        if not path.exists():
+            return
+        try:
+            tensors = load_file(path)
+            self._take(tensors)
+            self.step = int(tensors["step"])
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise MirageError(
+                f"{path} is damaged or of another network ({error}); delete it to start the stage anew."
+            ) from error
+        moments = nested_moments(tensors_of("optimizer", tensors))
+        state = {int(index): values for index, values in moments.items()}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    @torch.no_grad()
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        keys = self.network.state_dict()
+        self.network.load_state_dict({key: tensors[f"network.{key}"] for key in keys})
+        for key, value in self.average.items():
+            value.copy_(tensors[f"average.{key}"])
+
+    def _update(self, loss: Callable) -> dict[str, float]:
+        self._set_learning_rate(self.optimizer, self._decay())
         values = loss(self.worker, self._generator())
         self.optimizer.zero_grad(set_to_none=True)
         values["loss"].backward()
@@ -241,11 +292,13 @@ class Loop:
         self.optimizer.step()
         self._hand_out_weights()
         self.step += 1
-        decay = min(self.config.ema, self.step / (self.step + 20))
-        with torch.no_grad():
-            values_now = [value for _, value in self.network.named_parameters()]
-            torch._foreach_lerp_(list(self.average.values()), values_now, 1 - decay)
+        self._average_weights()
         return {key: float(value.detach()) for key, value in values.items()}
+
+    @torch.no_grad()
+    def _average_weights(self) -> None:
+        decay = min(self.config.ema, self.step / (self.step + 20))
+        torch._foreach_lerp_(list(self.average.values()), list(self.network.parameters()), 1 - decay)
 
     def _collect_gradients(self) -> None:
         """From the working copy in another precision, if there is one."""
@@ -273,11 +326,10 @@ class Loop:
                 if parameter.grad is not None:
                     parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
 
-    def _learning_rate(self) -> float:
-        config = self.config
-        warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
-        left = (config.steps - self.step) / max(1, config.steps * config.decay_fraction)
-        return config.learning_rate * warm * min(1.0, left)
+    def _decay(self) -> float:
+        """Of the learning rate, over the last share of the steps."""
+        left = self.config.steps - self.step
+        return min(1.0, left / max(1, self.config.steps * self.config.decay_fraction))
 
     def _is_validation_due(self) -> bool:
         return self.step % self.config.validate_steps == 0 or self.step == self.config.steps

@@ -1,17 +1,13 @@
-"""Trains a stage of the large model on one process or many, and goes on where it was cut off.
+"""The large model's two stages, branch and adapters: what trains, the flow-matching loss, and the trainer.
 
 Sharding, mixed precision and the number of processes come from `accelerate` (see
-config/train/fsdp.yaml). A checkpoint is one safetensors file of what trains, its optimiser
-moments and the step; samples are drawn by seed and step, so a resumed run sees what it
-would have seen.
-
-The paper's two stages on the large backbone: what trains, and the flow-matching loss.
+config/train/fsdp.yaml). Samples are drawn by seed and step, so a resumed run sees what it would
+have seen.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,21 +16,27 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
     set_state_dict,
 )
-from tqdm import tqdm
 
 from mirage_ros.errors import MirageError
-from mirage_ros.files import atomic_path
 from mirage_ros.models.mini.denoiser import TIMESTEPS, MemoryDenoiser, shifted
 from mirage_ros.models.parts import add_lora
 from mirage_ros.training.chunks import Chunks
+from mirage_ros.training.loop import (
+    Steps,
+    checkpoint_path,
+    flat_moments,
+    nested_moments,
+    tensors_of,
+    write_checkpoint,
+)
 
 STAGES = ("branch", "lora")
 
@@ -43,8 +45,8 @@ STAGES = ("branch", "lora")
 class FlowConfig:
     """Attributes:
     batch: chunks per step and process.
-    shift: of the noise levels drawn (sampler.py).
-    text_dropout: share of samples that are told the empty prompt.
+    shift: of the noise levels drawn (models/mini/denoiser.py).
+    text_dropout: share of samples that get the empty prompt.
     """
 
     batch: int = 1
@@ -101,7 +103,7 @@ class FlowLoss:
         level = sigma.view(-1, 1, 1, 1, 1)
         noisy = (1 - level) * clean + level * noise
         frames = context.shape[2]
-        # Whole numbers, as diffusers' schedulers tell them: what is sharded casts all others to
+        # Whole numbers, as diffusers' schedulers have them: what is sharded casts all others to
         # bfloat16 on their way in, which knows 888 and 892 but nothing between.
         target = (TIMESTEPS * sigma).long().expand(-1, clean.shape[2])
         timestep = torch.cat([target.new_zeros(len(clean), frames), target], 1)
@@ -143,16 +145,12 @@ def make_accelerator() -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[group])
 
 
-class Trainer:
+class Trainer(Steps):
     """Runs `loss(network, generator)` until `steps`, from the folder's last checkpoint."""
 
     def __init__(self, network: nn.Module, folder: Path, config: TrainerConfig):
-        self.folder, self.config, self.step = folder, config, 0
-        self.accelerator = make_accelerator()
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
-        )
+        super().__init__(folder, config, make_accelerator())
+        optimizer = self._make_optimizer(network)
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         folder.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
@@ -160,21 +158,11 @@ class Trainer:
 
     def run(self, loss: Callable[[nn.Module, torch.Generator], Tensor]) -> list[float]:
         """The loss of every step that was still to do."""
-        losses, saved_s = [], time.monotonic()
-        first = self.accelerator.is_main_process
-        bar = tqdm(total=self.config.steps, initial=self.step, desc=self.folder.name,
-                   disable=not first)  # fmt: skip
-        while self.step < self.config.steps:
-            losses.append(self._update(loss))
-            bar.set_postfix({"loss": f"{losses[-1]:.4g}"}, refresh=False)
-            bar.update()
-            if first:
+        losses = []
+        for figures in self._run_steps(loss):
+            losses.append(figures["loss"])
+            if self.accelerator.is_main_process:
                 self._log(losses[-1])
-            if self._agreed(time.monotonic() - saved_s > self.config.checkpoint_s):
-                self.save()
-                saved_s = time.monotonic()
-        self.save()
-        bar.close()
         return losses
 
     def trained(self) -> dict[str, Tensor]:
@@ -182,33 +170,26 @@ class Trainer:
         return self._state()[0]
 
     def save(self) -> None:
-        """One file, renamed into place; the first process writes."""
+        """One file that replaces the last one; the first process writes."""
         weights, state = self._state()
         if self.accelerator.is_main_process:
-            tensors = {f"network.{name}": value for name, value in weights.items()}
-            for name, moments in state["state"].items():
-                tensors |= {f"optimizer.{name}.{k}": _tensor(v) for k, v in moments.items()}
-            tensors = {name: value.contiguous() for name, value in tensors.items()}
-            with atomic_path(self._path) as new:
-                save_file(tensors, new, metadata={"step": str(self.step)})
+            parts = {"network": weights, "optimizer": flat_moments(state["state"])}
+            write_checkpoint(self._path, parts, {"step": str(self.step)})
         self.accelerator.wait_for_everyone()
 
     @property
     def _path(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
+        return checkpoint_path(self.folder)
 
-    def _agreed(self, due: bool) -> bool:
+    def _is_save_due(self, since_s: float) -> bool:
         """What the first process says: saving needs all of them, and clocks differ."""
-        said = torch.tensor(int(due), device=self.accelerator.device)
-        return bool(broadcast(said, from_process=0))
+        due = torch.tensor(int(super()._is_save_due(since_s)), device=self.accelerator.device)
+        return bool(broadcast(due, from_process=0))
 
-    def _update(self, loss: Callable) -> float:
-        config = self.config
-        warm = min(1.0, (self.step + 1) / max(1, config.warmup_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * warm
+    def _update(self, loss: Callable) -> dict[str, float]:
+        config, total = self.config, 0.0
+        self._set_learning_rate(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
         for index in range(config.accumulate):
             value = loss(self.network, self._generator(index)) / config.accumulate
             self.accelerator.backward(value)
@@ -216,7 +197,7 @@ class Trainer:
         self.accelerator.clip_grad_norm_(self.network.parameters(), config.clip_norm)
         self.optimizer.step()
         self.step += 1
-        return total
+        return {"loss": total}
 
     def _generator(self, index: int) -> torch.Generator:
         config = self.config
@@ -237,8 +218,7 @@ class Trainer:
     def _load(self) -> None:
         try:
             tensors = load_file(self._path)
-            weights = {n.removeprefix("network."): t for n, t in tensors.items()
-                       if n.startswith("network.")}  # fmt: skip
+            weights = tensors_of("network", tensors)
             self._check_names(weights)
             self.step = _step(self._path)
             options = StateDictOptions(full_state_dict=True, strict=False)
@@ -261,30 +241,15 @@ class Trainer:
             raise KeyError(f"{len(weights)} tensors are stored, {len(trained)} others train")
 
     def _moments(self, tensors: dict[str, Tensor], weights: dict[str, Tensor]) -> dict:
-        """The optimiser's state as torch's state dict functions speak of it, by names."""
-        group = dict(self._bare_optimizer.param_groups[0])
-        return {"state": _moments(tensors), "param_groups": [group | {"params": list(weights)}]}
+        """The optimiser's state by the parameters' names, as `set_state_dict` takes it."""
+        group = dict(self._bare_optimizer.param_groups[0]) | {"params": list(weights)}
+        return {"state": nested_moments(tensors_of("optimizer", tensors)), "param_groups": [group]}
 
     def _log(self, loss: float) -> None:
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps({"step": self.step, "loss": loss}) + "\n")
 
 
-def _moments(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    state: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            name, _, moment = key.removeprefix("optimizer.").rpartition(".")
-            state.setdefault(name, {})[moment] = value
-    return state
-
-
 def _step(path: Path) -> int:
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         return int(file.metadata()["step"])
-
-
-def _tensor(value) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value)
