@@ -15,7 +15,7 @@ from mirage_ros.evaluation.bench_walk import (
     Grid,
     compare,
     empty_memory,
-    fill_place,
+    fill_region,
     grow,
     linear_patches,
     remember_latents,
@@ -150,9 +150,9 @@ def test_rounds_of_one_walk_add_next_to_nothing():
 
 def test_clouds_have_the_size_asked_for_and_lie_in_view():
     memory = empty_memory(8, 5_000)
-    fill_place(memory, 0, 3_000, (11, 20))
+    fill_region(memory, 0, 3_000, (11, 20))
     inside = memory.tokens
-    fill_place(memory, 1, 2_000, (11, 20))
+    fill_region(memory, 1, 2_000, (11, 20))
     assert abs(inside - 3_000) < 100 and abs(memory.tokens - 5_000) < 100
     points = memory.to_points().xyz.astype(np.float64)
     pixels, depth = view(0, (11, 20))[0].project(points)

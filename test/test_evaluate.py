@@ -40,6 +40,9 @@ from mirage_ros.evaluation.scoring import (
     summarise,
 )
 from mirage_ros.evaluation.worlds import (
+    PACKAGE,
+    PROGRAM,
+    TRUTH,
     Rolled,
     TrueWorld,
     cached,
@@ -137,6 +140,11 @@ def test_masked_scores_agree_with_whole_ones():
     assert ssim_where(a, a, whole) == pytest.approx(1, abs=1e-5)
     assert ssim_where(a, b, whole) == pytest.approx(ssim(a, b), abs=0.1)
     assert ssim_where(a, mixed, shrunk(left[None], 9)[0]) > 0.99 > ssim_where(a, mixed, ~left)
+
+
+def test_every_source_that_names_a_rollout_is_there():
+    for pattern in (*PROGRAM, *TRUTH):
+        assert list(PACKAGE.glob(pattern)), pattern
 
 
 def test_perceptual_distance_is_never_downloaded(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.models.mini.aligner import places_in, spread_inverse_depth
+from mirage_ros.models.mini.aligner import pixels_in, spread_inverse_depth
 from mirage_ros.models.mini.borrowing import borrow_detail
 from mirage_ros.models.pretrained import load_model
 from mirage_ros.models.resizing import picture_from_rgb
@@ -146,9 +146,9 @@ def test_inverse_depth_spreads_from_what_is_known():
 def test_places_in_another_view_are_where_it_projects_them():
     here, there = cameras([0.0, 0.3])
     inverse = np.full(CELLS, 0.5, np.float32)
-    places = places_in(there, here, inverse, SIZE)
+    places = pixels_in(there, here, inverse, SIZE)
     assert places.shape == (*SIZE, 2)
     moved_px = 0.3 / 2 * here.resized(SIZE).intrinsics[0, 0]
     np.testing.assert_allclose(places[60, 90], (90 - moved_px, 60), atol=0.01)
     behind_it = cameras([0.0], ahead_m=5.0)[0]
-    assert (places_in(behind_it, here, inverse, SIZE) < -1000).all()
+    assert (pixels_in(behind_it, here, inverse, SIZE) < -1000).all()

@@ -14,7 +14,7 @@ from mirage_ros.models.mini.aligner import (
     Aligner,
     condition_from_context,
     condition_from_readout,
-    told_per_latent,
+    condition_per_latent,
 )
 from mirage_ros.training.codec import planar_readout
 from mirage_ros.world.chunking import latent_size, readout_side, readout_size
@@ -34,7 +34,7 @@ class Finer(PixelModel):
 
     def generate(self, readout, cameras, preceding, references, seed):
         self.shapes.append((readout.visible.shape[1:], cameras.size))
-        told = told_per_latent(condition_from_readout(readout, 2)[None], 2)[0]
+        told = condition_per_latent(condition_from_readout(readout, 2)[None], 2)[0]
         return told[: self.channels].transpose(0, 1)
 
     def perceive(self, rgb, cameras, anchor_depth_m):
@@ -58,7 +58,7 @@ def test_what_is_told_has_the_same_units_on_every_grid():
     moved = cameras([look((0.15, 0.1, 1.25), (0.2, 4, 1))], CELLS)
     coarse = condition_from_readout(memory.read(moved))
     fine = condition_from_readout(memory.read(moved.resized((32, 40))), 2)
-    told = told_per_latent(fine[None], 2)[0]
+    told = condition_per_latent(fine[None], 2)[0]
     both = (coarse[4] == 1) & (told[4] == 1)
     assert both.float().mean() > 0.9
     # The finer grid may find a token nearer to the centre, seldom another one.
@@ -84,7 +84,7 @@ def test_context_sees_itself_on_every_grid():
     latents = torch.randn(3, 2, 4, 5)
     fine = condition_from_context(latents, 2)
     assert fine.shape == (8, 2, 8, 10)
-    assert torch.equal(told_per_latent(fine[None], 2)[0], condition_from_context(latents))
+    assert torch.equal(condition_per_latent(fine[None], 2)[0], condition_from_context(latents))
 
 
 def test_a_drawn_cloud_is_told_as_lying_in_its_place():
@@ -97,7 +97,7 @@ def test_a_drawn_cloud_is_told_as_lying_in_its_place():
     assert seen.float().mean() > 0.95
     for row in (-3, -2, -1):
         assert told[row][seen].abs().max() < 1e-6
-    shown = model.decode(told_per_latent(told[None], 2)[0, :-5].transpose(0, 1))[0]
+    shown = model.decode(condition_per_latent(told[None], 2)[0, :-5].transpose(0, 1))[0]
     assert np.median(np.abs(shown.astype(int) - rgb[0])) <= 4
 
 
@@ -105,7 +105,7 @@ def test_warped_pictures_tell_the_same_on_every_grid():
     latents = torch.randn(3, 8, 8)
     warp = np.array([[1.02, 0.03, 1.7], [-0.02, 0.98, -2.4]])
     coarse = planar_readout(latents, warp, 8, 0.5)
-    told = told_per_latent(planar_readout(latents, warp, 8, 0.5, 2)[None, :, None], 2)[0, :, 0]
+    told = condition_per_latent(planar_readout(latents, warp, 8, 0.5, 2)[None, :, None], 2)[0, :, 0]
     both = (coarse[3] == 1) & (told[3] == 1)
     same = (coarse[:3] == told[:3]).all(0) & both
     assert same.sum() > 0.75 * both.sum()

@@ -16,7 +16,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.scenes import Renderer, camera_path, make_scene
 from mirage_ros.scenes.builder import Builder
 from mirage_ros.scenes.catalogue import Catalogue
-from mirage_ros.scenes.furniture import Wardrobe
+from mirage_ros.scenes.furniture import MaterialSet
 from mirage_ros.scenes.homes import make_home
 from mirage_ros.scenes.meshes import Piece, simplified
 from mirage_ros.scenes.paths import CLEARANCE_M
@@ -88,7 +88,7 @@ def furniture(tmp_path_factory) -> Catalogue:
 def planned(seed: int, kind: str, furniture: Catalogue) -> Layout:
     """A home's layout, without the cost of compiling it."""
     rng = np.random.default_rng(seed)
-    return make_home(kind, furniture)(Builder(), Wardrobe(rng, 16), rng)
+    return make_home(kind, furniture)(Builder(), MaterialSet(rng, 16), rng)
 
 
 def furnished(seed: int, kind: str, furniture: Catalogue):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.models.mini.aligner import told_per_latent
+from mirage_ros.models.mini.aligner import condition_per_latent
 from mirage_ros.models.mini.codec import MiniCodec
 from mirage_ros.scenes.textures import collage
 from mirage_ros.training.clips import StoredClip
@@ -33,7 +33,7 @@ def test_of_four_tokens_a_latent_is_told_the_nearest():
     condition[0, 0, 0] = torch.arange(8.0).view(2, 4)
     condition[0, 2, 0] = torch.tensor([[1.0, 1, 1, 0], [1, 1, 0, 0]])
     condition[0, 4, 0] = torch.tensor([[0.4, -0.3, 0.4, 0], [0.1, 0.2, 0, 0]])
-    told = told_per_latent(condition, 2)
+    told = condition_per_latent(condition, 2)
     assert told.shape == (1, 7, 1, 1, 2)
     assert told[0, 0, 0, 0].tolist() == [4.0, 2.0]
     assert told[0, 2, 0, 0].tolist() == [1.0, 0.25]

@@ -3,11 +3,9 @@
 A seed is a shipped name, a folder (`color.png`, `depth.png`, `camera.yaml`), one
 frame of a posed RGB-D folder (`walk:8`), or any photograph.
 
-Reads folders of posed RGB-D frames, such as a handheld walk with a depth camera.
-
-Layout: `color/NNN.png` (RGB), `depth/NNN.png` (uint16 millimetres along z,
-registered to colour, 0 invalid), `K.txt` (3x3), `world_from_camera.txt` (one
-row-major 4x4 per frame, optical axes, metres).
+A posed RGB-D folder, such as a handheld walk with a depth camera, holds `color/NNN.png` (RGB),
+`depth/NNN.png` (uint16 millimetres along z, registered to colour, 0 invalid), `K.txt` (3x3) and
+`world_from_camera.txt` (one row-major 4x4 per frame, optical axes, metres).
 """
 
 from __future__ import annotations

@@ -275,7 +275,7 @@ def _described(model: WanModel) -> dict:
 
 def describe(report: dict) -> str:
     """The report for people."""
-    model, told = report["model"], report["conditioning"]
+    model, conditioning = report["model"], report["conditioning"]
     lines = [
         f"{model['name']} at {'x'.join(map(str, model['size']))}, {model['dtype']} on "
         f"{model['device']} ({report['machine']['device']}; {report['machine']['processor']}, "
@@ -285,15 +285,15 @@ def describe(report: dict) -> str:
         f"{'conditioning':<16}{'ms a chunk':>12}{'x':>8}{'drawn':>8}{'encoded':>8}"
         f"{'held':>12}{'MiB':>10}{'x':>8}{'bare x':>8}",
     ]
-    own = told["bytes"]["latent memory"]
-    for name, seconds in told["seconds_per_chunk"].items():
-        slower, larger = told["time_ratio"].get(name, 1), told["bytes_ratio"].get(name, 1)
+    own = conditioning["bytes"]["latent memory"]
+    for name, seconds in conditioning["seconds_per_chunk"].items():
+        slower, larger = conditioning["time_ratio"].get(name, 1), conditioning["bytes_ratio"].get(name, 1)
         # Points without the index that finds the voxel to merge with.
-        bare = told["bare_bytes"].get(name, own) / own
-        drawn, encoded = (1e3 * told[f"seconds_{what}"].get(name, 0) for what in STEPS)
+        bare = conditioning["bare_bytes"].get(name, own) / own
+        drawn, encoded = (1e3 * conditioning[f"seconds_{what}"].get(name, 0) for what in STEPS)
         lines.append(
             f"{name:<16}{1e3 * seconds:>12.1f}{slower:>8.1f}{drawn:>8.0f}{encoded:>8.0f}"
-            f"{told['held'][name]:>12}{told['bytes'][name] / MIB:>10.2f}{larger:>8.1f}{bare:>8.1f}"
+            f"{conditioning['held'][name]:>12}{conditioning['bytes'][name] / MIB:>10.2f}{larger:>8.1f}{bare:>8.1f}"
         )
     for name, cycle in report["cycle"].items():
         stages = ", ".join(f"{n} {1e3 * s:.0f}" for n, s in cycle["seconds_by_stage"].items())

@@ -1,6 +1,4 @@
-"""The memory benchmark's figures as a table and as a plot.
-
-`mirage bench memory`: readout time, bytes and growth, beside a cloud of coloured points.
+"""The memory benchmark: readout time, bytes and growth, beside a cloud of coloured points, as a table and a plot.
 
 Everything in the table is measured in the run that prints it.
 """
@@ -20,7 +18,7 @@ from mirage_ros.evaluation.bench_walk import (
     Grid,
     compare,
     empty_memory,
-    fill_place,
+    fill_region,
     grow,
     linear_patches,
     render_walk,
@@ -108,8 +106,10 @@ def run_bench(
 def grids(model: WorldModel, config: BenchConfig) -> tuple[Grid, Grid, Grid]:
     """The small codec as it is; a large one's grid, at the same size and at its own, with the
     cheapest encoder that there is (bytes do not depend on what it has learned)."""
-    told = model.size, model.stride, model.channels, model.encode
-    small = Grid(f"{model.name} codec", *told, by_parts=readout_cells(model) > 1)
+    small = Grid(
+        f"{model.name} codec", model.size, model.stride, model.channels, model.encode,
+        by_parts=readout_cells(model) > 1,
+    )  # fmt: skip
     patches = linear_patches(48, 16)
     return (
         small,
@@ -120,12 +120,12 @@ def grids(model: WorldModel, config: BenchConfig) -> tuple[Grid, Grid, Grid]:
 
 def _stored(config: BenchConfig, bandwidth: float) -> Iterator[dict]:
     """Ever more tokens elsewhere, while what is in view stays the same."""
-    memory, place = empty_memory(config.channels, max(config.stored)), 0
+    memory, region = empty_memory(config.channels, max(config.stored)), 0
     for goal in tqdm(config.stored, desc="stored", unit="size", leave=False):
         while memory.tokens < 0.99 * goal:
-            room = config.in_view * (place + 1) - memory.tokens
-            fill_place(memory, place, min(room, goal - memory.tokens), config.cells)
-            place += memory.tokens >= 0.99 * config.in_view * (place + 1)
+            room = config.in_view * (region + 1) - memory.tokens
+            fill_region(memory, region, min(room, goal - memory.tokens), config.cells)
+            region += memory.tokens >= 0.99 * config.in_view * (region + 1)
         for views in (1, config.views):
             in_view = min(memory.tokens, config.in_view)
             yield _time_read(memory, in_view, views, config, bandwidth)
@@ -134,7 +134,7 @@ def _stored(config: BenchConfig, bandwidth: float) -> Iterator[dict]:
 def _viewed(config: BenchConfig, bandwidth: float) -> Iterator[dict]:
     memory = empty_memory(config.channels, max(config.viewed))
     for goal in tqdm(config.viewed, desc="in view", unit="size", leave=False):
-        fill_place(memory, 0, goal - memory.tokens, config.cells)
+        fill_region(memory, 0, goal - memory.tokens, config.cells)
         for views in (1, config.views):
             yield _time_read(memory, memory.tokens, views, config, bandwidth)
 
@@ -142,7 +142,7 @@ def _viewed(config: BenchConfig, bandwidth: float) -> Iterator[dict]:
 def _files(config: BenchConfig) -> Iterator[dict]:
     """Saving, loading and forking the largest memory that lies in view."""
     memory = empty_memory(config.channels, max(config.viewed))
-    fill_place(memory, 0, max(config.viewed), config.cells)
+    fill_region(memory, 0, max(config.viewed), config.cells)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "memory"
         steps = {
@@ -255,7 +255,7 @@ def _walk(rows: list[dict]) -> list[str]:
         *lines,
         "  Reading points is drawing them and encoding the picture with the codec named.",
         "  Points are counted as densely as tokens are stored (view, pixel and depth in 8 bytes).",
-        "  * 11 bytes a point, place and rgb, without views and index.",
+        "  * 11 bytes a point, position and rgb, without views and index.",
     ]
 
 

@@ -1,8 +1,6 @@
-"""A walk through a MuJoCo scene with true depth, remembered by latents and by pixels.
+"""What the memory benchmark remembers: a walk through a MuJoCo scene with true depth, and random views of any number.
 
-Latent memories of any size for timing: random depth in every cell of many jittered views.
-
-Random depth is the hard case: every token has its own place, none hides behind a tidy wall, and
+Random depth is the hard case: every token has its own position, none is hidden by a smooth wall, and
 all of them lie in the view of one camera.
 """
 
@@ -27,7 +25,7 @@ from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 
 HFOV_DEG = 70.0
 NEAREST_M, FARTHEST_M = 1.5, 12.0
-PLACE_PITCH_M = 60.0
+REGION_PITCH_M = 60.0
 BATCH = 16
 LOOK_ALONG_Y = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 
@@ -38,20 +36,20 @@ def empty_memory(channels: int, tokens: int, **options) -> LatentMemory:
     return LatentMemory(MemoryConfig(channels, cap, **options))
 
 
-def view(place: int, size: tuple[int, int], count: int = 1) -> Camera:
-    """`count` cameras at latent size that look at one place from a few centimetres apart."""
+def view(region: int, size: tuple[int, int], count: int = 1) -> Camera:
+    """`count` cameras at latent size that look at one region from a few centimetres apart."""
     poses = np.repeat(LOOK_ALONG_Y[None], count, 0)
-    poses[:, 0, 3] = PLACE_PITCH_M * place + 0.03 * (np.arange(count) - (count - 1) / 2)
+    poses[:, 0, 3] = REGION_PITCH_M * region + 0.03 * (np.arange(count) - (count - 1) / 2)
     return Camera.from_hfov(HFOV_DEG, size, poses)
 
 
-def fill_place(memory: LatentMemory, place: int, tokens: int, size: tuple[int, int]) -> None:
-    """Writes random cells until the place holds about `tokens` more."""
-    rng, goal = np.random.default_rng(place), memory.tokens + tokens
+def fill_region(memory: LatentMemory, region: int, tokens: int, size: tuple[int, int]) -> None:
+    """Writes random cells until the region holds about `tokens` more."""
+    rng, goal = np.random.default_rng(region), memory.tokens + tokens
     values = rng.standard_normal((BATCH, memory.config.channels, *size), np.float32)
     latents, colours = torch.from_numpy(values), np.zeros((BATCH, *size, 3), np.uint8)
     while (missing := goal - memory.tokens) > 0:
-        cameras = _jittered(view(place, size, BATCH), rng)
+        cameras = _jittered(view(region, size, BATCH), rng)
         shape = (BATCH, *size)
         share = min(1.0, missing / np.prod(shape))
         depth = rng.uniform(NEAREST_M, FARTHEST_M, shape)

@@ -1,7 +1,4 @@
-"""`mirage evaluate`: closed loops against truth, for every memory and every ablation.
-
-What is compared: memories, and models with one thing switched off.
-"""
+"""`mirage evaluate`: closed loops against truth, for every memory and every ablation of the model."""
 
 from __future__ import annotations
 
@@ -39,8 +36,8 @@ MEMORIES = ("latent", "rgb", "keyframesN", "none")
 """The latent memory; a cloud of coloured points; N pictures as JPEG and PNG; none."""
 KEYFRAMES = re.compile(r"keyframes([1-9]\d*)")
 ABLATIONS = {
-    "sub_cell": "offsets and scales of the tokens are not told",
-    "visibility": "the network is not told where memory sees anything",
+    "sub_cell": "offsets and scales of the tokens are left out",
+    "visibility": "the network does not get where memory sees anything",
     "dynamic_filter": "moving things are remembered like all else",
     "references": "no reference frames",
 }
@@ -103,7 +100,7 @@ def make_world(
 
 
 class AblatedModel:
-    """A model whose `generate` is not told one thing; all else is the model's own."""
+    """A model whose `generate` does not get one part of its input; all else is the model's own."""
 
     def __init__(self, model: WorldModel, ablation: str) -> None:
         self._model, self._ablation = model, ablation

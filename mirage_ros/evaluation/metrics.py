@@ -112,7 +112,7 @@ def zncc(
     Unmoved by brightness and contrast, so it tells whether structure lands where it
     should. Only valid pixels count. A window takes part when at least `min_share` of it
     is valid and the second picture (the truth) deviates there by `min_deviation` grey
-    levels; flat walls say nothing about place.
+    levels; flat walls say nothing about position.
 
     Returns:
         The median, NaN when no window takes part.

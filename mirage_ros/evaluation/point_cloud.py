@@ -1,11 +1,10 @@
-"""A cloud of coloured points with an exact z-buffer at picture resolution: what people use.
+"""The baseline that remembers coloured points, with an exact z-buffer at picture resolution.
 
-The pixel counterpart of core's latent memory, with the same care: points merge in voxels (in
-an occupied voxel the finer footprint wins, else the newer), splats are as wide as the pixel
-they came from, the nearest surface hides what lies behind it, among its points the best centred
-one wins, cameras run in threads, and runs of points outside the view are skipped.
-
-The compiled loops of the point cloud: merge in voxels, draw with an exact z-buffer.
+The pixel counterpart of the latent memory, with the same care: points merge in voxels (in an
+occupied voxel the finer footprint wins, else the newer), splats are as wide as the pixel they came
+from, the nearest surface hides what lies behind it, among its points the best centred one wins,
+cameras run in threads, and runs of points outside the view are skipped. Merging and drawing are
+compiled loops.
 """
 
 from __future__ import annotations
@@ -148,7 +147,7 @@ def _nearest(points, m, pinhole, rule, surface_z, surface_footprint):
     xyz, footprints, bounds = points
     height, width = surface_z.shape
     splat, _, near = rule
-    rows, places, count = np.empty(len(xyz), np.int32), np.empty((len(xyz), 4), np.float32), 0
+    rows, splats, count = np.empty(len(xyz), np.int32), np.empty((len(xyz), 4), np.float32), 0
     for run in range((len(xyz) + RUN - 1) // RUN):
         if _outside(bounds[run], m, pinhole, height, width, near):
             continue
@@ -162,15 +161,15 @@ def _nearest(points, m, pinhole, rule, surface_z, surface_footprint):
             if c1 < c0 or r1 < r0:
                 continue
             rows[count] = i
-            places[count, 0], places[count, 1] = u, v
-            places[count, 2], places[count, 3] = z, half
+            splats[count, 0], splats[count, 1] = u, v
+            splats[count, 2], splats[count, 3] = z, half
             count += 1
             for r in range(r0, r1 + 1):
                 for c in range(c0, c1 + 1):
                     if z < surface_z[r, c]:
                         surface_z[r, c] = z
                         surface_footprint[r, c] = footprints[i]
-    return rows[:count], places[:count]
+    return rows[:count], splats[:count]
 
 
 @njit(cache=True, nogil=True)
@@ -180,10 +179,10 @@ def draw_points(points, m, pinhole, rule, index, depth, log_scale):
     surface_z = np.full((height, width), np.inf, np.float32)
     surface_footprint = np.zeros((height, width), np.float32)
     cost = np.full((height, width), np.inf, np.float32)
-    rows, places = _nearest(points, m, pinhole, rule, surface_z, surface_footprint)
+    rows, splats = _nearest(points, m, pinhole, rule, surface_z, surface_footprint)
     focal = 0.5 * (pinhole[0] + pinhole[1])
     for n in range(len(rows)):
-        u, v, z, half = places[n]
+        u, v, z, half = splats[n]
         c0, c1 = _span(u, half * pinhole[0], width)
         r0, r1 = _span(v, half * pinhole[1], height)
         ratio = points[1][rows[n]] * focal / z
@@ -248,7 +247,7 @@ class PointCloud:
     """Coloured points of posed RGB-D pictures. Row numbers hold until the next write.
 
     Attributes:
-        views: tiles of pictures that points came from, as memory/views.py counts views.
+        views: tiles of pictures that points came from, counted as memory/views.py counts views.
     """
 
     def __init__(self, config: CloudConfig = CloudConfig()) -> None:

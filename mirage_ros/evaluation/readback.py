@@ -157,15 +157,15 @@ def warp_pixels(
     points = seed.camera.lift(seed.depth_m)[valid]
     pixels, depth = camera.project(points)
     height, width = camera.size
-    ahead = (depth > 0) & np.isfinite(pixels).all(-1) & (np.abs(pixels) < 1e6).all(-1)
-    column, row = np.round(pixels[ahead]).astype(np.int64).T
+    in_front = (depth > 0) & np.isfinite(pixels).all(-1) & (np.abs(pixels) < 1e6).all(-1)
+    column, row = np.round(pixels[in_front]).astype(np.int64).T
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     # Far to near, so that the nearest pixel is written last.
-    order = np.argsort(-depth[ahead][inside], kind="stable")
+    order = np.argsort(-depth[in_front][inside], kind="stable")
     warped, covered = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), bool)
-    place = row[inside][order], column[inside][order]
-    warped[place] = seed.rgb[valid][ahead][inside][order]
-    covered[place] = True
+    target = row[inside][order], column[inside][order]
+    warped[target] = seed.rgb[valid][in_front][inside][order]
+    covered[target] = True
     return warped, covered
 
 
@@ -190,8 +190,8 @@ def _compare(
     shown = model.decode(readout.latents)[0]
     context = model.encode(seed.rgb[None])
     shown_to_it = Camera.stack([real.camera.resized(readout_size(model))])
-    told = memory.read(shown_to_it)
-    generated = model.decode(model.generate(told, shown_to_it, context, context, seed=0))[0]
+    readout = memory.read(shown_to_it)
+    generated = model.decode(model.generate(readout, shown_to_it, context, context, seed=0))[0]
     warped, covered = warp_pixels(seed, real.camera)
     return ReadBack(
         number,

@@ -113,8 +113,8 @@ def _seed_lines(report: dict) -> list[str]:
     for name, variant in report["variants"].items():
         at = [row for row in variant["at_seed"] if math.isfinite(row["psnr"])]
         if len(at) > 1:
-            told = ", ".join(f"{row['frame']}: {row['psnr']:.2f}" for row in at)
-            lines.append(f"{name}, dB back at the seed's camera in frame {told}")
+            values = ", ".join(f"{row['frame']}: {row['psnr']:.2f}" for row in at)
+            lines.append(f"{name}, dB back at the seed's camera in frame {values}")
     return lines
 
 

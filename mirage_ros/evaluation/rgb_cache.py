@@ -1,5 +1,4 @@
-"""The baselines that remember pixels: a coloured cloud or whole pictures, drawn and encoded at every
-read.
+"""The baselines that remember pixels: a coloured cloud or whole pictures, drawn and encoded at every read.
 
 `RgbMemory` and `KeyframeMemory` are read as a LatentMemory is, `RgbWorld` and
 `KeyframeWorld` run the cycle with them: same model, same rules of what is written, other memory. Of
@@ -73,7 +72,7 @@ class RgbMemory:
     def read(self, cameras: Camera) -> Readout:
         """Draws, fills the holes from their nearest neighbours, encodes.
 
-        A cell is visible where points cover at least half of it. What is drawn lies in its place
+        A cell is visible where points cover at least half of it. What is drawn has the right position
         and scale: every cell gets a token in the middle of its latent's cell and as wide as
         that.
         """
@@ -100,7 +99,7 @@ class RgbMemory:
         return (offset * visible[:, None]).astype(np.float32)
 
     def references(self, readout: Readout, count: int) -> list[int]:
-        """At most `count` birth frames, most winners first, then the lower id."""
+        """At most `count` frames that tokens came from, most winners first, then the lower id."""
         frames = self.cloud["frames"][readout.index[readout.index >= 0]]
         ids, winners = np.unique(frames, return_counts=True)
         return [int(i) for i in ids[np.argsort(-winners, kind="stable")][:count]]
@@ -285,8 +284,8 @@ def _middle(index: Int[np.ndarray, "f H W"], stride: int) -> Int[np.ndarray, "f 
     cells = cells.transpose(0, 1, 3, 2, 4).reshape(
         frames, height // stride, width // stride, stride * stride
     )
-    place = np.arange(stride) - (stride - 1) / 2
-    order = np.argsort((place[:, None] ** 2 + place**2).ravel(), kind="stable")
+    offset = np.arange(stride) - (stride - 1) / 2
+    order = np.argsort((offset[:, None] ** 2 + offset**2).ravel(), kind="stable")
     cells = cells[..., order]
     first = (cells >= 0).argmax(-1)[..., None]
     return np.take_along_axis(cells, first, -1)[..., 0]

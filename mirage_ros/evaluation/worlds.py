@@ -1,8 +1,7 @@
-"""Worlds whose truth is known: scenes by seed, and folders of posed RGB-D.
+"""Worlds whose truth is known (scenes by seed, folders of posed RGB-D), and their rollouts, kept on disk.
 
-Rollouts to be judged, kept on disk so that no rollout is made twice.
-
-A rollout's name is a hash of all that it depends on: weights, program, world, variant.
+A rollout's name is a hash of all that it depends on: weights, program, world, variant. So none is
+made twice.
 """
 
 from __future__ import annotations
@@ -75,14 +74,14 @@ class TrueWorld:
         share = self.grounded.mean((1, 2))
         if self.returns.any():
             return ""
-        told = f"{self.name} has no return to judge: "
+        reason = f"{self.name} has no return to judge: "
         if (least := share.min()) >= LEFT_SHARE:
-            return told + (
+            return reason + (
                 f"every view shows the seed's surfaces in {least:.0%} of the picture or more, and "
                 f"a return counts after a view that shows them in less than {LEFT_SHARE:.0%}."
             )
         gone = int(np.argmax(share < LEFT_SHARE))
-        return told + (
+        return reason + (
             f"after frame {gone} had left the seed's surfaces, no view showed them in more than "
             f"{share[gone:].max():.0%} of the picture ({BACK_SHARE:.0%} is needed)."
         )
@@ -107,8 +106,8 @@ def scene_world(seed: int, frames: int, size: tuple[int, int], kind: str | None 
     length_s = half * PERIOD_S
     fine = FINER * half + 1
     way = camera_path(scene, seed, fine, size=size, period_s=length_s / (fine - 1))
-    place, yaw_deg, first_shown = plan_excursions(frames, half)
-    cameras = _turned(way[np.rint(place * (fine - 1)).astype(int)], yaw_deg)
+    share, yaw_deg, first_shown = plan_excursions(frames, half)
+    cameras = _turned(way[np.rint(share * (fine - 1)).astype(int)], yaw_deg)
     times = np.arange(frames) * PERIOD_S
     with Renderer(scene, size) as renderer:
         clip = renderer.render(cameras, times)
@@ -121,7 +120,7 @@ def scene_world(seed: int, frames: int, size: tuple[int, int], kind: str | None 
 
 
 def plan_excursions(frames: int, half: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Place along the way (0..1), extra yaw in degrees and the earlier frame of the same camera.
+    """Position along the way (0..1), extra yaw in degrees and the earlier frame of the same camera.
 
     The first excursion follows the way and turns no further than it. Later ones go less far and
     turn ever more, to either side, so that the world grows.
@@ -194,9 +193,9 @@ def shown_by_seed(
             inside = (z > 0) & (np.abs(pixels) < 1e6).all(-1)
         pixels = np.where(inside[:, None], pixels, -9).astype(np.float32)
         inside &= ((pixels > -0.5) & (pixels < (width - 0.5, height - 0.5))).all(-1)
-        place = pixels.reshape(height, width, 2)
-        there = cv2.remap(inverse, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        sure = cv2.remap(certain, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        pixels = pixels.reshape(height, width, 2)
+        there = cv2.remap(inverse, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        sure = cv2.remap(certain, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         same = np.abs(there * np.where(inside, z, 0).reshape(height, width) - 1) <= tolerance
         same &= sure > 0.999
         shown[i] = inside.reshape(height, width) & same & known
@@ -248,11 +247,12 @@ def _back_at_the_seed(grounded: Bool[np.ndarray, "f h w"]) -> Bool[np.ndarray, "
 
 PACKAGE = Path(__file__).parent.parent
 PROGRAM = (
-    "geometry/**/*.py", "memory/**/*.py", "world/**/*.py", "models/**/*.py", "protocol.py",
-    "evaluation/rgb_cache.py", "evaluation/point_cloud.py", "evaluation/evaluate.py",
-    "evaluation/worlds.py",
+    *(f"{folder}/**/*.py" for folder in ("geometry", "memory", "world", "models")), "protocol.py",
+    *(f"evaluation/{name}.py" for name in ("rgb_cache", "point_cloud", "evaluate", "worlds")),
 )  # fmt: skip
-TRUTH = ("scenes/**/*.py", "evaluation/worlds.py")
+"""Sources that a rollout depends on."""
+TRUTH = ("geometry/**/*.py", "scenes/**/*.py", "evaluation/worlds.py")
+"""Sources that a world's truth depends on."""
 
 
 @dataclass(frozen=True)

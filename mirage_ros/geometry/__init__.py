@@ -1,1 +1,1 @@
-"""Cameras, depth and pictures: numpy alone."""
+"""Cameras, rigid maps, depth and pictures: numpy alone."""

@@ -20,7 +20,7 @@ from mirage_ros.geometry.rigid import inverse
 ORTHONORMAL_TOLERANCE = 1e-3
 
 FARTHEST_M = 1e7
-"""From the origin along each axis. Places in the world are float32, good to a metre at that distance;
+"""From the origin along each axis. Positions in the world are float32, good to a metre at that distance;
 much larger numbers overflow where they meet in compiled loops."""
 
 LEAST_SIDES, MOST_SIDES = 1e-3, 1e4
@@ -208,9 +208,9 @@ def check_place(position: Float[np.ndarray, "*batch 3"], what: str) -> None:
     """
     far = (np.abs(position) > FARTHEST_M).any(-1)
     if far.any():
-        place = np.asarray(position)[far][0].tolist()
+        outside = np.asarray(position)[far][0].tolist()
         raise MirageError(
-            f"{what} is at {place} m, a world reaches up to {FARTHEST_M:,.0f} m from its origin; "
+            f"{what} is at {outside} m, a world reaches up to {FARTHEST_M:,.0f} m from its origin; "
             "choose an origin nearby."
         )
 

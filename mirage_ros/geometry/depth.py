@@ -61,7 +61,7 @@ def completed(depth_m: Float[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
 @njit(cache=True, nogil=True)
 def _between(depth, widest):
     """Of every hole in a row: the inverse depth between its two ends, and how wide it is; zeros
-    where it is wider than told or its ends are not finite or do not agree."""
+    where it is wider than `widest` or its ends are not finite or do not agree."""
     height, width = depth.shape
     out = np.zeros((height, width, 2))
     for r in range(height):

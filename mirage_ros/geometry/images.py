@@ -53,8 +53,8 @@ def fit_seed(
         )
     if (kept := 1 - cropped_share(rgb.shape[:2], size)) < LEAST_KEPT:
         raise MirageError(
-            f"The seed picture is {_told(rgb.shape)} and the model's pictures have the shape of "
-            f"{_told(size)}: only {kept:.1%} of it would be left; cut a part of about that shape "
+            f"The seed picture is {_as_text(rgb.shape)} and the model's pictures have the shape of "
+            f"{_as_text(size)}: only {kept:.1%} of it would be left; cut a part of about that shape "
             "out of it."
         )
     focal = np.diag(camera.intrinsics)[:2]
@@ -75,7 +75,7 @@ def check_size(size: tuple[int, int], what: str) -> None:
     """Raises MirageError for a picture (`what`, as a sentence begins) of too few pixels."""
     if min(size) < SMALLEST_SIDE_PX:
         raise MirageError(
-            f"{what} is {_told(size)} pixels; give one with at least {SMALLEST_SIDE_PX} pixels on "
+            f"{what} is {_as_text(size)} pixels; give one with at least {SMALLEST_SIDE_PX} pixels on "
             "each side."
         )
 
@@ -92,8 +92,8 @@ def warn_of_cropping(size: tuple[int, int], wanted: tuple[int, int]) -> None:
     if share > CROPPED_IN_SILENCE:
         where = "at the top and bottom" if kept[1] == size[1] else "at the sides"
         warnings.warn(
-            f"{share:.0%} of the seed picture is cropped away ({where}): it is {_told(size)} and "
-            f"the model's pictures have the shape of {_told(wanted)}. Give {_told(kept)} to choose "
+            f"{share:.0%} of the seed picture is cropped away ({where}): it is {_as_text(size)} and "
+            f"the model's pictures have the shape of {_as_text(wanted)}. Give {_as_text(kept)} to choose "
             "yourself what is kept.",
             SeedWarning,
             stacklevel=3,
@@ -103,13 +103,13 @@ def warn_of_cropping(size: tuple[int, int], wanted: tuple[int, int]) -> None:
 @contextmanager
 def seed_warnings() -> Iterator[list[str]]:
     """Collects what would be warned of seeds, for one who has a log of his own; others pass."""
-    told: list[str] = []
+    messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SeedWarning)
-        yield told
+        yield messages
     for one in caught:
         if issubclass(one.category, SeedWarning):
-            told.append(str(one.message))
+            messages.append(str(one.message))
         else:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
@@ -212,7 +212,7 @@ def _centre_window(size: tuple[int, int], wanted: tuple[int, int]):
     return (size[0] - crop[0]) // 2, (size[1] - crop[1]) // 2, crop
 
 
-def _told(size: tuple[int, ...]) -> str:
+def _as_text(size: tuple[int, ...]) -> str:
     """A size as people write it, width first."""
     return f"{size[1]}x{size[0]}"
 
@@ -231,8 +231,8 @@ def _nearest(depth, window, size):
 def _weights(old: int, new: int) -> Float[np.ndarray, "new old"]:
     """(new, old) rows that sum to 1: overlap of pixels when shrinking, else linear."""
     if new > old:
-        place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-        weights = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(old)))
+        centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        weights = np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(old)))
     else:
         edges = np.arange(new + 1) * old / new
         low, high = np.arange(old), np.arange(1, old + 1)

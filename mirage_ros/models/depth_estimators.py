@@ -1,14 +1,12 @@
-"""Depth models by name: `depth-anything:<folder or hub id>`, `depth-pro:...`, `da3:...`, ...
+"""Depth models by name (`depth-anything:<folder or hub id>`, `da3:...`, ...) and their metric alignment.
 
-Each says how far pixels are in its own way; depth_alignment.py makes metres of it. Models of
-transformers need nothing else installed; Depth Anything 3 and MapAnything bring own packages.
+Each model states distance in its own way. Models of transformers need nothing else installed; Depth
+Anything 3 and MapAnything bring own packages.
 
-A depth model's answer made metric: scale and shift from what memory shows.
-
-One picture leaves a scale, and many networks a shift, undetermined. Memory has metric depth for
-part of the picture, with errors and with things before it that moved; so the fit is robust
-(iterated weights after Beaton and Tukey 1974, from a start by medians) and scores relative
-errors, because what is near matters as much as what is far.
+Alignment finds scale and shift from what memory shows. One picture leaves a scale undetermined, and many
+networks a shift. Memory has metric depth for part of the picture, with errors and with things in front
+that moved; so the fit is robust (iterated weights after Beaton and Tukey 1974, from a start by medians)
+and scores relative errors, because what is near matters as much as what is far.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from mirage_ros.progress import report
 
 #: A frame with fewer anchored cells than this takes the fit of its whole chunk.
 MIN_ANCHORS = 32
-#: Below this relative spread of depths a shift cannot be told from a scale.
+#: Below this relative spread of depths a shift cannot be distinguished from a scale.
 MIN_SPREAD = 0.05
 ROUNDS = 20
 TUKEY = 4.685
@@ -275,8 +273,8 @@ def _map_anything(source: str, device: str) -> DepthEstimator:
 
     def answer(pictures: Tensor) -> Tensor:
         views = [{"img": picture[None], "data_norm_type": ["dinov2"]} for picture in pictures]
-        told = [network.infer([view], apply_mask=False, mask_edges=False)[0] for view in views]
-        return torch.cat([view["depth_z"][..., 0] for view in told])
+        answers = [network.infer([view], apply_mask=False, mask_edges=False)[0] for view in views]
+        return torch.cat([view["depth_z"][..., 0] for view in answers])
 
     return DepthEstimator(answer, rule, device=device)
 

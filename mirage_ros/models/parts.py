@@ -1,9 +1,8 @@
-"""Parts of checkpoint folders: where they are, on which device, and what is wrong with them.
+"""Parts of checkpoint folders: where they are, on which device, what is wrong with them, and LoRA adapters.
 
-LoRA on the backbone's self-attention, in peft's own layout.
-
-A folder `lora/` holds adapter_config.json and adapter_model.safetensors as peft writes them, so
-`PeftModel.from_pretrained(transformer, folder)` and every tool built on it read them.
+Adapters are on the backbone's self-attention. A folder `lora/` holds adapter_config.json and
+adapter_model.safetensors in peft's own layout, so `PeftModel.from_pretrained(transformer, folder)`
+and every tool built on it read them.
 """
 
 from __future__ import annotations

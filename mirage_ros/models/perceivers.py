@@ -1,11 +1,9 @@
-"""Who perceives for the large model: a depth model, a segmenter, and memory's own vote.
+"""Perception for the large model: a depth model, segmenters by text prompt, and agreement with memory.
 
 `mini` is the shipped perceiver: depth, moving things and sky from one small net. Any other depth
-model is made metric by what memory shows; masks come from a text-prompted segmenter. Where
-aligned depth and memory disagree something stands that was not there, or something has gone:
-either way it is not to be remembered.
-
-What moves and where the sky is, by text prompts: `sam3:<folder or hub id>`, `clipseg:...`.
+model is made metric by what memory shows. Moving things and sky come from a text-prompted segmenter:
+`sam3:<folder or hub id>`, `clipseg:...`. Where aligned depth and memory disagree something has come
+or gone; either way it is not to be remembered.
 """
 
 from __future__ import annotations
@@ -91,13 +89,13 @@ def _sam3(source: str, prompts: Sequence[str], device: str) -> Segmenter:
         length = network.config.text_config.max_position_embeddings
         words = tokenizer([prompt] * len(pictures), padding="max_length", max_length=length,
                           truncation=True, return_tensors="pt").to(device)  # fmt: skip
-        told = network(
+        output = network(
             vision_embeds=seen[id(pictures)][1],
             input_ids=words.input_ids,
             attention_mask=words.attention_mask,
         )
-        score = told.pred_logits.sigmoid() * told.presence_logits.sigmoid()
-        masks = told.pred_masks.sigmoid() * (score > MIN_SCORE)[..., None, None]
+        score = output.pred_logits.sigmoid() * output.presence_logits.sigmoid()
+        masks = output.pred_masks.sigmoid() * (score > MIN_SCORE)[..., None, None]
         return masks.amax(1)
 
     rule = InputRule(side, 1, square=True, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -113,12 +111,12 @@ def _clipseg(source: str, prompts: Sequence[str], device: str) -> Segmenter:
 
     def answer(pictures: Tensor, prompt: str) -> Tensor:
         words = tokenizer([prompt] * len(pictures), padding=True, return_tensors="pt").to(device)
-        told = network(
+        output = network(
             pixel_values=pictures.to(network.dtype),
             input_ids=words.input_ids,
             attention_mask=words.attention_mask,
         )
-        return told.logits.sigmoid().view(len(pictures), *told.logits.shape[-2:])
+        return output.logits.sigmoid().view(len(pictures), *output.logits.shape[-2:])
 
     return Segmenter(answer, InputRule(side, 1, square=True), prompts, device=device)
 
@@ -174,8 +172,8 @@ class MiniPerceiver:
         anchor_depth_m: Float[np.ndarray, "f lh lw"] | None,
     ) -> Perception:
         small = block_means(rgb, self.times)
-        told = self.mini.perceive(small, cameras.resized(small.shape[1:3]), anchor_depth_m)
-        parts = (told.depth_m, told.dynamic, told.sky)
+        found = self.mini.perceive(small, cameras.resized(small.shape[1:3]), anchor_depth_m)
+        parts = (found.depth_m, found.dynamic, found.sky)
         return Perception(*(upsample(part, self.times) for part in parts))
 
 
@@ -218,11 +216,11 @@ class MaskedPerceiver:
         cameras: Camera,
         anchor_depth_m: Float[np.ndarray, "f lh lw"] | None,
     ) -> Perception:
-        told = self.perceiver(rgb, cameras, anchor_depth_m)
+        found = self.perceiver(rgb, cameras, anchor_depth_m)
         dynamic, sky = self.masks(rgb)
-        sky = sky | told.sky
-        depth = np.where(sky, np.float32(np.inf), told.depth_m)
-        return Perception(depth, (dynamic | told.dynamic) & ~sky, sky)
+        sky = sky | found.sky
+        depth = np.where(sky, np.float32(np.inf), found.depth_m)
+        return Perception(depth, (dynamic | found.dynamic) & ~sky, sky)
 
 
 def load_perceiver(

@@ -42,7 +42,7 @@ def load_model(
 
     Args:
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        settings: of a Wan2.2 folder, see wan_config.py; the mini model has none.
+        settings: of a Wan2.2 folder, see wan/config.py; the mini model has none.
 
     Raises:
         MirageError: the folder is missing, incomplete, damaged or of another version.

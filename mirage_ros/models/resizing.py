@@ -1,10 +1,8 @@
-"""Pictures brought to the size a network wants, and its answer brought back, edge on edge.
+"""Pictures as networks take them: at a size they accept, in [-1, 1] with channels first, and back.
 
 Nothing is cropped or padded: the picture is stretched to the nearest size that the network
 takes. The outer edges of the first and last pixels stay on each other both ways, so what is at
 a pixel comes back at that pixel.
-
-Pictures as networks see them, [-1, 1] with channels first, and as everyone else does.
 """
 
 from __future__ import annotations

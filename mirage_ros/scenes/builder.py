@@ -1,10 +1,9 @@
-"""Boxes that stand for a scene's solid things: distances and rays, vectorised.
-
-Collects textured surfaces and solids, and turns them into a MuJoCo model.
+"""Collects textured surfaces and solid boxes, and turns them into a MuJoCo model.
 
 Surfaces of one material are merged into one mesh with its own texture
 coordinates: texel density is the same everywhere and few draws are needed.
 Lighting is computed at vertices, so big faces are cut into small quads.
+Solids answer distances and rays, vectorised.
 """
 
 from __future__ import annotations

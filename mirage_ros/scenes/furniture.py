@@ -1,10 +1,10 @@
-"""Furniture-like things, each drawn into a Builder in its own local frame.
+"""Furniture-like things, each built in its own local frame, and the materials of a scene.
 
 Every function stands its thing on the floor at the local origin with its back
 towards -y (a wall) and its front towards +y, and keeps inside the footprint
 that `FOOTPRINTS` draws for it: (width along x, depth along y, height).
 
-The materials of one scene: a few textures for each role, drawn when first asked for.
+A `MaterialSet` holds a few textures for each role, made when first asked for.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ HOME_WALLS, HOME_FLOORS = ("paint", "wall_tiles", "frame"), ("parquet", "carpeti
 BIG = ("floor", "ground", "wall", "ceiling", "paint", "wall_tiles", *HOME_FLOORS)
 
 
-class Wardrobe:
+class MaterialSet:
     """Hands out `Material`s by role; deterministic by its generator."""
 
     def __init__(self, rng: np.random.Generator, texture_px: int = 256) -> None:
@@ -137,7 +137,7 @@ def _lighter(picture: np.ndarray, least_mean: float) -> np.ndarray:
     return (picture + (255.0 - picture) * share).astype(np.uint8)
 
 
-def table(b: Builder, w: Wardrobe, rng, size):
+def table(b: Builder, w: MaterialSet, rng, size):
     wide, deep, high = size
     top, leg = w.furniture(), w.furniture()
     b.box(top, (0, 0, high - 0.02), (wide, deep, 0.04))
@@ -149,7 +149,7 @@ def table(b: Builder, w: Wardrobe, rng, size):
     things(b, w, rng, (wide, deep, high), int(rng.integers(1, 5)))
 
 
-def things(b: Builder, w: Wardrobe, rng, size, count):
+def things(b: Builder, w: MaterialSet, rng, size, count):
     """Small things on a top at height size[2]: boxes, books, pots, balls, a screen."""
     wide, deep, high = size
     slots = rng.permutation(max(count, int(wide / 0.25)))[:count]
@@ -175,7 +175,7 @@ def things(b: Builder, w: Wardrobe, rng, size, count):
                 b.quad(w.picture(), (0.21, 0.021, 0.38), (-0.42, 0, 0), (0, 0, -0.28))
 
 
-def chair(b: Builder, w: Wardrobe, rng, size):
+def chair(b: Builder, w: MaterialSet, rng, size):
     wide, deep, high = size
     seat, frame = w.fabric(), w.furniture()
     level = 0.45
@@ -187,7 +187,7 @@ def chair(b: Builder, w: Wardrobe, rng, size):
     b.box(seat, (0, -deep / 2 + 0.025, (level + high) / 2), (wide, 0.05, high - level))
 
 
-def shelf(b: Builder, w: Wardrobe, rng, size):
+def shelf(b: Builder, w: MaterialSet, rng, size):
     """An open shelf: back, sides and boards, with books or boxes on them."""
     wide, deep, high = size
     wood = w.furniture()
@@ -220,7 +220,7 @@ def shelf(b: Builder, w: Wardrobe, rng, size):
                         b.box(w.accent(), (x, 0, s[2] / 2), s, solid=False, skip="b")
 
 
-def cabinet(b: Builder, w: Wardrobe, rng, size):
+def cabinet(b: Builder, w: MaterialSet, rng, size):
     """A closed cupboard with door fields, handles and things on its top."""
     wide, deep, high = size
     body, front = w.furniture(), w.furniture()
@@ -238,7 +238,7 @@ def cabinet(b: Builder, w: Wardrobe, rng, size):
         things(b, w, rng, size, int(rng.integers(1, 4)))
 
 
-def crates(b: Builder, w: Wardrobe, rng, size):
+def crates(b: Builder, w: MaterialSet, rng, size):
     """A stack of boxes, each a little turned."""
     wide, deep, high = size
     level = 0.0
@@ -253,7 +253,7 @@ def crates(b: Builder, w: Wardrobe, rng, size):
             break
 
 
-def sofa(b: Builder, w: Wardrobe, rng, size):
+def sofa(b: Builder, w: MaterialSet, rng, size):
     wide, deep, high = size
     cloth = w.fabric()
     b.box(cloth, (0, 0, 0.2), (wide, deep, 0.4), skip="b")
@@ -264,7 +264,7 @@ def sofa(b: Builder, w: Wardrobe, rng, size):
         b.box(w.accent(), (x, -deep / 2 + 0.27, 0.58), (0.38, 0.12, 0.34), solid=False)
 
 
-def bed(b: Builder, w: Wardrobe, rng, size):
+def bed(b: Builder, w: MaterialSet, rng, size):
     wide, deep, high = size
     b.box(w.furniture(), (0, 0.03, 0.15), (wide, deep - 0.06, 0.3), skip="b")
     b.box(w.fabric(), (0, 0.05, 0.4), (wide - 0.06, deep - 0.14, 0.2), skip="b")
@@ -273,14 +273,14 @@ def bed(b: Builder, w: Wardrobe, rng, size):
         b.box(w.accent(), (x * wide, -deep / 2 + 0.3, 0.55), (0.4 * wide, 0.35, 0.12))
 
 
-def lamp(b: Builder, w: Wardrobe, rng, size):
+def lamp(b: Builder, w: MaterialSet, rng, size):
     high = size[2]
     b.cylinder(w.dark(), (0, 0, 0), 0.14, 0.03)
     b.cylinder(w.dark(), (0, 0, 0.03), 0.015, high - 0.3)
     b.cylinder(w.glow(), (0, 0, high - 0.32), 0.17, 0.3, top_radius=0.1)
 
 
-def plant(b: Builder, w: Wardrobe, rng, size):
+def plant(b: Builder, w: MaterialSet, rng, size):
     wide, _, high = size
     pot = min(0.35, high * 0.3)
     b.cylinder(w.accent(), (0, 0, 0), wide * 0.22, pot, top_radius=wide * 0.3)
@@ -292,14 +292,14 @@ def plant(b: Builder, w: Wardrobe, rng, size):
         b.ball(w.leaves(), (*place, level), radius, squash=rng.uniform(0.8, 1.5))
 
 
-def barrel(b: Builder, w: Wardrobe, rng, size):
+def barrel(b: Builder, w: MaterialSet, rng, size):
     radius = min(size[:2]) / 2 * 0.9
     b.cylinder(w.accent(), (0, 0, 0), radius, size[2])
     if rng.random() < 0.5:
         b.box(w.crate(), (0, 0, size[2] + 0.12), (radius, radius, 0.24), skip="b")
 
 
-def pillar(b: Builder, w: Wardrobe, rng, size):
+def pillar(b: Builder, w: MaterialSet, rng, size):
     wide, _, high = size
     paint = w.structure()
     if rng.random() < 0.5:
@@ -311,7 +311,7 @@ def pillar(b: Builder, w: Wardrobe, rng, size):
         b.box(w.accent(), (0, 0, 0.5), (wide + 0.04, wide + 0.04, 0.2))
 
 
-def rack(b: Builder, w: Wardrobe, rng, size):
+def rack(b: Builder, w: MaterialSet, rng, size):
     """A warehouse rack: posts, beams, decks, boxes of many sizes, seen from both sides."""
     wide, deep, high = size
     steel, deck = w.accent(), w.furniture()
@@ -332,7 +332,7 @@ def rack(b: Builder, w: Wardrobe, rng, size):
             x += s[0] + rng.uniform(0.03, 0.25)
 
 
-def bench(b: Builder, w: Wardrobe, rng, size):
+def bench(b: Builder, w: MaterialSet, rng, size):
     wide, deep, high = size
     b.box(w.furniture(), (0, 0, high - 0.03), (wide, deep, 0.06))
     for x in (-0.38, 0.38):
@@ -341,7 +341,7 @@ def bench(b: Builder, w: Wardrobe, rng, size):
         )
 
 
-def tree(b: Builder, w: Wardrobe, rng, size):
+def tree(b: Builder, w: MaterialSet, rng, size):
     wide, _, high = size
     trunk = 0.45 * high
     b.cylinder(w.structure(), (0, 0, 0), 0.16, trunk, top_radius=0.11)

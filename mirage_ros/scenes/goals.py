@@ -1,12 +1,11 @@
-"""Rooms with a coloured box in the picture, for a robot that shall drive to it.
+"""Rooms with a coloured box in the picture, for a robot that shall drive to it, and bright decoys.
 
 The robot is a disc on the floor with a level camera on top; where it can stand follows from
 the scene's solids, so the same rules hold in a generated world and in MuJoCo.
 
-Plain, bright, sometimes glowing things that stand still.
-
-Moving bodies wear colours that furniture does not. Without things that wear them too and stay,
-a perceiver learns that a bright colour moves, and a goal painted red is never remembered.
+Decoys are plain, bright, sometimes glowing things that stand still. Moving bodies have colours that
+furniture does not have. Without still things of such colours a perceiver learns that a bright colour
+moves, and a goal painted red is never remembered.
 """
 
 from __future__ import annotations

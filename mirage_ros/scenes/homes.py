@@ -6,7 +6,7 @@ import numpy as np
 
 from mirage_ros.scenes.builder import Builder
 from mirage_ros.scenes.catalogue import Catalogue
-from mirage_ros.scenes.furniture import Wardrobe
+from mirage_ros.scenes.furniture import MaterialSet
 from mirage_ros.scenes.pictures import colour
 from mirage_ros.scenes.placing import Furnisher, Layout, turned
 from mirage_ros.scenes.rooms import OPPOSITE, PROGRAMS, Look, Room, hang_all
@@ -38,7 +38,7 @@ FACES = 29_000  # in a whole home: what a frame costs
 def make_home(kind: str, catalogue: Catalogue):
     """A floor plan in the manner of `layouts.py` whose first room is of the given kind."""
 
-    def layout(b: Builder, w: Wardrobe, rng) -> Layout:
+    def layout(b: Builder, w: MaterialSet, rng) -> Layout:
         b.cell_m = 0.85
         rooms = _plan(rng, kind)
         low = np.array([[r.rect[k] - r.rect[2 + k] / 2 for k in (0, 1)] for r in rooms]).min(0)

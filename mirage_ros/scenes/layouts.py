@@ -6,7 +6,7 @@ import numpy as np
 
 from mirage_ros.scenes import furniture as f
 from mirage_ros.scenes.builder import Builder
-from mirage_ros.scenes.furniture import Wardrobe
+from mirage_ros.scenes.furniture import MaterialSet
 from mirage_ros.scenes.placing import Layout, door_panel, furnish_walls, scatter
 from mirage_ros.scenes.shells import (
     SIDES,
@@ -28,7 +28,7 @@ def _bounds(rect):
     return (x - wide / 2, y - deep / 2, 0.0), (x + wide / 2, y + deep / 2, high)
 
 
-def room(b: Builder, w: Wardrobe, rng) -> Layout:
+def room(b: Builder, w: MaterialSet, rng) -> Layout:
     rect = (0.0, 0.0, rng.uniform(4.2, 7.5), rng.uniform(4.0, 6.5), rng.uniform(2.4, 3.1))
     layout = Layout(*_bounds(rect))
     shell(b, w, *rect)
@@ -44,7 +44,7 @@ def room(b: Builder, w: Wardrobe, rng) -> Layout:
     return layout
 
 
-def corridor(b: Builder, w: Wardrobe, rng) -> Layout:
+def corridor(b: Builder, w: MaterialSet, rng) -> Layout:
     rect = (0.0, 0.0, rng.uniform(9, 16), rng.uniform(2.0, 3.0), rng.uniform(2.4, 3.0))
     layout = Layout(*_bounds(rect))
     shell(b, w, *rect)
@@ -64,7 +64,7 @@ def corridor(b: Builder, w: Wardrobe, rng) -> Layout:
     return layout
 
 
-def hall(b: Builder, w: Wardrobe, rng) -> Layout:
+def hall(b: Builder, w: MaterialSet, rng) -> Layout:
     rect = (0.0, 0.0, rng.uniform(8, 14), rng.uniform(8, 13), rng.uniform(3.2, 4.8))
     layout = Layout(*_bounds(rect))
     shell(b, w, *rect)
@@ -81,7 +81,7 @@ def hall(b: Builder, w: Wardrobe, rng) -> Layout:
     return layout
 
 
-def warehouse(b: Builder, w: Wardrobe, rng) -> Layout:
+def warehouse(b: Builder, w: MaterialSet, rng) -> Layout:
     rect = (0.0, 0.0, rng.uniform(10, 16), rng.uniform(8, 13), rng.uniform(3.6, 5.0))
     layout = Layout(*_bounds(rect))
     shell(b, w, *rect)
@@ -112,7 +112,7 @@ def warehouse(b: Builder, w: Wardrobe, rng) -> Layout:
     return layout
 
 
-def doorway(b: Builder, w: Wardrobe, rng) -> Layout:
+def doorway(b: Builder, w: MaterialSet, rng) -> Layout:
     """Two rooms side by side along x, joined by an open door in the wall between them."""
     wide = rng.uniform(3.6, 5.5, 2)
     deep, high = rng.uniform(4.0, 6.0), rng.uniform(2.5, 3.0)
@@ -137,7 +137,7 @@ def doorway(b: Builder, w: Wardrobe, rng) -> Layout:
     return layout
 
 
-def yard(b: Builder, w: Wardrobe, rng) -> Layout:
+def yard(b: Builder, w: MaterialSet, rng) -> Layout:
     wide, deep = rng.uniform(10, 16, 2)
     layout = Layout((-wide / 2, -deep / 2, 0.0), (wide / 2, deep / 2, 4.0), has_sky=True)
     b.cell_m = 2.0

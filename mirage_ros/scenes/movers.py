@@ -1,8 +1,6 @@
-"""Moving bodies: kinematic, their poses are analytic functions of time.
+"""Moving bodies: people, dogs, robots, trucks and beach balls whose poses are analytic functions of time.
 
-The bodies that move: people, dogs, robots, trucks and beach balls.
-
-What may move is told by its looks, as by the text-prompted masks of larger models: no piece of
+What may move is recognised by its looks, as by the text-prompted masks of larger models: no piece of
 furniture looks like one of these, so that one picture is enough to know that a body will not stay.
 """
 
@@ -16,14 +14,14 @@ from mirage_ros.scenes.builder import Builder, Material
 from mirage_ros.scenes.pictures import colour, hsv
 
 
-class Outfits:
+class BodyMaterials:
     """Materials that furniture never wears; one of each kind for each body."""
 
-    def __init__(self, wardrobe, rng: np.random.Generator, name: str) -> None:
-        self._wardrobe, self._rng, self._name = wardrobe, rng, name
+    def __init__(self, materials, rng: np.random.Generator, name: str) -> None:
+        self._materials, self._rng, self._name = materials, rng, name
 
     def cloth(self) -> Material:
-        return self._wardrobe.fabric()
+        return self._materials.fabric()
 
     def plain(self, part: str, rgb, emission: float = 0.0) -> Material:
         picture = np.full((16, 16, 3), np.clip(rgb, 0, 255), np.uint8)
@@ -50,7 +48,7 @@ class Outfits:
         return Material(f"{self._name}_{part}", picture.astype(np.uint8), 0.5, 0.15, emission)
 
 
-def ball(b: Builder, o: Outfits, rng) -> float:
+def ball(b: Builder, o: BodyMaterials, rng) -> float:
     """A beach ball: white segments between bright ones."""
     radius, hues = rng.uniform(0.12, 0.3), rng.random() + np.array([0.0, 0.33, 0.62])
     bright = [hsv(hue, 0.9, 0.95) for hue in hues]
@@ -59,7 +57,7 @@ def ball(b: Builder, o: Outfits, rng) -> float:
     return radius
 
 
-def robot(b: Builder, o: Outfits, rng) -> float:
+def robot(b: Builder, o: BodyMaterials, rng) -> float:
     """A white or bright base on dark wheels, a mast, a head with a glowing screen."""
     paint = o.plain("paint", hsv(rng.random(), rng.choice([0.05, 0.85]), 0.95))
     dark, lamp, mast = o.dark(), o.lamp(), rng.uniform(0.3, 0.7)
@@ -74,7 +72,7 @@ def robot(b: Builder, o: Outfits, rng) -> float:
     return 0.5
 
 
-def person(b: Builder, o: Outfits, rng) -> float:
+def person(b: Builder, o: BodyMaterials, rng) -> float:
     """Two legs in dark trousers, a dressed trunk with arms, a head with hair."""
     tall, skin, trousers, cloth = rng.uniform(0.85, 1.1), o.skin(), o.dark(), o.cloth()
     stride = rng.uniform(0.05, 0.2)
@@ -89,7 +87,7 @@ def person(b: Builder, o: Outfits, rng) -> float:
     return 0.9 * tall
 
 
-def dog(b: Builder, o: Outfits, rng) -> float:
+def dog(b: Builder, o: BodyMaterials, rng) -> float:
     """Four legs, a long trunk, head with a snout, tail."""
     size, fur, dark = rng.uniform(0.7, 1.3), o.fur(), o.dark()
     for x in (-0.22, 0.22):
@@ -104,7 +102,7 @@ def dog(b: Builder, o: Outfits, rng) -> float:
     return 0.45 * size
 
 
-def truck(b: Builder, o: Outfits, rng) -> float:
+def truck(b: Builder, o: BodyMaterials, rng) -> float:
     """A small lift truck: hazard stripes, a yellow body, mast and forks, a lamp on the roof."""
     yellow = o.plain("yellow", hsv(rng.uniform(0.08, 0.15), 0.9, 0.95))
     hazard = o.striped("hazard", [(245, 200, 20), (25, 25, 25)], 12)
@@ -180,13 +178,13 @@ class Mover:
         return np.array([np.cos(self.yaw(time_s) / 2), 0, 0, np.sin(self.yaw(time_s) / 2)])
 
 
-def make_movers(spec, wardrobe, rng, solids, layout, group: int) -> tuple[Mover, ...]:
+def make_movers(spec, materials, rng, solids, layout, group: int) -> tuple[Mover, ...]:
     """Adds 2 to 5 mocap bodies on free paths to the spec; may return fewer where it is tight."""
     movers = []
     for number in range(int(rng.integers(2, 6))):
         builder = Builder()
         shape = SHAPES[rng.integers(len(SHAPES))]
-        radius = shape(builder, Outfits(wardrobe, rng, f"mover{number}"), rng)
+        radius = shape(builder, BodyMaterials(materials, rng, f"mover{number}"), rng)
         mover = _free_path(rng, solids, layout, radius, shape)
         if mover is None:
             continue

@@ -1,7 +1,4 @@
-"""Textures that are not repeated: posters, book rows, text pages, doors, windows.
-
-Random fields and palettes that textures and skies are made of.
-"""
+"""Textures that are not repeated (posters, book rows, text pages, doors, windows), random fields and palettes."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""From a seed to a rendered clip, a contact sheet or a shipped seed picture.
+"""Renders scenes: from a seed to a clip, a contact sheet or a shipped seed picture.
 
-Draws scenes: RGB, metric depth, masks of moving things and sky.
-
-The picture is drawn on a grid of half-pixel steps, (2h + 1, 2w + 1), whose odd
-samples are exactly the pixel centres. Colour is a tent filter over three by
-three samples, which smooths edges; depth and masks are the centre sample itself.
+A picture is RGB, metric depth, and masks of moving things and sky. It is drawn on a grid of
+half-pixel steps, (2h + 1, 2w + 1), whose odd samples are exactly the pixel centres. Colour is a
+tent filter over three by three samples, which smooths edges; depth and masks are the centre
+sample itself.
 """
 
 from __future__ import annotations
@@ -196,7 +195,7 @@ def make_clip(
             seeds 2000000 and up.
         size: (height, width).
         kind, motion, hfov_deg: None draws them by the seed.
-        with_decoys: adds bright things that stand still (decoys.py).
+        with_decoys: adds bright things that stand still (goals.py).
         furniture: a cache of models, for homes (worlds.py).
     """
     add = decoys(np.random.default_rng([seed, 14])) if with_decoys else None

@@ -8,7 +8,7 @@ import numpy as np
 
 from mirage_ros.scenes.builder import Material
 from mirage_ros.scenes.catalogue import Catalogue
-from mirage_ros.scenes.furniture import Wardrobe
+from mirage_ros.scenes.furniture import MaterialSet
 from mirage_ros.scenes.pictures import colour
 from mirage_ros.scenes.placing import Furnisher, turned
 from mirage_ros.scenes.shells import SIDES
@@ -28,9 +28,9 @@ class Room:
 
 
 class Look:
-    """What covers a home: a cache's coverings now and then, the wardrobe's otherwise."""
+    """What covers a home: a cache's coverings now and then, the material set's otherwise."""
 
-    def __init__(self, w: Wardrobe, catalogue: Catalogue, rng) -> None:
+    def __init__(self, w: MaterialSet, catalogue: Catalogue, rng) -> None:
         self.w, self.catalogue, self.rng = w, catalogue, rng
 
     def cover(self, role: str, other: str, share: float) -> Material:

@@ -1,6 +1,6 @@
-"""Walls with openings, whole rooms, panels on walls, ceiling lamps.
+"""Walls with openings, whole rooms, panels on walls, lamps, suns and skies.
 
-Lamps and suns, as keyword arguments of MjSpec's add_light, and skies with clouds for MuJoCo's skybox.
+Lights are keyword arguments of MjSpec's add_light, skies textures for MuJoCo's skybox.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from mirage_ros.scenes.builder import Builder
-from mirage_ros.scenes.furniture import Wardrobe
+from mirage_ros.scenes.furniture import MaterialSet
 from mirage_ros.scenes.gl import mujoco
 from mirage_ros.scenes.pictures import colour, fractal_noise, hsv
 
@@ -137,7 +137,7 @@ def wall(b: Builder, paint, start, end, high, openings=(), low_paint=None, thick
             x = right
 
 
-def shell(b: Builder, w: Wardrobe, x, y, wide, deep, high, paints=None, gaps=None):
+def shell(b: Builder, w: MaterialSet, x, y, wide, deep, high, paints=None, gaps=None):
     """Floor, ceiling and four walls around the middle (x, y); gaps: side -> openings."""
     paints = paints or [w.wall() for _ in range(2)]
     gaps = gaps or {}

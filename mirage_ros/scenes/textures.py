@@ -1,12 +1,11 @@
-"""Procedural textures: what walls, floors, furniture and pictures are covered with.
+"""Procedural textures: what walls, floors, furniture and pictures are covered with, and collages.
 
 Every kind is a function (rng, (height, width)) -> (h, w, 3) float32 in [0, 255].
 All but the pictures repeat without a seam, or nearly so.
 
-Collages of overlapping shapes whose sizes follow a power law ("dead leaves").
-
-Their edges, occlusions and spectrum are like those of photographs (Lee, Mumford and Huang 2001),
-so that a codec that never saw a photograph meets the statistics of one (Baradad et al. 2021).
+Collages are of overlapping shapes whose sizes follow a power law ("dead leaves"). Their edges,
+occlusions and spectrum are like those of photographs (Lee, Mumford and Huang 2001), so that a codec
+that never saw a photograph is trained on the statistics of one (Baradad et al. 2021).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.scenes import layouts
 from mirage_ros.scenes.builder import Builder, Solids
 from mirage_ros.scenes.catalogue import Catalogue
-from mirage_ros.scenes.furniture import Wardrobe
+from mirage_ros.scenes.furniture import MaterialSet
 from mirage_ros.scenes.gl import mujoco
 from mirage_ros.scenes.homes import make_home
 from mirage_ros.scenes.movers import Mover, make_movers
@@ -89,8 +89,8 @@ def make_scene(
     kind = drawn if kind is None else kind
     plan = _plan_of(kind, furniture)
     builder = Builder()
-    wardrobe = Wardrobe(np.random.default_rng([seed, 12]), texture_px)
-    layout = plan(builder, wardrobe, rng)
+    materials = MaterialSet(np.random.default_rng([seed, 12]), texture_px)
+    layout = plan(builder, materials, rng)
     if add is not None:
         add(builder, layout)
     solids = Solids.from_builder(builder)
@@ -100,7 +100,7 @@ def make_scene(
         spec.worldbody.add_light(**light)
     movers = ()
     if moves if moving is None else moving:
-        movers = make_movers(spec, wardrobe, rng, solids, layout, MOVING_GROUP)
+        movers = make_movers(spec, materials, rng, solids, layout, MOVING_GROUP)
     if layout.has_sky:
         _add_sky(spec, sky_faces(rng, 128))
     model = spec.compile()

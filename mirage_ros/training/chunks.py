@@ -1,11 +1,9 @@
-"""Chunks to train on, with readouts of memories that grew as they will grow in a run.
+"""Chunks to train on, with readouts of memories that grew as they grow in a run, and their prefetching.
 
-Train as you run: every sample builds a LatentMemory from frames of its own clip with the rules
-of the cycle (only cells that memory does not show yet are written), from depth with errors,
-and reads it at the target cameras. The paper trains on a cache from one frame only while
-inference reads a grown one; that gap is what this avoids.
-
-Batches drawn ahead by worker processes, the same ones that would be drawn without them.
+Every sample builds a LatentMemory from frames of its own clip with the rules of the cycle (only cells
+that memory does not show yet are written), from depth with errors, and reads it at the target
+cameras. The paper trains on a cache from one frame only while inference reads a grown one; this
+closes that gap.
 """
 
 from __future__ import annotations
@@ -34,7 +32,7 @@ Batch = tuple[Tensor, ...]
 BATCH_SEED = 2**41
 
 
-class Ahead:
+class Prefetcher:
     """Batches by the seed of a step's generator, which says all about them.
 
     With workers the batches of the next steps are being made while one is trained on. A jump to
@@ -201,8 +199,8 @@ class Chunks:
         context = context + float(rng.uniform(0, 0.1)) * torch.randn(
             context.shape, generator=generator
         )
-        told = [condition_from_context(context, cells), condition_from_readout(readout, cells)]
-        condition = torch.cat(told, 1)
+        parts = [condition_from_context(context, cells), condition_from_readout(readout, cells)]
+        condition = torch.cat(parts, 1)
         return clip.latents[target].float().transpose(0, 1), context, condition
 
     def _sources(self, rng: np.random.Generator, start: int, length: int) -> np.ndarray:
@@ -229,9 +227,11 @@ class Chunks:
             latents = latents + spread * torch.from_numpy(
                 rng.standard_normal(latents.shape, dtype=np.float32)
             )
-            told = latents, clip.cameras[part], self._depth(rng, clip, part), static, stamps
+            depth_m = self._depth(rng, clip, part)
             grey = np.full((*static.shape, 3), 128, np.uint8)
-            memory.write_new(*told, grey, part, REWRITE_LOG_SCALE)
+            memory.write_new(
+                latents, clip.cameras[part], depth_m, static, stamps, grey, part, REWRITE_LOG_SCALE
+            )
         return memory
 
     def _depth(self, rng, clip: LatentClip, part: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Posed video to train the large model on: RealEstate10K tracks with frames, and shards.
+"""Posed clips to train on: rendered ones, a safetensors file per scene seed, and RealEstate10K tracks with frames.
 
-Training clips on disk: one safetensors file per scene seed, made once, resumed freely.
+Clips are rendered once; whoever asks again resumes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ShardConfig:
     size: (height, width).
     period_s: between frames; longer than a camera's, so that a short clip goes somewhere.
     workers: rendering processes.
-    with_decoys: bright things that stand still are added (scenes/decoys.py).
+    with_decoys: bright things that stand still are added (scenes/goals.py).
     """
 
     seeds: tuple[int, int] = (0, 700)

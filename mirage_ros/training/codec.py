@@ -4,14 +4,11 @@ A latent codes where in its cell things are, and memory moves latents. Trained a
 takes no account of that: moved by a third of a cell, its latents are as far from the true ones as
 those are from zero (docs/log.md). Trained through the aligner it makes latents that can be moved.
 The idea of asking a codec for equivariance is that of EQ-VAE (Kouzelis et al. 2025); here the
-moves are those that memory makes, and the aligner is told them.
+moves are those that memory makes, and the aligner gets them as input.
 
-Readouts of flat pictures: what memory would tell of one view about another, without a memory.
-
-Two crops of one picture, the second an affine view of the first. Each latent cell of the second
-takes the token of the first whose centre falls nearest, with its exact offset and scale, as a
-readout of a plane does. So codec and aligner can be trained together on any picture: the codec
-towards latents that can be moved, the aligner towards moving them.
+A sample is two crops of one picture, the second an affine view of the first. Each latent cell of the
+second takes the token of the first whose centre falls nearest, with its exact offset and scale, as
+the readout of a plane does. So no memory is needed, and any picture serves.
 """
 
 from __future__ import annotations
@@ -77,8 +74,8 @@ def planar_readout(
     stride: int,
     inverse_depth: float,
     cells: int = 1,
-) -> Float[Tensor, "told hc wc"]:
-    """The second view's condition from the first view's latents, in conditioning.py's channels.
+) -> Float[Tensor, "k hc wc"]:
+    """The second view's condition from the first view's latents, with the channels of `condition_from_readout`.
 
     Args:
         cells: of the readout to a side of each latent cell.
@@ -97,8 +94,8 @@ def planar_readout(
     geometry[0], geometry[1] = 1, inverse_depth
     geometry[2], geometry[3], geometry[4] = offset[..., 0], offset[..., 1], log_scale
     column, row = (nearest[..., i].clip(0, n - 1) for i, n in enumerate((width, height)))
-    told = torch.cat([latents[:, row, column], torch.from_numpy(geometry).to(latents.device)])
-    return told * torch.from_numpy(seen).to(latents.device)
+    condition = torch.cat([latents[:, row, column], torch.from_numpy(geometry).to(latents.device)])
+    return condition * torch.from_numpy(seen).to(latents.device)
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,7 @@ class CodecLoss:
         latents = codec.encode(first)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         noisy = latents + self.config.latent_noise * noise
-        told = torch.stack(
+        condition = torch.stack(
             [
                 planar_readout(
                     row, warp, codec.stride, float(rng.uniform(0.1, 1)), network.align.cells
@@ -176,8 +173,8 @@ class CodecLoss:
                 for row, warp in zip(noisy, warps, strict=True)
             ]
         )
-        again, moved = codec.decode(torch.cat([noisy, network.align(told)])).chunk(2)
-        seen = F.interpolate(told[:, -GEOMETRY_CHANNELS :][:, :1], second.shape[-2:])
+        again, moved = codec.decode(torch.cat([noisy, network.align(condition)])).chunk(2)
+        seen = F.interpolate(condition[:, -GEOMETRY_CHANNELS :][:, :1], second.shape[-2:])
         return first, second, again, moved, latents, seen
 
     def _score(self, picture: Tensor, truth: Tensor, where: Tensor) -> Tensor:

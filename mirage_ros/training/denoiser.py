@@ -1,10 +1,8 @@
-"""How the denoiser is trained: all at once, or in the paper's stages.
+"""Stage three of the recipe: the aligner on real readouts, then backbone and branch, at once or in the paper's stages.
 
 The paper (arXiv 2606.09828) adapts a backbone that already makes video: stage one trains the
 side branch alone, stage two the branch and LoRA adapters on the backbone's self-attention. The
 small model has no such backbone, so a stage zero makes one: the transformer trained without memory.
-
-Stage three of the recipe: the aligner on real readouts, then backbone and branch.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from accelerate import Accelerator
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from mirage_ros.models.mini.aligner import GEOMETRY_CHANNELS, Aligner, told_per_latent
+from mirage_ros.models.mini.aligner import GEOMETRY_CHANNELS, Aligner, condition_per_latent
 from mirage_ros.models.mini.codec import MiniCodec
 from mirage_ros.models.mini.denoiser import (
     TIMESTEPS,
@@ -30,7 +28,7 @@ from mirage_ros.models.mini.denoiser import (
     shifted,
 )
 from mirage_ros.models.parts import add_lora
-from mirage_ros.training.chunks import Ahead, Chunks, encode_clips, pixel_weights
+from mirage_ros.training.chunks import Chunks, Prefetcher, encode_clips, pixel_weights
 from mirage_ros.training.codec import block_pictures
 from mirage_ros.training.loop import Loop, LoopConfig, checkpoint_path, sheet
 
@@ -40,7 +38,7 @@ class DenoiserLossConfig:
     """Attributes:
     batch: chunks per step.
     first_step_share: samples at pure noise, where few-step sampling starts.
-    shift: of the noise levels drawn (sampler.py).
+    shift: of the noise levels drawn (models/mini/denoiser.py).
     min_sigma: floor of the velocity weight 1 / sigma^2 (the sample is predicted, the velocity
         is scored: Li and He 2025, "Back to Basics").
     least_unseen: share of a chunk's cells that memory must leave open; other chunks teach little
@@ -75,13 +73,13 @@ class _ChunkLoss:
     """Draws batches of chunks and weighs latents by how much they move the picture.
 
     Args:
-        workers, stride: of the batches drawn ahead (ahead.py).
+        workers, stride: of the batches drawn ahead (`Prefetcher`).
     """
 
-    def __init__(self, chunks: Chunks, codec: nn.Module, weights: Tensor, config, **ahead):
+    def __init__(self, chunks: Chunks, codec: nn.Module, weights: Tensor, config, **prefetch):
         self.chunks, self.codec, self.config = chunks, codec, config
         self.weights = weights.view(-1, 1, 1, 1)
-        self._batches = Ahead(self._batch, **ahead)
+        self._batches = Prefetcher(self._batch, **prefetch)
 
     def _draw(self, network, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Clean targets, context and condition of a batch, on the network's device."""
@@ -136,12 +134,12 @@ class AlignerLoss(_ChunkLoss):
         return ((made - true).square() * nn.functional.interpolate(weight, true.shape[-2:])).mean()
 
     def _aligned(self, network, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean latents, what each cell is told and aligned latents, (c or told, frames, h, w)."""
+        """Clean latents, the condition of each cell and aligned latents, (channels, frames, h, w)."""
         clean, context, condition = self._draw(network, generator)
         condition = condition[:, :, context.shape[2] :]
-        told = told_per_latent(condition, network.cells)
+        per_latent = condition_per_latent(condition, network.cells)
         aligned = network(condition.transpose(1, 2).flatten(0, 1)).transpose(0, 1)
-        return *(part.transpose(0, 1).flatten(1, 2) for part in (clean, told)), aligned
+        return *(part.transpose(0, 1).flatten(1, 2) for part in (clean, per_latent)), aligned
 
 
 class DenoiserLoss(_ChunkLoss):
@@ -156,7 +154,7 @@ class DenoiserLoss(_ChunkLoss):
         predicted = predict(network, noisy, sigma, context, condition)
         error = self.weights.to(clean.device) * (predicted - clean).square()
         loss = (error / sigma.clamp(min=config.min_sigma).square()).mean()
-        geometry = told_targets(network, condition, context)[:, -GEOMETRY_CHANNELS:]
+        geometry = target_condition(network, condition, context)[:, -GEOMETRY_CHANNELS:]
         return {"loss": loss, **self._report(error.detach(), geometry, sigma)}
 
     def picture(self, network: nn.Module, generator: torch.Generator) -> UInt8[np.ndarray, "h w 3"]:
@@ -168,7 +166,7 @@ class DenoiserLoss(_ChunkLoss):
             noise,
             SamplerConfig(steps=2, shift=self.config.shift),
         )
-        readout = told_targets(network, condition, context)[:, : clean.shape[1]]
+        readout = target_condition(network, condition, context)[:, : clean.shape[1]]
         columns = (part.transpose(1, 2).flatten(0, 1)[:8] for part in (clean, readout, sampled))
         return sheet([self.codec.decode(column) for column in columns])
 
@@ -206,9 +204,9 @@ def noise_like(latents: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(latents.shape, generator=generator, device=latents.device)
 
 
-def told_targets(network, condition: Tensor, context: Tensor) -> Tensor:
-    """What the target frames are told, one token for each latent."""
-    return told_per_latent(condition[:, :, context.shape[2] :], network.branch.cells)
+def target_condition(network, condition: Tensor, context: Tensor) -> Tensor:
+    """The condition of the target frames, one token for each latent."""
+    return condition_per_latent(condition[:, :, context.shape[2] :], network.branch.cells)
 
 
 def predict(
@@ -224,9 +222,12 @@ def predict(
     timestep = (sigma * TIMESTEPS).reshape(-1, 1).expand(len(noisy), noisy.shape[2])
     timestep = torch.cat([timestep.new_zeros(len(noisy), frames), timestep], 1)
     text = noisy.new_zeros(len(noisy), 1, network.transformer.config.text_dim)
-    inputs = (torch.cat([context, noisy], 2), timestep, condition, text)
+    latents = torch.cat([context, noisy], 2)
     with torch.autocast(noisy.device.type, torch.bfloat16, enabled=noisy.is_cuda):
-        output = network(*inputs, *([] if shortcut is None else [shortcut]))
+        if shortcut is None:
+            output = network(latents, timestep, condition, text)
+        else:
+            output = network(latents, timestep, condition, text, shortcut)
     return output[:, :, frames:].float()
 
 
@@ -248,10 +249,10 @@ class _Data:
 
     def _losses(self, kind: type, config) -> list:
         """Of the training chunks, which workers draw ahead, and of the held-out ones."""
-        ahead = {"workers": self.recipe.chunk_workers, "stride": Accelerator().num_processes}
+        prefetch = {"workers": self.recipe.chunk_workers, "stride": Accelerator().num_processes}
         return [
             kind(chunks, self.codec, self.weights, config, **more)
-            for chunks, more in zip(self._chunks(), (ahead, {}), strict=True)
+            for chunks, more in zip(self._chunks(), (prefetch, {}), strict=True)
         ]
 
     def _chunks(self) -> list[Chunks]:

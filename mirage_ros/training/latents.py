@@ -1,10 +1,9 @@
-"""Posed video as the denoiser sees it, made once: latents, depth and static cells per latent.
+"""Posed video as the denoiser takes it, made once: latents, depth and static cells per latent.
 
-The metres of a camera track that came from structure from motion, whose scale is anybody's.
-
-With metric depth of every picture one number is missing. The right one is that with which
-pictures, warped by their depth into later cameras, look like what is there; so it is searched
-for, first on a coarse grid of logarithms and then on a fine one.
+A camera track from structure from motion has an arbitrary scale. With metric depth of every picture
+that one number is searched for, first on a coarse grid of logarithms and then on a fine one: the
+right scale is the one with which pictures, warped by their depth into later cameras, look most like
+the pictures there.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def build_cache(
     videos = list(videos)
     if not videos:
         raise MirageError("The data set holds no clip that is long enough; look at its folders.")
-    # Shared out by place in the whole set, which is the same for all who ask.
+    # Shared out by the index in the whole set, which is the same for all processes.
     ours = [(_path(folder, video), video) for video in videos[share[0] :: share[1]]]
     missing = [(path, video) for path, video in ours if not path.exists()]
     networks = load_networks() if missing else None
@@ -167,8 +166,8 @@ def _geometry(video: PosedVideo, rgb, cameras: Camera, perceiver: Perceiver):
         depth = video.depth_m[: len(rgb)]
         dynamic = np.zeros(depth.shape, bool) if video.dynamic is None else video.dynamic
         return depth, dynamic[: len(rgb)], cameras
-    told = perceiver(rgb, cameras, None)
-    return told.depth_m, told.dynamic, scaled(cameras, pose_scale(rgb, told.depth_m, cameras))
+    found = perceiver(rgb, cameras, None)
+    return found.depth_m, found.dynamic, scaled(cameras, pose_scale(rgb, found.depth_m, cameras))
 
 
 def _anchors(frames: int, per_latent: int) -> np.ndarray:

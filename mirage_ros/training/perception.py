@@ -1,4 +1,4 @@
-"""Stage two of the recipe: the mini perceiver, told a readout depth as noisy as it will meet."""
+"""Stage two of the recipe: the mini perceiver, given a readout depth as noisy as in a run."""
 
 from __future__ import annotations
 

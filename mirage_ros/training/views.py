@@ -1,6 +1,6 @@
 """What the dreamer learns from: views of clips as latents and surfaces, and what each shows of the others.
 
-Clips are rendered once (shards.py) and turned into records of one fixed size, appended to one file
+Clips are rendered once (clips.py) and turned into records of one fixed size, appended to one file
 that every training process maps. A record holds, as bits, which cells of a view each other view shows
 by true depth, so no memory is run while training.
 """

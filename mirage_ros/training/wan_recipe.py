@@ -169,9 +169,9 @@ def _check_same(made_from: dict, folder: Path) -> None:
     before = read_json(path)
     different = [name for name, value in made_from.items() if before.get(name) != value]
     if different:
-        told = ", ".join(f"{n} {before.get(n)!r}, not {made_from[n]!r}" for n in different)
+        changes = ", ".join(f"{n} {before.get(n)!r}, not {made_from[n]!r}" for n in different)
         raise MirageError(
-            f"The clips in {folder} were made with {told}; give the same, another run, or remove "
+            f"The clips in {folder} were made with {changes}; give the same, another run, or remove "
             "the folder."
         )
 

@@ -1,22 +1,19 @@
-"""Setting right what the warp left askew: tokens that do not sit in their cells' centres.
+"""The condition of the side branch: the readout and its geometry, and the correction of sub-cell misalignment.
 
-A latent codes where in its cell things are. Moved by a third of a cell it is as far from the true
-latent as that is from zero (measured: docs/log.md), so a readout as it is decodes to blocks. But
-memory knows the offset and scale of every token exactly, and the codec is linear but for a
-remainder. So a latent is moved as what it is, a code of a block of pixels: memory is read on a
-grid finer than the latents, each of its cells takes its few pixels from the block of its own
-winning token, where that token lies, and the cells of a latent together are coded again. Both
-ways are one matrix each, so this is a linear map of the tokens that win, chosen by where they
-lie; no network runs on pixels. A few convolutions then correct the rest.
+Condition. A readout may be taken on a finer grid than the latents, `cells` to a side of each latent
+cell. Its geometry stays in units of the latent cell, about its centre, whatever the grid.
 
-The matrices are fitted to the codec by least squares (`fit`), not trained.
+Alignment. A latent codes where in its cell things are. Moved by a third of a cell it is as far from the
+true latent as that is from zero (measured: docs/log.md), so a readout decodes to blocks. But memory
+knows the offset and scale of every token exactly, and the codec is linear up to a remainder. So the
+latent is decoded linearly to its block of pixels: each cell of the finer readout takes its few pixels
+from the block of its own winning token, at that token's offset, and the cells of a latent together
+are coded again. Decoding and coding are one matrix each, fitted to the codec by least squares (`fit`),
+so the whole is a linear map of the winning tokens; no network runs on pixels. A few convolutions then
+correct the rest.
 
-What the side branch is told: the readout and the geometry that memory knows exactly.
-
-A readout may be taken on a finer grid than the latents, `cells` to a side of each latent cell.
-What is told stays in the units of the latent cell, about its centre, whatever the grid.
-
-Where the pixels of one view lie in another, depth guessed where memory shows none.
+Warping. `pixels_in` gives where the pixels of one view lie in another; depth is interpolated where
+memory shows none.
 """
 
 from __future__ import annotations
@@ -43,7 +40,7 @@ MAX_OFFSET_CELLS = 2.0
 MAX_LOG_SCALE = 2.0
 
 
-def condition_from_readout(readout: Readout, cells: int = 1) -> Float[Tensor, "told f h w"]:
+def condition_from_readout(readout: Readout, cells: int = 1) -> Float[Tensor, "k f h w"]:
     """Latents, visibility, inverse depth (1/m), du, dv (cells), log scale; zero where unseen.
 
     (du, dv) is where a token of that scale would have to be centred, from the latent cell's
@@ -74,17 +71,17 @@ def condition_from_readout(readout: Readout, cells: int = 1) -> Float[Tensor, "t
 
 def condition_from_context(
     latents: Float[Tensor, "c f h w"], cells: int = 1
-) -> Float[Tensor, "told f hc wc"]:
+) -> Float[Tensor, "k f hc wc"]:
     """A context frame sees itself: its own latents, all visible, no offset."""
     geometry = torch.zeros(GEOMETRY_CHANNELS, *latents.shape[1:], dtype=latents.dtype)
     geometry[0] = 1
-    told = torch.cat([latents, geometry])
-    return told.repeat_interleave(cells, -2).repeat_interleave(cells, -1)
+    condition = torch.cat([latents, geometry])
+    return condition.repeat_interleave(cells, -2).repeat_interleave(cells, -1)
 
 
-def told_per_latent(
-    condition: Float[Tensor, "b told f hc wc"], cells: int
-) -> Float[Tensor, "b told f h w"]:
+def condition_per_latent(
+    condition: Float[Tensor, "b k f hc wc"], cells: int
+) -> Float[Tensor, "b k f h w"]:
     """Of the finer cells in each latent cell the one whose token lies nearest to its centre.
 
     Its visibility becomes the share of the finer cells that are visible.
@@ -97,9 +94,9 @@ def told_per_latent(
     visible, du, dv = (split[:, channels + i] for i in (0, 2, 3))
     far = du.square() + dv.square() + (visible < 0.5) * 1e3
     nearest = far.argmin(-1)[:, None, ..., None]
-    told = split.gather(-1, nearest.expand(-1, split.shape[1], -1, -1, -1, -1))[..., 0]
+    chosen = split.gather(-1, nearest.expand(-1, split.shape[1], -1, -1, -1, -1))[..., 0]
     share = visible.mean(-1)[:, None]
-    return torch.cat([told[:, :channels], share, told[:, channels + 1 :]], 1)
+    return torch.cat([chosen[:, :channels], share, chosen[:, channels + 1 :]], 1)
 
 
 def _centres(size: tuple[int, int], cells: int) -> Float[np.ndarray, "2 h w"]:
@@ -124,7 +121,7 @@ def spread_inverse_depth(depth_m: Float[np.ndarray, "h w"]) -> Float32[np.ndarra
     return _spread(inverse, known.astype(np.float32))
 
 
-def places_in(
+def pixels_in(
     there: Camera, here: Camera, inverse_depth: Float[np.ndarray, "h w"], size: tuple[int, int]
 ) -> Float32[np.ndarray, "H W 2"]:
     """(u, v) in the view `there` of each pixel of the view `here`, both `size` pixels large.
@@ -137,11 +134,11 @@ def places_in(
     grid = inverse_depth.shape
     points = here.resized(grid).lift(1 / np.maximum(inverse_depth, _FAR))
     pixels, depth = there.resized(grid).project(points.reshape(-1, 3))
-    ahead = (depth > 0) & (np.abs(pixels) < -_NOWHERE).all(-1)
+    in_front = (depth > 0) & (np.abs(pixels) < -_NOWHERE).all(-1)
     scale = np.array([size[1] / grid[1], size[0] / grid[0]])
-    places = np.where(ahead[:, None], scale * (pixels + 0.5) - 0.5, _NOWHERE)
-    places = places.reshape(*grid, 2).astype(np.float32)
-    return cv2.resize(places, size[::-1], interpolation=cv2.INTER_LINEAR)
+    pixels = np.where(in_front[:, None], scale * (pixels + 0.5) - 0.5, _NOWHERE)
+    pixels = pixels.reshape(*grid, 2).astype(np.float32)
+    return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def _spread(value: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -161,7 +158,7 @@ BLOCK = 8
 
 
 class Aligner(nn.Module):
-    """Readout and geometry to the latents that a camera in that place would have seen.
+    """Readout and geometry to the latents that a camera at that pose would have seen.
 
     Starts as the linear map: the last convolution is zero.
 
@@ -194,15 +191,15 @@ class Aligner(nn.Module):
         self.block_mean.copy_(mean - out_of @ centre[:, 0])
         self.latent_from_block.copy_(into)
 
-    def forward(self, condition: Float[Tensor, "b told hc wc"]) -> Float[Tensor, "b c h w"]:
-        """Aligned latents of single frames; see conditioning.py for the channels."""
-        nearest = told_per_latent(condition[:, :, None], self.cells)[:, :, 0]
+    def forward(self, condition: Float[Tensor, "b k hc wc"]) -> Float[Tensor, "b c h w"]:
+        """Aligned latents of single frames; see `condition_from_readout` for the channels."""
+        nearest = condition_per_latent(condition[:, :, None], self.cells)[:, :, 0]
         moved = self.moved(condition, nearest)
         x = self.stage(self.first(torch.cat([moved, nearest], 1)))
         return moved + self.last(F.silu(x))
 
     def moved(
-        self, condition: Float[Tensor, "b told hc wc"], nearest: Float[Tensor, "b told h w"]
+        self, condition: Float[Tensor, "b k hc wc"], nearest: Float[Tensor, "b k h w"]
     ) -> Float[Tensor, "b c h w"]:
         """The nearest tokens' latents, and what the linear map says of how they have to change.
 
@@ -227,17 +224,17 @@ class Aligner(nn.Module):
         blocks = torch.einsum("oc,bchw->bohw", self.block_from_latent, latents)
         return blocks + self.block_mean.view(-1, 1, 1)
 
-    def _taken(self, condition: Float[Tensor, "b told hc wc"]) -> Float[Tensor, "b p hc wc"]:
+    def _taken(self, condition: Float[Tensor, "b k hc wc"]) -> Float[Tensor, "b p hc wc"]:
         """Each readout cell's pixels (3 colours, row, column), out of its token's own block.
 
         Between the block's pixels it is linear, beyond its edge it goes on as at the edge.
         """
         latents, geometry = condition.tensor_split([self.latent_channels], 1)
         du, dv, log_scale = (geometry[:, i] for i in (2, 3, 4))
-        column = self._place(du, log_scale, across=True)
-        row = self._place(dv, log_scale, across=False)
-        low = [place.floor().clamp(max=BLOCK - 2) for place in (row, column)]
-        part = [place - floor for place, floor in zip((row, column), low, strict=True)]
+        column = self._pixel_index(du, log_scale, across=True)
+        row = self._pixel_index(dv, log_scale, across=False)
+        low = [index.floor().clamp(max=BLOCK - 2) for index in (row, column)]
+        part = [index - floor for index, floor in zip((row, column), low, strict=True)]
         blocks = self._blocks(latents).unflatten(1, (3, BLOCK**2))
         taken = blocks.new_zeros(())
         for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -247,7 +244,7 @@ class Aligner(nn.Module):
             taken = taken + weight.flatten(1, 2)[:, None] * blocks.gather(2, index)
         return taken.flatten(1, 2)
 
-    def _place(
+    def _pixel_index(
         self, offset: Float[Tensor, "b hc wc"], log_scale: Float[Tensor, "b hc wc"], across: bool
     ) -> Float[Tensor, "b r c hc wc"]:
         """Where each pixel of a readout cell lies along one axis of its token's block, in pixels."""

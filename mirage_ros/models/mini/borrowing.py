@@ -1,24 +1,19 @@
-"""Detail for what is imagined, borrowed from what is seen.
+"""Fills imagined parts of pictures with detail from what is seen: exemplar-based image quilting.
 
-A small network that is asked what lies beyond the picture answers with the mean of all that could:
-fog in the room's colours. So patches of what memory shows and of an earlier frame are quilted over
-the fog, which tells the colours that are wanted (quilting.py).
-
-The widest gap of a chunk is filled first, with the largest pieces; the other frames show the same
-fill from where they stand (carrying.py), so that the chunk agrees with itself.
-
-Patches are pixels by the codec's linear part, which is two small matrices (alignment.py): neither
-decoder nor encoder runs. Latents of cells that memory shows are handed back as they came.
-
-Filling the unknown cells of a picture with patches of what is known: image quilting.
+A small network that imagines what lies beyond the picture answers with the mean of all that could:
+a blur in the room's colours. So patches of what memory shows and of an earlier frame are quilted over
+the blur, which gives the wanted colours. The widest gap of a chunk is filled first, with the largest
+patches; the other frames take over the same fill, warped into their views, so that the chunk is
+consistent. Patches are pixels by the codec's linear part, two small matrices (`Aligner`): neither
+decoder nor encoder runs. Latents of cells that memory shows come back unchanged.
 
 After Efros and Freeman, "Image quilting for texture synthesis and transfer" (SIGGRAPH 2001): a
 patch is taken from where the known pixels around the gap are most alike and where its mean colours
-are those that are wanted in the gap. That neighbouring patches tend to come from neighbouring
-places is from Ashikhmin, "Synthesizing natural textures" (I3D 2001).
+are those wanted in the gap. That neighbouring patches tend to come from neighbouring
+positions is from Ashikhmin, "Synthesizing natural textures" (I3D 2001).
 
-A least difference alone prefers smooth patches: they differ from everything by little. So a busy
-patch is let off part of its own variance, up to that of the pixels around the gap: sky stays calm.
+A least difference alone prefers smooth patches: they differ from everything by little. So part of a
+busy patch's own variance is subtracted, up to that of the pixels around the gap: sky stays calm.
 """
 
 from __future__ import annotations
@@ -33,7 +28,7 @@ from numba import njit
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import upsample
-from mirage_ros.models.mini.aligner import BLOCK, Aligner, places_in, spread_inverse_depth
+from mirage_ros.models.mini.aligner import BLOCK, Aligner, pixels_in, spread_inverse_depth
 
 #: Pixels to a side of a cell, around it on each side of a patch, and to a side of a patch. Patches
 #: are large enough to hold whole things: smaller ones are stirred to a pulp.
@@ -134,32 +129,32 @@ def _fill(picture, state, cells, wanted, sources):
 
 @njit(cache=True, nogil=True)
 def _known(picture, state, top, left, step):
-    """Places in the patch and colours of every step-th pixel that is not open."""
-    places, values = np.empty((SIDE * SIDE, 2), np.int32), np.empty((SIDE * SIDE, 3), np.float32)
+    """Positions in the patch and colours of every step-th pixel that is not open."""
+    positions, values = np.empty((SIDE * SIDE, 2), np.int32), np.empty((SIDE * SIDE, 3), np.float32)
     n = 0
     for y in range(max(0, -top), min(SIDE, state.shape[0] - top)):
         for x in range(y % step, SIDE, step):
             if 0 <= left + x < state.shape[1] and state[top + y, left + x] != OPEN:
-                places[n, 0], places[n, 1] = y, x
+                positions[n, 0], positions[n, 1] = y, x
                 values[n] = picture[top + y, left + x]
                 n += 1
-    return places[:n], values[:n]
+    return positions[:n], values[:n]
 
 
 @njit(cache=True, nogil=True)
 def _wanted(wanted, state, top, left):
-    """Places in the patch and mean colours of its cells that are open in the middle."""
-    places, values = np.empty((SIDE, 2), np.int32), np.empty((SIDE, 3), np.float32)
+    """Positions in the patch and mean colours of its cells that are open in the middle."""
+    positions, values = np.empty((SIDE, 2), np.int32), np.empty((SIDE, 3), np.float32)
     n, half = 0, CELL // 2
     for r in range(len(wanted)):
         for c in range(wanted.shape[1]):
             y, x = r * CELL - top, c * CELL - left
             inside = 0 <= y <= SIDE - CELL and 0 <= x <= SIDE - CELL
             if inside and state[r * CELL + half, c * CELL + half] == OPEN:
-                places[n, 0], places[n, 1] = y, x
+                positions[n, 0], positions[n, 1] = y, x
                 values[n] = wanted[r, c]
                 n += 1
-    return places[:n], values[:n]
+    return positions[:n], values[:n]
 
 
 @njit(cache=True, nogil=True)
@@ -174,17 +169,17 @@ def _spread(around):
 @njit(cache=True, nogil=True)
 def _differences(picture, y, x, samples, far):
     """Mean differences from the picture by colour, and the mean of their squares (and fourths)."""
-    places, values = samples
+    positions, values = samples
     red = green = blue = squares = np.float32(0)
-    for i in range(len(places)):
-        v, u = y + places[i, 0], x + places[i, 1]
+    for i in range(len(positions)):
+        v, u = y + positions[i, 0], x + positions[i, 1]
         a = values[i, 0] - picture[v, u, 0]
         b = values[i, 1] - picture[v, u, 1]
         c = values[i, 2] - picture[v, u, 2]
         square = a * a + b * b + c * c
         red, green, blue = red + a, green + b, blue + c
         squares += square + np.float32(far) * square * square
-    n = np.float32(max(len(places), 1))
+    n = np.float32(max(len(positions), 1))
     return red / n, green / n, blue / n, squares / n
 
 
@@ -338,8 +333,8 @@ def _filled(
         state = np.where(gaps[i], OPEN, FIXED).astype(np.uint8)
         inverse = spread_inverse_depth(depth_m[i])
         for j in done:
-            places = places_in(cameras[j], cameras[i], inverse, gaps.shape[1:])
-            _carry(filled[j], gaps[j], places, filled[i], state)
+            positions = pixels_in(cameras[j], cameras[i], inverse, gaps.shape[1:])
+            _carry(filled[j], gaps[j], positions, filled[i], state)
         wanted = cv2.resize(pictures[i], unseen.shape[:0:-1], interpolation=cv2.INTER_AREA)
         sources = [(pictures[i], ~gaps[i]), (exemplar, np.ones_like(gaps[i]))]
         quilt(filled[i], state, _inwards(state), wanted, sources)
@@ -351,15 +346,15 @@ def _filled(
 def _carry(
     source: Float32[np.ndarray, "H W 3"],
     gap: Bool[np.ndarray, "H W"],
-    places: Float32[np.ndarray, "H W 2"],
+    positions: Float32[np.ndarray, "H W 2"],
     picture: Float32[np.ndarray, "H W 3"],
     state: UInt8[np.ndarray, "H W"],
 ) -> None:
     """Takes over, in place, what another frame imagined; what it saw may hide what is open here."""
-    imagined = cv2.remap(gap.astype(np.float32), places, None, cv2.INTER_LINEAR)
+    imagined = cv2.remap(gap.astype(np.float32), positions, None, cv2.INTER_LINEAR)
     taken = (state == OPEN) & (imagined > 0.99)
     if taken.any():
-        picture[taken] = cv2.remap(source, places, None, cv2.INTER_CUBIC)[taken]
+        picture[taken] = cv2.remap(source, positions, None, cv2.INTER_CUBIC)[taken]
         state[taken] = FIXED
 
 

@@ -1,15 +1,13 @@
-"""The mini codec: one picture <-> one latent of stride 8.
+"""The mini codec: one picture <-> one latent of stride 8, and the layers that it shares with the perceiver.
 
 Its skeleton is linear: a block of 8 x 8 pixels to its principal components, and back. The
-convolutions beside it add what a linear code cannot know, starting from nothing. Trained without
-the skeleton the same convolutions stayed below plain principal components (docs/log.md); and what
-is linear can be moved by less than a cell, which memory asks of every latent.
+convolutions beside it start at zero and add what a linear code cannot hold. Trained without the
+skeleton the same convolutions stayed below plain principal components (docs/log.md); and a linear
+code can be moved by less than a cell, which memory needs of every latent.
 
 Pictures are cut into sub-pixel channels before the first convolution and after the last, so that
-no convolution runs at full resolution: that is what makes it fast on a CPU. Tokens are warped
-and quantised by the memory before they are decoded, so training adds noise to them.
-
-Layers that the codec and the perceiver share.
+no convolution runs at full resolution: that makes it fast on a CPU. Memory warps and quantises
+tokens before they are decoded, so training adds noise to them.
 """
 
 from __future__ import annotations

@@ -1,25 +1,19 @@
-"""The memory-conditioned video transformer: diffusers' Wan backbone and a zero-start side branch.
+"""The memory-conditioned video transformer: diffusers' Wan backbone, a side branch starting at zero, and the sampler.
 
 Tokens are ordered [reference frames | preceding frames | target frames]; context frames carry
 timestep 0 (paper, section 3). The side branch is in the manner of ControlNet and VACE: copies
 of every second backbone block read the memory's readout, and zero-initialised projections add
-what they found to the backbone's residual stream. At the start the backbone is left as it was.
+their output to the backbone's residual stream. At the start the backbone is left as it was.
 
-A network trained from nothing need not learn to copy either: with `shortcut` its output is a
-correction of the readout, which a few convolutions first set right (alignment.py). So the
-untrained network already shows what memory shows, and the correction is added only where memory
-sees less than half of a cell: a small network would else lay its own noise over what is known.
+With `shortcut` the network's output is a correction of the readout, which `Aligner` has aligned. So
+the untrained network already shows what memory shows. The correction is added only where memory
+sees less than half of a cell, because a small network adds noise to what is known. `Finisher`
+corrects the imagined latents once more at latent resolution: a transformer token stands for 2 x 2
+latents, and without it their grid shows.
 
-Flow matching: noisy = (1 - sigma) * clean + sigma * noise, from sigma 1 to 0.
-
-Schedules and the Euler rule follow the rectified-flow formulation that Wan and diffusers'
-FlowMatchEulerDiscreteScheduler use; the timestep shown to the network is 1000 * sigma.
-
-What the transformer imagined, once more by convolutions.
-
-A transformer token stands for 2 x 2 latents, and each writes its own without a look at the next
-one's: left alone, what it imagines shows their grid. So a few convolutions at latent resolution
-see the whole, with what memory shows beside it, and correct it.
+Flow matching: noisy = (1 - sigma) * clean + sigma * noise, from sigma 1 to 0. Schedules and the Euler
+rule follow the rectified-flow formulation that Wan and diffusers' FlowMatchEulerDiscreteScheduler
+use; the timestep given to the network is 1000 * sigma.
 """
 
 from __future__ import annotations
@@ -37,7 +31,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from mirage_ros.models.mini.aligner import GEOMETRY_CHANNELS, Aligner, told_per_latent
+from mirage_ros.models.mini.aligner import GEOMETRY_CHANNELS, Aligner, condition_per_latent
 from mirage_ros.models.mini.codec import residual_stage
 from mirage_ros.progress import report
 from mirage_ros.world.chunking import MOSTLY
@@ -108,10 +102,11 @@ class Finisher(nn.Module):
         self,
         imagined: Float[Tensor, "b c f h w"],
         aligned: Float[Tensor, "b c f h w"],
-        told: Float[Tensor, "b told f h w"],
+        condition: Float[Tensor, "b k f h w"],
     ) -> Float[Tensor, "b c f h w"]:
         """The imagined correction of the aligned readout, corrected, frame by frame."""
-        frames = torch.cat([imagined, aligned, told[:, -GEOMETRY_CHANNELS:]], 1).transpose(1, 2)
+        frames = torch.cat([imagined, aligned, condition[:, -GEOMETRY_CHANNELS:]], 1)
+        frames = frames.transpose(1, 2)
         x = self.stage(self.first(frames.flatten(0, 1)))
         added = self.last(nn.functional.silu(x)).unflatten(0, frames.shape[:2])
         return imagined + added.transpose(1, 2)
@@ -122,8 +117,8 @@ class SideBranch(ModelMixin, ConfigMixin):
 
     `shortcut`: the readout's latents, aligned by convolutions that start at zero as well, are
     added to the network's output. Only for networks that predict the clean sample. Such a branch
-    may be told a readout of `aligner_cells` cells to a side of each latent cell (alignment.py), and
-    go over the network's output with `finisher_blocks` blocks of convolutions (finishing.py).
+    may be given a readout of `aligner_cells` cells to a side of each latent cell (aligner.py), and
+    correct the network's output by `finisher_blocks` blocks of convolutions (`Finisher`).
     """
 
     _supports_gradient_checkpointing = True
@@ -173,10 +168,10 @@ class SideBranch(ModelMixin, ConfigMixin):
             None, **self.config.transformer_config
         )
         backbone.apply_defaults()
-        told = backbone.arguments["in_channels"]
+        latents = backbone.arguments["in_channels"]
         dim = self.blocks[0].norm1.normalized_shape[0]
         patch = tuple(backbone.arguments["patch_size"])
-        channels = told + GEOMETRY_CHANNELS
+        channels = latents + GEOMETRY_CHANNELS
         self.patch_embedding = nn.Conv3d(channels, dim, kernel_size=patch, stride=patch)
         self.zero = nn.ModuleList(nn.Linear(dim, dim) for _ in self.blocks)
         for layer in self.zero:
@@ -184,15 +179,15 @@ class SideBranch(ModelMixin, ConfigMixin):
             nn.init.zeros_(layer.bias)
         if self.config.shortcut:
             depth, cells = self.config.aligner_blocks, self.config.aligner_cells
-            self.align = Aligner(told, blocks=depth, cells=cells)
-            self.finish = Finisher(told, self.config.finisher_blocks)
+            self.align = Aligner(latents, blocks=depth, cells=cells)
+            self.finish = Finisher(latents, self.config.finisher_blocks)
 
     @property
     def cells(self) -> int:
         """Of the readout to a side of each latent cell."""
         return self.config.aligner_cells if self.config.shortcut else 1
 
-    def aligned(self, condition: Float[Tensor, "b told f hc wc"]) -> Float[Tensor, "b c f h w"]:
+    def aligned(self, condition: Float[Tensor, "b k f hc wc"]) -> Float[Tensor, "b c f h w"]:
         """The readout's latents as they would be if every token sat in its cell's centre."""
         frames = condition.transpose(1, 2)
         aligned = self.align(frames.flatten(0, 1))
@@ -227,7 +222,7 @@ class MemoryDenoiser(nn.Module):
         self,
         latents: Float[Tensor, "b c f h w"],
         timestep: Num[Tensor, "b f"],
-        condition: Float[Tensor, "b told f hc wc"],
+        condition: Float[Tensor, "b k f hc wc"],
         text: Float[Tensor, "b n d"],
         shortcut: Float[Tensor, "b c f h w"] | None = None,
     ) -> Float[Tensor, "b c f h w"]:
@@ -246,8 +241,8 @@ class MemoryDenoiser(nn.Module):
         hidden = net.patch_embedding(latents).flatten(2).transpose(1, 2).contiguous()
         temb, temb_blocks, text = self._embed(timestep, text, hidden.shape[1])
 
-        told = told_per_latent(condition, self.branch.cells)
-        residuals = self.branch(hidden, told, text, temb_blocks, rotary)
+        per_latent = condition_per_latent(condition, self.branch.cells)
+        residuals = self.branch(hidden, per_latent, text, temb_blocks, rotary)
         for index, block in enumerate(net.blocks):
             hidden = _run(net, block, hidden, text, temb_blocks, rotary)
             if index % self.branch.every == 0:
@@ -259,8 +254,8 @@ class MemoryDenoiser(nn.Module):
         output = self._unpatchify(net.proj_out(hidden), latents.shape)
         if self.branch.config.shortcut:
             shortcut = self.branch.aligned(condition) if shortcut is None else shortcut
-            unseen = told[:, -GEOMETRY_CHANNELS:][:, :1] < MOSTLY
-            output = shortcut + unseen * self.branch.finish(output, shortcut, told)
+            unseen = per_latent[:, -GEOMETRY_CHANNELS:][:, :1] < MOSTLY
+            output = shortcut + unseen * self.branch.finish(output, shortcut, per_latent)
         return output
 
     def _embed(self, timestep: Tensor, text: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:

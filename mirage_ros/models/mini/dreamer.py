@@ -26,7 +26,7 @@ from torch.nn import functional as F
 SURFACE_CHANNELS = 2
 #: Channels that say where a cell looks: ray (3), height above the ground and whether it is known.
 RAY_CHANNELS = 5
-#: Channels of a style view: ray (3), its camera's place (3), whether there is such a view.
+#: Channels of a style view: ray (3), its camera's position (3), whether there is such a view.
 STYLE_CHANNELS = 7
 _TIME_FREQUENCIES = 128
 
@@ -101,9 +101,9 @@ class Dreamer(ModelMixin, ConfigMixin):
         """
         cells, kind = self.config.cells, self.into.weight.dtype
         t = self.time(_frequencies(time).to(kind))
-        told = torch.cat([noisy, seen, mask], 1)
-        told = F.pixel_unshuffle(told, cells) if cells > 1 else told
-        x = self.into(_channels_last(torch.cat([told, rays], 1).to(kind)))
+        given = torch.cat([noisy, seen, mask], 1)
+        given = F.pixel_unshuffle(given, cells) if cells > 1 else given
+        x = self.into(_channels_last(torch.cat([given, rays], 1).to(kind)))
         memories = self._style(style.to(kind), t)
         for block in self.down_1:
             x = block(x, t)

@@ -1,10 +1,9 @@
-"""The shipped model: mini codec, mini denoiser and mini perceiver behind the cycle's face.
+"""The shipped model: mini codec, denoiser and perceiver as one world model.
 
-The mini perceiver: picture + readout depth -> metric depth, moving things, sky.
-
-One picture has no scale; the readout has. The network predicts log depth as a correction of
-the readout's log depth where memory saw the cell and of the readout's mean elsewhere, and is
-told the ray of every pixel, so that a wide lens is not taken for a far wall.
+The perceiver makes metric depth, moving things and sky of a picture and the readout's depth. One
+picture has no scale; the readout has. So the network predicts log depth as a correction of the
+readout's log depth where memory saw the cell, and of the readout's mean elsewhere. It is given the
+ray of every pixel, so that a wide lens is not taken for a far wall.
 """
 
 from __future__ import annotations
@@ -86,12 +85,12 @@ class MiniPerception(ModelMixin, ConfigMixin):
         height, width = picture.shape[-2:]
         base, seen = self._base(anchor_log_depth)
         quarter = (height // CUT, width // CUT)
-        told = torch.cat([base - self.mean_log_depth, seen], 1)
+        given = torch.cat([base - self.mean_log_depth, seen], 1)
         x = torch.cat(
             [
                 F.pixel_unshuffle(picture, CUT),
                 F.avg_pool2d(rays, CUT),
-                F.interpolate(told, quarter, mode="nearest"),
+                F.interpolate(given, quarter, mode="nearest"),
             ],
             1,
         )
@@ -200,10 +199,10 @@ class MiniModel:
         """
         count = len(readout.visible)
         frames = np.minimum(np.arange(self.chunk_frames), count - 1)
-        told = condition_from_readout(readout, self.readout_cells)[:, frames]
+        target = condition_from_readout(readout, self.readout_cells)[:, frames]
         context = preceding[-1:].float().transpose(0, 1)
         before = condition_from_context(context, self.readout_cells)
-        condition = torch.cat([before, told], 1)[None].to(self.device)
+        condition = torch.cat([before, target], 1)[None].to(self.device)
         context = context[None].to(self.device)
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self.channels, self.chunk_frames, *context.shape[-2:])

@@ -1,11 +1,11 @@
-"""What makes the large model faster where it holds: attention, compilation, memory layout.
-
-Wan's video VAE as the cycle needs it: a stream of latents, decoded chunk by chunk.
+"""Wan's video VAE as a stream of latents decoded chunk by chunk, and what speeds up the large model.
 
 The decoder is causal: every convolution over time keeps the last frames it saw. diffusers'
 `AutoencoderKLWan.decode` forgets them after each call, so two calls show a seam and the second
 begins with a single frame again. Here they are handed out and taken back, and a stream decoded
 in pieces is the stream decoded at once, bit by bit.
+
+Speed: attention, compilation and memory layout where the hardware has them.
 """
 
 from __future__ import annotations

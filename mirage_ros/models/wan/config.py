@@ -1,10 +1,8 @@
-"""The published layout of Wan2.2-TI2V-5B in diffusers' format, and random checkpoints in it.
+"""How a Wan2.2 folder is run (`mirage.json` beside the published parts, or parameters), and random checkpoints.
 
 Shapes as in the configs of huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers. The tiny
 configuration has every part, key and file of the published one, only narrower: what tests run.
 Its latents have as many channels, so that memory takes as much for a token.
-
-How a Wan2.2 folder is run: `mirage.json` beside the published parts, or a node's parameters.
 """
 
 from __future__ import annotations
@@ -68,7 +66,7 @@ class WanConfig:
 
 
 def is_wan_folder(folder: Path) -> bool:
-    """Whether wan_loading.py runs the folder, or says why not: diffusers' pipelines, and ours."""
+    """Whether loading.py runs the folder, or says why not: diffusers' pipelines, and ours."""
     if (folder / SETTINGS_FILE).is_file():
         return True
     index = folder / "model_index.json"

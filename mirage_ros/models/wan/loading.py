@@ -3,10 +3,10 @@
 transformer/ vae/ text_encoder/ tokenizer/ scheduler/   as published
 branch/        the side branch: config.json and one safetensors file
 lora/          adapters in peft's layout, merged into the backbone while loading
-mirage.json    settings (wan_config.py); `base` names the folder or hub id of the published
+mirage.json    settings (config.py); `base` names the folder or hub id of the published
                parts where they lie elsewhere
 
-The prompt: read once by the text encoder, which is then let go.
+The text encoder reads the prompt once and is then unloaded.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ class PromptReader:
             self._device = "cpu"
         for prompt in prompts:
             self._known[prompt] = self._known.pop(prompt)  # the last to be forgotten
-        told = torch.stack([self._known[prompt] for prompt in prompts])
+        embeddings = torch.stack([self._known[prompt] for prompt in prompts])
         self._known = dict(list(self._known.items())[-KNOWN_PROMPTS:])
-        return told
+        return embeddings
 
 
 def load_wan(

@@ -1,13 +1,11 @@
-"""The large model behind the cycle's face: Wan2.2-TI2V-5B with memory.
+"""The large model, Wan2.2-TI2V-5B with memory, as a world model; and whether it fits a device.
 
 Time: the seed is the first frame of a video stream and has a latent of its own; every later
 latent stands for 4 frames. A chunk is 8 new latents (32 frames) that follow on the stream's last
 one, so the network sees 9 latents (33 frames) as in its training, beside the reference latents.
 
-What a Wan2.2 checkpoint will take of a device, stage by stage, before anything is loaded.
-
-Weights are counted on torch's meta device, the decoder's cache is measured there; activations
-are estimates that lean to the large side.
+A plan estimates the memory of each stage before anything is loaded. Weights are counted on torch's
+meta device, the decoder's cache is measured there; activations are estimates on the large side.
 """
 
 from __future__ import annotations
@@ -149,19 +147,19 @@ def check_fits(plan: MemoryPlan, parts: Parts, dtype: torch.dtype, available: in
     if plan.peak <= available:
         return
     stage = max(plan.stages, key=plan.stages.get)
-    told = (
+    needed = (
         f"The model needs {plan.peak / GIB:.1f} GiB in its stage '{stage}' and the device has "
         f"{available / GIB:.1f} GiB"
     )
     fitting = _fitting(parts, plan.config, dtype, available)
     if fitting is None:
         raise MirageError(
-            f"{told}; no size fits, the weights alone take "
+            f"{needed}; no size fits, the weights alone take "
             f"{sum(plan.weights.values()) / GIB:.1f} GiB: use a larger device or the model mini."
         )
     size = list(fitting.size)
     raise MirageError(
-        f"{told}; it would fit with size {size} and chunk_latents {fitting.chunk_latents}: set "
+        f"{needed}; it would fit with size {size} and chunk_latents {fitting.chunk_latents}: set "
         "them in mirage.json or as settings."
     )
 
@@ -284,7 +282,7 @@ class WanModel:
     def decode_stream(
         self, latents: Float[Tensor, "n c lh lw"], state: DecoderState | None
     ) -> tuple[UInt8[np.ndarray, "f h w 3"], DecoderState]:
-        """Pictures that follow on those after which `state` was returned (core/video.py)."""
+        """Pictures that follow on those after which `state` was returned (world/chunking.py)."""
         pictures, state = self.codec.decode_stream(latents.transpose(0, 1)[None], state)
         return _rgb(pictures), state
 
@@ -299,8 +297,8 @@ class WanModel:
     ) -> Float[Tensor, "f c lh lw"]:
         """Latents that follow on `preceding`, of which there is one at least."""
         context = torch.cat([references, preceding]).float().transpose(0, 1)
-        told = [condition_from_context(context), condition_from_readout(readout)]
-        condition = torch.cat(told, 1)[None].to(self.device, self.dtype)
+        parts = [condition_from_context(context), condition_from_readout(readout)]
+        condition = torch.cat(parts, 1)[None].to(self.device, self.dtype)
         context = context[None].to(self.device)
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self.channels, len(readout.visible), *context.shape[-2:])
@@ -309,14 +307,14 @@ class WanModel:
         return self.sample(noise, context, condition)[0].transpose(0, 1).cpu()
 
     def from_memory(self, readout: Readout) -> Bool[np.ndarray, "f lh lw"]:
-        """The network makes every pixel itself; these cells it is told the remembered latents of."""
+        """The network makes every pixel itself; in these cells it is given remembered latents."""
         return readout.visible
 
     def sample(
         self,
         noise: Float[Tensor, "1 c n lh lw"],
         context: Float[Tensor, "1 c p lh lw"],
-        condition: Float[Tensor, "1 told pn lh lw"],
+        condition: Float[Tensor, "1 k pn lh lw"],
     ) -> Float[Tensor, "1 c n lh lw"]:
         """Denoises targets beside their clean context, in float32 between the network's calls."""
         scheduler = copy.deepcopy(self.scheduler)
@@ -348,11 +346,11 @@ class WanModel:
         return None if masks is None else masks(rgb)[0]
 
     def _velocity(self, latents: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
-        told = self.denoiser(latents, timestep, condition, self._text[:1]).float()
+        prompted = self.denoiser(latents, timestep, condition, self._text[:1]).float()
         if self.config.guidance <= 1:
-            return told
-        untold = self.denoiser(latents, timestep, condition, self._text[1:]).float()
-        return untold + self.config.guidance * (told - untold)
+            return prompted
+        unprompted = self.denoiser(latents, timestep, condition, self._text[1:]).float()
+        return unprompted + self.config.guidance * (prompted - unprompted)
 
     def video_from_rgb(self, rgb: UInt8[np.ndarray, "f h w 3"]) -> Float[Tensor, "1 3 f h w"]:
         """Pictures as the codec takes them."""

@@ -1,4 +1,4 @@
-"""Side branches and LoRA adapters of the reference implementation, made ours.
+"""Side branches and LoRA adapters of the reference implementation in our layout, and random weights for timing.
 
 Its names are those of Wan's own code with VACE blocks (github.com/ali-vilab/VACE):
 `vace_patch_embedding`, `vace_blocks.N.self_attn.q`, ..., `before_proj` of the first block and
@@ -6,9 +6,7 @@ Its names are those of Wan's own code with VACE blocks (github.com/ali-vilab/VAC
 trainer wrapped the network in stands before these names and is cut off.
 
 `before_proj` follows `vace_patch_embedding` directly, and both are linear, so here they become
-one layer. Ours is told geometry besides the latents; its weights for that start at zero.
-
-The whole large model with random weights, made where it runs: for timing, never for looking.
+one layer. Ours takes geometry besides the latents; its weights for that start at zero.
 """
 
 from __future__ import annotations
@@ -290,7 +288,7 @@ def _fold_first_projection(found: dict[str, Tensor]) -> None:
 
 
 def _widen_embedding(found: dict[str, Tensor], wanted: tuple[int, ...]) -> None:
-    """Zero weights for the geometry channels, which a reference branch is not told."""
+    """Zero weights for the geometry channels, which a reference branch does not take."""
     from mirage_ros.models.mini.aligner import GEOMETRY_CHANNELS
 
     kernel = found.get("patch_embedding.weight")
