@@ -17,9 +17,9 @@ from sensor_msgs.msg import Image
 
 from mirage_ros.resources import share_path
 from mirage_ros.ros.callbacks import LazyPublisher
+from mirage_ros.ros.chunks import PATIENCE_S
 from mirage_ros.ros.messages.conversions import SECOND_NS
 from mirage_ros.ros.node import LOCAL_FILE, PROFILES, repair_soon
-from mirage_ros.ros.outbox import PATIENCE_S
 
 TOPIC = "color/image_raw"
 FRAMES = 48

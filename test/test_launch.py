@@ -83,7 +83,7 @@ def test_rviz_shows_topics_that_the_node_publishes():
 
 
 def test_the_shipped_rig_is_three_cameras():
-    rig_config = pytest.importorskip("mirage_ros.ros.rig_config", exc_type=ImportError)
+    rig_config = pytest.importorskip("mirage_ros.ros.cameras", exc_type=ImportError)
     front, left, right = rig_config.read_rig("three")
     assert (front.name, left.name, right.name) == ("front", "left", "right")
     # Optical axes: the left camera looks to the left, so its z axis points along -x.

@@ -22,6 +22,7 @@ from tf2_msgs.msg import TFMessage
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.recording.recovery import recover
+from mirage_ros.ros.callbacks import defer
 from mirage_ros.ros.messages.conversions import camera_info_to_ros, transform_to_ros
 from mirage_ros.ros.messages.images import depth_to_ros, mask_to_ros, picture_to_ros
 from mirage_ros.ros.playback import FrameAssembler
@@ -142,24 +143,33 @@ class SlowRecording:
         return "Recorded 3 frames."
 
 
-def fake_node() -> SimpleNamespace:
-    """Notes what is answered, and has guard conditions that a thread can trigger."""
-    node = SimpleNamespace(answers=[], woken=threading.Event(), logged=[])
-    node.context = SimpleNamespace(ok=lambda: True)
-    node.create_guard_condition = lambda callback: SimpleNamespace(trigger=node.woken.set)
-    service = SimpleNamespace(send_response=lambda answer, header: node.answers.append(answer))
-    node.create_service = lambda kind, name, callback: node.__dict__.update(
-        ask=lambda request: service.send_response(callback(request, Record.Response()), None)
-    ) or service  # fmt: skip
-    node.get_logger = lambda: SimpleNamespace(info=node.logged.append, error=node.logged.append)
-    return node
+class Asked:
+    """Endpoints of one service: notes what is answered, and has a guard condition that a thread can trigger."""
+
+    def __init__(self) -> None:
+        self.answers, self.woken, self.logged = [], threading.Event(), []
+        self.running = lambda: True
+
+    def guard_condition(self, callback) -> SimpleNamespace:
+        return SimpleNamespace(trigger=self.woken.set)
+
+    def service(self, kind, name, callback) -> None:
+        service = SimpleNamespace(send_response=lambda answer, header: self.answers.append(answer))
+        defer(service)
+        self.ask = lambda request: service.send_response(callback(request, Record.Response()), None)
+
+    def recorder(self, *recordings: SlowRecording) -> RecordService:
+        """The service, which makes these recordings one after the other."""
+        log, left = SimpleNamespace(info=self.logged.append, error=self.logged.append), iter(recordings)
+        return RecordService(self, lambda path: next(left), lambda: "", None, log)
 
 
 @pytest.mark.parametrize("error", ["", "The disk is full."])
 def test_the_end_of_a_recording_does_not_hold_up_the_node(error):
-    node, go = fake_node(), threading.Event()
-    service = RecordService(node)
-    service._recording = recording = SlowRecording(go, error)
+    node, go = Asked(), threading.Event()
+    recording = SlowRecording(go, error)
+    service = node.recorder(recording)
+    service.start("walk.mcap")
     node.ask(Record.Request(start=False))
     # The executor is free again, and nobody was answered yet.
     assert recording.left_s < 0.1 and node.answers == []
@@ -174,10 +184,11 @@ def test_the_end_of_a_recording_does_not_hold_up_the_node(error):
 
 
 def test_a_change_of_state_that_ends_a_recording_is_answered_when_it_is_whole():
-    node, go, answers = fake_node(), threading.Event(), []
-    service = RecordService(node)
+    node, go, answers = Asked(), threading.Event(), []
+    recording = SlowRecording(go)
+    service = node.recorder(recording)
     assert service.when_ended("at once") == "at once"
-    service._recording = recording = SlowRecording(go)
+    service.start("walk.mcap")
     service.leave_off()
     service.when_ended("later").bind(answers.append)
     # The executor is free again.
@@ -189,11 +200,12 @@ def test_a_change_of_state_that_ends_a_recording_is_answered_when_it_is_whole():
 
 
 def test_a_node_that_ends_waits_for_its_recordings():
-    node, go = fake_node(), threading.Event()
-    service = RecordService(node)
-    service._recording = SlowRecording(go)
+    node, go = Asked(), threading.Event()
+    other = SlowRecording(go)
+    service = node.recorder(SlowRecording(go), other)
+    service.start("walk.mcap")
     node.ask(Record.Request(start=False))
-    service._recording = other = SlowRecording(go)
+    service.start("other.mcap")
     threading.Timer(0.3, go.set).start()
     service.end()
     assert other.left_s == 2.0 and node.logged == ["Recorded 3 frames."]

@@ -9,7 +9,7 @@ from fakes import PixelModel
 from mirage_ros.data.seeds import level_camera_pose
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.ros.rig_config import mounted, read_rig
+from mirage_ros.ros.cameras import mounted, read_rig
 from mirage_ros.ros.tf_buffer import Buffer
 from mirage_ros.ros.worker.commands import Planned
 from mirage_ros.world.rig import Rig

@@ -15,11 +15,12 @@ from mirage_ros.data.seeds import Seed, level_camera_pose
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Frame
+from mirage_ros.ros.chunk_timing import Pacing
+from mirage_ros.ros.chunks import IN_FLIGHT, Rollout
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.inputs import SeedInput
 from mirage_ros.ros.messages.conversions import stamp_to_ros
 from mirage_ros.ros.plan import Plan, PlanConfig
-from mirage_ros.ros.rollout import IN_FLIGHT, Rollout
 from mirage_ros.ros.tf_buffer import Buffer
 from mirage_ros.ros.worker.commands import Done, Failed, ModelReady, Reset, Step, WorkerConfig
 from mirage_ros.ros.worker.engine import resized_frame
@@ -85,6 +86,7 @@ class Fed:
         self.buffer, self.config = Buffer(), config
         self.plan = Plan(PlanConfig("world", config.camera_frame), self.buffer)
         self.woken = threading.Event()
+        self.pacing = Pacing(self.plan)
         self.rollout = Rollout(self.plan, make_model, WorkerConfig(), self.woken.set)
         self.results = []
         self.most_in_flight = 0
@@ -104,7 +106,7 @@ class Fed:
             while (result := self.rollout.take()) is not None:
                 self.results.append(result)
             if pump:
-                self.rollout.pump(self.config, time.monotonic(), time.time_ns())
+                self.rollout.pump(self.pacing, self.config, time.monotonic(), time.time_ns())
             self.most_in_flight = max(self.most_in_flight, self.rollout.in_flight)
 
     def rendered(self) -> list[int]:
@@ -135,8 +137,8 @@ def test_all_that_is_planned_is_rendered_the_last_chunk_in_part(fed):
     assert one.most_in_flight <= IN_FLIGHT
     chunks = [r for r in one.results if isinstance(r, Done) and isinstance(r.command, Step)]
     assert [len(result.chunk.frames) for result in chunks] == [4, 4, 2]
-    one.run(lambda fed: fed.rollout.waiting)
-    assert "all of it is rendered" in one.rollout.waiting
+    one.run(lambda fed: fed.pacing.waiting)
+    assert "all of it is rendered" in one.pacing.waiting
     one.run(lambda fed: fed.results[-1].points is not None)
 
 

@@ -12,9 +12,9 @@ from mirage_ros.cli import main
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.resources import user_path
+from mirage_ros.ros.cameras import read_rig
 from mirage_ros.ros.diagnostics import Health
-from mirage_ros.ros.rig_config import read_rig
-from mirage_ros.ros.services.worlds import (
+from mirage_ros.ros.worlds import (
     UnknownWorld,
     UnsupportedWorld,
     available_worlds,

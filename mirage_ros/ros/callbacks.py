@@ -1,16 +1,8 @@
-"""Service answers that come later, and goals that run for long, without a coroutine.
+"""What this project needs of rclpy beyond what it brings: guarded callbacks, late answers, lazy publishers.
 
-rclpy's executors poll a coroutine that awaits something over and over, which takes a whole core
-from inference; so callbacks return at once here and the answer is sent when it is there.
-
-Being told to end while rclpy is in the middle of a call.
-
-A publisher that does its work only when somebody listens, and that knows who lags behind.
-
-A node whose callbacks may fail: that is told and answered, and the node goes on.
-
-rclpy's executors raise again what a callback raises. One message that nobody has thought of would
-end the simulation for everybody.
+rclpy's executors raise again what a callback raises: one message that nobody has thought of would end the
+simulation for everybody. They poll a coroutine that awaits something over and over, which takes a whole core
+from inference; so callbacks return at once here, and the answer is sent when it is there.
 """
 
 from __future__ import annotations
@@ -25,7 +17,6 @@ import rclpy
 from rcl_interfaces.msg import ParameterType, SetParametersResult
 from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
-from rclpy.action.server import GoalEvent
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode
@@ -150,7 +141,7 @@ class GuardedNode(LifecycleNode):
             try:
                 return callback(*args, **kwargs)
             except Exception as error:  # noqa: BLE001 - whatever it is, the node has to live
-                self.tell(error)
+                self.report_error(error)
 
         return call
 
@@ -162,11 +153,11 @@ class GuardedNode(LifecycleNode):
             try:
                 return callback(request, response)
             except Exception as error:  # noqa: BLE001 - whoever asked has to be answered
-                return refused(type(response)(), self.tell(error), request)
+                return refused(type(response)(), self.report_error(error), request)
 
         return call
 
-    def tell(self, error: Exception) -> str:
+    def report_error(self, error: Exception) -> str:
         """Log and diagnostics; returns the sentence."""
         if isinstance(error, MirageError):
             text = str(error)
@@ -271,6 +262,15 @@ def defer(service) -> None:
     service.send_response = send_response
 
 
+class _DeferredServer(ActionServer):
+    """A goal that is accepted is executing from then on; what concludes it comes later, by `Goal.finish`."""
+
+    def notify_execute(self, goal_handle, execute_callback) -> None:
+        """Runs what concludes a goal; without it there is nothing to run yet."""
+        if execute_callback is not None:
+            super().notify_execute(goal_handle, execute_callback)
+
+
 class LongAction:
     """An action of which one goal runs at a time.
 
@@ -290,8 +290,8 @@ class LongAction:
         self.kind = kind
         self._begin, self._cancel = begin, cancel
         self._goals: dict[bytes, Goal] = {}
-        self._tell = node.tell
-        self.server = ActionServer(
+        self._report_error = node.report_error
+        self.server = _DeferredServer(
             node,
             kind,
             name,
@@ -305,8 +305,7 @@ class LongAction:
         )
 
     def _accepted(self, handle) -> None:
-        # Executing from here on; what concludes it is handed to the server by `finish`.
-        handle._update_state(GoalEvent.EXECUTE)
+        handle.execute()
         goal = Goal(self, handle)
         self._goals[bytes(handle.goal_id.uuid)] = goal
         self._guarded(self._begin, goal)
@@ -323,7 +322,7 @@ class LongAction:
         try:
             act(goal)
         except Exception as error:  # noqa: BLE001 - whoever sent the goal has to be answered
-            goal.finish(refused(self.kind.Result(), self._tell(error)), success=False)
+            goal.finish(refused(self.kind.Result(), self._report_error(error)), success=False)
 
     def forget(self, goal: Goal) -> bool:
         """False if it was forgotten before."""
@@ -361,3 +360,21 @@ class Goal:
 
         if self.action.forget(self):
             self.action.server.notify_execute(self.handle, conclude)
+
+
+class Endpoints:
+    """What services are offered through: all of it guarded, see GuardedNode."""
+
+    def __init__(self, node: GuardedNode) -> None:
+        self._node = node
+        self.guard_condition = node.create_guard_condition
+        self.running: Callable[[], bool] = node.context.ok
+
+    def service(self, kind: type, name: str, callback: Callable[[Any, Any], Any]) -> None:
+        """See `create_service`."""
+        create_service(self._node, kind, name, callback)
+
+    def action(
+        self, kind: type, name: str, begin: Callable[[Goal], None], cancel: Callable[[Goal], None]
+    ) -> LongAction:
+        return LongAction(self._node, kind, name, begin, cancel)

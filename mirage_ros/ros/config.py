@@ -1,19 +1,8 @@
-"""The node's parameters as one frozen value; no ROS, so that the worker's process can have it.
-
-The model that the node's parameters name.
-"""
+"""The node's parameters as one frozen value; no ROS, so that the worker's process can have it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import yaml
-
-from mirage_ros.errors import MirageError
-
-if TYPE_CHECKING:
-    from mirage_ros.protocol import WorldModel
 
 
 @dataclass(frozen=True)
@@ -65,27 +54,3 @@ class NodeConfig:
     jpeg_quality: int = 90
     delta_bytes_per_s: float = 1e6
     worker_silence_s: float = 60.0
-
-
-PRELOAD = ("mirage_ros.models.pretrained",)
-
-
-def shipped_model(config: NodeConfig) -> WorldModel:
-    """Loads it; runs in the worker's process."""
-    from mirage_ros.models.pretrained import load_model
-
-    return load_model(config.model, device=config.device, settings=model_settings(config))
-
-
-def model_settings(config: NodeConfig) -> dict:
-    """What the parameters say of a large model's settings; MirageError when it is no mapping."""
-    try:
-        settings = yaml.safe_load(config.model_settings) or {}
-    except yaml.YAMLError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise MirageError(
-            f"model_settings is {config.model_settings!r}; give a mapping such as "
-            "'{steps: 4, size: [480, 832]}'."
-        )
-    return settings | ({"prompt": config.prompt} if config.prompt else {})

@@ -1,4 +1,5 @@
-"""What is wrong and how fast it goes: one log line per problem, and what /diagnostics shows."""
+"""What is wrong and how fast it goes: one log line per problem, and /diagnostics once a second and as soon as
+something is wrong."""
 
 from __future__ import annotations
 
@@ -7,11 +8,15 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
 
 from mirage_ros.protocol import Chunk
 
+OK, WARN = DiagnosticStatus.OK, DiagnosticStatus.WARN
+PERIOD_S = 1.0
 # A problem that is over stays visible this long, so that a 1 Hz listener cannot miss it.
 SHOWN_S = 5.0
 REPEAT_S = 60.0
@@ -132,14 +137,84 @@ class Figures:
         return sum(item[0] for item in self._recent) / seconds if seconds else 0.0
 
 
-def status(
-    name: str, level: bytes, message: str, values: dict[str, object] | None = None
-) -> DiagnosticStatus:
+@dataclass(frozen=True)
+class Status:
+    """How one part of the node is."""
+
+    level: bytes
+    text: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def worst(health: Health, *topics: str) -> tuple[bytes, str]:
+    """The worst level of these topics, and all that is wrong at that level."""
+    states = [health.state(topic)[:2] for topic in topics]
+    level = max(level for level, _ in states)
+    return level, " ".join(text for other, text in states if other == level and text)
+
+
+class Reporter:
+    """Publishes /diagnostics, and looks for nodes that stand in this one's way.
+
+    Args:
+        node: whose clock, name and wall timers are used.
+        condition: gives how each part is.
+        shared: topics of this node that others publish, too, and who they are.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        health: Health,
+        condition: Callable[[], list[tuple[str, Status]]],
+        shared: Callable[[], dict[str, list[str]]],
+    ) -> None:
+        self._node, self._health, self._condition, self._shared = node, health, condition, shared
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+
+    def look_around(self) -> None:
+        """Whether another node has this one's name, or publishes what it publishes."""
+        node, health = self._node, self._health
+        own = node.get_fully_qualified_name()
+        names = [
+            f"{namespace.rstrip('/')}/{name}"
+            for name, namespace in node.get_node_names_and_namespaces()
+        ]
+        shared = self._shared()
+        others = sorted({name for names in shared.values() for name in names} - {own})
+        if names.count(own) > 1:
+            health.error(
+                "graph",
+                f"{names.count(own)} nodes are called {own}: frames come from each of them and any "
+                "of them answers. Start one under another name (--ros-args -r __node:=...) or "
+                "namespace (-r __ns:=...); one that was killed is listed for up to 20 s.",
+            )
+        elif others:
+            health.warn(
+                "graph",
+                f"{', '.join(sorted(shared))} are also published by {', '.join(others)}: who "
+                "subscribes gets both. End the other one, or start one in another namespace "
+                "(--ros-args -r __ns:=...).",
+            )
+        else:
+            health.ok("graph")
+
+    def publish(self) -> None:
+        message = DiagnosticArray()
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        name = self._node.get_fully_qualified_name().lstrip("/")
+        message.status = [
+            _status_to_ros(f"{name}: {part}", status) for part, status in self._condition()
+        ]
+        self._publisher.publish(message)
+
+
+def _status_to_ros(name: str, status: Status) -> DiagnosticStatus:
     """One entry of the array; floats get four digits."""
     pairs = [
         KeyValue(key=key, value=f"{value:.4g}" if isinstance(value, float) else str(value))
-        for key, value in (values or {}).items()
+        for key, value in status.values.items()
     ]
     return DiagnosticStatus(
-        level=level, name=name, message=message, hardware_id="mirage", values=pairs
+        level=status.level, name=name, message=status.text, hardware_id="mirage", values=pairs
     )

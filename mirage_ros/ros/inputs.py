@@ -1,8 +1,5 @@
-"""A new world from a live camera: seed/image, seed/camera_info and, if it comes, seed/depth.
-
-Prompts from a topic: what the chunks after the ones at work are to show.
-
-Real pictures with depth on observe/*: what a camera sees is written over what was imagined.
+"""What comes in beside the plan: live pictures for a new world (seed/*), real pictures with depth that are written over
+what was imagined (observe/*), and prompts, which say what the next chunks are to show (prompt).
 """
 
 from __future__ import annotations
@@ -11,7 +8,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
@@ -22,39 +18,36 @@ from mirage_ros.data.seeds import Seed
 from mirage_ros.errors import MirageError
 from mirage_ros.ros.messages.conversions import camera_from_ros, stamp_from_ros
 from mirage_ros.ros.messages.images import depth_from_ros, picture_from_ros
+from mirage_ros.ros.session import Session
 from mirage_ros.ros.tracks import TransformError
 from mirage_ros.ros.worker.commands import Done, Failed, Observe, Prompt
 
-if TYPE_CHECKING:
-    from mirage_ros.ros.mirage_node import MirageNode
-
-
-TOPIC = "prompt"
+PROMPT = "prompt"
 
 
 class PromptInput:
     """Hands each message of `prompt` to the model, and says in diagnostics when it reads none."""
 
-    def __init__(self, node: MirageNode) -> None:
-        self._node = node
-        node.create_subscription(String, TOPIC, self._on_prompt, 10)
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
-    def _on_prompt(self, message: String) -> None:
-        node = self._node
-        if node.rollout is None:
-            node.health.error(TOPIC, "A prompt came before the node was configured; send it again.")
+    def add(self, message: String) -> None:
+        """Callback of prompt."""
+        session = self._session
+        if session.rollout is None:
+            session.health.error(PROMPT, "A prompt came before the node was configured; send it again.")
             return
         try:
-            node.rollout.submit(Prompt(message.data), self._finished)
+            session.rollout.submit(Prompt(message.data), self._finished)
         except MirageError as error:
-            node.health.error(TOPIC, str(error))
+            session.health.error(PROMPT, str(error))
 
     def _finished(self, result) -> None:
         if isinstance(result, Failed):
-            self._node.health.error(TOPIC, result.message)
+            self._session.health.error(PROMPT, result.message)
         else:
-            self._node.health.ok(TOPIC)
-            self._node.get_logger().info(f"The prompt is now {result.command.text!r}.")
+            self._session.health.ok(PROMPT)
+            self._session.host.log.info(f"The prompt is now {result.command.text!r}.")
 
 
 KEPT_STAMPS = 8
@@ -199,8 +192,59 @@ class SeedInput:
             self.rearm()
 
 
+class LiveSeeds:
+    """Makes a new world of each seed that comes on seed/*.
+
+    Args:
+        begin: queues a world from a seed, to begin at a stamp (ns). Raises MirageError.
+    """
+
+    def __init__(self, session: Session, begin: Callable[[Seed, int], None]) -> None:
+        self._session, self._begin, self._input = session, begin, SeedInput()
+        session.on_seed_wanted.append(self._input.rearm)
+
+    def add(self, kind: str, message: Image | CameraInfo) -> None:
+        """Callback of seed/<kind>."""
+        try:
+            self._input.add(kind, message, time.monotonic())
+        except MirageError as error:
+            self._session.health.error("seed", str(error))
+
+    def poll(self) -> None:
+        """Passes a matched set on as soon as it is there."""
+        session, now_s = self._session, time.monotonic()
+        lacking = self._input.unmatched(now_s)
+        if lacking:
+            session.health.warn("seed", f"A seed lacks {lacking} of the same stamp; send it.")
+        world = session.config.world_frame
+        ready = self._input.poll(
+            now_s, lambda frame, stamp_ns: session.buffer.matrix(world, frame, stamp_ns)
+        )
+        if ready is not None:
+            self._take(*ready)
+
+    def _take(self, messages: dict, pose: np.ndarray | None) -> None:
+        session, header = self._session, messages["image"].header
+        if pose is None:
+            pose = session.cameras.first
+            session.host.log.info(
+                f"TF has no '{header.frame_id}' at the seed's stamp: the new world starts where "
+                "the camera is."
+            )
+        try:
+            seed = seed_from_ros(messages, pose, session.config.seed_rectified)
+        except MirageError as error:
+            self._input.rearm()
+            session.health.error("seed", f"No new world from seed/image: {error}")
+            return
+        try:
+            self._begin(seed, stamp_from_ros(header.stamp))
+        except MirageError as error:
+            session.health.error("seed", str(error))
+
+
 POSE_WAIT_S = 0.5
-TOPIC_OBSERVATIONS = "observe"
+OBSERVE = "observe"
 
 
 class Observations:
@@ -210,8 +254,8 @@ class Observations:
         written: observations that are in the memory.
     """
 
-    def __init__(self, node: MirageNode) -> None:
-        self._node = node
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._matcher = ExactMatcher()
         self._matched: tuple[float, dict] | None = None
         self._at_work = False
@@ -226,8 +270,8 @@ class Observations:
 
     def poll(self) -> None:
         """Passes one on as soon as all of it is there; the newest waits while one is at work."""
-        node, now_s = self._node, time.monotonic()
-        if self._at_work or node.rollout is None or not node.rollout.has_world:
+        session, now_s = self._session, time.monotonic()
+        if self._at_work or not session.has_world:
             return
         if self._matched is None:
             messages = self._matcher.take(now_s)
@@ -247,16 +291,16 @@ class Observations:
             self._left_out(error)
 
     def _left_out(self, reason: MirageError | str) -> None:
-        self._node.health.error(TOPIC_OBSERVATIONS, f"An observation was left out: {reason}")
+        self._session.health.error(OBSERVE, f"An observation was left out: {reason}")
 
     def _command(self, messages: dict) -> Observe:
-        node, header = self._node, messages["image"].header
+        session, header = self._session, messages["image"].header
         if "depth" not in messages:
             raise MirageError("observe/depth of its stamp is missing; send depth with it.")
         stamp_ns = stamp_from_ros(header.stamp)
-        pose = node.buffer.matrix(node.config.world_frame, header.frame_id, stamp_ns)
-        seed = seed_from_ros(messages, pose, node.config.seed_rectified)
-        return Observe(seed, stamp_ns, node.config.cloud_period_s)
+        pose = session.buffer.matrix(session.config.world_frame, header.frame_id, stamp_ns)
+        seed = seed_from_ros(messages, pose, session.config.seed_rectified)
+        return Observe(seed, stamp_ns, session.config.cloud_period_s)
 
     def _submit(self, command: Observe) -> None:
         def then(result: Done | Failed) -> None:
@@ -265,7 +309,7 @@ class Observations:
                 self._left_out(result.message)
             else:
                 self.written += 1
-                self._node.health.ok(TOPIC_OBSERVATIONS)
+                self._session.health.ok(OBSERVE)
 
-        self._node.rollout.submit(command, then)
+        self._session.rollout.submit(command, then)
         self._at_work = True

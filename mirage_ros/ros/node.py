@@ -2,8 +2,6 @@
 
 Imports take a second, so they happen inside `main`, where Ctrl-C is heeded. The networks live in
 the worker's process and are imported there.
-
-What the process asks of its DDS beyond QoS, unless the user has settled it already.
 """
 
 from __future__ import annotations
@@ -17,16 +15,41 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from mirage_ros.errors import MirageError
 from mirage_ros.resources import share_path, user_path
 
 if TYPE_CHECKING:
+    from mirage_ros.protocol import WorldModel
+    from mirage_ros.ros.config import NodeConfig
     from mirage_ros.ros.mirage_node import MirageNode, ModelFactory
 
-
+PRELOAD = ("mirage_ros.models.pretrained",)
 PROFILES = "FASTDDS_DEFAULT_PROFILES_FILE"
 # Fast DDS reads a file of this name in the working folder by itself.
 LOCAL_FILE = "DEFAULT_FASTDDS_PROFILES.xml"
+
+
+def shipped_model(config: NodeConfig) -> WorldModel:
+    """Loads it; runs in the worker's process."""
+    from mirage_ros.models.pretrained import load_model
+
+    return load_model(config.model, device=config.device, settings=model_settings(config))
+
+
+def model_settings(config: NodeConfig) -> dict:
+    """What the parameters say of a large model's settings; MirageError when it is no mapping."""
+    try:
+        settings = yaml.safe_load(config.model_settings) or {}
+    except yaml.YAMLError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise MirageError(
+            f"model_settings is {config.model_settings!r}; give a mapping such as "
+            "'{steps: 4, size: [480, 832]}'."
+        )
+    return settings | ({"prompt": config.prompt} if config.prompt else {})
 
 
 def repair_soon(
@@ -60,13 +83,12 @@ def main(argv: Sequence[str] | None = None, make_model: ModelFactory | None = No
         arguments = ros_arguments(sys.argv[1:] if argv is None else list(argv))
         start_up = _StartUp()
         repair_soon()
-        from mirage_ros.ros.config import shipped_model
         from mirage_ros.ros.mirage_node import MirageNode
 
         start_up.check()
         _init(arguments)
         start_up.check()
-        node = MirageNode(make_model or shipped_model)
+        node = MirageNode(make_model or shipped_model, PRELOAD if make_model is None else ())
         _spin(node)
     except MirageError as error:
         print(f"mirage node: {error}", file=sys.stderr)
@@ -149,7 +171,7 @@ def _end(node: MirageNode | None, code: int) -> int:
 
     node.close()
     leave()
-    code = 1 if node.failed else code
+    code = 1 if node.session.model_failed else code
     node.destroy_node()
     rclpy.try_shutdown()
     sys.stdout.flush()

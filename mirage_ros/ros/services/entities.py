@@ -5,8 +5,7 @@ Which entities a filter of the standard lets pass: by name, and by where they ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import regex
@@ -21,28 +20,25 @@ from simulation_interfaces.srv import (
 )
 
 from mirage_ros.errors import MirageError
-from mirage_ros.ros.callbacks import create_service
+from mirage_ros.ros.callbacks import Endpoints
+from mirage_ros.ros.cameras import RigCamera
 from mirage_ros.ros.messages.conversions import (
     pose_from_ros,
     pose_to_ros,
     stamp_to_ros,
     twist_to_ros,
 )
-from mirage_ros.ros.services.answers import (
+from mirage_ros.ros.services import (
     FAILED,
     INCORRECT_STATE,
     NOT_FOUND,
     OK,
     UNSUPPORTED,
     answered,
-    lacking,
     tags_match,
 )
+from mirage_ros.ros.session import Session
 from mirage_ros.ros.tracks import TransformError
-
-if TYPE_CHECKING:
-    from mirage_ros.ros.mirage_node import MirageNode
-
 
 # So much of a filter is worth repeating.
 SHOWN = 200
@@ -124,22 +120,25 @@ START = "start"
 
 
 class Entities:
-    """get_entities, get_entities_states, get_entity_state, set_entity_state, get_named_poses."""
+    """get_entities, get_entities_states, get_entity_state, set_entity_state, get_named_poses.
 
-    def __init__(self, node: MirageNode) -> None:
-        self._node = node
-        create_service(node, GetEntities, "~/get_entities", self._list)
-        create_service(node, GetEntitiesStates, "~/get_entities_states", self._states)
-        create_service(node, GetEntityState, "~/get_entity_state", self._get)
-        create_service(node, SetEntityState, "~/set_entity_state", self._set)
-        create_service(node, GetNamedPoses, "~/get_named_poses", self._poses)
+    Args:
+        names: of the cameras.
+        rig: the same cameras with their mounts; empty for one camera without a rig.
+    """
 
-    @property
-    def _names(self) -> list[str]:
-        return [camera.name for camera in self._node.output.cameras]
+    def __init__(
+        self, session: Session, names: Sequence[str], rig: Sequence[RigCamera], endpoints: Endpoints
+    ) -> None:
+        self._session, self._names, self._rig = session, list(names), rig
+        endpoints.service(GetEntities, "~/get_entities", self._list)
+        endpoints.service(GetEntitiesStates, "~/get_entities_states", self._states)
+        endpoints.service(GetEntityState, "~/get_entity_state", self._get)
+        endpoints.service(SetEntityState, "~/set_entity_state", self._set)
+        endpoints.service(GetNamedPoses, "~/get_named_poses", self._poses)
 
     def _list(self, request, response):
-        reason = lacking(self._node)
+        reason = self._session.lacking()
         if reason:
             return answered(response, INCORRECT_STATE, reason)
         try:
@@ -173,11 +172,11 @@ class Entities:
         return answered(response)
 
     def _state(self, entity: str) -> EntityState:
-        node = self._node
+        session = self._session
         state = EntityState(pose=pose_to_ros(self._pose(entity)))
-        state.twist = twist_to_ros(*node.cameras.twist(self._names.index(entity)))
-        state.header.frame_id = node.config.world_frame
-        state.header.stamp = stamp_to_ros(self._now_ns())
+        state.twist = twist_to_ros(*session.cameras.twist(self._names.index(entity)))
+        state.header.frame_id = session.config.world_frame
+        state.header.stamp = stamp_to_ros(self._session.now_ns)
         return state
 
     def _set(self, request, response):
@@ -195,13 +194,13 @@ class Entities:
         if request.entity != self._names[0]:
             reason = f"'{request.entity}' is mounted on the rig; set '{self._names[0]}'."
             return answered(response, FAILED, reason)
-        if self._node.plan.pending():
+        if self._session.plan.pending():
             reason = "The camera follows the plan on TF; it has poses that are not rendered yet."
             return answered(response, FAILED, reason)
         return self._move(request.state, response)
 
     def _move(self, state, response):
-        node, world = self._node, self._node.config.world_frame
+        session, world = self._session, self._session.config.world_frame
         frame = state.header.frame_id or world
         try:
             pose = pose_from_ros(state.pose)
@@ -209,27 +208,27 @@ class Entities:
             return answered(response, SetEntityState.Response.INVALID_POSE, str(error))
         try:
             if frame != world:
-                pose = node.buffer.matrix(world, frame, self._now_ns()) @ pose
+                pose = session.buffer.matrix(world, frame, self._session.now_ns) @ pose
         except TransformError as error:
             return answered(response, NOT_FOUND, str(error))
-        node.rollout.replan()
+        session.rollout.replan()
         planned = pose @ np.linalg.inv(self._mount(0))
-        node.plan.rest_at(planned)
-        node.cameras.placed(pose)
+        session.plan.rest_at(planned)
+        session.cameras.placed(pose)
         return answered(response)
 
     def _poses(self, request, response):
-        reason = lacking(self._node)
+        reason = self._session.lacking()
         if reason:
             return answered(response, INCORRECT_STATE, reason)
         if tags_match(request.tags, [START]):
-            pose = pose_to_ros(self._node.world.start_pose)
+            pose = pose_to_ros(self._session.world.start_pose)
             text = "Where the world's seed was taken from."
             response.poses = [NamedPose(name=START, description=text, tags=[START], pose=pose)]
         return answered(response)
 
     def _refusal(self, entity: str) -> tuple[int, str]:
-        reason = lacking(self._node)
+        reason = self._session.lacking()
         if reason:
             return INCORRECT_STATE, reason
         if entity not in self._names:
@@ -237,31 +236,24 @@ class Entities:
             return NOT_FOUND, reason
         return OK, ""
 
-    def _now_ns(self) -> int:
-        """Time of what was published last."""
-        node = self._node
-        if node.sim_clock is not None and node.sim_clock.now_ns is not None:
-            return node.sim_clock.now_ns
-        return node.outbox.last_stamp_ns or 0
-
     def _pose(self, entity: str) -> np.ndarray:
         index = self._names.index(entity)
-        pose = self._node.cameras.pose(index)
+        pose = self._session.cameras.pose(index)
         if pose is not None:
             return pose
         first_from_world = np.linalg.inv(self._mount(0))
-        return self._node.cameras.first @ first_from_world @ self._mount(index)
+        return self._session.cameras.first @ first_from_world @ self._mount(index)
 
     def _mount(self, index: int) -> np.ndarray:
         """planned_from_camera; where only TF knows it, as of now."""
-        node = self._node
-        if not node.rig:
+        session = self._session
+        if not self._rig:
             return np.eye(4)
-        camera = node.rig[index]
+        camera = self._rig[index]
         if camera.planned_from_camera is not None:
             return camera.planned_from_camera
         try:
-            return node.buffer.matrix(node.config.camera_frame, camera.frame, self._now_ns())
+            return session.buffer.matrix(session.config.camera_frame, camera.frame, self._session.now_ns)
         except TransformError:
             return np.eye(4)
 

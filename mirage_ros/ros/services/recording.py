@@ -1,6 +1,4 @@
-"""Recording on request.
-
-A recording that the node makes of itself: it listens to its own topics.
+"""Recording on request: the node listens to its own topics.
 
 What it keeps is what went out, to the byte: a second serialisation would not be, because the
 middleware leaves the gaps between a message's fields as they are in memory.
@@ -11,10 +9,10 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
@@ -25,7 +23,8 @@ from mirage_ros.recording.recorder import Background
 from mirage_ros.recording.recovery import partials_of
 from mirage_ros.recording.topics import PICTURES, TF
 from mirage_ros.resources import user_path
-from mirage_ros.ros.callbacks import Deferred, create_service
+from mirage_ros.ros.callbacks import Deferred, Endpoints
+from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.messages.definitions import message_class
 from mirage_ros.ros.recorder import (
     RecorderConfig,
@@ -36,12 +35,8 @@ from mirage_ros.ros.recorder import (
     recorder_qos,
     written,
 )
-from mirage_ros.ros.topics import recorded_by_node
+from mirage_ros.ros.topics import CameraOutput, recorded_by_node
 from mirage_ros.srv import Record
-
-if TYPE_CHECKING:
-    from mirage_ros.ros.mirage_node import MirageNode
-
 
 WAITING = 1000
 DRAIN_S = 2.0
@@ -59,15 +54,20 @@ class FrameRecording:
         tally: what arrived of the first camera.
     """
 
-    def __init__(self, node: Node, path: str | Path) -> None:
-        """Raises MirageError when nothing can be written there."""
+    def __init__(
+        self, node: Node, path: str | Path, cameras: Sequence[CameraOutput], rate_hz: float
+    ) -> None:
+        """Args: node: whose topics are recorded; cameras: of these pictures.
+
+        Raises MirageError when nothing can be written there.
+        """
         if not str(path):
             raise MirageError("A recording got no path; give a file such as /tmp/walk.mcap.")
         self.path, self.tally = user_path(path).absolute(), Tally()
         self._node = node
-        self._names = recorded_by_node(node, node.output.cameras)
+        self._names = recorded_by_node(node, cameras)
         format = guess_format(self.path)
-        config = RecorderConfig(self.path, format=format, rate_hz=node.config.frame_rate_hz)
+        config = RecorderConfig(self.path, format=format, rate_hz=rate_hz)
         self._sink = open_sink(config)
         self._tf_topic = node.resolve_topic_name(TF)
         self._background = Background(WAITING)
@@ -186,22 +186,34 @@ class RecordService:
 
     The end of a recording may take seconds, videos are read back: on request it is written by a
     thread, and answered by the executor.
+
+    Args:
+        make: begins a recording of a path. Raises MirageError when nothing can be written there.
+        path: gives what the parameter `record` asks for, '' for nothing.
+        log: has `info` and `error`.
     """
 
-    def __init__(self, node: MirageNode) -> None:
-        self._node = node
-        self._recording = None
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        make: Callable[[str], FrameRecording],
+        path: Callable[[], str],
+        health: Health,
+        log: Any,
+    ) -> None:
+        self._make, self._path, self._health, self._log = make, path, health, log
+        self._recording: FrameRecording | None = None
         self._endings: list[_Ending] = []
         self._waiting: list[Callable[[], None]] = []
-        self._ended = node.create_guard_condition(self._answer)
-        node.recording = self
-        create_service(node, Record, "~/record", self._record)
+        self._ended = endpoints.guard_condition(self._answer)
+        self._running = endpoints.running
+        endpoints.service(Record, "~/record", self._record)
 
     def start(self, path: str) -> str:
         """Starts a recording; returns the path really used. Raises MirageError."""
         if self._recording is not None:
             raise MirageError(f"A recording into {self._recording.path} runs; end it first.")
-        recording = _make(self._node, path)
+        recording = self._make(path)
         self._recording = recording
         return str(recording.path)
 
@@ -218,7 +230,7 @@ class RecordService:
     def leave_off(self) -> None:
         """Ends the recording that runs, if one does, while the node goes on; `when_ended` says when it is whole."""
         if self._recording is not None:
-            self.stop(Record.Response()).bind(self._tell)
+            self.stop(Record.Response()).bind(self._log_end)
 
     def when_ended(self, response: Any) -> Any:
         """The response, later where a recording is still being written."""
@@ -229,17 +241,17 @@ class RecordService:
         return deferred
 
     def begin(self) -> None:
-        """Starts what the parameter `record` asks for; tells of an error and goes on."""
-        path = self._node.config.record
+        """Starts what the parameter `record` asks for; reports an error and goes on."""
+        path = self._path()
         if not path or self._recording is not None:
             return
         try:
             self.start(str(unused(user_path(path))))
         except MirageError as error:
-            self._node.health.error("recording", str(error))
+            self._health.error("recording", str(error))
 
     def end(self) -> None:
-        """Ends the recording that runs, if one does; tells of an error and goes on.
+        """Ends the recording that runs, if one does; reports an error and goes on.
 
         Returns when everything is on the disk, recordings that are ending already included.
         """
@@ -247,12 +259,12 @@ class RecordService:
             recording, self._recording = self._recording, None
             try:
                 recording.leave()
-                self._node.get_logger().info(recording.finish())
+                self._log.info(recording.finish())
             except MirageError as error:
-                self._node.get_logger().error(str(error))
+                self._log.error(str(error))
         for ending in self._endings:
             ending.thread.join()
-        if self._node.context.ok():
+        if self._running():
             self._answer()
 
     def _record(self, request, response):
@@ -275,22 +287,21 @@ class RecordService:
             for answer in waiting:
                 answer()
 
-    def _tell(self, ended: Record.Response) -> None:
-        logger = self._node.get_logger()
+    def _log_end(self, ended: Record.Response) -> None:
         # Two lines, because rclpy ties a severity to the line of code that logs.
         if ended.success:
-            logger.info(ended.message)
+            self._log.info(ended.message)
         else:
-            logger.error(ended.message)
+            self._log.error(ended.message)
 
 
 class _Ending:
     """A recording that a thread brings to its end."""
 
-    def __init__(self, recording: FrameRecording, response, tell: Callable[[], None]) -> None:
-        """Begins. `tell` is called by the thread when `response` holds the outcome."""
+    def __init__(self, recording: FrameRecording, response, ended: Callable[[], None]) -> None:
+        """Begins. `ended` is called by the thread when `response` holds the outcome."""
         self.response, self.answer, self.done = response, Deferred(), False
-        self._recording, self._tell = recording, tell
+        self._recording, self._ended = recording, ended
         self.thread = threading.Thread(target=self._finish, name="recording_end", daemon=True)
         self.thread.start()
 
@@ -303,7 +314,7 @@ class _Ending:
         self.done = True
         # The node may have ended meanwhile.
         with suppress(RuntimeError):
-            self._tell()
+            self._ended()
 
 
 def unused(path: Path) -> Path:
@@ -316,11 +327,3 @@ def unused(path: Path) -> Path:
         number += 1
         found = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return found
-
-
-def _make(node: MirageNode, path: str):
-    try:
-        pass
-    except ImportError as error:
-        raise MirageError(f"Recordings are not available here ({error}).") from error
-    return FrameRecording(node, path)

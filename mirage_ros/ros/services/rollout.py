@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from simulation_interfaces.action import SimulateSteps
@@ -16,25 +15,13 @@ from simulation_interfaces.srv import StepSimulation
 
 from mirage_ros.action import GenerateRollout
 from mirage_ros.errors import MirageError
-from mirage_ros.ros.callbacks import Deferred, Goal, LongAction, create_service
+from mirage_ros.ros.callbacks import Deferred, Endpoints, Goal
+from mirage_ros.ros.chunk_timing import PriorityRollout, StepJob, stretched
 from mirage_ros.ros.messages.conversions import poses_from_flat, stamp_to_ros
-from mirage_ros.ros.pacing import Errand, stretched
-from mirage_ros.ros.services.answers import (
-    FAILED,
-    INCORRECT_STATE,
-    LOADING,
-    OK,
-    answered,
-    lacking,
-    ready,
-)
+from mirage_ros.ros.services import FAILED, INCORRECT_STATE, LOADING, OK, answered
 from mirage_ros.ros.services.recording import RecordService
-from mirage_ros.ros.simulation import StepJob
+from mirage_ros.ros.session import Session
 from mirage_ros.srv import Record
-
-if TYPE_CHECKING:
-    from mirage_ros.ros.mirage_node import MirageNode
-
 
 CANCELED = "The steps were canceled."
 
@@ -42,13 +29,11 @@ CANCELED = "The steps were canceled."
 class StepServices:
     """step_simulation and simulate_steps. A step is one frame of every camera."""
 
-    def __init__(self, node: MirageNode) -> None:
-        self._node = node
+    def __init__(self, session: Session, endpoints: Endpoints) -> None:
+        self._session = session
         self._jobs: dict[int, StepJob] = {}
-        create_service(node, StepSimulation, "~/step_simulation", self._step)
-        self._action = LongAction(
-            node, SimulateSteps, "~/simulate_steps", self._begin, self._cancel
-        )
+        endpoints.service(StepSimulation, "~/step_simulation", self._step)
+        endpoints.action(SimulateSteps, "~/simulate_steps", self._begin, self._cancel)
 
     def _step(self, request, response):
         deferred = Deferred()
@@ -61,20 +46,20 @@ class StepServices:
 
     def _try(self, job: StepJob) -> tuple[int, str]:
         """Starts a job; otherwise a code and the reason."""
-        reason = lacking(self._node)
+        reason = self._session.lacking()
         if reason:
             return INCORRECT_STATE, reason
-        if self._node.world.loading:
+        if self._session.loading:
             return INCORRECT_STATE, LOADING
-        if not self._node.active:
+        if not self._session.active:
             return INCORRECT_STATE, "The node is not active; activate it before stepping."
-        if not self._node.check_clock():
-            return FAILED, self._node.health.state("clock")[1]
+        if not self._session.check_clock():
+            return FAILED, self._session.health.state("clock")[1]
         try:
-            self._node.stepper.step(job)
+            self._session.stepper.step(job)
         except MirageError as error:
             return FAILED, str(error)
-        self._node.wake()
+        self._session.host.wake()
         return OK, ""
 
     def _begin(self, goal: Goal) -> None:
@@ -101,8 +86,8 @@ class StepServices:
     def _cancel(self, goal: Goal) -> None:
         """Frames that are being rendered still come, no others."""
         job = self._jobs.get(id(goal))
-        if job is not None and self._node.stepper.job is job:
-            self._node.stepper.call_off(CANCELED)
+        if job is not None and self._session.stepper.job is job:
+            self._session.stepper.call_off(CANCELED)
 
 
 @dataclass
@@ -110,7 +95,7 @@ class Running:
     """A goal under way."""
 
     goal: Goal
-    errand: Errand
+    poses: PriorityRollout
     recording: str
     since_s: float
     done: int = 0
@@ -119,38 +104,36 @@ class Running:
 class RolloutAction:
     """One rollout at a time; a second goal is refused while one runs."""
 
-    def __init__(self, node: MirageNode, record: RecordService) -> None:
-        self._node, self._record = node, record
+    def __init__(self, session: Session, record: RecordService, endpoints: Endpoints) -> None:
+        self._session, self._record = session, record
         self._running: Running | None = None
-        self._action = LongAction(
-            node, GenerateRollout, "~/generate_rollout", self._begin, self._cancel
-        )
-        node.outbox.listeners.append(self._instant)
-        node.failures.append(self._failed)
+        endpoints.action(GenerateRollout, "~/generate_rollout", self._begin, self._cancel)
+        session.on_frames.append(self._published)
+        session.on_failure.append(self._failed)
 
     def _begin(self, goal: Goal) -> None:
-        node, request = self._node, goal.request
+        session, request = self._session, goal.request
         try:
             self._check()
             poses = poses_from_flat(np.frombuffer(request.poses, np.float64))
-            node.rollout.replan()  # what is taken back does not count as rendered
+            session.rollout.replan()  # what is taken back does not count as rendered
             stamps = self._stamps(np.frombuffer(request.stamps_ns, np.int64), len(poses))
             self._check_start(stamps)
             recording = self._record.start(request.recording) if request.recording else ""
         except MirageError as error:
             goal.finish(GenerateRollout.Result(message=str(error)), success=False)
             return
-        errand = Errand(stamps, poses, node.plan)
-        self._running = Running(goal, errand, recording, time.monotonic())
-        node.rollout.pacing.errand = errand
-        node.wake()
+        priority = PriorityRollout(stamps, poses, session.plan)
+        self._running = Running(goal, priority, recording, time.monotonic())
+        session.pacing.priority = priority
+        session.host.wake()
 
     def _check(self) -> None:
-        ready(self._node)
-        if not self._node.active:
+        self._session.require()
+        if not self._session.active:
             raise MirageError("The node is not active; activate it before a rollout.")
-        if not self._node.check_clock():
-            raise MirageError(self._node.health.state("clock")[1])
+        if not self._session.check_clock():
+            raise MirageError(self._session.health.state("clock")[1])
         if self._running is not None:
             raise MirageError("Another rollout runs; wait for it or cancel it.")
 
@@ -164,27 +147,27 @@ class RolloutAction:
             if (np.diff(given) <= 0).any() or given[0] <= 0:
                 raise MirageError("The rollout's stamps must be above 0 and increase.")
             return in_range(given)
-        plan = self._node.plan
+        plan = self._session.plan
         now_ns = plan.cursor_ns
         if now_ns is None:
-            now_ns = self._node.get_clock().now().nanoseconds
+            now_ns = self._session.host.now_ns()
         return in_range(stretched(count, now_ns, plan.config.period_ns))
 
     def _check_start(self, stamps: np.ndarray) -> None:
-        cursor_ns = self._node.plan.cursor_ns
+        cursor_ns = self._session.plan.cursor_ns
         if cursor_ns is not None and stamps[0] <= cursor_ns:
             raise MirageError(
                 f"The rollout starts at {stamps[0]} ns but frames are rendered up to {cursor_ns} "
                 "ns; give later stamps, or none."
             )
 
-    def _instant(self, stamp_ns: int) -> None:
+    def _published(self, stamp_ns: int) -> None:
         """Called with the stamp of each published instant."""
         running = self._running
-        if running is None or stamp_ns < running.errand.stamps_ns[0]:
+        if running is None or stamp_ns < running.poses.stamps_ns[0]:
             return
         running.done += 1
-        total = len(running.errand.stamps_ns)
+        total = len(running.poses.stamps_ns)
         seconds = max(time.monotonic() - running.since_s, 1e-6)
         running.goal.feedback(
             frames_done=running.done, frames_total=total, frames_per_s=running.done / seconds
@@ -194,26 +177,26 @@ class RolloutAction:
 
     def _under_way(self, running: Running) -> bool:
         """Frames were handed out that are not published yet."""
-        return running.errand.next > running.done
+        return running.poses.next > running.done
 
     def _cancel(self, goal: Goal) -> None:
         running = self._running
         if running is None or running.goal is not goal:
             return
-        self._node.rollout.replan()
-        self._node.rollout.pacing.errand = None
+        self._session.rollout.replan()
+        self._session.pacing.priority = None
         if not self._under_way(running):
             self._finish("The rollout was canceled.")
 
     def _failed(self, reason: str) -> None:
         if self._running is not None:
-            self._node.rollout.replan()
+            self._session.rollout.replan()
             self._finish(reason)
 
     def _finish(self, reason: str) -> None:
         running, self._running = self._running, None
-        if self._node.rollout is not None:
-            self._node.rollout.pacing.errand = None
+        if self._session.rollout is not None:
+            self._session.pacing.priority = None
         if not running.recording:
             self._conclude(running, reason)
             return
@@ -237,8 +220,8 @@ class RolloutAction:
             recording=running.recording,
         )
         if running.done:
-            result.first_stamp_ns = int(running.errand.stamps_ns[0])
-            result.last_stamp_ns = int(running.errand.stamps_ns[running.done - 1])
+            result.first_stamp_ns = int(running.poses.stamps_ns[0])
+            result.last_stamp_ns = int(running.poses.stamps_ns[running.done - 1])
         running.goal.finish(result, success=not reason)
 
 

@@ -1,8 +1,8 @@
-"""What the simulator can do, whether it plays, and how it starts over."""
+"""What the simulator can do, whether it plays, how it starts over, and how it is."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from simulation_interfaces.msg import SimulationState, SimulatorFeatures
 from simulation_interfaces.srv import (
@@ -15,20 +15,20 @@ from std_srvs.srv import Trigger
 
 from mirage_ros import __version__
 from mirage_ros.errors import MirageError
-from mirage_ros.ros.callbacks import Deferred, create_service
-from mirage_ros.ros.services.answers import (
+from mirage_ros.ros.callbacks import Deferred, Endpoints
+from mirage_ros.ros.chunks import IN_FLIGHT
+from mirage_ros.ros.diagnostics import OK, WARN, Status, worst
+from mirage_ros.ros.services import (
     FAILED,
     INCORRECT_STATE,
     LOADING,
     UNSUPPORTED,
     answered,
-    lacking,
     outcome,
 )
+from mirage_ros.ros.services.worlds import WorldChanges
+from mirage_ros.ros.session import Session
 from mirage_ros.ros.worker.commands import Failed
-
-if TYPE_CHECKING:
-    from mirage_ros.ros.mirage_node import MirageNode
 
 STOPPED, PLAYING, PAUSED = (
     SimulationState.STATE_STOPPED,
@@ -36,8 +36,7 @@ STOPPED, PLAYING, PAUSED = (
     SimulationState.STATE_PAUSED,
 )
 NAMES = {STOPPED: "stopped", PLAYING: "playing", PAUSED: "paused"}
-# So long the answer has to get out.
-QUIT_S = 0.2
+FULL_SHARE = 0.95
 ENDING = "The simulator is ending."
 SCOPES = {
     ResetSimulation.Request.SCOPE_DEFAULT: (True, True),
@@ -74,46 +73,52 @@ FEATURES = (
 )
 
 
-def simulation_state(node: MirageNode) -> int:
+def simulation_state(session: Session) -> int:
     """One of the STATE_ constants of SimulationState."""
-    if node.stepper.ending:
+    if session.stepper.ending:
         return SimulationState.STATE_QUITTING
-    if node.world.loading:
+    if session.loading:
         return SimulationState.STATE_LOADING_WORLD
-    if node.rollout is None or not node.rollout.has_world:
+    if not session.has_world:
         return SimulationState.STATE_NO_WORLD
-    if node.stepper.stopped:
+    if session.stepper.stopped:
         return STOPPED
     # Nothing plays in a node that is not active, but it will again.
-    return PLAYING if node.stepper.playing and node.active else PAUSED
+    return PLAYING if session.stepper.playing and session.active else PAUSED
 
 
 class StateServices:
     """get_simulator_features, get and set_simulation_state, reset_simulation, reset."""
 
-    def __init__(self, node: MirageNode) -> None:
-        self._node = node
-        create_service(node, GetSimulatorFeatures, "~/get_simulator_features", self._features)
-        create_service(node, GetSimulationState, "~/get_simulation_state", self._get)
-        create_service(node, SetSimulationState, "~/set_simulation_state", self._set)
-        create_service(node, ResetSimulation, "~/reset_simulation", self._reset)
-        create_service(node, Trigger, "~/reset", self._trigger)
+    def __init__(
+        self,
+        session: Session,
+        worlds: WorldChanges,
+        endpoints: Endpoints,
+        shut_down_soon: Callable[[], None],
+    ) -> None:
+        self._session, self._worlds, self._shut_down_soon = session, worlds, shut_down_soon
+        endpoints.service(GetSimulatorFeatures, "~/get_simulator_features", self._features)
+        endpoints.service(GetSimulationState, "~/get_simulation_state", self._get)
+        endpoints.service(SetSimulationState, "~/set_simulation_state", self._set)
+        endpoints.service(ResetSimulation, "~/reset_simulation", self._reset)
+        endpoints.service(Trigger, "~/reset", self._trigger)
 
     def _features(self, request, response):
         response.features.features = list(FEATURES)
         response.features.custom_info = (
-            f"mirage_ros {__version__}, time_mode {self._node.config.time_mode}: a world generated "
+            f"mirage_ros {__version__}, time_mode {self._session.config.time_mode}: a world generated "
             "from one picture, without physics; a step is one frame."
         )
         return response
 
     def _get(self, request, response):
-        response.state.state = simulation_state(self._node)
+        response.state.state = simulation_state(self._session)
         return answered(response)
 
     def _set(self, request, response):
-        node, target = self._node, request.state.state
-        now, kind = simulation_state(node), SetSimulationState.Response
+        target, kind = request.state.state, SetSimulationState.Response
+        now = simulation_state(self._session)
         if target == SimulationState.STATE_QUITTING and target != now:
             return self._quit(response)
         if target not in NAMES and target != SimulationState.STATE_QUITTING:
@@ -123,9 +128,9 @@ class StateServices:
             )
             return answered(response, UNSUPPORTED, reason)
         if now not in NAMES:
-            reason = UNSETTABLE.get(now) or lacking(node)
+            reason = UNSETTABLE.get(now) or self._session.lacking()
             return answered(response, INCORRECT_STATE, reason)
-        if now == target and (target != PAUSED or not node.stepper.playing):
+        if now == target and (target != PAUSED or not self._session.stepper.playing):
             text = f"The simulation is {NAMES[now]} already."
             return answered(response, kind.ALREADY_IN_TARGET_STATE, text)
         if target == PLAYING:
@@ -135,33 +140,32 @@ class StateServices:
         return self._start_over(response, stop=True)
 
     def _play(self, response):
-        node = self._node
-        if not node.active or not node.check_clock():
-            _, text, _ = node.health.state("clock")
+        session = self._session
+        if not session.active or not session.check_clock():
+            _, text, _ = session.health.state("clock")
             reason = text or "The node is not active; activate it first."
             return answered(response, SetSimulationState.Response.STATE_TRANSITION_ERROR, reason)
-        node.stepper.play()
-        node.wake()
+        session.stepper.play()
+        session.host.wake()
         return answered(response)
 
     def _pause(self, response):
-        self._node.stepper.pause()
+        self._session.stepper.pause()
         deferred = Deferred()
-        self._node.outbox.when_calm(lambda: deferred.finish(answered(response)))
+        self._session.queue.when_calm(lambda: deferred.finish(answered(response)))
         return deferred
 
     def _quit(self, response):
         """Ends the process soon; who asked for it is answered first."""
-        node = self._node
-        node.stepper.ending = True
-        node.stepper.pause(stopped=True)
-        node.results.tell(ENDING)
-        node.create_wall_timer(QUIT_S, node.context.try_shutdown)
+        session = self._session
+        session.stepper.ending = True
+        session.stepper.pause(stopped=True)
+        session.end_waits(ENDING)
+        self._shut_down_soon()
         return answered(response)
 
     def _reset(self, request, response):
-        node = self._node
-        reason = lacking(node)
+        reason = self._session.lacking()
         if reason:
             return answered(response, INCORRECT_STATE, reason)
         if request.scope not in SCOPES:
@@ -173,7 +177,7 @@ class StateServices:
         time, state = SCOPES[request.scope]
         if state:
             return self._start_over(response, keep_time=not time)
-        return self._in_time(response, node.world.restart_time)
+        return self._in_time(response, self._worlds.restart_time)
 
     def _trigger(self, request, response):
         """The world back to its seed, the plan forgotten; answers when it is done."""
@@ -185,10 +189,8 @@ class StateServices:
             deferred.finish(response)
 
         try:
-            reason = lacking(self._node, world=False)
-            if reason:
-                raise MirageError(reason)
-            self._node.world.reset(then)
+            self._session.require(world=False)
+            self._worlds.reset(then)
         except MirageError as error:
             response.success, response.message = False, str(error)
             return response
@@ -196,9 +198,9 @@ class StateServices:
 
     def _start_over(self, response, keep_time: bool = False, stop: bool = False):
         if stop:
-            self._node.stepper.pause(stopped=True)
+            self._session.stepper.pause(stopped=True)
         return self._in_time(
-            response, lambda then: self._node.world.reset(then, keep_time=keep_time)
+            response, lambda then: self._worlds.reset(then, keep_time=keep_time)
         )
 
     def _in_time(self, response, act):
@@ -209,3 +211,95 @@ class StateServices:
         except MirageError as error:
             return answered(response, FAILED, str(error))
         return deferred
+
+
+class Condition:
+    """How node, model, worker, world, plan, inference and memory are, for /diagnostics."""
+
+    def __init__(self, session: Session) -> None:
+        self._session, self._health, self._figures = session, session.health, session.figures
+
+    def __call__(self) -> list[tuple[str, Status]]:
+        return [
+            ("node", self._node()),
+            ("model", self._model()),
+            ("worker", self._worker()),
+            ("world", self._world()),
+            ("plan", self._plan()),
+            ("inference", self._inference()),
+            ("memory", self._memory()),
+        ]
+
+    def _node(self) -> Status:
+        level, text = worst(self._health, "callback", "recording", "graph")
+        return Status(level, text or "answering")
+
+    def _model(self) -> Status:
+        if self._session.model_failed:
+            return Status(*self._health.state("model")[:2])
+        if self._session.rollout is None:
+            return Status(OK, "not configured")
+        model = self._session.rollout.model
+        if model is None:
+            return Status(WARN, "loading")
+        size = f"{model.size[1]} x {model.size[0]}"
+        values = {"name": model.name, "size": size, "chunk_frames": model.chunk_frames}
+        return Status(OK, "ready", values)
+
+    def _worker(self) -> Status:
+        level, text = worst(self._health, "worker", "snapshot")
+        rollout = self._session.rollout
+        values = {"pid": rollout and rollout.worker_pid, "restarts": self._figures.restarts}
+        return Status(level, text or "at work", values)
+
+    def _world(self) -> Status:
+        values = {"errors": self._health.errors, "last_error": self._health.last_error}
+        level, text = worst(self._health, "world", "seed", "observe", "prompt")
+        if level == OK and not self._session.has_world:
+            return Status(WARN, "no world yet: give a seed", values)
+        return Status(level, text or "ready", values)
+
+    def _plan(self) -> Status:
+        session = self._session
+        plan, rollout, pacing = session.plan, session.rollout, session.pacing
+        try:
+            end_ns = plan.end_ns()
+        except MirageError:
+            end_ns = None
+        values = {
+            "source": plan.source,
+            "rendered_until_ns": plan.cursor_ns,
+            "planned_until_ns": end_ns,
+            "frames_pending": plan.pending(),
+            "chunks_taken_back": 0 if rollout is None else rollout.taken_back,
+            "starved": bool(session.waiting),
+            "plan_to_first_frame_s": float(session.plan_to_first_frame_s),
+        }
+        if pacing is not None:
+            values["lag_s"] = pacing.lag_s(session.last_stamp_ns)
+            values["latency_s"] = pacing.latency_s
+            values["frames_skipped"] = pacing.skipped
+        level, text = worst(self._health, "path", "untimed", "tf", "plan", "clock", "start")
+        return Status(level, text or "planned", values)
+
+    def _inference(self) -> Status:
+        figures, rollout = self._figures, self._session.rollout
+        stages = {f"{name}_s": float(seconds) for name, seconds in figures.stage_s.items()}
+        values = {
+            "frames": figures.frames,
+            "chunks": figures.chunks,
+            "frames_per_s": figures.frames_per_s,
+            "queue": rollout.in_flight if rollout is not None else 0,
+            "queue_size": IN_FLIGHT,
+            **stages,
+        }
+        level, text = worst(self._health, "pictures")
+        return Status(level, text or f"{figures.frames_per_s:.3g} frames/s", values)
+
+    def _memory(self) -> Status:
+        limit = self._session.config.max_memory_mb * 2**20
+        used = self._figures.memory_bytes
+        full = used >= FULL_SHARE * limit
+        text = "full: the oldest of the least useful tokens go" if full else f"{used / 2**20:.3g} MiB"
+        values = {"tokens": self._figures.tokens, "bytes": used, "limit_bytes": limit}
+        return Status(WARN if full else OK, text, values)

@@ -1,15 +1,8 @@
-"""Worlds: a seed, or a folder in which a world was saved.
-
-Worlds that can be loaded: seeds and saved worlds, by name, path or file:// URI.
-
-The world's memory: saved to disk, erased in part, forked and restored.
-"""
+"""Worlds: how they are loaded, reset, saved, erased in part and forked, and the services for it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 from simulation_interfaces.msg import Resource, WorldResource
@@ -20,142 +13,209 @@ from simulation_interfaces.srv import (
     UnloadWorld,
 )
 
-from mirage_ros.data.seeds import MissingSeed, find_seed, shipped_seeds
+from mirage_ros.data.seeds import Seed
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import check_place
-from mirage_ros.memory.files import WORLD, header_of_world, world_file
+from mirage_ros.protocol import Points
 from mirage_ros.resources import user_path
-from mirage_ros.ros.callbacks import Deferred, create_service
-from mirage_ros.ros.services.answers import (
-    FAILED,
-    INCORRECT_STATE,
-    NO_WORLD,
-    NOT_FOUND,
-    answered,
-    lacking,
-    outcome,
-    ready,
-    tags_match,
-)
+from mirage_ros.ros.callbacks import Deferred, Endpoints
+from mirage_ros.ros.services import FAILED, INCORRECT_STATE, NOT_FOUND, answered, outcome, tags_match
+from mirage_ros.ros.session import NO_WORLD, Session
 from mirage_ros.ros.worker.commands import (
     Command,
+    Done,
     Erase,
     Failed,
     Fork,
     Load,
+    Redate,
     Reset,
     Restore,
     Save,
-    SeedName,
+    Unload,
+)
+from mirage_ros.ros.worlds import (
+    SAVED,
+    SEED,
+    UnknownWorld,
+    UnsupportedWorld,
+    WorldEntry,
+    available_worlds,
+    find_world,
 )
 from mirage_ros.srv import EraseRegion, ForkWorld, RestoreWorld, SaveWorld
 
-if TYPE_CHECKING:
-    from mirage_ros.ros.mirage_node import MirageNode
+Then = Callable[[Done | Failed], None]
+LIVE = "seed/image"
+NO_POINTS = Points(
+    np.zeros((0, 3), np.float32),
+    np.zeros((0, 3), np.uint8),
+    np.zeros(0, np.float32),
+    np.zeros(0, np.int64),
+)
 
 
-SEED, SAVED = "seed", "saved"
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+class WorldChanges:
+    """Each is queued for the worker, and takes effect when the worker has done it. All raise MirageError when too
+    much waits already."""
 
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
-class UnknownWorld(MirageError):
-    """There is no such world."""
-
-
-class UnsupportedWorld(MirageError):
-    """There is something, but no world."""
-
-
-@dataclass(frozen=True)
-class WorldEntry:
-    """A world.
-
-    Attributes:
-        name: short, not unique.
-        uri: what loads it.
-        kind: seed or saved.
-        hfov_deg: of a picture without intrinsics.
-    """
-
-    name: str
-    uri: str
-    kind: str
-    hfov_deg: float | None = None
-
-    def command(self, stamp_ns: int | None) -> Reset | Load:
-        """What the worker has to do. `stamp_ns` is the time from which on it shall go."""
-        if self.kind == SAVED:
-            return Load(str(user_path(self.uri).absolute()), stamp_ns, redate=stamp_ns is None)
-        seed = SeedName(self.uri, self.hfov_deg)
-        return Reset(seed, stamp_ns, f"{self.kind} '{self.name}'")
-
-
-def find_world(uri: str, hfov_deg: float | None = None) -> WorldEntry:
-    """The world that a URI, a path (see `user_path`) or a shipped name stands for.
-
-    Raises:
-        UnknownWorld, UnsupportedWorld: both MirageError.
-    """
-    try:
-        return _find(uri, hfov_deg)
-    except (UnknownWorld, UnsupportedWorld):
-        raise
-    except MissingSeed as error:
-        raise UnknownWorld(f"There is no world: {error}") from error
-    except MirageError as error:
-        raise UnsupportedWorld(str(error)) from error
-    except OSError as error:
-        raise UnsupportedWorld(
-            f"The world '{uri}' cannot be looked up ({error.strerror}); give a readable path."
-        ) from error
-
-
-def _find(uri: str, hfov_deg: float | None) -> WorldEntry:
-    folder = user_path(uri)
-    if world_file(folder, WORLD).exists():
-        return WorldEntry(folder.name, uri, SAVED)
-    path, _ = find_seed(uri)
-    if path.is_file() and path.suffix.lower() not in PICTURES:
-        raise UnsupportedWorld(f"{path} is no picture; give a picture, a seed or a saved world.")
-    name = path.stem if path.is_file() else folder.name
-    return WorldEntry(name, uri, SEED, hfov_deg)
-
-
-def available_worlds(folder: str, more: list[str]) -> tuple[list[WorldEntry], list[str]]:
-    """The shipped seeds, what lies in the folder and in others; and the sources that failed."""
-    found = [WorldEntry(name, name, SEED) for name in shipped_seeds()]
-    failed = []
-    for source in ([folder] if folder else []) + more:
+    def load_first(self) -> None:
+        """The world that the parameters name, if they name one."""
+        session = self._session
+        seed, hfov_deg = session.config.seed, session.config.seed_hfov_deg
+        if not seed:
+            return
         try:
-            path = user_path(source)
-            children = [path, *sorted(path.iterdir())]
-        except (OSError, MirageError):
-            failed.append(source)
-            continue
-        found += [entry for child in children if (entry := _entry(child)) is not None]
-    return found, failed
+            entry = find_world(seed, hfov_deg)
+        except MirageError:
+            # The worker says what is wrong with it, and which seeds there are.
+            entry = WorldEntry(seed, seed, SEED, hfov_deg)
+        self._begin(entry.command(session.start_ns), entry, None)
 
+    def load(self, entry: WorldEntry, then: Then) -> None:
+        """Another world, and the simulation stopped. What is there stays if that fails."""
 
-def _entry(folder: Path) -> WorldEntry | None:
-    """The world in a folder; None without one, or where nobody lets us look."""
-    try:
-        saved = header_of_world(world_file(folder, WORLD)) is not None
-        if not saved and not (folder / "camera.yaml").is_file():
-            return None
-    except OSError:
-        return None
-    return WorldEntry(folder.name, folder.absolute().as_uri(), SAVED if saved else SEED)
+        def finished(result: Done | Failed) -> None:
+            if isinstance(result, Done):
+                self._session.stepper.pause(stopped=True)
+            then(result)
+
+        self._begin(entry.command(self._session.start_ns), entry, finished)
+
+    def begin_live(self, seed: Seed, stamp_ns: int) -> None:
+        """A world from a live picture; the plan goes on."""
+        session = self._session
+        stamp_ns = stamp_ns if session.start_ns is None else session.start_ns
+        self._begin(Reset(seed, stamp_ns, LIVE), WorldEntry("live", LIVE, SEED), None, True)
+
+    def reset(self, then: Then | None = None, keep_time: bool = False) -> None:
+        """The world as it was when it was loaded. Raises MirageError where none was."""
+        session = self._session
+        if session.world.origin is None:
+            raise MirageError("There is no seed to go back to; load a world first.")
+        session.want_seed()
+        session.rollout.replan()  # the time it is now depends on it
+        command = session.world.again(session.plan.cursor_ns if keep_time else session.start_ns)
+        self._begin(command, session.world.current, then, keep_time)
+
+    def restart_time(self, then: Then | None = None) -> None:
+        """Time begins again; the world stays as it is."""
+        session = self._session
+
+        def finished(result: Done | Failed) -> None:
+            if isinstance(result, Done):
+                self._end_what_runs("Time was reset.")
+                session.cameras.placed(session.cameras.first)
+                session.buffer.clear()
+                session.restart_plan()
+                session.restart_clock()
+            if then is not None:
+                then(result)
+
+        session.rollout.submit(Redate(), finished, before_chunks=True)
+
+    def time_jumped_back(self, reason: str) -> None:
+        """ROS time went back, as when a bag begins anew: so does the plan, with the next poses.
+
+        What is rendered for the time before is of no use to anybody any more.
+        """
+        session = self._session
+        if session.rollout is not None:
+            session.rollout.replan()
+            session.end_waits("Time jumped back.")
+        session.queue.drop_all()
+        session.buffer.clear()
+        session.restart_plan()
+        if session.rollout is not None:
+            session.rollout.submit(Redate(), before_chunks=True)
+        session.host.log.warning(reason)
+
+    def unload(self, then: Then) -> None:
+        """No world any more."""
+        session = self._session
+
+        def finished(result: Done | Failed) -> None:
+            if isinstance(result, Done):
+                self._end_what_runs("The world was unloaded.")
+                session.world.current = session.world.origin = None
+                # Poses that come from now on are for the next world, those of before are not.
+                session.buffer.clear()
+                session.restart_plan()
+                session.figures.new_world(0, 0)
+                session.queue.put(session.host.output.cloud, NO_POINTS, session.last_stamp_ns or 0)
+                session.host.wake()
+            then(result)
+
+        session.rollout.submit(Unload(), finished, before_chunks=True)
+
+    def _begin(
+        self, command: Reset | Load, entry: WorldEntry, then: Then | None, keep_plan: bool = False
+    ) -> None:
+        """Submits what makes a world; the plan starts over with it unless it is kept.
+
+        It does so when the world is there, because until then the old one may have to go on; but
+        where there is none, poses that come meanwhile are for the new one.
+        """
+        session, world = self._session, self._session.world
+        first = world.origin is None
+
+        def finished(result: Done | Failed) -> None:
+            world.coming -= 1
+            if isinstance(result, Done):
+                self._end_what_runs("The world was reset.")
+                if not keep_plan:
+                    if not first:
+                        session.buffer.clear()
+                        session.restart_plan()
+                    session.restart_clock()
+                self._changed(result, entry)
+            else:
+                world.first_failed = world.current is None
+            if then is not None:
+                then(result)
+
+        session.rollout.submit(command, finished, before_chunks=not keep_plan)
+        world.coming += 1
+        if first and not keep_plan:
+            session.restart_plan()
+
+    def _end_what_runs(self, reason: str) -> None:
+        """What is rendered goes out; who waits for more gets to know."""
+        self._session.queue.flush()
+        self._session.end_waits(reason)
+
+    def _changed(self, done: Done, entry: WorldEntry) -> None:
+        """Another world is there."""
+        session, world, command = self._session, self._session.world, done.command
+        world.current, world.origin = entry, command
+        if done.chunk is not None:
+            world.start_pose = done.chunk.frames[-1].camera.world_from_camera
+            session.figures.new_world(done.chunk.tokens, done.chunk.memory_bytes)
+        else:
+            world.start_pose = done.values["world_from_camera"]
+            session.figures.new_world(done.values["tokens"], done.values["bytes"])
+        session.host.output.start(world.start_pose)
+        session.plan.begin_at(world.start_pose)
+        session.cameras.placed(world.start_pose)
+        session.health.ok("seed")
+        origin = getattr(command, "origin", None) or f"saved '{entry.name}'"
+        session.host.log.info(f"New world from {origin}: {session.figures.tokens} tokens.")
+        for warning in done.values.get("warnings", ()):
+            session.host.log.warning(warning)
 
 
 class MemoryServices:
     """save_world, erase_region, fork, restore. Each answers when it is done."""
 
-    def __init__(self, node: MirageNode) -> None:
-        self._node = node
-        create_service(node, SaveWorld, "~/save_world", self._save)
-        create_service(node, EraseRegion, "~/erase_region", self._erase)
-        create_service(node, ForkWorld, "~/fork", self._fork)
-        create_service(node, RestoreWorld, "~/restore", self._restore)
+    def __init__(self, session: Session, endpoints: Endpoints) -> None:
+        self._session = session
+        endpoints.service(SaveWorld, "~/save_world", self._save)
+        endpoints.service(EraseRegion, "~/erase_region", self._erase)
+        endpoints.service(ForkWorld, "~/fork", self._fork)
+        endpoints.service(RestoreWorld, "~/restore", self._restore)
 
     def _save(self, request, response):
         if not request.path:
@@ -203,8 +263,8 @@ class MemoryServices:
             deferred.finish(response)
 
         try:
-            ready(self._node)
-            self._node.rollout.submit(command, then)
+            self._session.require()
+            self._session.rollout.submit(command, then)
         except MirageError as error:
             response.success, response.message = False, str(error)
             return response
@@ -213,7 +273,7 @@ class MemoryServices:
 
 DESCRIPTIONS = {
     SAVED: "A world that was saved, with all that was seen of it.",
-    "seed": "A picture that a world grows from.",
+    SEED: "A picture that a world grows from.",
 }
 
 
@@ -229,16 +289,16 @@ def world_to_ros(entry: WorldEntry) -> WorldResource:
 class WorldServices:
     """load_world, unload_world, get_current_world, get_available_worlds."""
 
-    def __init__(self, node: MirageNode) -> None:
-        self._node = node
-        create_service(node, LoadWorld, "~/load_world", self._load)
-        create_service(node, UnloadWorld, "~/unload_world", self._unload)
-        create_service(node, GetCurrentWorld, "~/get_current_world", self._current)
-        create_service(node, GetAvailableWorlds, "~/get_available_worlds", self._available)
+    def __init__(self, session: Session, worlds: WorldChanges, endpoints: Endpoints) -> None:
+        self._session, self._worlds = session, worlds
+        endpoints.service(LoadWorld, "~/load_world", self._load)
+        endpoints.service(UnloadWorld, "~/unload_world", self._unload)
+        endpoints.service(GetCurrentWorld, "~/get_current_world", self._current)
+        endpoints.service(GetAvailableWorlds, "~/get_available_worlds", self._available)
 
     def _load(self, request, response):
-        node, kind = self._node, LoadWorld.Response
-        reason = lacking(node, world=False)
+        kind = LoadWorld.Response
+        reason = self._session.lacking(world=False)
         if reason:
             return answered(response, INCORRECT_STATE, reason)
         resource = request.world_resource
@@ -248,7 +308,7 @@ class WorldServices:
                 return answered(response, kind.UNSUPPORTED_FORMAT, reason)
             return answered(response, kind.NO_RESOURCE, "No world was named; give a uri.")
         try:
-            entry = find_world(resource.uri, node.config.seed_hfov_deg)
+            entry = find_world(resource.uri, self._session.config.seed_hfov_deg)
         except UnknownWorld as error:
             return answered(response, NOT_FOUND, str(error))
         except UnsupportedWorld as error:
@@ -267,33 +327,32 @@ class WorldServices:
             deferred.finish(answered(response))
 
         try:
-            self._node.world.load(entry, then)
+            self._worlds.load(entry, then)
         except MirageError as error:
             return answered(response, FAILED, str(error))
         return deferred
 
     def _unload(self, request, response):
-        node = self._node
-        reason = lacking(node)
+        reason = self._session.lacking()
         if reason:
             code = UnloadWorld.Response.NO_WORLD_LOADED if reason == NO_WORLD else INCORRECT_STATE
             return answered(response, code, reason)
         deferred = Deferred()
         try:
-            node.world.unload(lambda result: deferred.finish(outcome(response, result)))
+            self._worlds.unload(lambda result: deferred.finish(outcome(response, result)))
         except MirageError as error:
             return answered(response, FAILED, str(error))
         return deferred
 
     def _current(self, request, response):
-        current = self._node.world.current
+        current = self._session.world.current
         if current is None:
             return answered(response, GetCurrentWorld.Response.NO_WORLD_LOADED, NO_WORLD)
         response.world = world_to_ros(current)
         return answered(response)
 
     def _available(self, request, response):
-        folder = self._node.config.worlds_folder
+        folder = self._session.config.worlds_folder
         found, failed = available_worlds(folder, list(request.additional_sources))
         if failed and not request.continue_on_error:
             default = failed[0] == folder

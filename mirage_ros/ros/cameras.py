@@ -1,7 +1,4 @@
-"""A rig of cameras from a YAML file, and where they stand when the first one is planned.
-
-What the plan and the worker take from the node's config.
-"""
+"""The cameras: one, or a rig from a YAML file, where they stand and how they move."""
 
 from __future__ import annotations
 
@@ -12,17 +9,21 @@ import numpy as np
 import yaml
 from jaxtyping import Float
 
+from mirage_ros.data.seeds import level_camera_pose
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, open_file
-from mirage_ros.geometry.rigid import from_quaternion
+from mirage_ros.geometry.rigid import from_quaternion, log_rotation
 from mirage_ros.resources import share_path, user_path
 from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.messages.conversions import SECOND_NS
 from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tf_buffer import Buffer
 from mirage_ros.ros.topics import CameraOutput
 from mirage_ros.ros.worker.commands import Planned, View, WorkerConfig
 
 KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", "xyz", "wxyz"}
+Twist = tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]
+
 NEEDED = "name, frame, width, height, hfov_deg or fx fy cx cy, and xyz wxyz unless TF knows frame"
 
 
@@ -144,3 +145,54 @@ def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) ->
         anchored=config.anchor == "tf",
         views=tuple(camera.view for camera in rig) or (single,),
     )
+
+
+class CameraStates:
+    """Poses and velocities, in the world.
+
+    Args:
+        gap_ns: instants further apart than this are no motion.
+
+    Attributes:
+        first: world_from_camera of the first camera.
+    """
+
+    def __init__(self, gap_ns: int) -> None:
+        self._gap_ns = gap_ns
+        self.placed(level_camera_pose())
+
+    def placed(self, world_from_camera: Float[np.ndarray, "4 4"]) -> None:
+        """The first camera was put here, and stands still."""
+        self.first = world_from_camera
+        self._shown: list[np.ndarray] = []
+        self._twists: list[Twist] = []
+        self._stamp_ns: int | None = None
+
+    def showed(self, stamp_ns: int, world_from_cameras: Sequence[Float[np.ndarray, "4 4"]]) -> None:
+        """Frames of one instant were published, one of each camera."""
+        elapsed_ns = None if self._stamp_ns is None else stamp_ns - self._stamp_ns
+        moving = elapsed_ns is not None and 0 < elapsed_ns <= self._gap_ns
+        self._twists = [
+            twist_between(before, now, elapsed_ns / SECOND_NS)
+            for before, now in zip(self._shown, world_from_cameras, strict=True)
+        ] if moving else []  # fmt: skip
+        self._stamp_ns, self._shown = stamp_ns, list(world_from_cameras)
+        self.first = self._shown[0]
+
+    def pose(self, index: int) -> Float[np.ndarray, "4 4"] | None:
+        """Of a camera; None for one that has shown nothing since the first one was put somewhere."""
+        if index == 0:
+            return self.first
+        return self._shown[index] if self._shown else None
+
+    def twist(self, index: int) -> Twist:
+        """Linear (m/s) and angular (rad/s) velocity of a camera, along the world's axes."""
+        return self._twists[index] if self._twists else (np.zeros(3), np.zeros(3))
+
+
+def twist_between(
+    before: Float[np.ndarray, "4 4"], now: Float[np.ndarray, "4 4"], seconds: float
+) -> Twist:
+    """The constant linear and angular velocity that lead from one pose to the other."""
+    turn = log_rotation(now[:3, :3] @ before[:3, :3].T)
+    return (now[:3, 3] - before[:3, 3]) / seconds, turn / seconds

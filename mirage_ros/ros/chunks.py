@@ -1,4 +1,8 @@
-"""Keeps the worker supplied with planned frames, and never more than a chunk ahead of it."""
+"""Chunks on their way: handed to the worker that renders them, then published frame by frame.
+
+The worker is kept supplied with planned frames, never more than a chunk ahead of it. What is rendered is
+published a little at a time, so that services are answered meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from mirage_ros.errors import MirageError
 from mirage_ros.ros.config import NodeConfig
-from mirage_ros.ros.pacing import Pacing, Source
+from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.plan import Mark, Plan, Planned
 from mirage_ros.ros.worker.commands import (
     Cloud,
@@ -32,7 +37,38 @@ from mirage_ros.ros.worker.handle import Worker
 
 IN_FLIGHT = 2  # one at work, one waiting
 SAME = 1e-12, 1e-9  # relative and absolute tolerance of a pose: rounding is no movement
+SLICE_S = 0.01  # one turn of publishing
+# So long a subscriber may keep the others waiting; then it is taken for stuck or gone.
+PATIENCE_S = 1.0
+# While one is stuck nobody can tell whether the others keep up: so long they get for each frame.
+PACE_S = 0.1
 Then = Callable[[Done | Failed], None]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What hands out frames for good, and takes those back that were not rendered.
+
+    Attributes:
+        follows_plan: its poses are those of the plan, which may still change.
+    """
+
+    follows_plan: bool
+
+    def commit(self, planned: Planned) -> None: ...
+
+    def take_back(self, planned: Planned, mark: Mark) -> None: ...
+
+
+@runtime_checkable
+class Timing(Protocol):
+    """Decides when the next chunk is due; see chunk_timing.py."""
+
+    def hear(self, now_s: float) -> None: ...
+
+    def next(
+        self, config: NodeConfig, chunk: int, idle_worker: bool, now_s: float, ros_ns: int
+    ) -> tuple[Planned, Source] | None: ...
 
 
 @dataclass
@@ -57,6 +93,7 @@ class Rollout:
     Attributes:
         ended: why no worker comes any more, '' while one does.
         taken_back: chunks that were handed out and not rendered, because the plan changed.
+        mount_missing: which camera of the rig has no known mount, '' where all have one.
 
     Args:
         make_model: picklable; called in the worker's process.
@@ -77,7 +114,6 @@ class Rollout:
         silence_s: float = 60.0,
     ) -> None:
         self.plan = plan
-        self.pacing = Pacing(plan)
         self.model: ModelReady | None = None
         self.has_world = False
         self.in_flight = 0
@@ -85,7 +121,7 @@ class Rollout:
         self.ended = ""
         self.lost = False
         self._mounts = mounts or (lambda planned: ())
-        self._mount_missing = ""
+        self.mount_missing = ""
         self._cloud_is_old = False
         self._cloud_s = 0.0
         self._results: deque[Result] = deque()
@@ -95,15 +131,6 @@ class Rollout:
         self._wake = wake
         self._worker = Worker(make_model, config, self._receive, preload, silence_s)
         self._worker.start()
-
-    @property
-    def waiting(self) -> str:
-        """Why nothing is rendered though it should be, '' where all is well."""
-        return self._mount_missing or self.pacing.waiting
-
-    @property
-    def missing_frame(self) -> bool:
-        return bool(self._mount_missing) or self.pacing.missing_frame
 
     @property
     def at_work(self) -> list[Step]:
@@ -167,7 +194,7 @@ class Rollout:
         return result
 
     def answer(self, result: Done | Failed) -> None:
-        """Tells whoever submitted the command; without a model, everybody who still waits."""
+        """Calls back whoever submitted the command; without a model, everybody who still waits."""
         if result.command is None:
             waiting, self._then = list(self._then.values()), {}
             for command, then in waiting:
@@ -177,22 +204,18 @@ class Rollout:
         if entry is not None:
             entry[1](result)
 
-    def pump(self, config: NodeConfig, now_s: float, ros_ns: int) -> None:
-        """Queues the next chunk if it is planned and the worker has room for it."""
-        self.pacing.hear(now_s)
+    def pump(self, timing: Timing, config: NodeConfig, now_s: float, ros_ns: int) -> None:
+        """Queues the next chunk if it is due and the worker has room for it."""
+        timing.hear(now_s)
         if self.model is None or not self.has_world or self.in_flight >= IN_FLIGHT:
             return
         if self._awaited:
             return
         idle_worker = not self.in_flight
-        found = self.pacing.next(config, self.model.chunk_frames, idle_worker, now_s, ros_ns)
+        found = timing.next(config, self.model.chunk_frames, idle_worker, now_s, ros_ns)
         if found is not None:
             self._step(*found, config.cloud_period_s)
-        elif (
-            self._cloud_is_old
-            and idle_worker
-            and now_s - self._cloud_s >= config.cloud_period_s
-        ):
+        elif self._cloud_is_old and idle_worker and now_s - self._cloud_s >= config.cloud_period_s:
             self._cloud_is_old = False
             self.submit(Cloud())
 
@@ -215,7 +238,7 @@ class Rollout:
         changed = [
             entry
             for entry in self._steps
-            if entry.source is self.pacing and not entry.outdated and self._moved(entry.step)
+            if entry.source.follows_plan and not entry.outdated and self._moved(entry.step)
         ]
         for entry in changed:
             entry.outdated = True
@@ -236,9 +259,9 @@ class Rollout:
         try:
             poses = self._mounts(planned)
         except MirageError as error:
-            self._mount_missing = f"Waiting for the rig: {error}"
+            self.mount_missing = f"Waiting for the rig: {error}"
             return
-        self._mount_missing = ""
+        self.mount_missing = ""
         mark = self.plan.mark()
         step = Step(planned, cloud_period_s, poses)
         self.submit(step)
@@ -250,4 +273,126 @@ class Rollout:
         self._wake()
 
 
-__all__ = ["Done", "Failed", "ModelReady", "Rollout"]
+
+@dataclass(frozen=True)
+class Item:
+    """Something to publish: `publish(*values)`. `is_frame`: somebody waits for it."""
+
+    publish: Callable[..., None]
+    values: tuple[Any, ...]
+    is_frame: bool = False
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What the queue is given to publish with.
+
+    Attributes:
+        allowed: whether anything may be published now.
+        full_for: topic -> seconds for which one more message might have cost a subscriber the oldest.
+        at_work: chunks that are handed out and not rendered yet.
+        go_on: `publish` is to be called soon; `retry`: a little later.
+        failed: an item could not be published.
+    """
+
+    allowed: Callable[[], bool]
+    full_for: Callable[[float], dict[str, float]]
+    at_work: Callable[[], list[Step]]
+    go_on: Callable[[], None]
+    retry: Callable[[], None]
+    failed: Callable[[Exception, Item], None]
+
+
+class FrameQueue:
+    """Frames, statuses and clouds in the order in which they were made.
+
+    A chunk comes as a burst; what a subscriber has not received yet is not pushed out by it.
+    """
+
+    def __init__(self, delivery: Delivery, health: Health) -> None:
+        self._delivery, self._health = delivery, health
+        self._items: deque[Item] = deque()
+        self._last_frame_s = 0.0
+        self._unwanted: list[Step] = []
+        self._calm: list[tuple[list[Step], Callable[[], None]]] = []
+
+    def put(self, publish: Callable[..., None], *values: Any, is_frame: bool = False) -> None:
+        self._items.append(Item(publish, values, is_frame))
+
+    def wants(self, step: Step) -> bool:
+        """False for a chunk that was at work when everything was dropped."""
+        return not any(step is other for other in self._unwanted)
+
+    def clear(self) -> None:
+        """Drops what waits."""
+        self._items.clear()
+        self._settle()
+
+    def drop_all(self) -> None:
+        """Drops what waits and what is at work now."""
+        self._unwanted = self._delivery.at_work()
+        self.clear()
+
+    def flush(self) -> None:
+        """All of it, before something else begins; an inactive node drops it."""
+        while self._items and self._delivery.allowed():
+            self._publish_next()
+        self.clear()
+
+    def when_calm(self, then: Callable[[], None]) -> None:
+        """Called once what is handed out now is published, or will not be."""
+        self._calm.append((self._delivery.at_work(), then))
+        self._settle()
+
+    def publish(self) -> None:
+        """Some of it now, the rest when the executor comes by again."""
+        until_s = time.monotonic() + SLICE_S
+        while self._items and self._delivery.allowed():
+            if self._must_wait():
+                self._delivery.retry()
+                return
+            self._publish_next()
+            if time.monotonic() > until_s:
+                break
+        if self._items and self._delivery.allowed():
+            self._delivery.go_on()
+        self._settle()
+
+    def _settle(self) -> None:
+        if not self._calm or (self._items and self._delivery.allowed()):
+            return
+        busy = {id(step) for step in self._delivery.at_work()}
+        waiting, self._calm = self._calm, []
+        for steps, then in waiting:
+            if any(id(step) in busy for step in steps):
+                self._calm.append((steps, then))
+            else:
+                then()
+
+    def _publish_next(self) -> None:
+        item = self._items.popleft()
+        try:
+            item.publish(*item.values)
+        except Exception as error:  # noqa: BLE001 - who waits for it gets to know, and the rest goes out
+            self._delivery.failed(error, item)
+        if item.is_frame:
+            self._last_frame_s = time.monotonic()
+
+    def _must_wait(self) -> bool:
+        """A subscriber lacks messages that the next one would push out, and may still get them."""
+        full = self._delivery.full_for(time.monotonic())
+        stuck = [topic for topic, seconds in full.items() if seconds >= PATIENCE_S]
+        if len(stuck) < len(full):
+            return True
+        if stuck:
+            if time.monotonic() < self._last_frame_s + PACE_S:
+                return True
+            self._health.warn(
+                "pictures",
+                f"A subscriber of {', '.join(stuck)} still lacks what was published "
+                f"{PATIENCE_S:g} s ago and may miss some of it; give it more time, or raise "
+                "image_depth.",
+            )
+            # Said of this frame; the next one asks again.
+            self._health.ok("pictures")
+        return False

@@ -1,4 +1,4 @@
-"""When the next frames are due: whose plan they follow, and how many at once.
+"""When the next chunk is due: whose plan its frames follow, how many they are, and steps that count them.
 
 *Stream* follows the plan: full chunks as they are planned, a part of one when nothing more comes.
 Where rendering is slower it takes all of them later and later, or leaves out those that are late.
@@ -9,8 +9,8 @@ however its poses arrive. *Paused* takes what a step asks for and no more.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -25,15 +25,6 @@ FOREVER_NS = 2**62
 MOST_KNOWN = 10_000
 
 
-@runtime_checkable
-class Source(Protocol):
-    """What hands out frames for good, and takes those back that were not rendered."""
-
-    def commit(self, planned: Planned) -> None: ...
-
-    def take_back(self, planned: Planned, mark: Mark) -> None: ...
-
-
 @dataclass
 class Growth:
     """When the plan last grew: its end then, wall seconds, ROS nanoseconds."""
@@ -43,8 +34,10 @@ class Growth:
     at_ros_ns: int = 0
 
 
-class Errand:
+class PriorityRollout:
     """A given list of poses, rendered before anything else (see GenerateRollout)."""
+
+    follows_plan = False
 
     def __init__(
         self, stamps_ns: np.ndarray, world_from_camera: Float[np.ndarray, "n 4 4"], plan: Plan
@@ -71,16 +64,18 @@ class Pacing:
 
     Attributes:
         budget: frames that may still be handed out; None is any number.
-        errand: poses that go first, None without.
+        priority: poses that go first, None without.
         waiting: why nothing is handed out though it should be.
         skipped: frames that were left out because they were late.
         latency_s: wall time from a pose's arrival to its frame, of the last frame.
     """
 
+    follows_plan = True
+
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.budget: int | None = None
-        self.errand: Errand | None = None
+        self.priority: PriorityRollout | None = None
         self.waiting = ""
         self.missing_frame = False
         self.stopped = False
@@ -115,12 +110,12 @@ class Pacing:
 
     def next(
         self, config: NodeConfig, chunk: int, idle_worker: bool, now_s: float, ros_ns: int
-    ) -> tuple[Planned, Source] | None:
+    ) -> tuple[Planned, Pacing | PriorityRollout] | None:
         """The next frames and where they come from, None where there is nothing to do (yet)."""
-        if self.errand is not None:
+        if self.priority is not None:
             self.waiting, self.missing_frame = "", False
-            planned = self.errand.peek(chunk)
-            return None if planned is None else (planned, self.errand)
+            planned = self.priority.peek(chunk)
+            return None if planned is None else (planned, self.priority)
         if self.stopped or self.budget == 0:
             self.waiting, self.missing_frame = "", False
             return None
@@ -247,6 +242,115 @@ class Pacing:
             if end_ns is not None and (self.waiting or self._growth.end_ns is None):
                 self.plan_came(now_s)
             self._growth = Growth(end_ns, now_s, ros_ns)
+
+
+class StepJob:
+    """So many frames, published, and then an answer.
+
+    Attributes:
+        after_ns: the time at which it began; None where time has not begun.
+
+    Args:
+        progress: called with the frames done so far.
+        finish: called once, with '' or with why it was not done.
+    """
+
+    def __init__(
+        self, frames: int, progress: Callable[[int], None], finish: Callable[[str], None]
+    ) -> None:
+        self.frames, self.done = frames, 0
+        self.after_ns: int | None = None
+        self._progress, self._finish = progress, finish
+
+    def frame(self, stamp_ns: int) -> bool:
+        """One was published; True once it was the last. Frames from before the step don't count."""
+        if self.after_ns is not None and stamp_ns <= self.after_ns:
+            return False
+        self.done += 1
+        self._progress(self.done)
+        return self.done >= self.frames
+
+    def finish(self, reason: str = "") -> None:
+        self._finish(reason)
+
+
+class Stepper:
+    """Playing, paused, or stepping while paused. It sets how many frames may be handed out.
+
+    Attributes:
+        ending: the simulator was asked to quit.
+    """
+
+    def __init__(self, paused: bool) -> None:
+        self._pacing: Pacing | None = None
+        self._take_back: Callable[[], None] = lambda: None
+        self.playing = not paused
+        self.stopped = self.ending = False
+        self.job: StepJob | None = None
+
+    def attach(self, pacing: Pacing, take_back: Callable[[], None]) -> None:
+        """To the supply of a worker. `take_back` takes back chunks that are not at work yet."""
+        self._pacing, self._take_back = pacing, take_back
+        self._apply()
+
+    def detach(self) -> None:
+        """The worker is gone."""
+        self._pacing, self._take_back = None, lambda: None
+
+    def play(self) -> None:
+        self.playing, self.stopped = True, False
+        self._apply()
+
+    def pause(self, stopped: bool = False) -> None:
+        """Nothing new is handed out; a step under way is called off.
+
+        A chunk at work still comes, see `FrameQueue.when_calm`.
+        """
+        self.playing, self.stopped = False, stopped
+        self._take_back()
+        self.call_off("The simulation was stopped.")
+        self._apply()
+
+    def step(self, job: StepJob) -> None:
+        """Begins a step. Raises MirageError unless the simulation is paused and idle."""
+        if self.playing:
+            raise MirageError("The simulation is playing; pause it before stepping.")
+        if self.stopped:
+            raise MirageError("The simulation is stopped; pause it before stepping.")
+        if self.job is not None:
+            raise MirageError(
+                f"A step of {self.job.frames} frames is under way; wait for it or cancel it."
+            )
+        if job.frames == 0:
+            job.finish()
+            return
+        job.after_ns = self._pacing.plan.cursor_ns if self._pacing else None
+        self.job = job
+        self._apply()
+
+    def frame(self, stamp_ns: int) -> None:
+        """Frames of one more instant were published."""
+        job = self.job
+        if job is not None and job.frame(stamp_ns):
+            self.job = None
+            self._apply()
+            job.finish()
+
+    def call_off(self, reason: str) -> None:
+        """Ends a step under way; what is at work already still comes."""
+        job, self.job = self.job, None
+        if job is not None:
+            self._take_back()
+            self._apply()
+            job.finish(reason)
+
+    def _apply(self) -> None:
+        if self._pacing is None:
+            return
+        if self.playing:
+            self._pacing.budget = None
+        else:
+            self._pacing.budget = self.job.frames - self.job.done if self.job else 0
 
 
 def stretched(count: int, start_ns: int, period_ns: int) -> np.ndarray:
