@@ -9,8 +9,7 @@ from analytic import offsets
 from fakes import PixelModel
 
 from mirage_ros.cli import main
-from mirage_ros.evaluation.bench_memory import BenchConfig, grids
-from mirage_ros.evaluation.bench_walk import (
+from mirage_ros.evaluation.bench_common import (
     OTHER_TYPES,
     Grid,
     compare,
@@ -18,14 +17,16 @@ from mirage_ros.evaluation.bench_walk import (
     fill_region,
     grow,
     linear_patches,
+    measure,
     remember_latents,
     remember_pixels,
     render_walk,
+    streaming_bytes_per_s,
     view,
 )
+from mirage_ros.evaluation.bench_memory import BenchConfig, grids
 from mirage_ros.evaluation.point_cloud import CloudConfig
 from mirage_ros.evaluation.rgb_cache import RgbMemory
-from mirage_ros.evaluation.timing import measure, streaming_bytes_per_s
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import upsample
 from mirage_ros.models.pretrained import load_model

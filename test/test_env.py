@@ -14,7 +14,7 @@ import mirage_ros.env
 from mirage_ros.env.camera_env import driven
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.scenes.goals import make_goal_room
+from mirage_ros.scenes.worlds import make_goal_room
 
 FORWARD, LEFT = np.array([1.0, 0.0]), np.array([0.0, 1.0])
 

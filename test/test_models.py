@@ -15,7 +15,7 @@ from mirage_ros.data.tour import plan_tour
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import upsample
-from mirage_ros.models.mini.aligner import condition_from_readout
+from mirage_ros.models.mini.codec import condition_from_readout
 from mirage_ros.models.mini.denoiser import (
     GEOMETRY_CHANNELS,
     MemoryDenoiser,

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.models.mini.aligner import condition_per_latent
-from mirage_ros.models.mini.codec import MiniCodec
+from mirage_ros.models.mini.codec import MiniCodec, condition_per_latent
 from mirage_ros.scenes.textures import collage
 from mirage_ros.training.clips import StoredClip
 from mirage_ros.training.perception import PerceptionLoss, PerceptionLossConfig

@@ -17,10 +17,10 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.pretrained import load_model
 from mirage_ros.models.wan.config import SCHEDULER, random_transformer, write_tiny_checkpoint
-from mirage_ros.training import latents as latent_cache
+from mirage_ros.training import wan_recipe as latent_cache
 from mirage_ros.training.chunks import Chunks, ChunksConfig, LatentClip
 from mirage_ros.training.clips import LazyVideo, PosedVideo, read_re10k, read_track
-from mirage_ros.training.latents import LatentCache, build_cache, pose_scale, scaled
+from mirage_ros.training.wan_recipe import LatentCache, build_cache, pose_scale, scaled
 from mirage_ros.training.wan_trainer import (
     FlowConfig,
     FlowLoss,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mirage_ros.models.mini.aligner import GEOMETRY_CHANNELS
+from mirage_ros.models.mini.codec import GEOMETRY_CHANNELS
 from mirage_ros.models.wan.config import TINY_VAE
 
 CHANNELS = TINY_VAE["z_dim"]

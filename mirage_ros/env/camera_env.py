@@ -190,7 +190,7 @@ class CameraEnv(gymnasium.Env):
             pose = driven(pose, float(action[0] * step_m), float(action[1] * step_rad))
         else:
             pose = flown(pose, action * np.repeat([step_m, step_rad], 3))
-        return Camera(camera.intrinsics, orthonormal(pose), camera.size)
+        return Camera(camera.intrinsics, rigid.orthonormal(pose), camera.size)
 
     def _held(self, camera: Camera, action: np.ndarray) -> Camera | None:
         """The cameras that follow if a repeated action goes on being repeated."""

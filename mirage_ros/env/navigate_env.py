@@ -15,7 +15,7 @@ from mirage_ros.geometry.rigid import orthonormal
 from mirage_ros.protocol import Frame
 
 if TYPE_CHECKING:
-    from mirage_ros.scenes.goals import GoalRoom
+    from mirage_ros.scenes.worlds import GoalRoom
 
 GOAL_RADIUS_M = 0.7
 REACHED, BLOCKED, PER_STEP = 10.0, -0.1, -0.01

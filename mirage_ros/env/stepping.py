@@ -35,8 +35,7 @@ from mirage_ros.world.state import WorldState
 from mirage_ros.world.world import World, WorldConfig
 
 if TYPE_CHECKING:
-    from mirage_ros.scenes.goals import GoalRoom
-    from mirage_ros.scenes.worlds import Scene
+    from mirage_ros.scenes.worlds import GoalRoom, Scene
 
 
 PROCEDURAL = ("scenes", "boxes")
@@ -96,7 +95,7 @@ def check_starts(source: str | Sequence[str]) -> None:
 @lru_cache(maxsize=4)
 def _box_start(number: int, size: tuple[int, int]) -> Start:
     _need_mujoco()
-    from mirage_ros.scenes.goals import make_goal_room
+    from mirage_ros.scenes.worlds import make_goal_room
 
     room = make_goal_room(number, size)
     return Start(_rendered(f"boxes:{number}", room.scene, room.start), room.scene, room)

@@ -20,14 +20,18 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from mirage_ros.evaluation.bench_walk import REWRITE_LOG_SCALE, Walk, render_walk
+from mirage_ros.evaluation.bench_common import (
+    REWRITE_LOG_SCALE,
+    Walk,
+    describe_machine,
+    render_walk,
+)
 from mirage_ros.evaluation.point_cloud import BARE_POINT_BYTES, CloudConfig
 from mirage_ros.evaluation.rgb_cache import RgbMemory, fill_holes
-from mirage_ros.evaluation.timing import describe_machine
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_colours
 from mirage_ros.memory.memory import LatentMemory
-from mirage_ros.models.mini.aligner import condition_from_readout
+from mirage_ros.models.mini.codec import condition_from_readout
 from mirage_ros.models.wan.model import WanModel
 from mirage_ros.world.chunking import anchor_frames
 from mirage_ros.world.state import memory_config

@@ -14,17 +14,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mirage_ros.evaluation.bench_walk import (
+from mirage_ros.evaluation.bench_common import (
     Grid,
     compare,
+    describe_machine,
     empty_memory,
     fill_region,
     grow,
     linear_patches,
+    measure,
     render_walk,
+    streaming_bytes_per_s,
     view,
 )
-from mirage_ros.evaluation.timing import describe_machine, measure, streaming_bytes_per_s
 from mirage_ros.files import atomic_file
 from mirage_ros.memory.memory import LatentMemory
 from mirage_ros.memory.store import SURFEL_FIELDS, row_bytes

@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from mirage_ros.errors import MirageError
+from mirage_ros.evaluation.bench_common import describe_machine
 from mirage_ros.evaluation.rgb_cache import KeyframeWorld, RgbWorld
 from mirage_ros.evaluation.scoring import Scored, at_the_seed, check_model, score, summarise
-from mirage_ros.evaluation.timing import describe_machine
 from mirage_ros.evaluation.worlds import (
     PROGRAM,
     TRUTH,

@@ -20,9 +20,8 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.scenes.catalogue import Catalogue
 from mirage_ros.scenes.gl import mujoco, use_drawing_context
-from mirage_ros.scenes.goals import decoys
 from mirage_ros.scenes.paths import best_view, camera_path
-from mirage_ros.scenes.worlds import MOVING_GROUP, Scene, make_scene
+from mirage_ros.scenes.worlds import MOVING_GROUP, Scene, decoys, make_scene
 
 NEAR_M, FAR_M = 0.05, 300.0
 # MuJoCo's skybox writes depth: a box of half size 0.577 FAR_M, at 100 m along z or more.
@@ -195,8 +194,8 @@ def make_clip(
             seeds 2000000 and up.
         size: (height, width).
         kind, motion, hfov_deg: None draws them by the seed.
-        with_decoys: adds bright things that stand still (goals.py).
-        furniture: a cache of models, for homes (worlds.py).
+        with_decoys: adds bright things that stand still (worlds.py).
+        furniture: a cache of models, for homes (catalogue.py).
     """
     add = decoys(np.random.default_rng([seed, 14])) if with_decoys else None
     scene = make_scene(seed, kind, furniture=furniture, add=add)

@@ -33,7 +33,7 @@ class ShardConfig:
     size: (height, width).
     period_s: between frames; longer than a camera's, so that a short clip goes somewhere.
     workers: rendering processes.
-    with_decoys: bright things that stand still are added (scenes/goals.py).
+    with_decoys: bright things that stand still are added (scenes/worlds.py).
     """
 
     seeds: tuple[int, int] = (0, 700)

@@ -24,8 +24,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirage_ros.models.mini.aligner import GEOMETRY_CHANNELS, Aligner
-from mirage_ros.models.mini.codec import MiniCodec
+from mirage_ros.models.mini.codec import GEOMETRY_CHANNELS, Aligner, MiniCodec
 from mirage_ros.models.resizing import picture_from_rgb
 from mirage_ros.training.clips import StoredClip
 from mirage_ros.training.loop import sheet

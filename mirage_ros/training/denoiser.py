@@ -17,8 +17,7 @@ from accelerate import Accelerator
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from mirage_ros.models.mini.aligner import GEOMETRY_CHANNELS, Aligner, condition_per_latent
-from mirage_ros.models.mini.codec import MiniCodec
+from mirage_ros.models.mini.codec import GEOMETRY_CHANNELS, Aligner, MiniCodec, condition_per_latent
 from mirage_ros.models.mini.denoiser import (
     TIMESTEPS,
     MemoryDenoiser,

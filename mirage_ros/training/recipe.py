@@ -14,8 +14,7 @@ from diffusers import WanTransformer3DModel
 from tqdm import tqdm
 
 from mirage_ros.errors import MirageError
-from mirage_ros.models.mini.aligner import Aligner
-from mirage_ros.models.mini.codec import MiniCodec
+from mirage_ros.models.mini.codec import Aligner, MiniCodec
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SamplerConfig, SideBranch
 from mirage_ros.models.mini.model import MiniConfig, MiniModel, MiniPerception
 from mirage_ros.models.pretrained import load_perception, save_model

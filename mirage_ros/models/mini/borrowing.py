@@ -28,7 +28,7 @@ from numba import njit
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import upsample
-from mirage_ros.models.mini.aligner import BLOCK, Aligner, pixels_in, spread_inverse_depth
+from mirage_ros.models.mini.codec import BLOCK, Aligner, pixels_in, spread_inverse_depth
 
 #: Pixels to a side of a cell, around it on each side of a patch, and to a side of a patch. Patches
 #: are large enough to hold whole things: smaller ones are stirred to a pulp.

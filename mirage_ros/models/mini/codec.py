@@ -1,25 +1,45 @@
-"""The mini codec: one picture <-> one latent of stride 8, and the layers that it shares with the perceiver.
+"""The mini codec, the condition of the side branch, and the alignment of latents that memory moved.
 
-Its skeleton is linear: a block of 8 x 8 pixels to its principal components, and back. The
-convolutions beside it start at zero and add what a linear code cannot hold. Trained without the
-skeleton the same convolutions stayed below plain principal components (docs/log.md); and a linear
-code can be moved by less than a cell, which memory needs of every latent.
-
+Codec. One picture <-> one latent of stride 8. Its skeleton is linear: a block of 8 x 8 pixels to its
+principal components, and back. The convolutions beside it start at zero and add what a linear code
+cannot hold. Trained without the skeleton the same convolutions stayed below plain principal components
+(docs/log.md); and a linear code can be moved by less than a cell, which memory needs of every latent.
 Pictures are cut into sub-pixel channels before the first convolution and after the last, so that
 no convolution runs at full resolution: that makes it fast on a CPU. Memory warps and quantises
 tokens before they are decoded, so training adds noise to them.
+
+Condition. A readout may be taken on a finer grid than the latents, `cells` to a side of each latent
+cell. Its geometry stays in units of the latent cell, about its centre, whatever the grid.
+
+Alignment. A latent codes where in its cell things are. Moved by a third of a cell it is as far from the
+true latent as that is from zero (measured: docs/log.md), so a readout decodes to blocks. But memory
+knows the offset and scale of every token exactly, and the codec is linear up to a remainder. So the
+latent is decoded linearly to its block of pixels: each cell of the finer readout takes its few pixels
+from the block of its own winning token, at that token's offset, and the cells of a latent together
+are coded again. Decoding and coding are one matrix each, fitted to the codec by least squares (`fit`),
+so the whole is a linear map of the winning tokens; no network runs on pixels. A few convolutions then
+correct the rest.
+
+Warping. `pixels_in` gives where the pixels of one view lie in another; depth is interpolated where
+memory shows none.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import cv2
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.protocol import Readout
 
 
 class ResidualBlock(nn.Module):
@@ -112,3 +132,239 @@ class MiniCodec(ModelMixin, ConfigMixin):
         self.blocks_in.bias.copy_(-into @ mean)
         self.blocks_out.weight.copy_((basis * spread)[..., None, None])
         self.blocks_out.bias.copy_(mean)
+
+
+#: Visibility, inverse depth (1/m), du, dv (cells), log scale: behind the latent channels.
+GEOMETRY_CHANNELS = 5
+#: Inverse depth is capped here (1/m), so that a surface at the lens does not swamp the rest.
+MAX_INVERSE_DEPTH = 4.0
+#: Offsets and log scales beyond these say nothing more.
+MAX_OFFSET_CELLS = 2.0
+MAX_LOG_SCALE = 2.0
+
+
+def condition_from_readout(readout: Readout, cells: int = 1) -> Float[Tensor, "k f h w"]:
+    """Latents, visibility, inverse depth (1/m), du, dv (cells), log scale; zero where unseen.
+
+    (du, dv) is where a token of that scale would have to be centred, from the latent cell's
+    centre, to show in the readout cell's centre what the winning one shows there.
+
+    Args:
+        cells: of the readout to a side of each latent cell.
+    """
+    visible = torch.from_numpy(readout.visible)
+    depth = torch.from_numpy(readout.depth_m).float()
+    scale = torch.from_numpy(readout.log_scale).float() - math.log(cells)
+    scale = scale.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE)
+    centre = torch.from_numpy(_centres(readout.visible.shape[1:], cells))
+    offset = centre - torch.from_numpy(readout.place).float() * scale.exp()[:, None]
+    offset = offset.clamp(-MAX_OFFSET_CELLS, MAX_OFFSET_CELLS)
+    geometry = torch.stack(
+        [
+            visible.float(),
+            (1 / depth).clamp(0, MAX_INVERSE_DEPTH),
+            offset[:, 0],
+            offset[:, 1],
+            scale,
+        ]
+    )
+    seen = torch.cat([readout.latents.float().transpose(0, 1), geometry])
+    return torch.where(visible, seen, torch.zeros(()))
+
+
+def condition_from_context(
+    latents: Float[Tensor, "c f h w"], cells: int = 1
+) -> Float[Tensor, "k f hc wc"]:
+    """A context frame sees itself: its own latents, all visible, no offset."""
+    geometry = torch.zeros(GEOMETRY_CHANNELS, *latents.shape[1:], dtype=latents.dtype)
+    geometry[0] = 1
+    condition = torch.cat([latents, geometry])
+    return condition.repeat_interleave(cells, -2).repeat_interleave(cells, -1)
+
+
+def condition_per_latent(
+    condition: Float[Tensor, "b k f hc wc"], cells: int
+) -> Float[Tensor, "b k f h w"]:
+    """Of the finer cells in each latent cell the one whose token lies nearest to its centre.
+
+    Its visibility becomes the share of the finer cells that are visible.
+    """
+    if cells == 1:
+        return condition
+    split = condition.unflatten(-1, (-1, cells)).unflatten(-3, (-1, cells))
+    split = split.permute(0, 1, 2, 3, 5, 4, 6).flatten(-2)
+    channels = condition.shape[1] - GEOMETRY_CHANNELS
+    visible, du, dv = (split[:, channels + i] for i in (0, 2, 3))
+    far = du.square() + dv.square() + (visible < 0.5) * 1e3
+    nearest = far.argmin(-1)[:, None, ..., None]
+    chosen = split.gather(-1, nearest.expand(-1, split.shape[1], -1, -1, -1, -1))[..., 0]
+    share = visible.mean(-1)[:, None]
+    return torch.cat([chosen[:, :channels], share, chosen[:, channels + 1 :]], 1)
+
+
+def _centres(size: tuple[int, int], cells: int) -> Float[np.ndarray, "2 h w"]:
+    """(du, dv) of every readout cell's centre from its latent cell's centre, in latent cells."""
+    rows, columns = (((np.arange(n) % cells) + 0.5) / cells - 0.5 for n in size)
+    return np.stack(np.broadcast_arrays(columns[None], rows[:, None])).astype(np.float32)
+
+
+#: Inverse depth (1/m) of what is as good as infinitely far.
+_FAR = 1e-3
+#: Beyond any picture, in pixels.
+_NOWHERE = -1e4
+
+
+def spread_inverse_depth(depth_m: Float[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+    """1/m everywhere: what is known as it is, gaps from ever larger areas around them.
+
+    Inverse depth, because it is linear on planes. 0 where nothing is known at all.
+    """
+    known = np.isfinite(depth_m) & (depth_m > 0)
+    inverse = np.where(known, 1 / np.where(known, depth_m, 1), 0).astype(np.float32)
+    return _spread(inverse, known.astype(np.float32))
+
+
+def pixels_in(
+    there: Camera, here: Camera, inverse_depth: Float[np.ndarray, "h w"], size: tuple[int, int]
+) -> Float32[np.ndarray, "H W 2"]:
+    """(u, v) in the view `there` of each pixel of the view `here`, both `size` pixels large.
+
+    Far outside where a point lies behind `there`.
+
+    Args:
+        inverse_depth: 1/m, in `here`, on a grid that may be coarser than `size`.
+    """
+    grid = inverse_depth.shape
+    points = here.resized(grid).lift(1 / np.maximum(inverse_depth, _FAR))
+    pixels, depth = there.resized(grid).project(points.reshape(-1, 3))
+    in_front = (depth > 0) & (np.abs(pixels) < -_NOWHERE).all(-1)
+    scale = np.array([size[1] / grid[1], size[0] / grid[0]])
+    pixels = np.where(in_front[:, None], scale * (pixels + 0.5) - 0.5, _NOWHERE)
+    pixels = pixels.reshape(*grid, 2).astype(np.float32)
+    return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _spread(value: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Fills what is not known from a grid half as fine, itself filled in the same way."""
+    if known.all() or max(known.shape) == 1:
+        return value
+    half = tuple((side + 1) // 2 for side in known.shape[::-1])
+    share, total = (cv2.resize(a, half, interpolation=cv2.INTER_AREA) for a in (known, value))
+    mean = np.where(share > 0, total / np.maximum(share, 1e-6), 0).astype(np.float32)
+    coarse = _spread(mean.reshape(share.shape), (share > 0).astype(np.float32))
+    coarse = cv2.resize(coarse, known.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return value + (1 - known) * coarse.reshape(known.shape)
+
+
+#: Pixels to a side of the block that a latent codes.
+BLOCK = 8
+
+
+class Aligner(nn.Module):
+    """Readout and geometry to the latents that a camera at that pose would have seen.
+
+    Starts as the linear map: the last convolution is zero.
+
+    Args:
+        cells: of the readout to a side of each latent cell.
+    """
+
+    def __init__(self, latent_channels: int, width: int = 128, blocks: int = 4, cells: int = 4):
+        super().__init__()
+        self.latent_channels, self.cells = latent_channels, cells
+        inputs = 2 * latent_channels + GEOMETRY_CHANNELS
+        self.first = nn.Conv2d(inputs, width, 3, padding=1)
+        self.stage = residual_stage(width, blocks)
+        self.last = nn.Conv2d(width, latent_channels, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+        self.register_buffer("block_from_latent", torch.zeros(3 * BLOCK**2, latent_channels))
+        self.register_buffer("block_mean", torch.zeros(3 * BLOCK**2))
+        self.register_buffer("latent_from_block", torch.zeros(latent_channels, 3 * BLOCK**2))
+
+    @torch.no_grad()
+    def fit(self, latents: Float[Tensor, "n c h w"], pictures: Float[Tensor, "n 3 H W"]) -> None:
+        """Sets both matrices to the best ones in the mean square for these pairs."""
+        code = latents.double().transpose(0, 1).flatten(1)
+        blocks = F.pixel_unshuffle(pictures, BLOCK).double().transpose(0, 1).flatten(1)
+        mean, centre = blocks.mean(1), code.mean(1, keepdim=True)
+        blocks, code = blocks - mean[:, None], code - centre
+        out_of, into = _regression(code, blocks), _regression(blocks, code)
+        self.block_from_latent.copy_(out_of)
+        self.block_mean.copy_(mean - out_of @ centre[:, 0])
+        self.latent_from_block.copy_(into)
+
+    def forward(self, condition: Float[Tensor, "b k hc wc"]) -> Float[Tensor, "b c h w"]:
+        """Aligned latents of single frames; see `condition_from_readout` for the channels."""
+        nearest = condition_per_latent(condition[:, :, None], self.cells)[:, :, 0]
+        moved = self.moved(condition, nearest)
+        x = self.stage(self.first(torch.cat([moved, nearest], 1)))
+        return moved + self.last(F.silu(x))
+
+    def moved(
+        self, condition: Float[Tensor, "b k hc wc"], nearest: Float[Tensor, "b k h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """The nearest tokens' latents, and what the linear map says of how they have to change.
+
+        Where nothing is to be moved nothing changes, whatever the matrices leave out.
+        """
+        still = self.pictures(nearest[:, : self.latent_channels])
+        side = BLOCK // self.cells
+        taken = F.pixel_shuffle(self._taken(condition), side)
+        visible = F.interpolate(condition[:, self.latent_channels :][:, :1], scale_factor=side)
+        return nearest[:, : self.latent_channels] + self.change((taken - still) * visible)
+
+    def pictures(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """What the linear part of the codec decodes them to, in about [-1, 1]."""
+        return F.pixel_shuffle(self._blocks(latents), BLOCK)
+
+    def change(self, pictures: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
+        """By how much latents change where their pictures change by so much."""
+        blocks = F.pixel_unshuffle(pictures, BLOCK)
+        return torch.einsum("co,bohw->bchw", self.latent_from_block, blocks)
+
+    def _blocks(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
+        blocks = torch.einsum("oc,bchw->bohw", self.block_from_latent, latents)
+        return blocks + self.block_mean.view(-1, 1, 1)
+
+    def _taken(self, condition: Float[Tensor, "b k hc wc"]) -> Float[Tensor, "b p hc wc"]:
+        """Each readout cell's pixels (3 colours, row, column), out of its token's own block.
+
+        Between the block's pixels it is linear, beyond its edge it goes on as at the edge.
+        """
+        latents, geometry = condition.tensor_split([self.latent_channels], 1)
+        du, dv, log_scale = (geometry[:, i] for i in (2, 3, 4))
+        column = self._pixel_index(du, log_scale, across=True)
+        row = self._pixel_index(dv, log_scale, across=False)
+        low = [index.floor().clamp(max=BLOCK - 2) for index in (row, column)]
+        part = [index - floor for index, floor in zip((row, column), low, strict=True)]
+        blocks = self._blocks(latents).unflatten(1, (3, BLOCK**2))
+        taken = blocks.new_zeros(())
+        for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            index = ((low[0] + down) * BLOCK + low[1] + right).long().flatten(1, 2)
+            weight = (part[0] if down else 1 - part[0]) * (part[1] if right else 1 - part[1])
+            index = index[:, None].expand(-1, 3, -1, -1, -1)
+            taken = taken + weight.flatten(1, 2)[:, None] * blocks.gather(2, index)
+        return taken.flatten(1, 2)
+
+    def _pixel_index(
+        self, offset: Float[Tensor, "b hc wc"], log_scale: Float[Tensor, "b hc wc"], across: bool
+    ) -> Float[Tensor, "b r c hc wc"]:
+        """Where each pixel of a readout cell lies along one axis of its token's block, in pixels."""
+        side = BLOCK // self.cells
+        count = offset.shape[2 if across else 1]
+        pixel = torch.arange(count * side, device=offset.device) % BLOCK - (BLOCK - 1) / 2
+        pixel = pixel.view(count, side).T
+        shape = (1, 1, side, 1, count) if across else (1, side, 1, count, 1)
+        away = (pixel.reshape(shape) - BLOCK * offset[:, None, None]) / log_scale.exp()[
+            :, None, None
+        ]
+        away = away.expand(-1, side, side, -1, -1)
+        return (away + (BLOCK - 1) / 2).clamp(0, BLOCK - 1)
+
+
+def _regression(given: Float[Tensor, "i n"], wanted: Float[Tensor, "o n"]) -> Float[Tensor, "o i"]:
+    """The matrix that makes the best of `given`; directions that never vary are left alone."""
+    gram = given @ given.T
+    gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+    return torch.linalg.solve(gram, given @ wanted.T).T

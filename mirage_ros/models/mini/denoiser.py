@@ -31,8 +31,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from mirage_ros.models.mini.aligner import GEOMETRY_CHANNELS, Aligner, condition_per_latent
-from mirage_ros.models.mini.codec import residual_stage
+from mirage_ros.models.mini.codec import (
+    GEOMETRY_CHANNELS,
+    Aligner,
+    condition_per_latent,
+    residual_stage,
+)
 from mirage_ros.progress import report
 from mirage_ros.world.chunking import MOSTLY
 
@@ -117,7 +121,7 @@ class SideBranch(ModelMixin, ConfigMixin):
 
     `shortcut`: the readout's latents, aligned by convolutions that start at zero as well, are
     added to the network's output. Only for networks that predict the clean sample. Such a branch
-    may be given a readout of `aligner_cells` cells to a side of each latent cell (aligner.py), and
+    may be given a readout of `aligner_cells` cells to a side of each latent cell (codec.py), and
     correct the network's output by `finisher_blocks` blocks of convolutions (`Finisher`).
     """
 

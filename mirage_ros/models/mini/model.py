@@ -23,9 +23,13 @@ from torch.nn import functional as F
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share
-from mirage_ros.models.mini.aligner import condition_from_context, condition_from_readout
 from mirage_ros.models.mini.borrowing import borrow_detail
-from mirage_ros.models.mini.codec import MiniCodec, residual_stage
+from mirage_ros.models.mini.codec import (
+    MiniCodec,
+    condition_from_context,
+    condition_from_readout,
+    residual_stage,
+)
 from mirage_ros.models.mini.denoiser import (
     TIMESTEPS,
     MemoryDenoiser,

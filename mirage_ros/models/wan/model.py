@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.models.mini.aligner import condition_from_context, condition_from_readout
+from mirage_ros.models.mini.codec import condition_from_context, condition_from_readout
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.resizing import picture_from_rgb, rgb_from_picture
 from mirage_ros.models.wan.codec import WanCodec

@@ -289,7 +289,7 @@ def _fold_first_projection(found: dict[str, Tensor]) -> None:
 
 def _widen_embedding(found: dict[str, Tensor], wanted: tuple[int, ...]) -> None:
     """Zero weights for the geometry channels, which a reference branch does not take."""
-    from mirage_ros.models.mini.aligner import GEOMETRY_CHANNELS
+    from mirage_ros.models.mini.codec import GEOMETRY_CHANNELS
 
     kernel = found.get("patch_embedding.weight")
     if kernel is None or kernel.shape[1] != wanted[1] - GEOMETRY_CHANNELS:
