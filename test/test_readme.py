@@ -1,4 +1,4 @@
-"""README.md is tried, not trusted: its commands, its program, its topics, its tree, its links."""
+"""README.md and docs/ are tried, not trusted: commands, the program, topics, files that are named, links."""
 
 from __future__ import annotations
 
@@ -59,23 +59,33 @@ def test_make_knows_every_target():
 
 
 def test_the_program_runs():
-    (program,) = blocks("python")
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/library.md").read_text(), re.DOTALL)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.strip().splitlines()
     assert len(lines) == 6 and lines[-1].endswith("(128, 160, 3)")
 
 
-def test_links_and_the_file_tree_lead_somewhere():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert link.startswith("http") or (ROOT / link).exists(), link
-    tree = README.split("## File tree")[1].split("##")[0]
-    folder = ROOT
-    for line in filter(str.strip, tree.splitlines()):
-        name = line.split()[0]
-        folder = ROOT if line[4] != " " else folder
-        assert (folder / name).exists(), line
-        folder = folder / name if line[4] != " " else folder
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+
+
+def test_the_index_has_every_page():
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= set(re.findall(r"\]\(([^)#]+)\)", README))
+
+
+def test_the_architecture_names_what_is_there():
+    text = (ROOT / "docs/architecture.md").read_text()
+    drawing = text.split("\n\n    ")[1].split("\n\n")[0]
+    names = set(re.findall(r"`([\w/]+(?:\.py|/))`", text)) | set(re.findall(r"(\w+/)", drawing))
+    assert len(names) > 30
+    for name in names:
+        assert any((ROOT / base / name).exists() for base in ("mirage_ros", ".")), name
 
 
 def published(document: str) -> dict[str, str]:
