@@ -101,7 +101,7 @@ def test_memory_holds_what_was_shown_after_frames_were_taken_back():
     env = made("Camera", action="delta", speed_mps=1e-6, turn_rps=2.0)
     right, back = np.eye(6)[4], -np.eye(6)[4]
     shown = played(env, [right, right, right])
-    assert env.unwrapped._frames._ahead
+    assert env.unwrapped._frames._prefetched
     returned = [env.step(back)[0] for _ in range(3)]
     assert env.unwrapped._frames.wasted == 2
     for there, again in zip(shown[2::-1], returned, strict=True):

@@ -24,11 +24,10 @@ from mirage_ros.cli import main
 from mirage_ros.env.stepping import draw_start
 from mirage_ros.errors import MirageError
 from mirage_ros.generate import run
-from mirage_ros.generate.episode import POLICIES
-from mirage_ros.generate.job import Job
+from mirage_ros.generate.episode import POLICIES, Job
 from mirage_ros.generate.pool import MOST_TRIES, retried, run_here
 from mirage_ros.generate.run import generate
-from mirage_ros.generate.worker import Meeting
+from mirage_ros.generate.worker import BatchBarrier
 from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import floor_axes
 from mirage_ros.models.pretrained import SHIPPED, load_model
@@ -170,7 +169,7 @@ def test_a_ray_cluster_loses_nothing_with_an_actor(job, plain, tmp_path, monkeyp
 
 def test_a_ray_pool_ends_its_actors_in_the_caller_s_cluster(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
-    from mirage_ros.generate import pool as ray_pool
+    from mirage_ros.generate import pool as pools
 
     class Quick:
         """Stands in for the actor: what is tested is how actors come and go."""
@@ -196,9 +195,9 @@ def test_a_ray_pool_ends_its_actors_in_the_caller_s_cluster(tmp_path, monkeypatc
     try:
         theirs = ray.remote(Quick).options(name="mirage_generate_0", num_cpus=0).remote(0, 0)
         get(theirs.load.remote())
-        monkeypatch.setattr(ray_pool, "_Actor", Quick)
-        monkeypatch.setattr(ray_pool.ray, "get", get_but_once)
-        pool = ray_pool.RayPool(Job(), tmp_path, set, 2)
+        monkeypatch.setattr(pools, "_Actor", Quick)
+        monkeypatch.setattr(ray, "get", get_but_once)
+        pool = pools.RayPool(Job(), tmp_path, set, 2)
         events = list(pool.run([(0,), (1,)]))
         assert sorted(what for kind, what in events if kind == "episode") == [(0,), (1,)]
         assert [kind for kind, _ in events].count("retry") == 1
@@ -260,13 +259,13 @@ def test_calls_meet_in_the_order_of_their_worlds():
         seen.append(numbers.flatten().tolist())
         return numbers * 10
 
-    meeting, answers = Meeting(network, 3), {}
+    barrier, answers = BatchBarrier(network, 3), {}
 
     def world(number: int, calls: int) -> None:
         for call in range(calls):
             asked = torch.full((1, 1), 10.0 * call + number)
-            answers[number, call] = meeting.ask((asked,), number).item()
-        meeting.leave()
+            answers[number, call] = barrier.call((asked,), number).item()
+        barrier.leave()
 
     threads = [threading.Thread(target=world, args=(n, c)) for n, c in ((0, 1), (1, 3), (2, 2))]
     for thread in reversed(threads):
@@ -281,11 +280,11 @@ def test_a_failing_network_fails_every_world_that_asked():
     def network(numbers):
         raise RuntimeError("out of memory")
 
-    meeting, errors = Meeting(network, 2), []
+    barrier, errors = BatchBarrier(network, 2), []
 
     def world(number: int) -> None:
         with pytest.raises(RuntimeError, match="memory"):
-            meeting.ask((torch.zeros(1, 1),), number)
+            barrier.call((torch.zeros(1, 1),), number)
         errors.append(number)
 
     threads = [threading.Thread(target=world, args=(n,)) for n in range(2)]

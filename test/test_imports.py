@@ -147,6 +147,46 @@ def test_a_kept_wall_is_left_alone():
     assert complaints(ROOT / "mirage_ros/ros/node.py", source) == []
 
 
+def at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Imports that run when a module is imported: none of functions and for type checks alone."""
+    for node in body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield node
+        elif not isinstance(node, (ast.FunctionDef, ast.ClassDef)) and "TYPE_CHECKING" not in ast.unparse(
+            getattr(node, "test", ast.Constant(0))
+        ):
+            yield from at_import(getattr(node, "body", []))
+
+
+def loaded(module: str) -> set[str]:
+    """Top names of all packages that come with the import of a module."""
+    sources, seen, found, todo = {module_of(path): path for path in MODULES}, set(), set(), [module]
+    while todo:
+        name = todo.pop()
+        while name and name not in sources:
+            name = name.rpartition(".")[0]
+        if not name or name in seen:
+            continue
+        seen.add(name)
+        path = sources[name]
+        tree = ast.Module(list(at_import(ast.parse(path.read_text()).body)), [])
+        names = list(imported(ast.unparse(tree), path.relative_to(ROOT).parent.parts))
+        todo += [name for name in names if name.startswith("mirage_ros")] + [name.rpartition(".")[0]]
+        found |= {name.partition(".")[0] for name in names}
+    return found
+
+
+@pytest.mark.parametrize("module", ["world.world", "generate.run", "env.camera_env", "env.navigate_env",
+                                    "loop.drive", "cli"])  # fmt: skip
+def test_extras_come_only_with_what_needs_them(module: str):
+    extras = {"ray", "av", "OpenEXR", "pyarrow", "mujoco", "matplotlib", "tensorboardX", "rclpy"}
+    assert not loaded(f"mirage_ros.{module}") & extras
+
+
+def test_extras_are_found():
+    assert "mujoco" in loaded("mirage_ros.scenes.render")
+
+
 def private_names(path: Path, owner: str) -> set[str]:
     """Methods and attributes of a class that begin with one underscore."""
     body = next(node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == owner)

@@ -14,8 +14,16 @@ from mirage_ros.data.seeds import Seed, level_camera_pose
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.loop.base import BasePose, Command, Footprint, base_under, distances_m
-from mirage_ros.loop.drive import DriveConfig, Trace, clearances_m, compare, drive, trace_figures
-from mirage_ros.loop.simulators import GeneratedWorld, MujocoWorld
+from mirage_ros.loop.drive import (
+    DriveConfig,
+    GeneratedWorld,
+    MujocoWorld,
+    Trace,
+    clearances_m,
+    compare,
+    drive,
+    trace_figures,
+)
 from mirage_ros.loop.wander import Wanderer
 from mirage_ros.world.world import World
 
@@ -176,7 +184,7 @@ def test_a_drive_in_a_generated_world_keeps_clear_of_its_memory():
     stamps = np.diff([snap.stamp_ns for snap in trace.snaps])
     assert (stamps == round(config.period_s * 1e9)).all()
     again = drive(GeneratedWorld(World(PixelModel(SIZE)), make_seed()), config)
-    np.testing.assert_array_equal(again.places, trace.places)
+    np.testing.assert_array_equal(again.positions_xy, trace.positions_xy)
 
 
 def true_room(seed: int):
@@ -197,13 +205,13 @@ def test_in_a_true_room_the_policy_touches_no_solid(seed):
     scene, world = true_room(seed)
     trace = drive(world, DriveConfig(length_m=6.0, decisions=40))
     world.close()
-    body = np.c_[trace.places, np.full(len(trace.places), 0.6)]
+    body = np.c_[trace.positions_xy, np.full(len(trace.positions_xy), 0.6)]
     assert trace.length_m >= 6.0
     assert scene.solids.distance(body).min() > Footprint().radius_m
 
 
 def test_solid_points_lie_on_solids():
-    from mirage_ros.loop.simulators import solid_points
+    from mirage_ros.loop.drive import solid_points
 
     scene, world = true_room(2000007)
     world.close()

@@ -15,8 +15,7 @@ from fakes import PixelModel
 
 from mirage_ros.data.seeds import Seed, level_camera_pose
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.loop.drive import DriveConfig, drive, trace_figures
-from mirage_ros.loop.simulators import GeneratedWorld
+from mirage_ros.loop.drive import DriveConfig, GeneratedWorld, drive, trace_figures
 from mirage_ros.protocol import Perception
 from mirage_ros.world.world import World
 

@@ -15,7 +15,7 @@ from policy import SIZE, DrivePolicy, clone
 from safetensors.torch import save_file
 
 from mirage_ros.errors import MirageError
-from mirage_ros.generate.job import Job
+from mirage_ros.generate.episode import Job
 from mirage_ros.generate.run import generate
 
 

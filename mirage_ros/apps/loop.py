@@ -235,7 +235,7 @@ def _report(config: LoopConfig, runs: dict[str, dict]) -> dict:
 def _world(name: str, folder: Path):
     """The MuJoCo scene of a world, None for a plain seed, and the seed's name."""
     kind, _, number = name.partition(":")
-    from mirage_ros.loop.simulators import KINDS, render_seed
+    from mirage_ros.loop.drive import KINDS, render_seed
 
     if kind not in KINDS or not number.isdigit():
         return None, name
@@ -296,7 +296,7 @@ def base_arguments(config: LoopConfig, seed: str) -> list[str]:
 
 def _drive_truth(config: LoopConfig, scene, seed: str, trace: Trace) -> Trace:
     """The same policy from the same place in the scene itself, through the same lens."""
-    from mirage_ros.loop.simulators import MujocoWorld
+    from mirage_ros.loop.drive import MujocoWorld
 
     start = load_seed(seed).camera.world_from_camera
     lens = trace.snaps[0].camera

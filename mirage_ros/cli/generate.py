@@ -60,7 +60,7 @@ def add_generate(parsers) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    from mirage_ros.generate.job import Job
+    from mirage_ros.generate.episode import Job
     from mirage_ros.generate.run import generate as run_job
 
     # A path that cannot be written is reported before hours of work, not after.

@@ -1,8 +1,4 @@
-"""`mirage/Camera-v0`: a free camera in a generated world.
-
-The options of the environments.
-
-How actions move a camera: driving on the floor, and free six-axis motion.
+"""`mirage/Camera-v0`: a free camera in a generated world, its options, and how actions move it.
 
 Six-axis motion is a body twist in the camera's optical axes (x right, y down, z forward): three
 linear numbers, then the rotation vector. Driving is a unicycle: forward along the floor, turn to

@@ -1,19 +1,18 @@
-"""A face that takes one camera at a time, over a world that works in chunks.
+"""Frames for environments that take one camera at a time, and where their worlds start.
 
-The network draws `chunk_frames` frames at once, for little more than the price of one. A
-one-step face learns each camera only when its action comes. So:
+The network draws `chunk_frames` frames at once, for little more than the price of one. An
+environment learns each camera only when its action comes. So:
 
 - An action that differs from the last one gets a chunk of one frame.
 - An action that repeats the last one is taken to be held: the whole chunk is drawn for
   the cameras it would lead to. The next steps cost nothing while they do.
 - When they do not, the world goes back to before that chunk, and the frames that
-  were shown are written into it again from a tape, so memory holds exactly what was shown.
+  were shown are written into it again from what the model gave, so memory holds exactly what was shown.
 
 What is drawn depends on past actions alone: the same seed and actions give the same frames.
 
-Where an environment's worlds start: shipped pictures, procedural scenes, rooms with a box.
-
-Frames of the true scene, rendered by MuJoCo: the ground truth behind the same face.
+Worlds start from shipped pictures, procedural scenes, or rooms with a box. Of a scene MuJoCo renders
+the ground truth in the same way (TrueFrames).
 """
 
 from __future__ import annotations
@@ -29,16 +28,15 @@ from mirage_ros.data.seeds import Seed, load_seed, shipped_seeds
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Chunk, Frame, Perception, WorldModel
-from mirage_ros.scenes.render import Renderer
-from mirage_ros.scenes.worlds import Scene
 from mirage_ros.world.state import WorldState
 from mirage_ros.world.world import World, WorldConfig
 
 if TYPE_CHECKING:
+    from mirage_ros.scenes.render import Renderer
     from mirage_ros.scenes.worlds import GoalRoom, Scene
 
-
 PROCEDURAL = ("scenes", "boxes")
+SECOND_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -129,10 +127,7 @@ def _need_mujoco() -> None:
         ) from error
 
 
-SECOND_NS = 1_000_000_000
-
-
-class Tape:
+class ReplayModel:
     """A WorldModel that can give the first frames of its last chunk again, for free."""
 
     def __init__(self, model: WorldModel) -> None:
@@ -171,7 +166,7 @@ class WorldFrames:
 
     Attributes:
         drawn: chunks that were drawn so far.
-        wasted: frames that were drawn ahead and never shown.
+        wasted: frames that were prefetched and never shown.
     """
 
     def __init__(
@@ -179,25 +174,25 @@ class WorldFrames:
     ) -> None:
         # Where one latent holds several frames, the world cannot be cut after any of them.
         self._lookahead = lookahead and getattr(model, "frames_per_latent", 1) == 1
-        self._tape = Tape(model)
+        self._model = ReplayModel(model)
         self._period_ns = round(period_s * SECOND_NS)
         self._config = WorldConfig(max_memory_bytes=max_memory_bytes)
-        self._ahead: list[Frame] = []
+        self._prefetched: list[Frame] = []
         self.drawn = self.wasted = 0
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the pictures."""
-        return self._tape.size
+        return self._model.size
 
     @property
     def chunk_frames(self) -> int:
-        return self._tape.chunk_frames
+        return self._model.chunk_frames
 
     def reset(self, seed: Seed, noise: int) -> Frame:
         """A new world; its first frame is the seed as the model shows it, stamped 0."""
-        self._world = World(self._tape, replace(self._config, seed=noise))
-        self._ahead, self._shown = [], []
+        self._world = World(self._model, replace(self._config, seed=noise))
+        self._prefetched, self._shown = [], []
         return self._world.reset(seed.rgb, seed.camera, seed.depth_m).frames[0]
 
     def advance(self, camera: Camera, held: Camera | None = None) -> Frame:
@@ -205,34 +200,34 @@ class WorldFrames:
 
         Args:
             camera: where it is seen from, of the pictures' size.
-            held: a batch of cameras that follow if the action is held; None does not look ahead.
+            held: a batch of cameras that follow if the action is held; None prefetches nothing.
         """
-        if self._ahead and _same(self._ahead[0].camera, camera):
-            self._shown.append(self._ahead.pop(0))
+        if self._prefetched and _same(self._prefetched[0].camera, camera):
+            self._shown.append(self._prefetched.pop(0))
             return self._shown[-1]
-        self._settle()
+        self._take_back()
         cameras = Camera.stack([camera])
         if held is not None and self._lookahead:
-            ahead = list(held)[: self._tape.chunk_frames - 1]
-            cameras = Camera.stack([camera, *ahead])
+            following = list(held)[: self._model.chunk_frames - 1]
+            cameras = Camera.stack([camera, *following])
         self._before: WorldState = self._world.snapshot()
-        frame, *self._ahead = self._step(cameras).frames
+        frame, *self._prefetched = self._step(cameras).frames
         self.drawn += 1
         self._shown = [frame]
         return frame
 
-    def _settle(self) -> None:
-        """Takes back what was drawn ahead but not shown."""
-        if not self._ahead:
+    def _take_back(self) -> None:
+        """Takes back what was prefetched but not shown."""
+        if not self._prefetched:
             return
-        self.wasted += len(self._ahead)
+        self.wasted += len(self._prefetched)
         self._world.restore(self._before)
-        self._tape.replay(len(self._shown))
+        self._model.replay(len(self._shown))
         try:
             self._step(Camera.stack([frame.camera for frame in self._shown]))
         finally:
-            self._tape.replay(None)
-        self._ahead = []
+            self._model.replay(None)
+        self._prefetched = []
 
     def _step(self, cameras: Camera) -> Chunk:
         steps = np.arange(1, len(cameras) + 1)
@@ -253,6 +248,8 @@ class TrueFrames:
 
     def reset(self, scene: Scene, camera: Camera) -> Frame:
         """The first frame of a scene, stamped 0."""
+        from mirage_ros.scenes.render import Renderer
+
         self.close()
         self._renderer = Renderer(scene, self.size)
         self._stamp_ns = -self._period_ns

@@ -1,5 +1,5 @@
 """Many rollouts into one dataset: plans, policies, workers, and what holds them together.
 
     from mirage_ros.generate.run import Job, generate
-    report = generate(Job(episodes=8, policies=("wander",)), "out/data", workers=2)
+    report = generate(Job(policies=("wander",)), 8, "out/data", workers=2)
 """

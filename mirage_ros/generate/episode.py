@@ -1,9 +1,8 @@
-"""One episode: start, plan, draw, write. The same bytes wherever it runs.
+"""What is to be generated, and one episode of it: start, plan, draw, write. The same bytes wherever it runs.
 
-Camera policies: where the camera goes in an episode, planned before anything is drawn.
-
-Nothing in a generated world pushes back, so even the closed-loop expert can be played out on
-poses alone, and the world then draws whole chunks.
+Policies plan where the camera goes in an episode before anything is drawn. Nothing in a generated world
+pushes back, so even the closed-loop expert can be played out on poses alone, and the world then draws
+whole chunks.
 """
 
 from __future__ import annotations
@@ -22,17 +21,84 @@ from mirage_ros.env.camera_env import driven
 from mirage_ros.env.navigate_env import GOAL_RADIUS_M, PER_STEP, REACHED, drive_in
 from mirage_ros.env.stepping import Start, draw_start
 from mirage_ros.errors import MirageError
-from mirage_ros.generate.job import Event, Job
 from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import Camera, floor_axes
+from mirage_ros.models.pretrained import model_digest
 from mirage_ros.protocol import Frame, WorldModel
 from mirage_ros.recording.formats import begin_episode
+from mirage_ros.recording.recorder import Feature, RecordingConfig
 from mirage_ros.world.world import World, WorldConfig
 
 SPEED_MPS, TURN_RPS = 0.8, 1.0
 ROOM_M = 0.35
 CANDIDATES = 48
 OBSTACLES = 800
+SECOND_NS = 1_000_000_000
+
+#: Indices of episodes that one worker generates together.
+Unit = tuple[int, ...]
+#: What a worker reports: a kind, and what it is about (see pool.py).
+Event = tuple[str, object]
+
+TWIST = ("vx_m_s", "vy_m_s", "vz_m_s", "wx_rad_s", "wy_rad_s", "wz_rad_s")
+POSE = ("x_m", "y_m", "z_m", "qw", "qx", "qy", "qz")
+FEATURES = {
+    "action": Feature((6,), "float32", TWIST),
+    "observation.state": Feature((7,), "float32", POSE),
+    "next.reward": Feature((1,)),
+    "next.done": Feature((1,), "bool"),
+    "next.success": Feature((1,), "bool"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A dataset to be. Episode `i` follows from this and `i` alone, whoever generates it.
+
+    Attributes:
+        seed: of all episodes.
+        frames: of each episode, at most; the expert ends where it arrives.
+        rate_hz: frames per second of simulated time.
+        policies: each episode draws one; see POLICIES.
+        starts: "shipped", "scenes", "boxes", or names and paths of seeds.
+        model: checkpoint.
+        format, video_codec: of the dataset; see `mirage_ros.recording.formats`.
+        threads: torch threads of each worker. The last bits of a sum depend on their number.
+        batch: episodes that one worker draws together, their networks' calls joined.
+        use_memory: False generates without the latent memory, the baseline.
+    """
+
+    seed: int = 0
+    frames: int = 48
+    rate_hz: float = 5.0
+    policies: Sequence[str] = ("wander",)
+    starts: str | Sequence[str] = "shipped"
+    model: str = "mini"
+    format: str = "lerobot"
+    video_codec: str = "h264"
+    threads: int = 1
+    batch: int = 1
+    use_memory: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("frames", 3), ("threads", 1), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise MirageError(f"{name} is {getattr(self, name)}; give at least {least}.")
+
+    @property
+    def period_s(self) -> float:
+        return 1 / self.rate_hz
+
+    @property
+    def recording(self) -> RecordingConfig:
+        """What is written with every frame."""
+        return RecordingConfig(self.rate_hz, FEATURES, self.video_codec)
+
+    def manifest(self) -> dict:
+        """What has to agree before a dataset is continued."""
+        starts = self.starts if isinstance(self.starts, str) else list(self.starts)
+        options = asdict(self) | {"policies": list(self.policies), "starts": starts}
+        return options | {"weights": model_digest(self.model)}
 
 
 @dataclass(frozen=True)
@@ -182,9 +248,6 @@ def _smooth(rng, frames: int) -> Float[np.ndarray, "f"]:
     turns = np.linspace(0, 2 * np.pi, frames)
     waves = [np.sin(turns * rng.uniform(0.3, 2.0) + rng.uniform(0, 2 * np.pi)) for _ in range(3)]
     return np.sum(waves, 0) / 2
-
-
-SECOND_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ A pool turns units (tuples of episode indices that are drawn together) into even
 - ("frames", n) as they are drawn, ("episode", report) for each one on the disk;
 - ("retry", unit) when a worker was lost and its unit goes to another.
 
-Which episodes are not to be written, being on the disk already or not asked for, it asks for when
-it gives a unit away: they are drawn with the others of their unit and forgotten.
+When a pool assigns a unit it asks which episodes are not to be written, being on the disk already
+or not asked for: they are drawn with the others of their unit and dropped.
 
-The same units on a Ray cluster: one actor per GPU, or per `threads` cores without GPUs.
-
-Every machine of the cluster has to see the dataset's folder under the same path. Actors that
-are lost, with their machine or without, are replaced and their unit is run again.
+On a Ray cluster (RayPool) there is one actor per GPU, or per `threads` cores without GPUs. Every
+machine of the cluster has to see the dataset's folder under the same path. Actors that are lost,
+with their machine or without, are replaced and their unit is run again.
 """
 
 from __future__ import annotations
@@ -27,13 +26,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from mirage_ros.errors import MirageError
-from mirage_ros.generate.job import Event, Job, Unit
+from mirage_ros.generate.episode import Event, Job, Unit
 
 Finished = Callable[[], set[int]]
 MOST_TRIES = 3
+LOCAL = "local"
+PATIENCE_S = 20.0
+MOST_LOST = 9
 
 
 def run_here(job: Job, out: Path, finished: Finished, units: Sequence[Unit]) -> Iterator[Event]:
@@ -48,10 +51,10 @@ def run_here(job: Job, out: Path, finished: Finished, units: Sequence[Unit]) -> 
 
 @dataclass
 class _Worker:
-    """A process, the line to it, and what it is working on."""
+    """A process, the connection to it, and the unit that it is working on."""
 
     process: object
-    line: connection.Connection
+    connection: Connection
     unit: Unit | None = None
 
 
@@ -68,12 +71,12 @@ class ProcessPool:
         waiting, tries = deque(units), dict.fromkeys(units, 0)
         try:
             while waiting or any(worker.unit for worker in self._workers):
-                for place, worker in enumerate(self._workers):
+                for index, worker in enumerate(self._workers):
                     if worker.unit is None and waiting:
-                        self._give(place, waiting, tries)
-                lines = {worker.line: place for place, worker in enumerate(self._workers)}
-                for line in connection.wait(list(lines)):
-                    yield from self._hear(lines[line], waiting, tries)
+                        self._assign(index, waiting, tries)
+                indices = {worker.connection: index for index, worker in enumerate(self._workers)}
+                for ready in connection.wait(list(indices)):
+                    yield from self._receive(indices[ready], waiting, tries)
         finally:
             self.close()
 
@@ -83,29 +86,29 @@ class ProcessPool:
             worker.process.kill()
         for worker in self._workers:
             worker.process.join()
-            worker.line.close()
+            worker.connection.close()
 
     def _start(self) -> _Worker:
-        line, theirs = self._context.Pipe()
+        ours, theirs = self._context.Pipe()
         arguments = (self._job, self._out, theirs, os.getpid())
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
-        return _Worker(process, line)
+        return _Worker(process, ours)
 
-    def _give(self, place: int, waiting: deque, tries: dict) -> None:
-        worker, unit = self._workers[place], waiting.popleft()
+    def _assign(self, index: int, waiting: deque, tries: dict) -> None:
+        worker, unit = self._workers[index], waiting.popleft()
         tries[unit] += 1
         worker.unit = unit
         try:
-            worker.line.send((unit, self._finished() & set(unit)))
+            worker.connection.send((unit, self._finished() & set(unit)))
         except (BrokenPipeError, ConnectionResetError):
-            pass  # its death is heard on the line
+            pass  # the connection reports its death
 
-    def _hear(self, place: int, waiting: deque, tries: dict) -> Iterator[Event]:
-        worker = self._workers[place]
+    def _receive(self, index: int, waiting: deque, tries: dict) -> Iterator[Event]:
+        worker = self._workers[index]
         try:
-            kind, what = worker.line.recv()
+            kind, what = worker.connection.recv()
         except (EOFError, ConnectionResetError):
             kind, what = "lost", "the process was killed"
         if kind == "error":
@@ -114,8 +117,8 @@ class ProcessPool:
             unit, worker.unit = worker.unit, None
             if kind == "lost":
                 worker.process.join()
-                worker.line.close()
-                self._workers[place] = self._start()
+                worker.connection.close()
+                self._workers[index] = self._start()
             yield from retried(unit, waiting, tries, what)
         elif kind == "idle":
             worker.unit = None
@@ -136,33 +139,33 @@ def retried(unit: Unit | None, waiting: deque, tries: dict, reason: str) -> Iter
     yield "retry", unit
 
 
-def _serve(job: Job, out: Path, line: connection.Connection, parent: int) -> None:
+def _serve(job: Job, out: Path, connection: Connection, parent: int) -> None:
     """A worker process: units in, events out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool ends this process
     _die_with(parent)
     from mirage_ros.generate.worker import UnitRunner
 
     try:
         runner = UnitRunner(job, out)
-        line.send(("ready", None))
+        connection.send(("ready", None))
         while True:
-            _serve_one(runner, *line.recv(), line)
+            _serve_one(runner, *connection.recv(), connection)
     except MirageError as error:
-        line.send(("error", str(error)))
+        connection.send(("error", str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
 
-def _serve_one(runner, unit: Unit, skip: set[int], line: connection.Connection) -> None:
+def _serve_one(runner, unit: Unit, skip: set[int], connection: Connection) -> None:
     try:
         for event in runner.run(unit, skip):
-            line.send(event)
+            connection.send(event)
     except (MirageError, BrokenPipeError, ConnectionResetError):
         raise
     except Exception:
-        line.send(("fault", traceback.format_exc().strip().splitlines()[-1]))
+        connection.send(("fault", traceback.format_exc().strip().splitlines()[-1]))
     else:
-        line.send(("idle", unit))
+        connection.send(("idle", unit))
 
 
 def _die_with(parent: int) -> None:
@@ -176,17 +179,16 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-try:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-except ImportError as error:
-    raise MirageError(
-        f"Generating on a cluster needs Ray ({error}); pip install 'mirage_ros[ray]'."
-    ) from error
-
-LOCAL = "local"
-PATIENCE_S = 20.0
-MOST_LOST = 9
+def import_ray():
+    """The package ray, which is an extra. MirageError where it is not installed."""
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise MirageError(
+            f"Generating on a cluster needs Ray ({error}); pip install 'mirage_ros[ray]'."
+        ) from error
+    return ray
 
 
 class _Actor:
@@ -196,7 +198,7 @@ class _Actor:
         self._job, self._out = job, out
 
     def load(self) -> None:
-        """Not part of the making: what goes wrong there, Ray tells as a lost actor."""
+        """Not in __init__: Ray reports what fails there as a lost actor."""
         from mirage_ros.generate.worker import UnitRunner
 
         self._runner = UnitRunner(self._job, self._out)
@@ -216,10 +218,11 @@ class RayPool:
         workers: int | None,
         address: str = LOCAL,
     ) -> None:
+        ray = self._ray = import_ray()
         self._job, self._out, self._finished = job, out.absolute(), finished
         self._ours = not ray.is_initialized()
         if self._ours:
-            _connect(address)
+            _connect(ray, address)
         self._gpus = ray.cluster_resources().get("GPU", 0)
         if workers is None:
             cores = ray.cluster_resources().get("CPU", 1)
@@ -228,7 +231,7 @@ class RayPool:
         # Names are unique in a cluster, which others may use for the same.
         self._name = f"mirage_generate_{secrets.token_hex(4)}"
         # Actors whose models are being loaded, or that wait for room: they get no unit yet.
-        self._coming, self._idle, self._actors = {}, [], []
+        self._loading, self._idle, self._actors = {}, [], []
         for _ in range(workers):
             self._start()
 
@@ -244,12 +247,12 @@ class RayPool:
                     actor, unit = self._idle.pop(), waiting.popleft()
                     tries[unit] += 1
                     running[actor.run.remote(unit, self._finished() & set(unit))] = (actor, unit)
-                heard, _ = ray.wait([*running, *self._coming], num_returns=1, timeout=PATIENCE_S)
-                if heard and heard[0] in running:
-                    actor, unit = running.pop(heard[0])
-                    yield from self._hear(heard[0], actor, unit, waiting, tries)
-                elif heard:
-                    yield from self._welcome(heard[0])
+                done, _ = self._ray.wait([*running, *self._loading], num_returns=1, timeout=PATIENCE_S)
+                if done and done[0] in running:
+                    actor, unit = running.pop(done[0])
+                    yield from self._receive(done[0], actor, unit, waiting, tries)
+                elif done:
+                    yield from self._loaded(done[0])
                 elif not running:
                     yield "waiting", None
         finally:
@@ -257,35 +260,35 @@ class RayPool:
 
     def close(self) -> None:
         """Ends the actors, and Ray if it was started here."""
-        while self._actors and ray.is_initialized():
+        while self._actors and self._ray.is_initialized():
             self._end(self._actors[-1])
-        if self._ours and ray.is_initialized():
-            ray.shutdown()
+        if self._ours and self._ray.is_initialized():
+            self._ray.shutdown()
 
-    def _hear(self, reference, actor, unit: Unit, waiting, tries) -> Iterator[Event]:
+    def _receive(self, reference, actor, unit: Unit, waiting, tries) -> Iterator[Event]:
         try:
-            events = ray.get(reference)
+            events = self._ray.get(reference)
             self._idle.append(actor)
             yield from events
-        except RayTaskError as error:
+        except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, MirageError):
                 raise error.cause from error
             self._idle.append(actor)
             yield from retried(unit, waiting, tries, str(error.cause))
-        except RayError as error:
+        except self._ray.exceptions.RayError as error:
             # Its machine may only be cut off: it shall not write beside who replaces it.
             self._end(actor)
             self._start()
             yield from retried(unit, waiting, tries, f"the actor was lost: {_first_line(error)}")
 
-    def _welcome(self, reference) -> Iterator[Event]:
+    def _loaded(self, reference) -> Iterator[Event]:
         """An actor has its model, or could not load it."""
-        actor = self._coming.pop(reference)
+        actor = self._loading.pop(reference)
         try:
-            ray.get(reference)
-        except RayTaskError as error:
+            self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
             raise MirageError(str(error.cause)) from error
-        except RayError as error:
+        except self._ray.exceptions.RayError as error:
             self._lost += 1
             if self._lost > MOST_LOST:
                 raise MirageError(
@@ -302,21 +305,21 @@ class RayPool:
         needs = {"num_cpus": self._job.threads, "num_gpus": 1 if self._gpus else 0}
         name = f"{self._name}_{self._started}"
         self._started += 1
-        actor = ray.remote(_Actor).options(name=name, **needs).remote(self._job, self._out)
+        actor = self._ray.remote(_Actor).options(name=name, **needs).remote(self._job, self._out)
         self._actors.append(actor)
-        self._coming[actor.load.remote()] = actor
+        self._loading[actor.load.remote()] = actor
 
     def _end(self, actor) -> None:
         self._actors.remove(actor)
-        with suppress(RayError, ValueError):
-            ray.kill(actor)
+        with suppress(self._ray.exceptions.RayError, ValueError):
+            self._ray.kill(actor)
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _connect(address: str) -> None:
+def _connect(ray, address: str) -> None:
     try:
         if address == LOCAL:
             # Ray makes its workers nice (15): on a busy machine they would hardly ever run.

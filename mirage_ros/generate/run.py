@@ -14,8 +14,7 @@ from tqdm import tqdm
 from mirage_ros.env.stepping import check_starts
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_json
-from mirage_ros.generate.episode import check_policies
-from mirage_ros.generate.job import Event, Job, Unit
+from mirage_ros.generate.episode import Event, Job, Unit, check_policies
 from mirage_ros.generate.pool import ProcessPool, run_here
 from mirage_ros.recording.formats import open_dataset
 
@@ -102,19 +101,19 @@ def _check_options(job: Job, episodes: int, workers: int | None) -> None:
 def _fill(dataset, job: Job, episodes: int, out: Path, workers: int | None, ray) -> Report:
     """Generates what is missing and adopts it in order."""
     units = _units(job, episodes, dataset.finished())
-    crew = _crew(units, workers, ray)
-    who = f"ray {ray}" if ray else str(crew)
+    processes = _processes(units, workers, ray)
+    who = f"ray {ray}" if ray else str(processes)
     report, start_s = Report(str(out), dataset.episodes, workers=who), time.monotonic()
     missing = len(set(range(episodes)) - dataset.finished())
     _adopt(dataset, episodes)
     if units:
         beyond = {index for unit in units for index in unit if index >= episodes}
-        events = _events(job, out, lambda: dataset.finished() | beyond, units, crew, ray)
-        for kind, what in _shown(events, sum(len(unit) for unit in units) - len(beyond)):
-            _note(report, kind, what, crew, time.monotonic() - start_s)
+        events = _events(job, out, lambda: dataset.finished() | beyond, units, processes, ray)
+        for kind, what in _with_bar(events, sum(len(unit) for unit in units) - len(beyond)):
+            _note(report, kind, what, processes, time.monotonic() - start_s)
             if kind == "episode":
                 _adopt(dataset, episodes)
-        # A worker that dies after its episode is on the disk tells nobody of it.
+        # A worker that dies after its episode is on the disk reports nothing.
         _adopt(dataset, episodes)
         _check_filled(dataset, episodes)
         report.generated = missing
@@ -139,11 +138,11 @@ def check_manifest(wanted: dict, out: Path, begun: bool) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise MirageError(f"{path} is damaged ({error!r}); choose another folder.") from error
     if different:
-        told = {name: f"{name} {found[name]!r}, not {wanted[name]!r}" for name in different}
-        if "weights" in told:
-            told["weights"] = "other weights"
+        differences = {name: f"{name} {found[name]!r}, not {wanted[name]!r}" for name in different}
+        if "weights" in differences:
+            differences["weights"] = "other weights"
         raise MirageError(
-            f"{out} was begun with {', '.join(told.values())}; give the same options or another "
+            f"{out} was begun with {', '.join(differences.values())}; give the same options or another "
             "folder."
         )
 
@@ -159,24 +158,24 @@ def _units(job: Job, episodes: int, finished: set[int]) -> list[Unit]:
     return [unit for unit in units if any(i not in finished for i in unit if i < episodes)]
 
 
-def _crew(units: list[Unit], workers: int | None, ray: str | None) -> int | None:
+def _processes(units: list[Unit], workers: int | None, ray: str | None) -> int | None:
     """How many work at once; None is as many as the cluster has room for."""
     if ray is None:
         return max(1, min(workers or 1, len(units)))
     return workers
 
 
-def _events(job: Job, out: Path, finished, units, crew, ray) -> Iterator[Event]:
+def _events(job: Job, out: Path, finished, units, processes, ray) -> Iterator[Event]:
     if ray is not None:
         from mirage_ros.generate.pool import RayPool
 
-        return RayPool(job, out, finished, crew, ray).run(units)
-    if crew == 1:
+        return RayPool(job, out, finished, processes, ray).run(units)
+    if processes == 1:
         return run_here(job, out, finished, units)
-    return ProcessPool(job, out, finished, crew).run(units)
+    return ProcessPool(job, out, finished, processes).run(units)
 
 
-def _shown(events: Iterator[Event], count: int) -> Iterator[Event]:
+def _with_bar(events: Iterator[Event], count: int) -> Iterator[Event]:
     """The same events, with a progress bar of so many episodes."""
     tally = Counter()
     with tqdm(total=count, unit="episode", desc="generate", smoothing=0.1) as bar:
@@ -184,18 +183,18 @@ def _shown(events: Iterator[Event], count: int) -> Iterator[Event]:
         for kind, what in events:
             tally[kind] += what if kind == "frames" else 1
             bar.update(kind == "episode")
-            told = f"{tally['frames']} frames, {tally['retry']} retries"
-            bar.set_postfix_str("no actor has started yet" if kind == "waiting" else told)
+            counts = f"{tally['frames']} frames, {tally['retry']} retries"
+            bar.set_postfix_str("no actor has started yet" if kind == "waiting" else counts)
             yield kind, what
 
 
-def _note(report: Report, kind: str, what, crew: int | None, now_s: float) -> None:
+def _note(report: Report, kind: str, what, processes: int | None, now_s: float) -> None:
     """Args:
     now_s: since the start.
     """
     if kind == "ready":
         report.started += 1
-        if crew is None or report.started <= crew:
+        if processes is None or report.started <= processes:
             report.startup_s, report.steady_frames = now_s, 0
     elif kind == "frames":
         report.steady_frames += what

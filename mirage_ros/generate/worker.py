@@ -1,11 +1,10 @@
 """What every worker does, in whichever process: load the model once, run units.
 
-Joins the denoiser calls of several worlds into one.
-
-Every world runs in a thread of its own with what looks like a model of its own. A call waits
-until all worlds that are still running have called too; then those of equal shapes are
-stacked and run at once. So which calls are joined follows from the episodes and not from
-timing, and the same unit gives the same bits on every run.
+A unit of several episodes joins their calls of the denoiser into one. Every episode runs in a thread
+of its own with what looks like a model of its own. A call waits at a barrier until all episodes that
+are still running have called too; then those of equal shapes are stacked and run at once. So which
+calls are joined follows from the episodes and not from timing, and the same unit gives the same bits
+on every run.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ import torch
 from torch import Tensor
 
 from mirage_ros.errors import MirageError
-from mirage_ros.generate.episode import run_episode
-from mirage_ros.generate.job import Event, Job, Unit
+from mirage_ros.generate.episode import Event, Job, Unit, run_episode
 from mirage_ros.models.pretrained import load_model
 from mirage_ros.protocol import WorldModel
 
@@ -40,20 +38,21 @@ class _Call:
 
 
 @dataclass
-class Meeting:
-    """Where the calls of so many worlds meet; `network` takes tensors with the batch in front."""
+class BatchBarrier:
+    """Holds back calls of so many worlds and runs them as a batch; `network` takes tensors with the batch
+    in front."""
 
     network: Callable[..., Tensor]
     worlds: int
     calls: list[_Call] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def ask(self, tensors: tuple[Tensor, ...], world: int) -> Tensor:
-        """The network's answer to one world's tensors, once the others have asked as well."""
+    def call(self, tensors: tuple[Tensor, ...], world: int) -> Tensor:
+        """The network's answer to one world's tensors, once the others have called as well."""
         call = _Call(tensors, world)
         with self.changed:
             self.calls.append(call)
-            self._run_if_all_are_here()
+            self._run_if_complete()
             self.changed.wait_for(lambda: call.done)
         if call.error is not None:
             raise call.error
@@ -63,9 +62,9 @@ class Meeting:
         """A world has ended; the others no longer wait for it."""
         with self.changed:
             self.worlds -= 1
-            self._run_if_all_are_here()
+            self._run_if_complete()
 
-    def _run_if_all_are_here(self) -> None:
+    def _run_if_complete(self) -> None:
         if not self.calls or len(self.calls) < self.worlds:
             return
         calls, self.calls = sorted(self.calls, key=lambda call: call.world), []
@@ -74,11 +73,11 @@ class Meeting:
             shapes = tuple(tensor.shape[1:] for tensor in call.tensors)
             groups.setdefault(shapes, []).append(call)
         for group in groups.values():
-            _answer(self.network, group)
+            _run_batch(self.network, group)
         self.changed.notify_all()
 
 
-def _answer(network: Callable[..., Tensor], group: list[_Call]) -> None:
+def _run_batch(network: Callable[..., Tensor], group: list[_Call]) -> None:
     counts = [len(call.tensors[0]) for call in group]
     try:
         stacked = [torch.cat(parts) for parts in zip(*(c.tensors for c in group), strict=True)]
@@ -93,33 +92,33 @@ def _answer(network: Callable[..., Tensor], group: list[_Call]) -> None:
         call.done = True
 
 
-class _Joined:
-    """Stands in for a denoiser; its calls go to a meeting, all else to the network."""
+class _BatchedDenoiser:
+    """Stands in for a denoiser; its calls go to a barrier, all else to the network."""
 
-    def __init__(self, meeting: Meeting, world: int) -> None:
-        self._meeting, self._world = meeting, world
+    def __init__(self, barrier: BatchBarrier, world: int) -> None:
+        self._barrier, self._world = barrier, world
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        return self._meeting.ask(tensors, self._world)
+        return self._barrier.call(tensors, self._world)
 
     def __getattr__(self, name: str):
-        return getattr(self._meeting.network, name)
+        return getattr(self._barrier.network, name)
 
 
-def joined(model: WorldModel, worlds: int) -> tuple[Meeting, list[WorldModel]]:
-    """A meeting and a model for each world that share the given one's weights.
+def batched(model: WorldModel, worlds: int) -> tuple[BatchBarrier, list[WorldModel]]:
+    """A barrier and a model for each world that share the given one's weights.
 
     Raises:
         MirageError: the model has no `denoiser` to join.
     """
     if not hasattr(model, "denoiser"):
         raise MirageError(f"The model {model.name} cannot draw episodes together; use --batch 1.")
-    meeting, models = Meeting(model.denoiser, worlds), []
+    barrier, models = BatchBarrier(model.denoiser, worlds), []
     for world in range(worlds):
         own = copy.copy(model)
-        own.denoiser = _Joined(meeting, world)
+        own.denoiser = _BatchedDenoiser(barrier, world)
         models.append(own)
-    return meeting, models
+    return barrier, models
 
 
 class UnitRunner:
@@ -138,14 +137,11 @@ class UnitRunner:
             yield from run_episode(self.model, self.job, unit[0], self.out)
 
     def _run_together(self, unit: Unit, skip: set[int]) -> Iterator[Event]:
-        """One thread an episode; their networks' calls meet and become one.
-
-        Threads only wait for each other here, so which calls meet does not depend on timing.
-        """
+        """One thread an episode; their networks' calls are joined at a barrier."""
         events: queue.Queue[Event] = queue.Queue()
-        meeting, models = joined(self.model, len(unit))
+        barrier, models = batched(self.model, len(unit))
         for model, index in zip(models, unit, strict=True):
-            arguments = (meeting, model, index, index not in skip, events)
+            arguments = (barrier, model, index, index not in skip, events)
             threading.Thread(target=self._thread, args=arguments, daemon=True).start()
         left, fault = len(unit), None
         while left:
@@ -158,8 +154,8 @@ class UnitRunner:
         if fault is not None:
             raise fault
 
-    def _thread(self, meeting: Meeting, model, index: int, write: bool, events) -> None:
-        fix_threads(self.job.threads)  # a new thread has forgotten it
+    def _thread(self, barrier: BatchBarrier, model, index: int, write: bool, events) -> None:
+        fix_threads(self.job.threads)  # a new thread starts with the default
         try:
             for event in run_episode(model, self.job, index, self.out, write):
                 if event[0] == "frames":
@@ -167,7 +163,7 @@ class UnitRunner:
             ended: Event = event
         except BaseException as error:
             ended = ("fault", error)
-        meeting.leave()
+        barrier.leave()
         events.put(ended)
 
 

@@ -1,6 +1,6 @@
-"""A kinematic base: velocity commands in, poses out. x ahead, y left, z up (REP 103).
+"""A kinematic base: velocity commands in, poses out; and its body, an upright cylinder.
 
-The robot's body as an upright cylinder, and points in it.
+x forward, y left, z up (REP 103).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The closed loop: look, decide, move, look again.
+"""The closed loop (look, decide, move, look again), the worlds that it drives in, and what a drive leaves.
 
-What a drive leaves behind, and what can be said of it in figures.
+A robot drives through a generated world, and through a MuJoCo scene as ground truth. A drive leaves a
+trace, of which figures are made.
 """
 
 from __future__ import annotations
@@ -8,17 +9,135 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
+from mirage_ros.data.seeds import Seed
+from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.loop.base import BasePose, Command, Footprint, base_under, distances_m
-from mirage_ros.loop.simulators import Simulator
 from mirage_ros.loop.wander import WanderConfig, Wanderer
-from mirage_ros.protocol import Frame
+from mirage_ros.protocol import Frame, Points
+
+if TYPE_CHECKING:
+    from mirage_ros.scenes import Scene
+    from mirage_ros.world.world import World
 
 CELL_M = 0.5
+EDGE_M = 0.1
+KINDS = ("room", "corridor", "hall", "warehouse", "doorway", "yard")
+TEXTURE_PX = 512
+
+
+@runtime_checkable
+class Simulator(Protocol):
+    """What `drive` needs of a world.
+
+    Attributes:
+        chunk_frames: frames that one step makes.
+    """
+
+    chunk_frames: int
+
+    def start(self) -> Frame:
+        """The first frame, at stamp 0."""
+
+    def step(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> tuple[Frame, ...]:
+        """The frames of a batch of cameras."""
+
+    def points(self) -> Points:
+        """What the world holds by now."""
+
+
+@dataclass
+class GeneratedWorld:
+    """A `World` grown from a seed."""
+
+    world: World
+    seed: Seed
+
+    @property
+    def chunk_frames(self) -> int:
+        return self.world.model.chunk_frames
+
+    def start(self) -> Frame:
+        seed = self.seed
+        return self.world.reset(seed.rgb, seed.camera, seed.depth_m).frames[0]
+
+    def step(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> tuple[Frame, ...]:
+        return self.world.step(cameras, stamps_ns).frames
+
+    def points(self) -> Points:
+        return self.world.memory.to_points()
+
+
+class MujocoWorld:
+    """A procedural scene seen by a perfect camera; what it holds are its solids' surfaces."""
+
+    def __init__(self, scene: Scene, camera: Camera, chunk_frames: int) -> None:
+        from mirage_ros.scenes import Renderer
+
+        self.chunk_frames, self._camera = chunk_frames, camera
+        self._renderer = Renderer(scene, camera.size)
+        self._points = solid_points(scene)
+
+    def close(self) -> None:
+        """Gives the drawing context back."""
+        self._renderer.close()
+
+    def start(self) -> Frame:
+        return self.step(Camera.stack([self._camera]), np.zeros(1, np.int64))[0]
+
+    def step(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> tuple[Frame, ...]:
+        clip = self._renderer.render(cameras)
+        return tuple(
+            Frame(int(stamp), cameras[i], clip.rgb[i], clip.depth_m[i], ~clip.sky[i])
+            for i, stamp in enumerate(stamps_ns)
+        )
+
+    def points(self) -> Points:
+        return self._points
+
+
+def solid_points(scene: Scene, step_m: float = EDGE_M) -> Points:
+    """Points on the upright sides of a scene's boxes."""
+    solids, parts = scene.solids, []
+    for centre, half, yaw in zip(solids.centres, solids.halves, solids.yaws, strict=True):
+        sides = _sides(half, step_m)
+        cos, sin = np.cos(yaw), np.sin(yaw)
+        turned = sides @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
+        parts.append(turned + centre)
+    xyz = np.concatenate(parts or [np.zeros((0, 3))]).astype(np.float32)
+    count = len(xyz)
+    grey = np.full((count, 3), 150, np.uint8)
+    return Points(xyz, grey, np.ones(count, np.float32), np.zeros(count, np.int64))
+
+
+def _sides(half: Float[np.ndarray, "3"], step_m: float) -> Float[np.ndarray, "n 3"]:
+    """Points of the four upright faces of a box around the origin."""
+    x, y, z = (np.linspace(-h, h, max(2, int(2 * h / step_m) + 1)) for h in half)
+    across, up = np.meshgrid(x, z)
+    faces = [np.stack([across, np.full_like(across, side), up], -1) for side in (-half[1], half[1])]
+    across, up = np.meshgrid(y, z)
+    faces += [
+        np.stack([np.full_like(across, side), across, up], -1) for side in (-half[0], half[0])
+    ]
+    return np.concatenate([face.reshape(-1, 3) for face in faces])
+
+
+def render_seed(folder: Path, seed: int, kind: str) -> Scene:
+    """Writes the scene's seed folder and returns the scene. MirageError without MuJoCo."""
+    try:
+        from mirage_ros.scenes import make_scene, write_seed
+    except ImportError as error:
+        raise MirageError(
+            f"Scenes need MuJoCo ({error}); pip install 'mirage_ros[scenes]', or give a seed."
+        ) from error
+    write_seed(folder, seed, kind)
+    return make_scene(seed, kind, moving=False, texture_px=TEXTURE_PX)
 
 
 @dataclass(frozen=True)
@@ -31,7 +150,6 @@ class Snap:
     rgb: UInt8[np.ndarray, "h w 3"]
     depth_m: Float[np.ndarray, "h w"]
     observed: Bool[np.ndarray, "h w"]
-
 
     @property
     def sha256(self) -> str:
@@ -61,7 +179,7 @@ class Trace:
     colours: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.uint8))
 
     @property
-    def places(self) -> Float[np.ndarray, "m 2"]:
+    def positions_xy(self) -> Float[np.ndarray, "m 2"]:
         """Where the base was, the start first."""
         poses = [self.start, *(snap.pose for snap in self.snaps)]
         return np.array([(pose.x_m, pose.y_m) for pose in poses])
@@ -69,7 +187,7 @@ class Trace:
     @property
     def length_m(self) -> float:
         """Of the way driven."""
-        return float(np.linalg.norm(np.diff(self.places, axis=0), axis=1).sum())
+        return float(np.linalg.norm(np.diff(self.positions_xy, axis=0), axis=1).sum())
 
     def cameras(self) -> Camera:
         """A batch of all cameras."""
@@ -77,17 +195,17 @@ class Trace:
 
 
 def clearances_m(
-    footprint: Footprint, points: Float[np.ndarray, "n 3"], places: Float[np.ndarray, "m 2"]
+    footprint: Footprint, points: Float[np.ndarray, "n 3"], positions_xy: Float[np.ndarray, "m 2"]
 ) -> Float[np.ndarray, "m"]:
-    """From the body at each place to the nearest point at its height; below 0 it is inside."""
-    return distances_m(points[footprint.at_its_height(points)], places) - footprint.radius_m
+    """From the body at each position to the nearest point at its height; below 0 it is inside."""
+    return distances_m(points[footprint.at_its_height(points)], positions_xy) - footprint.radius_m
 
 
 def trace_figures(trace: Trace, footprint: Footprint) -> dict:
     """Length, room covered, and how close the body came to what was and is held."""
     clear = np.array(trace.clear_m)
-    final = clearances_m(footprint, trace.points, trace.places[1:])
-    cells = np.unique(np.floor(trace.places / CELL_M), axis=0)
+    final = clearances_m(footprint, trace.points, trace.positions_xy[1:])
+    cells = np.unique(np.floor(trace.positions_xy / CELL_M), axis=0)
     return {
         "frames": len(trace.snaps),
         "decisions": len(trace.commands),
@@ -105,8 +223,8 @@ def trace_figures(trace: Trace, footprint: Footprint) -> dict:
 
 def compare(generated: Trace, truth: Trace) -> dict:
     """How two drives from one start part: distances between their bases, frame by frame."""
-    count = min(len(generated.places), len(truth.places))
-    apart = np.linalg.norm(generated.places[:count] - truth.places[:count], axis=1)
+    count = min(len(generated.positions_xy), len(truth.positions_xy))
+    apart = np.linalg.norm(generated.positions_xy[:count] - truth.positions_xy[:count], axis=1)
     parted = np.flatnonzero(apart > CELL_M)
     first, second = generated.commands, truth.commands
     same = [
@@ -165,9 +283,9 @@ def drive(
         still = len(trace.commands) < config.still_steps
         command = Command() if still else policy.decide(command)
         poses = list(pose.along(command, config.period_s, simulator.chunk_frames))
-        places = np.array([(after.x_m, after.y_m) for after in poses])
+        positions_xy = np.array([(after.x_m, after.y_m) for after in poses])
         held = simulator.points().xyz
-        trace.clear_m += clearances_m(config.wander.footprint, held, places).tolist()
+        trace.clear_m += clearances_m(config.wander.footprint, held, positions_xy).tolist()
         stamps = frame.stamp_ns + period_ns * np.arange(1, len(poses) + 1)
         frames = simulator.step(_cameras(frame, poses, mount), stamps)
         trace.commands.append(command)

@@ -1,16 +1,14 @@
-"""A small vision policy: wander, and avoid what the depth picture shows.
+"""A small vision policy: wander, and avoid what depth pictures show.
 
 A dynamic window (Fox, Burgard and Thrun, "The Dynamic Window Approach to Collision Avoidance",
 1997) over a map of obstacles, which knows depth pictures and the base's own odometry and nothing
 else. The map remembers what has left the narrow view: the body is blind to its sides and its back,
-so it only goes ahead, and all that was ever seen there counts.
+so it only goes forward, and all that was ever seen there counts.
 
-A map of obstacles from depth pictures: voxels with the evidence for and against each.
-
-Generated depth is not measured depth: it flickers from frame to frame, its edges smear, and a
-surface looked at from its back may be missing from a picture. So a single picture never takes
-anything out of the map. A voxel goes when many pictures saw well past it, from the side that it was
-seen from, and far more of them than ever showed it.
+The map holds voxels with the evidence for and against each. Generated depth is not measured depth: it
+flickers from frame to frame, its edges smear, and a surface looked at from its back may be missing from
+a picture. So a single picture never takes anything out of the map. A voxel goes when many pictures saw
+well past it, from the side that it was seen from, and far more of them than ever showed it.
 """
 
 from __future__ import annotations

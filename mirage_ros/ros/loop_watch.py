@@ -99,7 +99,7 @@ class LoopMonitor(Node):
         trace.commands.append(base_from_odometry(self._got["odom"][chunk[0]])[1])
         trace.snaps += snaps
         held = [stamp for stamp in self._clouds if stamp <= decided_ns]
-        places = trace.places[-len(snaps) :]
+        places = trace.positions_xy[-len(snaps) :]
         points = cloud_from_ros(self._clouds[max(held)])["xyz"] if held else trace.points
         trace.clear_m += clearances_m(self._footprint, points, places).tolist()
 
