@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
 
 from mirage_ros.geometry.camera import Camera
 
+SECOND_NS = 1_000_000_000  # stamps are integer nanoseconds
+
 
 @dataclass(frozen=True)
 class Frame:

@@ -13,9 +13,9 @@ from tf2_msgs.msg import TFMessage
 from transforms3d.quaternions import mat2quat
 
 from mirage_ros.errors import MirageError
+from mirage_ros.geometry.rigid import from_rows
 from mirage_ros.ros import serialized
 from mirage_ros.ros.messages.conversions import (
-    matrices,
     parts_from_ros,
     pose_from_ros,
     pose_to_ros,
@@ -61,7 +61,7 @@ def test_a_path_is_read_as_rclpy_reads_it(frame, own):
     assert found.frame == frame
     assert found.stamps_ns.tolist() == stamps
     expected = [pose_from_ros(stamped.pose) for stamped in message.poses]
-    np.testing.assert_allclose(matrices(found.poses), expected, atol=1e-12)
+    np.testing.assert_allclose(from_rows(found.poses), expected, atol=1e-12)
 
 
 def test_transforms_are_read_as_rclpy_reads_them():

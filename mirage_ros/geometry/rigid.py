@@ -21,6 +21,20 @@ def from_quaternion(position: Float[np.ndarray, "3"], quaternion: Float[np.ndarr
     return pose
 
 
+def from_rows(rows: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, "n 4 4"]:
+    """The maps of x y z qx qy qz qw, quaternions brought to length 1."""
+    lengths = np.linalg.norm(rows[:, 3:], axis=1)
+    x, y, z, w = (rows[:, 3:] / lengths[:, None]).T
+    poses = np.zeros((len(rows), 4, 4))
+    right = [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)]
+    down = [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)]
+    ahead = [2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)]
+    for column, values in enumerate((right, down, ahead)):
+        poses[:, :3, column] = np.stack(values, 1)
+    poses[:, :3, 3], poses[:, 3, 3] = rows[:, :3], 1
+    return poses
+
+
 def inverse(a_from_b: Float[np.ndarray, "*batch 4 4"]) -> Float[np.ndarray, "*batch 4 4"]:
     """b_from_a."""
     rotation = np.swapaxes(a_from_b[..., :3, :3], -1, -2)

@@ -13,18 +13,32 @@ from mirage_ros.data.seeds import level_camera_pose
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, open_file
 from mirage_ros.geometry.rigid import from_quaternion, log_rotation
+from mirage_ros.protocol import SECOND_NS
 from mirage_ros.resources import share_path, user_path
 from mirage_ros.ros.config import NodeConfig
-from mirage_ros.ros.messages.conversions import SECOND_NS
 from mirage_ros.ros.plan import PlanConfig
-from mirage_ros.ros.tf_buffer import Buffer
-from mirage_ros.ros.topics import CameraOutput
+from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker.commands import Planned, View, WorkerConfig
 
 KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", "xyz", "wxyz"}
 Twist = tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]
 
 NEEDED = "name, frame, width, height, hfov_deg or fx fy cx cy, and xyz wxyz unless TF knows frame"
+
+
+@dataclass(frozen=True)
+class CameraOutput:
+    """Where one camera's pictures go.
+
+    Attributes:
+        name: of the camera, as an entity.
+        prefix: put before its topics: "" or "left/".
+        frame_id: of the pictures; their pose is published on TF.
+    """
+
+    name: str
+    prefix: str
+    frame_id: str
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ def read_rig(path: str) -> tuple[RigCamera, ...]:
 
 
 def mounted(
-    cameras: Sequence[RigCamera], buffer: Buffer, planned_frame: str, planned: Planned
+    cameras: Sequence[RigCamera], buffer: Transforms, planned_frame: str, planned: Planned
 ) -> tuple[Float[np.ndarray, "f 4 4"], ...]:
     """world_from_camera of each camera at each planned time.
 

@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Float
 
 from mirage_ros.errors import MirageError
+from mirage_ros.protocol import SECOND_NS
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.plan import Mark, Missing, Plan, Planned
 from mirage_ros.ros.tracks import TransformError
 
-SECOND_NS = 1_000_000_000
 FOREVER_NS = 2**62
 MOST_KNOWN = 10_000
 

@@ -33,7 +33,7 @@ from mirage_ros.ros.plan_intake import PlanIntake, Reactions
 from mirage_ros.ros.services.entities import Entities
 from mirage_ros.ros.services.recording import FrameRecording, RecordService
 from mirage_ros.ros.services.rollout import RolloutAction, StepServices
-from mirage_ros.ros.services.state import Condition, StateServices
+from mirage_ros.ros.services.state import Condition, StartingOver, StateServices
 from mirage_ros.ros.services.worlds import MemoryServices, WorldChanges, WorldServices
 from mirage_ros.ros.session import Host, Session
 from mirage_ros.ros.tf_buffer import make_buffer
@@ -194,11 +194,14 @@ class MirageNode(GuardedNode):
             self.get_logger(),
         )
         names = [camera.name for camera in self.output.cameras]
+        starting_over = StartingOver(
+            self._worlds.reset, self._worlds.restart_time, self._shut_down_soon
+        )
         self._offered = [
             Entities(session, names, self._rig, endpoints),
             MemoryServices(session, endpoints),
             RolloutAction(session, self._recording, endpoints),
-            StateServices(session, self._worlds, endpoints, self._shut_down_soon),
+            StateServices(session, starting_over, endpoints),
             StepServices(session, endpoints),
             WorldServices(session, self._worlds, endpoints),
         ]

@@ -6,19 +6,32 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from transforms3d.quaternions import mat2quat
 
 from mirage_ros.errors import MirageError
-from mirage_ros.geometry.rigid import advance
-from mirage_ros.ros.messages.conversions import SECOND_NS, matrices
-from mirage_ros.ros.serialized import StampedPoses
-from mirage_ros.ros.tf_buffer import Buffer
-from mirage_ros.ros.tracks import Track, TransformError
+from mirage_ros.geometry.rigid import advance, from_rows
+from mirage_ros.protocol import SECOND_NS
+from mirage_ros.ros.tracks import Track, TransformError, Transforms
 from mirage_ros.ros.worker.commands import Planned
 
 # The start of the grid and the last frame time that was handed out (ns).
 Mark = tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class StampedPoses:
+    """The poses of a Path.
+
+    Attributes:
+        frame: what they are in, '' where the Path names none.
+        stamps_ns: rising.
+        poses: of the camera in that frame, x y z qx qy qz qw.
+    """
+
+    frame: str
+    stamps_ns: Int[np.ndarray, "n"]
+    poses: Float[np.ndarray, "n 7"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Source(Protocol):
 class TfSource:
     """world_frame <- camera_frame as TF has it."""
 
-    def __init__(self, buffer: Buffer, world_frame: str, camera_frame: str) -> None:
+    def __init__(self, buffer: Transforms, world_frame: str, camera_frame: str) -> None:
         self._buffer, self._frames = buffer, (world_frame, camera_frame)
 
     def span(self) -> tuple[int, int] | None:
@@ -105,7 +118,7 @@ class PathSource:
 
     def _poses(self, part: slice) -> np.ndarray:
         still = len(self._world_from_frame) == 1
-        return self._world_from_frame[slice(0, 1) if still else part] @ matrices(
+        return self._world_from_frame[slice(0, 1) if still else part] @ from_rows(
             self.path.poses[part]
         )
 
@@ -118,7 +131,7 @@ class Plan:
     nothing: the grid moves when frames are handed out.
     """
 
-    def __init__(self, config: PlanConfig, buffer: Buffer) -> None:
+    def __init__(self, config: PlanConfig, buffer: Transforms) -> None:
         self.config = config
         self._buffer = buffer
         self._tf = TfSource(buffer, config.world_frame, config.camera_frame)

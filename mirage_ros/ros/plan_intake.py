@@ -14,13 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mirage_ros.errors import MirageError
+from mirage_ros.protocol import SECOND_NS
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Health
-from mirage_ros.ros.messages.conversions import SECOND_NS
 from mirage_ros.ros.plan import Plan
 from mirage_ros.ros.serialized import StampedPoses, Untimed, path_from_bytes, transforms_from_bytes
-from mirage_ros.ros.tf_buffer import Buffer, Pose
-from mirage_ros.ros.tracks import TransformError
+from mirage_ros.ros.tracks import Pose, TransformError, Transforms
 
 SLICE_S = 0.005
 MOST_WAITING_BYTES = 2**25
@@ -93,7 +92,7 @@ class PlanIntake:
 
     def __init__(
         self,
-        buffer: Buffer,
+        buffer: Transforms,
         plan: Plan,
         health: Health,
         config: NodeConfig,

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import check_place
@@ -22,7 +20,8 @@ from mirage_ros.ros.messages.conversions import (
     faulty_pose,
     unit_quaternion,
 )
-from mirage_ros.ros.tf_buffer import Pose
+from mirage_ros.ros.plan import StampedPoses
+from mirage_ros.ros.tracks import Pose
 
 MOST_POSES = 100_000
 # Poses that name the plan's frame and poses that name none may alternate this often.
@@ -33,21 +32,6 @@ POSE_BYTES = 64  # at least
 
 class Untimed(MirageError):
     """A Path whose poses do not say when: all their stamps are zero, or the same."""
-
-
-@dataclass(frozen=True)
-class StampedPoses:
-    """The poses of a Path.
-
-    Attributes:
-        frame: what they are in, '' where the Path names none.
-        stamps_ns: rising.
-        poses: of the camera in that frame, x y z qx qy qz qw.
-    """
-
-    frame: str
-    stamps_ns: Int[np.ndarray, "n"]
-    poses: Float[np.ndarray, "n 7"]
 
 
 class _Reader:

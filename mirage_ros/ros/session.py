@@ -14,15 +14,14 @@ import numpy as np
 from jaxtyping import Float
 
 from mirage_ros.errors import MirageError
-from mirage_ros.protocol import Frame, Points
+from mirage_ros.protocol import SECOND_NS, Frame, Points
 from mirage_ros.ros.cameras import CameraStates, plan_config
 from mirage_ros.ros.chunk_timing import Pacing, Stepper
 from mirage_ros.ros.chunks import Delivery, FrameQueue, Item, Rollout
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Figures, Health
-from mirage_ros.ros.messages.conversions import SECOND_NS
 from mirage_ros.ros.plan import Plan
-from mirage_ros.ros.tf_buffer import Buffer
+from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker.commands import (
     Died,
     Done,
@@ -107,7 +106,7 @@ class Session:
         on_seed_wanted: each called when a seed is wanted from topics again.
     """
 
-    def __init__(self, config: NodeConfig, buffer: Buffer, host: Host, health: Health) -> None:
+    def __init__(self, config: NodeConfig, buffer: Transforms, host: Host, health: Health) -> None:
         self.config, self.buffer, self.health, self.host = config, buffer, health, host
         self.figures = Figures()
         self.plan = Plan(plan_config(config), buffer)

@@ -7,7 +7,6 @@ playback, the readers that turn messages back into a frame.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from mirage_ros.protocol import Frame, Points
 from mirage_ros.recording import topics
 from mirage_ros.recording.topics import BY_NAME, PARTS, TOPICS, FrameIds, Topic
 from mirage_ros.ros.callbacks import LazyPublisher
+from mirage_ros.ros.cameras import CameraOutput
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.messages.clouds import cloud_to_ros
 from mirage_ros.ros.messages.conversions import camera_from_ros, transform_to_ros
@@ -73,21 +73,6 @@ def publishers_of(node: Node, topic: str) -> list[str]:
     """Full names of the nodes that publish a topic, one for each publisher."""
     infos = node.get_publishers_info_by_topic(topic)
     return [f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos]
-
-
-@dataclass(frozen=True)
-class CameraOutput:
-    """Where one camera's pictures go.
-
-    Attributes:
-        name: of the camera, as an entity.
-        prefix: put before its topics: "" or "left/".
-        frame_id: of the pictures; their pose is published on TF.
-    """
-
-    name: str
-    prefix: str
-    frame_id: str
 
 
 def frame_of(

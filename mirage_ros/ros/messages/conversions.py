@@ -182,17 +182,3 @@ def faulty_pose(rows: Float[np.ndarray, "n 7"]) -> int | None:
         lengths = np.sqrt(np.einsum("ij,ij->i", rows[:, 3:], rows[:, 3:]))
         good = (np.abs(lengths - 1) <= UNIT_TOLERANCE) & np.isfinite(rows[:, :3].sum(1))
     return None if good.all() else int(good.argmin())
-
-
-def matrices(rows: Float[np.ndarray, "n 7"]) -> Float[np.ndarray, "n 4 4"]:
-    """The maps of x y z qx qy qz qw, quaternions brought to length 1."""
-    lengths = np.linalg.norm(rows[:, 3:], axis=1)
-    x, y, z, w = (rows[:, 3:] / lengths[:, None]).T
-    poses = np.zeros((len(rows), 4, 4))
-    right = [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)]
-    down = [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)]
-    ahead = [2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)]
-    for column, values in enumerate((right, down, ahead)):
-        poses[:, :3, column] = np.stack(values, 1)
-    poses[:, :3, 3], poses[:, 3, 3] = rows[:, :3], 1
-    return poses

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from simulation_interfaces.action import SimulateSteps
@@ -19,7 +20,6 @@ from mirage_ros.ros.callbacks import Deferred, Endpoints, Goal
 from mirage_ros.ros.chunk_timing import PriorityRollout, StepJob, stretched
 from mirage_ros.ros.messages.conversions import poses_from_flat, stamp_to_ros
 from mirage_ros.ros.services import FAILED, INCORRECT_STATE, LOADING, OK, answered
-from mirage_ros.ros.services.recording import RecordService
 from mirage_ros.ros.session import Session
 from mirage_ros.srv import Record
 
@@ -101,11 +101,20 @@ class Running:
     done: int = 0
 
 
+@runtime_checkable
+class Recordings(Protocol):
+    """Starts and ends recordings; see `RecordService`."""
+
+    def start(self, path: str) -> str: ...
+
+    def stop(self, response: Record.Response) -> Deferred: ...
+
+
 class RolloutAction:
     """One rollout at a time; a second goal is refused while one runs."""
 
-    def __init__(self, session: Session, record: RecordService, endpoints: Endpoints) -> None:
-        self._session, self._record = session, record
+    def __init__(self, session: Session, recordings: Recordings, endpoints: Endpoints) -> None:
+        self._session, self._recordings = session, recordings
         self._running: Running | None = None
         endpoints.action(GenerateRollout, "~/generate_rollout", self._begin, self._cancel)
         session.on_frames.append(self._published)
@@ -119,7 +128,7 @@ class RolloutAction:
             session.rollout.replan()  # what is taken back does not count as rendered
             stamps = self._stamps(np.frombuffer(request.stamps_ns, np.int64), len(poses))
             self._check_start(stamps)
-            recording = self._record.start(request.recording) if request.recording else ""
+            recording = self._recordings.start(request.recording) if request.recording else ""
         except MirageError as error:
             goal.finish(GenerateRollout.Result(message=str(error)), success=False)
             return
@@ -201,7 +210,7 @@ class RolloutAction:
             self._conclude(running, reason)
             return
         try:
-            ended = self._record.stop(Record.Response())
+            ended = self._recordings.stop(Record.Response())
         except MirageError as error:
             self._conclude(running, reason or str(error))
             return

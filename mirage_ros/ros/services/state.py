@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from simulation_interfaces.msg import SimulationState, SimulatorFeatures
 from simulation_interfaces.srv import (
@@ -26,7 +27,6 @@ from mirage_ros.ros.services import (
     answered,
     outcome,
 )
-from mirage_ros.ros.services.worlds import WorldChanges
 from mirage_ros.ros.session import Session
 from mirage_ros.ros.worker.commands import Failed
 
@@ -87,17 +87,25 @@ def simulation_state(session: Session) -> int:
     return PLAYING if session.stepper.playing and session.active else PAUSED
 
 
+@dataclass(frozen=True)
+class StartingOver:
+    """What the services here cause.
+
+    Attributes:
+        reset_world: see `WorldChanges.reset`; `restart_time`: see there, too.
+        shut_down_soon: ends the process once whoever asked for it is answered.
+    """
+
+    reset_world: Callable[..., None]
+    restart_time: Callable[..., None]
+    shut_down_soon: Callable[[], None]
+
+
 class StateServices:
     """get_simulator_features, get and set_simulation_state, reset_simulation, reset."""
 
-    def __init__(
-        self,
-        session: Session,
-        worlds: WorldChanges,
-        endpoints: Endpoints,
-        shut_down_soon: Callable[[], None],
-    ) -> None:
-        self._session, self._worlds, self._shut_down_soon = session, worlds, shut_down_soon
+    def __init__(self, session: Session, starting_over: StartingOver, endpoints: Endpoints) -> None:
+        self._session, self._starting_over = session, starting_over
         endpoints.service(GetSimulatorFeatures, "~/get_simulator_features", self._features)
         endpoints.service(GetSimulationState, "~/get_simulation_state", self._get)
         endpoints.service(SetSimulationState, "~/set_simulation_state", self._set)
@@ -161,7 +169,7 @@ class StateServices:
         session.stepper.ending = True
         session.stepper.pause(stopped=True)
         session.end_waits(ENDING)
-        self._shut_down_soon()
+        self._starting_over.shut_down_soon()
         return answered(response)
 
     def _reset(self, request, response):
@@ -177,7 +185,7 @@ class StateServices:
         time, state = SCOPES[request.scope]
         if state:
             return self._start_over(response, keep_time=not time)
-        return self._in_time(response, self._worlds.restart_time)
+        return self._in_time(response, self._starting_over.restart_time)
 
     def _trigger(self, request, response):
         """The world back to its seed, the plan forgotten; answers when it is done."""
@@ -190,7 +198,7 @@ class StateServices:
 
         try:
             self._session.require(world=False)
-            self._worlds.reset(then)
+            self._starting_over.reset_world(then)
         except MirageError as error:
             response.success, response.message = False, str(error)
             return response
@@ -200,7 +208,7 @@ class StateServices:
         if stop:
             self._session.stepper.pause(stopped=True)
         return self._in_time(
-            response, lambda then: self._worlds.reset(then, keep_time=keep_time)
+            response, lambda then: self._starting_over.reset_world(then, keep_time=keep_time)
         )
 
     def _in_time(self, response, act):

@@ -235,7 +235,9 @@ class Engine:
         return _done(command, names=names)
 
     def _restore(self, command: Restore) -> Done:
-        state = self._snapshots.forked(command.name, self._world)
+        state = self._snapshots.forked(
+            command.name, lambda: World(self._world.model, self._world.config)
+        )
         self._world.remember_as(state)
         return _done(command, tokens=self._world.memory.tokens)
 

@@ -10,6 +10,7 @@ out, and where the world cannot be brought back without it there is no other wor
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import threading
@@ -34,6 +35,9 @@ from mirage_ros.ros.worker.commands import (
 )
 from mirage_ros.ros.worker.shared import Scratch, receive, send
 
+# The worker's program. It is another process's, and named as the fork server is given it: the node's process must never
+# import it, nor torch with it.
+PROGRAM = "mirage_ros.ros.worker.process"
 QUEUE_SIZE = 8
 # A worker whose loop has not gone on for so long is taken for stuck, and one that has not ended a
 # command for so long, too.
@@ -300,9 +304,7 @@ class _End(Exception):
 
 def _enter(connection, make_model, config: WorkerConfig) -> None:
     """In the worker's process, where torch may be imported."""
-    from mirage_ros.ros.worker.process import run
-
-    run(connection, make_model, config)
+    importlib.import_module(PROGRAM).run(connection, make_model, config)
 
 
 def leave() -> None:
@@ -333,9 +335,7 @@ def _forkserver(preload: Sequence[str]):
     # other processes want the cores, too: a chunk took 2.6 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     context = get_context("forkserver")
-    context.set_forkserver_preload(
-        ["mirage_ros.ros.worker.process", "mirage_ros.ros.worker.engine", *preload]
-    )
+    context.set_forkserver_preload([PROGRAM, "mirage_ros.ros.worker.engine", *preload])
     return context
 
 

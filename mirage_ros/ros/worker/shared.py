@@ -1,12 +1,11 @@
-"""What the worker keeps of its world for the worker that may have to follow it.
+"""What node and worker share: values sent through a pipe, and a folder of snapshots for the worker that may follow.
 
-Values between two processes: small parts through the pipe, arrays through shared memory.
+Small parts of a value go through the pipe, arrays through shared memory. Pickle's protocol 5 hands out the arrays'
+buffers; they are written to one anonymous memory file whose descriptor goes over the pipe's socket. The reader maps
+it, and the memory is free again when the last array on it is gone, or when both processes are: nothing to name, count
+or clean up.
 
-Pickle's protocol 5 hands out the arrays' buffers; they are written to one anonymous memory file
-whose descriptor goes over the pipe's socket. The reader maps it, and the memory is free again when
-the last array on it is gone, or when both processes are: nothing to name, count or clean up.
-
-A folder in memory for the worker's snapshots, which goes with the node, however that ends.
+The folder of snapshots lies in memory and goes with the node, however that ends.
 """
 
 from __future__ import annotations
@@ -20,14 +19,13 @@ import pickle
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from mirage_ros.errors import MirageError
-from mirage_ros.world.state import WorldState
-from mirage_ros.world.world import World
 
 ALIGNMENT = 64
 
@@ -125,6 +123,17 @@ SHARE = 0.05
 KEPT = 2
 
 
+@runtime_checkable
+class Kept(Protocol):
+    """A world, as far as it is kept: in a folder, or as a state in this process."""
+
+    def save(self, path: Path) -> object: ...
+
+    def load(self, path: Path) -> object: ...
+
+    def snapshot(self) -> Any: ...
+
+
 class Snapshots:
     """A folder of saved worlds: the last ones, and the forks.
 
@@ -142,9 +151,9 @@ class Snapshots:
         self._taken: list[Path] = []
         self._next_s = 0.0
         self.failure = ""
-        self._forks: dict[str, WorldState] = {}
+        self._forks: dict[str, Any] = {}
 
-    def take(self, world: World, force: bool) -> str | None:
+    def take(self, world: Kept, force: bool) -> str | None:
         """Saves the world if it is time to, and returns the folder.
 
         A disk that is full costs the snapshot, not the world; `failure` says so.
@@ -170,20 +179,24 @@ class Snapshots:
         """The next one comes when the last one was its share of the time."""
         self._next_s = time.monotonic() + max(took_s / SHARE, least_s)
 
-    def fork(self, world: World, name: str) -> list[str]:
+    def fork(self, world: Kept, name: str) -> list[str]:
         """Keeps the world under a name; returns all names."""
         if self._folder is not None:
             world.save(self._folder / f"{FORK}{name}")
         self._forks[name] = world.snapshot()
         return self._known()
 
-    def forked(self, name: str, world: World) -> WorldState:
-        """The world kept under a name. MirageError, which knows the names, where there is none."""
+    def forked(self, name: str, make_world: Callable[[], Kept]) -> Any:
+        """The state of the world kept under a name. MirageError, which knows the names, where there is none.
+
+        Args:
+            make_world: gives an empty world like the one that was kept.
+        """
         if name not in self._known():
             known = ", ".join(self._known()) or "none"
             raise MirageError(f"There is no fork named '{name}' (known: {known}); fork first.")
         if name not in self._forks:
-            other = World(world.model, world.config)
+            other = make_world()
             other.load(self._folder / f"{FORK}{name}")
             self._forks[name] = other.snapshot()
         return self._forks[name]
