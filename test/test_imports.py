@@ -113,6 +113,20 @@ def test_a_circle_of_imports_is_found(tmp_path, monkeypatch):
         TopologicalSorter(graph(paths)).prepare()
 
 
+def test_the_session_needs_no_ros():
+    """What it stands on in ros/ neither: it can be tried and read without ROS."""
+    known, waiting, seen = graph(MODULES), ["mirage_ros.ros.session"], set()
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        waiting += [name for name in known[module] if name.startswith("mirage_ros.ros.") and name not in seen]
+    for path in MODULES:
+        if module_of(path) in seen:
+            tops = {name.split(".")[0] for name in imported(path.read_text(), path.relative_to(ROOT).parent.parts)}
+            assert not {top for top in tops if top in ROS_LIBRARIES or top.endswith("_msgs")}, path
+    assert len(seen) > 10
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_module_keeps_the_walls(path: Path):
     assert complaints(path, path.read_text()) == []

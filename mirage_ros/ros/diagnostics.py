@@ -1,5 +1,4 @@
-"""What is wrong and how fast it goes: one log line per problem, and /diagnostics once a second and as soon as
-something is wrong."""
+"""What is wrong and how fast it goes: one log line per problem, kept for /diagnostics."""
 
 from __future__ import annotations
 
@@ -10,13 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.node import Node
-
 from mirage_ros.protocol import Chunk
 
-OK, WARN = DiagnosticStatus.OK, DiagnosticStatus.WARN
-PERIOD_S = 1.0
+OK, WARN, ERROR = b"\x00", b"\x01", b"\x02"  # as in diagnostic_msgs/DiagnosticStatus
 # A problem that is over stays visible this long, so that a 1 Hz listener cannot miss it.
 SHOWN_S = 5.0
 REPEAT_S = 60.0
@@ -56,11 +51,11 @@ class Health:
     def error(self, topic: str, text: str) -> None:
         self.errors += 1
         self.last_error = text
-        self._raise(topic, DiagnosticStatus.ERROR, text)
+        self._raise(topic, ERROR, text)
 
     def warn(self, topic: str, text: str, once: bool = False) -> None:
         """Args: once: never log the same text again, however long it goes on."""
-        self._raise(topic, DiagnosticStatus.WARN, text, once)
+        self._raise(topic, WARN, text, once)
 
     def ok(self, topic: str) -> None:
         if topic in self._problems:
@@ -70,7 +65,7 @@ class Health:
         """Level, text and how often the topic's problem came; OK, '' and 0 without one."""
         problem = self._problems.get(topic)
         if problem is None or (problem.over and time.monotonic() - problem.since_s > SHOWN_S):
-            return DiagnosticStatus.OK, "", 0
+            return OK, "", 0
         return problem.level, problem.text, problem.count
 
     def take_news(self) -> bool:
@@ -96,7 +91,7 @@ class Health:
         if len(lines) == MOST_LINES and now_s - lines[0] < LINES_S:
             text += QUIET
         # Two lines, because rclpy ties a severity to the line of code that logs.
-        if level == DiagnosticStatus.ERROR:
+        if level == ERROR:
             self._log_error(text)
         else:
             self._log_warning(text)
@@ -151,70 +146,3 @@ def worst(health: Health, *topics: str) -> tuple[bytes, str]:
     states = [health.state(topic)[:2] for topic in topics]
     level = max(level for level, _ in states)
     return level, " ".join(text for other, text in states if other == level and text)
-
-
-class Reporter:
-    """Publishes /diagnostics, and looks for nodes that stand in this one's way.
-
-    Args:
-        node: whose clock, name and wall timers are used.
-        condition: gives how each part is.
-        shared: topics of this node that others publish, too, and who they are.
-    """
-
-    def __init__(
-        self,
-        node: Node,
-        health: Health,
-        condition: Callable[[], list[tuple[str, Status]]],
-        shared: Callable[[], dict[str, list[str]]],
-    ) -> None:
-        self._node, self._health, self._condition, self._shared = node, health, condition, shared
-        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-
-    def look_around(self) -> None:
-        """Whether another node has this one's name, or publishes what it publishes."""
-        node, health = self._node, self._health
-        own = node.get_fully_qualified_name()
-        names = [
-            f"{namespace.rstrip('/')}/{name}"
-            for name, namespace in node.get_node_names_and_namespaces()
-        ]
-        shared = self._shared()
-        others = sorted({name for names in shared.values() for name in names} - {own})
-        if names.count(own) > 1:
-            health.error(
-                "graph",
-                f"{names.count(own)} nodes are called {own}: frames come from each of them and any "
-                "of them answers. Start one under another name (--ros-args -r __node:=...) or "
-                "namespace (-r __ns:=...); one that was killed is listed for up to 20 s.",
-            )
-        elif others:
-            health.warn(
-                "graph",
-                f"{', '.join(sorted(shared))} are also published by {', '.join(others)}: who "
-                "subscribes gets both. End the other one, or start one in another namespace "
-                "(--ros-args -r __ns:=...).",
-            )
-        else:
-            health.ok("graph")
-
-    def publish(self) -> None:
-        message = DiagnosticArray()
-        message.header.stamp = self._node.get_clock().now().to_msg()
-        name = self._node.get_fully_qualified_name().lstrip("/")
-        message.status = [
-            _status_to_ros(f"{name}: {part}", status) for part, status in self._condition()
-        ]
-        self._publisher.publish(message)
-
-
-def _status_to_ros(name: str, status: Status) -> DiagnosticStatus:
-    """One entry of the array; floats get four digits."""
-    pairs = [
-        KeyValue(key=key, value=f"{value:.4g}" if isinstance(value, float) else str(value))
-        for key, value in status.values.items()
-    ]
-    return DiagnosticStatus(
-        level=status.level, name=name, message=status.text, hardware_id="mirage", values=pairs
-    )

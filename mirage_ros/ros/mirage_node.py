@@ -23,7 +23,7 @@ from mirage_ros.ros.callbacks import Endpoints, GuardedNode
 from mirage_ros.ros.cameras import mounted, read_rig, single_camera, worker_config
 from mirage_ros.ros.chunks import Rollout
 from mirage_ros.ros.config import NodeConfig
-from mirage_ros.ros.diagnostics import PERIOD_S, Health, Reporter
+from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.inputs import KINDS, PROMPT, LiveSeeds, Observations, PromptInput
 from mirage_ros.ros.lifecycle import LifeCycle, Requests, SessionLife
 from mirage_ros.ros.messages.clouds import status_to_ros
@@ -33,7 +33,7 @@ from mirage_ros.ros.plan_intake import PlanIntake, Reactions
 from mirage_ros.ros.services.entities import Entities
 from mirage_ros.ros.services.recording import FrameRecording, RecordService
 from mirage_ros.ros.services.rollout import RolloutAction, StepServices
-from mirage_ros.ros.services.state import Condition, StartingOver, StateServices
+from mirage_ros.ros.services.state import PERIOD_S, Condition, Reporter, StartingOver, StateServices
 from mirage_ros.ros.services.worlds import MemoryServices, WorldChanges, WorldServices
 from mirage_ros.ros.session import Host, Session
 from mirage_ros.ros.tf_buffer import make_buffer

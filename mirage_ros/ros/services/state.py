@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
 from simulation_interfaces.msg import SimulationState, SimulatorFeatures
 from simulation_interfaces.srv import (
     GetSimulationState,
@@ -18,7 +20,7 @@ from mirage_ros import __version__
 from mirage_ros.errors import MirageError
 from mirage_ros.ros.callbacks import Deferred, Endpoints
 from mirage_ros.ros.chunks import IN_FLIGHT
-from mirage_ros.ros.diagnostics import OK, WARN, Status, worst
+from mirage_ros.ros.diagnostics import OK, WARN, Health, Status, worst
 from mirage_ros.ros.services import (
     FAILED,
     INCORRECT_STATE,
@@ -37,6 +39,7 @@ STOPPED, PLAYING, PAUSED = (
 )
 NAMES = {STOPPED: "stopped", PLAYING: "playing", PAUSED: "paused"}
 FULL_SHARE = 0.95
+PERIOD_S = 1.0
 ENDING = "The simulator is ending."
 SCOPES = {
     ResetSimulation.Request.SCOPE_DEFAULT: (True, True),
@@ -311,3 +314,70 @@ class Condition:
         text = "full: the oldest of the least useful tokens go" if full else f"{used / 2**20:.3g} MiB"
         values = {"tokens": self._figures.tokens, "bytes": used, "limit_bytes": limit}
         return Status(WARN if full else OK, text, values)
+
+
+class Reporter:
+    """Publishes /diagnostics, and looks for nodes that stand in this one's way.
+
+    Args:
+        node: whose clock, name and wall timers are used.
+        condition: gives how each part is.
+        shared: topics of this node that others publish, too, and who they are.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        health: Health,
+        condition: Callable[[], list[tuple[str, Status]]],
+        shared: Callable[[], dict[str, list[str]]],
+    ) -> None:
+        self._node, self._health, self._condition, self._shared = node, health, condition, shared
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+
+    def look_around(self) -> None:
+        """Whether another node has this one's name, or publishes what it publishes."""
+        node, health = self._node, self._health
+        own = node.get_fully_qualified_name()
+        names = [
+            f"{namespace.rstrip('/')}/{name}"
+            for name, namespace in node.get_node_names_and_namespaces()
+        ]
+        shared = self._shared()
+        others = sorted({name for names in shared.values() for name in names} - {own})
+        if names.count(own) > 1:
+            health.error(
+                "graph",
+                f"{names.count(own)} nodes are called {own}: frames come from each of them and any "
+                "of them answers. Start one under another name (--ros-args -r __node:=...) or "
+                "namespace (-r __ns:=...); one that was killed is listed for up to 20 s.",
+            )
+        elif others:
+            health.warn(
+                "graph",
+                f"{', '.join(sorted(shared))} are also published by {', '.join(others)}: who "
+                "subscribes gets both. End the other one, or start one in another namespace "
+                "(--ros-args -r __ns:=...).",
+            )
+        else:
+            health.ok("graph")
+
+    def publish(self) -> None:
+        message = DiagnosticArray()
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        name = self._node.get_fully_qualified_name().lstrip("/")
+        message.status = [
+            _status_to_ros(f"{name}: {part}", status) for part, status in self._condition()
+        ]
+        self._publisher.publish(message)
+
+
+def _status_to_ros(name: str, status: Status) -> DiagnosticStatus:
+    """One entry of the array; floats get four digits."""
+    pairs = [
+        KeyValue(key=key, value=f"{value:.4g}" if isinstance(value, float) else str(value))
+        for key, value in status.values.items()
+    ]
+    return DiagnosticStatus(
+        level=status.level, name=name, message=status.text, hardware_id="mirage", values=pairs
+    )
