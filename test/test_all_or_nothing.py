@@ -30,9 +30,8 @@ from mirage_ros.ros.worker.commands import (
     WorkerConfig,
 )
 from mirage_ros.ros.worker.engine import Engine
-from mirage_ros.world.rig import Rig
 from mirage_ros.world.state import WorldState
-from mirage_ros.world.world import World, WorldConfig
+from mirage_ros.world.world import Rig, World, WorldConfig
 
 BEYOND = 62_000.0
 """Finite as float16, and more than a token holds."""

@@ -10,8 +10,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory import free_space as carving
 from mirage_ros.memory.free_space import Sights
 from mirage_ros.protocol import Perception
-from mirage_ros.world.rig import Rig
-from mirage_ros.world.world import World, WorldConfig
+from mirage_ros.world.world import Rig, World, WorldConfig
 
 PX = (64, 80)
 CELLS = (8, 10)

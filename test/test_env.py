@@ -11,7 +11,7 @@ from fakes import PixelModel
 from gymnasium.utils.env_checker import check_env
 
 import mirage_ros.env
-from mirage_ros.env.camera_env import driven
+from mirage_ros.env.environments import driven
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.scenes.worlds import make_goal_room

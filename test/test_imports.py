@@ -190,7 +190,7 @@ def loaded(module: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("module", ["world.world", "generate.run", "env.camera_env", "env.navigate_env",
+@pytest.mark.parametrize("module", ["world.world", "generate.run", "env.environments",
                                     "loop.drive", "cli"])  # fmt: skip
 def test_extras_come_only_with_what_needs_them(module: str):
     extras = {"ray", "av", "OpenEXR", "pyarrow", "mujoco", "matplotlib", "tensorboardX", "rclpy"}

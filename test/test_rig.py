@@ -12,8 +12,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.ros.cameras import mounted, read_rig
 from mirage_ros.ros.tf_buffer import Buffer
 from mirage_ros.ros.worker.commands import Planned
-from mirage_ros.world.rig import Rig
-from mirage_ros.world.world import World
+from mirage_ros.world.world import Rig, World
 
 SIZE, STRIDE = (64, 80), 8
 RED = np.array([220, 20, 20], np.uint8)

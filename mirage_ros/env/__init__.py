@@ -15,15 +15,15 @@ import importlib
 import gymnasium
 
 _HOMES = {
-    "CameraEnv": "camera_env",
-    "EnvConfig": "camera_env",
-    "NavigateEnv": "navigate_env",
+    "CameraEnv": "environments",
+    "EnvConfig": "environments",
+    "NavigateEnv": "environments",
 }
 __all__ = sorted(_HOMES)
 
 IDS = {
-    "mirage/Camera-v0": ("mirage_ros.env.camera_env:CameraEnv", 200),
-    "mirage/Navigate-v0": ("mirage_ros.env.navigate_env:NavigateEnv", 100),
+    "mirage/Camera-v0": ("mirage_ros.env.environments:CameraEnv", 200),
+    "mirage/Navigate-v0": ("mirage_ros.env.environments:NavigateEnv", 100),
 }
 for _name, (_entry, _steps) in IDS.items():
     if _name not in gymnasium.registry:

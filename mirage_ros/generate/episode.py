@@ -17,8 +17,7 @@ from jaxtyping import Bool, Float
 from transforms3d.quaternions import mat2quat
 
 from mirage_ros.data.tour import central_depth_m, clearance_m, plan_tour
-from mirage_ros.env.camera_env import driven
-from mirage_ros.env.navigate_env import GOAL_RADIUS_M, PER_STEP, REACHED, drive_in
+from mirage_ros.env.environments import GOAL_RADIUS_M, PER_STEP, REACHED, drive_in, driven
 from mirage_ros.env.stepping import Start, draw_start
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry import rigid

@@ -104,6 +104,16 @@ def _widen_all(bounds, groups, surfels):
         _widen(group, bound[3], bound[4], bound[5], bound[6])
 
 
+SLANT_REACH = 8.0
+"""How many tolerances a slanted surface may reach along z within one cell."""
+
+IMAGINED = 1024.0
+"""By how many cells (squared) worse than a real token an imagined one is: more than any other rule
+tells two candidates of one cell apart, and little enough to keep the bits that tell those apart."""
+
+BACK_COSINE_SQUARED = 0.0009
+"""Square of the cosine (-0.03) beyond which a normal points away: normals are kept to 0.02."""
+
 ROUNDING = 1e-11
 """Relative slack of bounds against float64 rounding."""
 

@@ -23,7 +23,15 @@ from contextlib import contextmanager
 import numpy as np
 from numba import njit
 
-from mirage_ros.memory.blocks import BLOCK_ROWS, ROUNDING, blocks_in_view, hidden
+from mirage_ros.memory.blocks import (
+    BACK_COSINE_SQUARED,
+    BLOCK_ROWS,
+    IMAGINED,
+    ROUNDING,
+    SLANT_REACH,
+    blocks_in_view,
+    hidden,
+)
 from mirage_ros.memory.surfels import (
     footprint,
     is_real,
@@ -33,16 +41,6 @@ from mirage_ros.memory.surfels import (
     position_block,
     view_of,
 )
-
-SLANT_REACH = 8.0
-"""How many tolerances a slanted surface may reach along z within one cell."""
-
-IMAGINED = 1024.0
-"""By how many cells (squared) worse than a real token an imagined one is: more than any other rule
-tells two candidates of one cell apart, and little enough to keep the bits that tell those apart."""
-
-BACK_COSINE_SQUARED = 0.0009
-"""Square of the cosine (-0.03) beyond which a normal points away: normals are kept to 0.02."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -14,7 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mirage_ros.memory.blocks import BLOCK_ROWS, blocks_in_view
+from mirage_ros.memory.blocks import (
+    BACK_COSINE_SQUARED,
+    BLOCK_ROWS,
+    IMAGINED,
+    SLANT_REACH,
+    blocks_in_view,
+)
 from mirage_ros.memory.surfels import (
     COLUMN,
     DEPTH_BITS,
@@ -26,7 +32,6 @@ from mirage_ros.memory.surfels import (
     VIEW,
     Surfels,
 )
-from mirage_ros.memory.zbuffer_cpu import BACK_COSINE_SQUARED, IMAGINED, SLANT_REACH
 
 PAIRS_AT_ONCE = 2**24
 """Bounds the memory that pairs take: about 100 bytes each while they are worked on."""

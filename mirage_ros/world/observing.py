@@ -20,6 +20,7 @@ from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed
 from mirage_ros.memory.memory import LatentMemory
 from mirage_ros.memory.views import FIRST_OBSERVED
+from mirage_ros.protocol import WorldModel
 from mirage_ros.world.chunking import (
     check_latents,
     latent_size,
@@ -28,8 +29,7 @@ from mirage_ros.world.chunking import (
     readout_cells,
     readout_side,
 )
-from mirage_ros.world.cycle import Cycle
-from mirage_ros.world.state import MAX_DEPTH_M, WorldState
+from mirage_ros.world.state import MAX_DEPTH_M, WorldConfig, WorldState
 
 # A token this much behind the measured surface, relative to its depth, is taken for the surface.
 TOLERANCE = 0.05
@@ -38,7 +38,8 @@ KEPT = 64
 
 
 def observed(
-    cycle: Cycle,
+    model: WorldModel,
+    config: WorldConfig,
     state: WorldState,
     rgb: np.ndarray,
     camera: Camera,
@@ -48,7 +49,6 @@ def observed(
     """A state with the picture in its memory, and how many tokens went and came; see World.observe."""
     if depth_m is None:
         raise MirageError("An observation needs depth; send a depth picture with it.")
-    model, config = cycle.model, cycle.config
     if not isinstance(state.memory, LatentMemory):
         raise MirageError("This world's memory cannot be corrected; use the latent memory.")
     rgb, camera, depth_m = fit_seed(rgb, camera, depth_m, model.size)

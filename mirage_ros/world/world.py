@@ -1,8 +1,11 @@
-"""A generated world: one picture in, frames for any planned cameras out.
+"""A generated world: one picture in, frames for any planned cameras out; and rigs of cameras in it.
 
     world = World(model)
     first = world.reset(picture, camera)
     for chunk in world.rollout(cameras, stamps_ns): ...
+
+The cameras of a rig have one memory, and each has frames that precede its next ones. A rig is stepped
+camera after camera: what the first one imagines, the second one remembers.
 """
 
 from __future__ import annotations
@@ -18,16 +21,20 @@ from jaxtyping import Float, Int
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory.views import FIRST_OBSERVED
 from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel
-from mirage_ros.world.chunking import check_plan
+from mirage_ros.world.chunking import check_plan, frames_per_latent
 from mirage_ros.world.cycle import Cycle, Plan, overlapped
 from mirage_ros.world.files import load_world, save_world
 from mirage_ros.world.observing import observed
-from mirage_ros.world.state import LatentBackend, MakeBackend, WorldConfig, WorldState, memory_config
+from mirage_ros.world.state import KEPT_LATENTS, LatentBackend, MakeBackend, WorldConfig, WorldState, memory_config
 
-__all__ = ["World", "WorldConfig"]
+__all__ = ["Rig", "World", "WorldConfig"]
 
 Result = TypeVar("Result")
+FIRST_ID = 2**24
+"""Ids of camera k of a rig begin at k times this, so that every id names one picture of one camera."""
+MAX_CAMERAS = FIRST_OBSERVED // FIRST_ID - 1
 
 
 class World:
@@ -148,7 +155,9 @@ class World:
         world, or a memory that cannot be corrected.
         """
         return self.change(
-            lambda state: observed(self.cycle, state, rgb, camera, depth_m, stamp_ns)
+            lambda state: observed(
+                self.model, self.config, state, rgb, camera, depth_m, stamp_ns
+            )
         )
 
     def erase(self, box_min: Float[np.ndarray, "3"], box_max: Float[np.ndarray, "3"]) -> int:
@@ -192,3 +201,71 @@ class World:
     def load(self, folder: str | os.PathLike) -> None:
         """Takes over a saved world of the same model; a bad folder raises MirageError."""
         self._state = load_world(folder, self.model, memory_config(self.model, self.config))
+
+
+class Rig:
+    """The cameras of one world. The first one is the world's own.
+
+    Args:
+        world: has to be reset before the first step.
+        cameras: how many.
+    """
+
+    def __init__(self, world: World, cameras: int) -> None:
+        if not 1 <= cameras <= MAX_CAMERAS:
+            raise MirageError(f"A rig got {cameras} cameras; give 1 to {MAX_CAMERAS}.")
+        if cameras > 1 and frames_per_latent(world.model) > 1:
+            raise MirageError(
+                f"A rig of {cameras} cameras got the model {world.model.name}, whose video codec "
+                "decodes one stream; give one camera, or a model with a latent per frame."
+            )
+        self.world, self.cameras = world, cameras
+
+    def step(self, cameras: Sequence[Camera], stamps_ns: Int[np.ndarray, "f"]) -> tuple[Chunk, ...]:
+        """The next chunk of every camera at the same stamps; `cameras` holds one batch for each.
+
+        Bad plans raise MirageError, and none of the cameras has written anything.
+        """
+        if len(cameras) != self.cameras:
+            raise MirageError(f"The rig has {self.cameras} cameras and got {len(cameras)} plans.")
+        if self.cameras == 1:
+            return (self.world.step(cameras[0], stamps_ns),)
+        return self.world.change(lambda state: self._stepped(state, cameras, stamps_ns))
+
+    def _stepped(
+        self, start: WorldState, cameras: Sequence[Camera], stamps_ns: Int[np.ndarray, "f"]
+    ) -> tuple[WorldState, tuple[Chunk, ...]]:
+        latents, chunks, after, last = dict(start.latents), [], [], start
+        for index in range(self.cameras):
+            entry = self._entry(index, start, latents)
+            entry = replace(entry, memory=last.memory, sights=last.sights)
+            last, chunk = self.world.cycle.stepped(entry, cameras[index], stamps_ns)
+            after.append(last)
+            chunks.append(chunk)
+            latents |= self._new(last, len(chunk.frames))
+        kept = self._kept(latents, [state.frames_seen for state in after])
+        state = replace(after[0], latents=kept, memory=last.memory, sights=last.sights)
+        return state, tuple(chunks)
+
+    def _entry(self, index: int, start: WorldState, latents: dict) -> WorldState:
+        """The world as camera `index` meets it: its own last frames precede, at first the seed."""
+        if index == 0:
+            return replace(start, latents=dict(latents))
+        base = index * FIRST_ID
+        own = [i for i in latents if base <= i < base + FIRST_ID]
+        if not own:
+            own = list(range(base, base + max(1, self.world.model.preceding_frames)))
+            latents |= dict.fromkeys(own, latents[0])
+        return replace(start, latents=dict(latents), frames_seen=max(own) + 1)
+
+    def _new(self, after: WorldState, count: int) -> dict:
+        ids = range(after.frames_seen - count, after.frames_seen)
+        return {i: after.latents[i] for i in ids if i in after.latents}
+
+    def _kept(self, latents: dict, ends: list[int]) -> dict:
+        """The seed's latent and the last ones of each camera."""
+        return {
+            i: latent
+            for i, latent in latents.items()
+            if i == 0 or i >= FIRST_OBSERVED or any(end - KEPT_LATENTS <= i < end for end in ends)
+        }

@@ -43,8 +43,7 @@ from mirage_ros.ros.worker.commands import (
     WorkerConfig,
 )
 from mirage_ros.ros.worker.shared import Snapshots
-from mirage_ros.world.rig import Rig
-from mirage_ros.world.world import World, WorldConfig
+from mirage_ros.world.world import Rig, World, WorldConfig
 
 SIZE, STRIDE, CHANNELS = (32, 32), 8, 4
 
