@@ -15,7 +15,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import SeedWarning
 from mirage_ros.protocol import Chunk, Frame
 from mirage_ros.ros.messages import conversions as convert
-from mirage_ros.ros.messages.clouds import cloud_from_ros, cloud_to_ros, status_to_ros
+from mirage_ros.ros.messages.conversions import cloud_from_ros, cloud_to_ros, status_to_ros
 from mirage_ros.ros.messages.images import (
     depth_from_ros,
     depth_to_ros,

@@ -15,8 +15,7 @@ from tf2_msgs.msg import TFMessage
 
 from mirage_ros.recording.cdr import definition, frame_messages
 from mirage_ros.recording.formats import open_recorder
-from mirage_ros.ros.messages.conversions import camera_info_to_ros, transform_to_ros
-from mirage_ros.ros.messages.definitions import message_class
+from mirage_ros.ros.messages.conversions import camera_info_to_ros, message_class, transform_to_ros
 from mirage_ros.ros.messages.images import depth_to_ros, mask_to_ros, picture_to_ros
 
 

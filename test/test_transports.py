@@ -30,8 +30,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Frame
 from mirage_ros.recording.topics import BY_NAME, PICTURES, TOPICS, FrameIds
-from mirage_ros.ros.messages.clouds import POINT, cloud_from_ros
-from mirage_ros.ros.messages.conversions import pose_from_ros, stamp_from_ros
+from mirage_ros.ros.messages.conversions import POINT, cloud_from_ros, pose_from_ros, stamp_from_ros
 from mirage_ros.ros.messages.images import (
     compressed_depth_to_ros,
     compressed_picture_to_ros,

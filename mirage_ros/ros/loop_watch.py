@@ -21,9 +21,7 @@ from tf2_msgs.msg import TFMessage
 from mirage_ros.loop.base import Footprint
 from mirage_ros.loop.drive import Snap, Trace, clearances_m
 from mirage_ros.recording.topics import BY_NAME, PARTS, POINTS, TF
-from mirage_ros.ros.messages.clouds import cloud_from_ros
-from mirage_ros.ros.messages.conversions import stamp_from_ros, transform_from_ros
-from mirage_ros.ros.messages.definitions import message_class
+from mirage_ros.ros.messages.conversions import cloud_from_ros, message_class, stamp_from_ros, transform_from_ros
 from mirage_ros.ros.topics import frame_of
 from mirage_ros.ros.wander_node import base_from_odometry
 

@@ -16,9 +16,7 @@ from tf2_msgs.msg import TFMessage
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import Frame
 from mirage_ros.recording.topics import COLOR, PARTS, PICTURES, POINTS, STATUS, TF
-from mirage_ros.ros.messages.clouds import cloud_from_ros
-from mirage_ros.ros.messages.conversions import stamp_from_ros, transform_from_ros
-from mirage_ros.ros.messages.definitions import message_class
+from mirage_ros.ros.messages.conversions import cloud_from_ros, message_class, stamp_from_ros, transform_from_ros
 from mirage_ros.ros.topics import READERS, frame_of
 
 WAITING = 2000

@@ -26,7 +26,8 @@ from mirage_ros.recording.mcap import McapRecorder
 from mirage_ros.recording.recorder import Recorder, RecordingConfig
 from mirage_ros.recording.topics import BY_NAME, PICTURES, RECORDED, SECOND_NS, TF, Topic
 from mirage_ros.ros.callbacks import told_to_end
-from mirage_ros.ros.messages.definitions import message_class, message_definition, offered_qos
+from mirage_ros.ros.messages.conversions import message_class
+from mirage_ros.ros.messages.definitions import message_definition, offered_qos
 from mirage_ros.ros.playback import FrameAssembler
 
 SETTLE_S = 1.5

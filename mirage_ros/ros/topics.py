@@ -24,9 +24,13 @@ from mirage_ros.recording.topics import BY_NAME, PARTS, TOPICS, FrameIds, Topic
 from mirage_ros.ros.callbacks import LazyPublisher
 from mirage_ros.ros.cameras import CameraOutput
 from mirage_ros.ros.config import NodeConfig
-from mirage_ros.ros.messages.clouds import cloud_to_ros
-from mirage_ros.ros.messages.conversions import camera_from_ros, transform_to_ros
-from mirage_ros.ros.messages.definitions import message_class, message_of
+from mirage_ros.ros.messages.conversions import (
+    camera_from_ros,
+    cloud_to_ros,
+    message_class,
+    message_of,
+    transform_to_ros,
+)
 from mirage_ros.ros.messages.images import (
     compressed_depth_to_ros,
     compressed_picture_to_ros,

@@ -1,29 +1,92 @@
-"""Stamps, poses and cameras between ROS messages and the project's own values.
+"""Stamps, poses, cameras, clouds and figures between ROS messages and the project's own values.
 
 Quaternions are xyzw in messages and wxyz inside; what is written is laid out by recording/topics.py.
 """
 
 from __future__ import annotations
 
+import array
+import re
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
 import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Pose, Quaternion, TransformStamped, Twist, Vector3
-from jaxtyping import Float
-from sensor_msgs.msg import CameraInfo
+from jaxtyping import Float, Int, UInt8
+from sensor_msgs.msg import CameraInfo, PointCloud2
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera, check_place
 from mirage_ros.geometry.rigid import from_quaternion
+from mirage_ros.msg import RolloutStatus
+from mirage_ros.protocol import Chunk
 from mirage_ros.recording.topics import (
     SECOND_NS,
+    Fields,
     camera_info_fields,
+    cloud_fields,
+    packed_colours,
     quaternion_fields,
     stamp_fields,
     transform_fields,
 )
-from mirage_ros.ros.messages.definitions import message_of
 
 UNIT_TOLERANCE = 1e-2
+COMPOSED = re.compile(r"(\w+)/(\w+)")
+MOST_PENDING = 2**32 - 1
+STAGES = ("read", "generate", "decode", "perceive", "write")
+# x y z, then the packed colour where RViz and Foxglove look for it.
+POINT = np.dtype(
+    [
+        ("x", "<f4"),
+        ("y", "<f4"),
+        ("z", "<f4"),
+        ("rgb", "<u4"),
+        ("confidence", "<f4"),
+        ("age", "<f4"),
+    ]
+)
+
+
+def message_class(type_name: str) -> type:
+    """The class of a full type name such as "sensor_msgs/msg/Image"."""
+    package, _, name = type_name.partition("/msg/")
+    try:
+        return getattr(import_module(f"{package}.msg"), name)
+    except (ImportError, AttributeError) as error:
+        raise MirageError(
+            f"The message type {type_name} is not installed; install or build its package."
+        ) from error
+
+
+def message_of(kind: type, fields: Fields) -> Any:
+    """A message of the class `kind` with fields as `recording/topics.py` gives them."""
+    layout = _layout(kind)
+    return kind(**{name: _value(value, *layout[name]) for name, value in fields.items()})
+
+
+@lru_cache(maxsize=64)
+def _layout(kind: type) -> dict[str, tuple[type | None, bool]]:
+    """By field: the class of the messages it holds, None for plain ones, and whether it is a list."""
+    found = {}
+    for name, text in kind.get_fields_and_field_types().items():
+        part = COMPOSED.search(text)
+        nested = message_class(f"{part[1]}/msg/{part[2]}") if part else None
+        found[name] = (nested, text.startswith("sequence<"))
+    return found
+
+
+def _value(value: Any, nested: type | None, is_list: bool) -> Any:
+    if nested is not None:
+        return [message_of(nested, item) for item in value] if is_list else message_of(nested, value)
+    if not (is_list and isinstance(value, np.ndarray)):
+        return value
+    # rclpy takes an array.array as it is; every other type it checks number by number.
+    numbers = array.array(value.dtype.char)
+    numbers.frombytes(value.data.cast("B") if value.size else b"")
+    return numbers
 
 
 def stamp_to_ros(stamp_ns: int) -> Time:
@@ -182,3 +245,59 @@ def faulty_pose(rows: Float[np.ndarray, "n 7"]) -> int | None:
         lengths = np.sqrt(np.einsum("ij,ij->i", rows[:, 3:], rows[:, 3:]))
         good = (np.abs(lengths - 1) <= UNIT_TOLERANCE) & np.isfinite(rows[:, :3].sum(1))
     return None if good.all() else int(good.argmin())
+
+
+def cloud_to_ros(
+    xyz: Float[np.ndarray, "n 3"],
+    rgb: UInt8[np.ndarray, "n 3"],
+    confidence: Float[np.ndarray, "n"],
+    birth_ns: Int[np.ndarray, "n"],
+    stamp_ns: int,
+    frame_id: str,
+) -> PointCloud2:
+    """A dense cloud: x y z in metres, packed rgb, confidence, age in seconds before the stamp."""
+    points = np.zeros(len(xyz), POINT)
+    points["x"], points["y"], points["z"] = np.asarray(xyz, np.float32).T
+    points["rgb"] = packed_colours(rgb)
+    points["confidence"] = confidence
+    points["age"] = (int(stamp_ns) - np.asarray(birth_ns, np.int64)) / SECOND_NS
+    return message_of(PointCloud2, cloud_fields(points, stamp_ns, frame_id))
+
+
+def cloud_from_ros(message: PointCloud2) -> dict[str, np.ndarray]:
+    """The arrays of such a cloud: xyz (n, 3), rgb (n, 3) uint8, confidence (n,), age (n,) s."""
+    if message.point_step != POINT.itemsize or message.is_bigendian:
+        raise MirageError(
+            f"The cloud has {message.point_step} bytes a point; {POINT.itemsize} little-endian "
+            "bytes are needed: x y z rgb confidence age."
+        )
+    points = np.frombuffer(message.data, POINT)
+    packed = points["rgb"]
+    return {
+        "xyz": np.stack([points["x"], points["y"], points["z"]], -1),
+        "rgb": np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], -1).astype(np.uint8),
+        "confidence": points["confidence"].copy(),
+        "age": points["age"].copy(),
+    }
+
+
+def status_to_ros(
+    chunk: Chunk, chunk_index: int, frames_pending: int, model: str, total_s: float, frame_id: str
+) -> RolloutStatus:
+    """What a chunk cost. `total_s` is the wall time of the whole step."""
+    message = RolloutStatus(
+        chunk_index=chunk_index,
+        frames=len(chunk.frames),
+        total_s=float(total_s),
+        frames_per_s=len(chunk.frames) / total_s if total_s > 0 else 0.0,
+        cache_tokens=int(chunk.tokens),
+        cache_bytes=int(chunk.memory_bytes),
+        observed_fraction=float(chunk.observed_fraction),
+        frames_pending=min(frames_pending, MOST_PENDING),
+        model=model,
+    )
+    for stage in STAGES:
+        setattr(message, f"{stage}_s", float(chunk.seconds.get(stage, 0.0)))
+    message.header.stamp = stamp_to_ros(chunk.frames[-1].stamp_ns)
+    message.header.frame_id = frame_id
+    return message

@@ -1,24 +1,20 @@
-"""Message classes by name, messages made of fields, and what a recording says about its types."""
+"""What a recording says about its types: message definitions, QoS profiles and type hashes."""
 
 from __future__ import annotations
 
-import array
 import os
 import re
 import sys
-from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
 from mirage_ros.errors import MirageError
-from mirage_ros.recording.topics import FOREVER, Fields
+from mirage_ros.recording.topics import FOREVER
 
 SEPARATOR = "=" * 80
 PRIMITIVES = {
@@ -26,46 +22,6 @@ PRIMITIVES = {
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 }  # fmt: skip
 FIELD_TYPE = re.compile(r"^\s*([A-Za-z][\w/]*)")
-COMPOSED = re.compile(r"(\w+)/(\w+)")
-
-
-def message_class(type_name: str) -> type:
-    """The class of a full type name such as "sensor_msgs/msg/Image"."""
-    package, _, name = type_name.partition("/msg/")
-    try:
-        return getattr(import_module(f"{package}.msg"), name)
-    except (ImportError, AttributeError) as error:
-        raise MirageError(
-            f"The message type {type_name} is not installed; install or build its package."
-        ) from error
-
-
-def message_of(kind: type, fields: Fields) -> Any:
-    """A message of the class `kind` with fields as `recording/topics.py` gives them."""
-    layout = _layout(kind)
-    return kind(**{name: _value(value, *layout[name]) for name, value in fields.items()})
-
-
-@lru_cache(maxsize=64)
-def _layout(kind: type) -> dict[str, tuple[type | None, bool]]:
-    """By field: the class of the messages it holds, None for plain ones, and whether it is a list."""
-    found = {}
-    for name, text in kind.get_fields_and_field_types().items():
-        part = COMPOSED.search(text)
-        nested = message_class(f"{part[1]}/msg/{part[2]}") if part else None
-        found[name] = (nested, text.startswith("sequence<"))
-    return found
-
-
-def _value(value: Any, nested: type | None, is_list: bool) -> Any:
-    if nested is not None:
-        return [message_of(nested, item) for item in value] if is_list else message_of(nested, value)
-    if not (is_list and isinstance(value, np.ndarray)):
-        return value
-    # rclpy takes an array.array as it is; every other type it checks number by number.
-    numbers = array.array(value.dtype.char)
-    numbers.frombytes(value.data.cast("B") if value.size else b"")
-    return numbers
 
 
 def message_definition(type_name: str) -> str:
