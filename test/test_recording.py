@@ -11,10 +11,9 @@ from PIL import Image
 from mirage_ros.data.seeds import level_camera_pose, load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.recording import sheet
-from mirage_ros.recording import sheet as panels
+from mirage_ros.recording import drawing
+from mirage_ros.recording.drawing import draw_cloud_from_above
 from mirage_ros.recording.mcap import McapRecorder
-from mirage_ros.recording.topdown import draw_cloud_from_above
 from mirage_ros.recording.video import VideoWriter
 
 POINT_TEXT = (
@@ -109,19 +108,19 @@ def test_video_plays_back_the_frames(tmp_path):
 
 def test_depth_colours_tell_near_far_invalid_and_sky_apart():
     depth = np.array([[0.5, 5.0, np.nan, np.inf]], np.float32)
-    near, far, invalid, sky = panels.colour_depth(depth, (0.5, 5.0))[0].astype(int)
+    near, far, invalid, sky = drawing.colour_depth(depth, (0.5, 5.0))[0].astype(int)
     assert near[0] > near[2] and far[2] > far[0]
     assert invalid.sum() == 0 and 0 < sky.sum() < far.sum()
 
 
 def test_depth_range_survives_pictures_without_depth():
-    low, high = panels.depth_range_m([np.full((4, 5), np.nan, np.float32)])
+    low, high = drawing.depth_range_m([np.full((4, 5), np.nan, np.float32)])
     assert 0 < low < high
 
 
 def test_observed_tints_differ():
     rgb = np.full((2, 2, 3), 200, np.uint8)
-    tinted = panels.colour_observed(rgb, np.array([[True, False]] * 2))
+    tinted = drawing.colour_observed(rgb, np.array([[True, False]] * 2))
     assert tinted[0, 0, 2] > tinted[0, 0, 0] and tinted[0, 1, 0] > tinted[0, 1, 2]
 
 
@@ -157,19 +156,19 @@ def test_the_way_from_above_is_as_wide_as_the_body_and_red_where_it_touched():
 def test_sheet_holds_every_picture(tmp_path):
     colours = [(index * 9 + 30, 50, 200) for index in range(12)]
     tiles = [
-        sheet.Picture(np.full((48, 64, 3), c, np.uint8), str(i)) for i, c in enumerate(colours)
+        drawing.Picture(np.full((48, 64, 3), c, np.uint8), str(i)) for i, c in enumerate(colours)
     ]
-    cloud = sheet.Picture(np.full((*sheet.cloud_size(48 / 64), 3), (5, 250, 5), np.uint8), "cloud")
-    page = sheet.compose_sheet("title", "subtitle", tiles, cloud, tiles[:3])
+    cloud = drawing.Picture(np.full((*drawing.cloud_size(48 / 64), 3), (5, 250, 5), np.uint8), "cloud")
+    page = drawing.compose_sheet("title", "subtitle", tiles, cloud, tiles[:3])
     seen = {tuple(colour) for colour in page[::4, ::4].reshape(-1, 3)}
     assert set(colours) | {(5, 250, 5)} <= seen
-    sheet.save_picture(tmp_path / "a.png", page)
+    drawing.save_picture(tmp_path / "a.png", page)
     assert Image.open(tmp_path / "a.png").size == page.shape[1::-1]
 
 
 def test_moments_hold_first_and_last():
-    assert sheet.pick_moments(72)[0] == 0 and sheet.pick_moments(72)[-1] == 71
-    assert len(sheet.pick_moments(72)) == 12 and sheet.pick_moments(2) == [0, 1]
+    assert drawing.pick_moments(72)[0] == 0 and drawing.pick_moments(72)[-1] == 71
+    assert len(drawing.pick_moments(72)) == 12 and drawing.pick_moments(2) == [0, 1]
 
 
 def test_recording_imports_no_ros():
@@ -177,8 +176,8 @@ def test_recording_imports_no_ros():
     import sys
 
     code = (
-        "import sys, mirage_ros.recording.mcap, mirage_ros.recording.sheet;"
-        "import mirage_ros.recording.topdown, mirage_ros.recording.video;"
+        "import sys, mirage_ros.recording.mcap, mirage_ros.recording.drawing, mirage_ros.recording.topics;"
+        "import mirage_ros.recording.video;"
         "sys.exit('rclpy' in sys.modules or 'sensor_msgs' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -186,7 +185,7 @@ def test_recording_imports_no_ros():
 
 def test_seed_renders_into_one_row(tmp_path):
     seed = load_seed(write_seed(tmp_path / "room"))
-    row = panels.compose_frame(
+    row = drawing.compose_frame(
         seed.rgb, seed.depth_m, np.isfinite(seed.depth_m), (0.5, 8.0), 1.0, factor=2.0
     )
     assert row.shape[1] > 6 * seed.rgb.shape[1] and row.shape[0] > 2 * seed.rgb.shape[0]

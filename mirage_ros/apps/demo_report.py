@@ -14,17 +14,17 @@ from jaxtyping import UInt8
 import mirage_ros
 from mirage_ros.evaluation.metrics import psnr_db, ssim
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.recording.sheet import (
+from mirage_ros.recording.drawing import (
     Picture,
     cloud_size,
     colour_depth,
     compose_frame,
     compose_sheet,
     depth_range_m,
+    draw_cloud_from_above,
     pick_moments,
     save_picture,
 )
-from mirage_ros.recording.topdown import draw_cloud_from_above
 from mirage_ros.recording.topics import COLOR
 from mirage_ros.recording.video import VideoWriter
 from mirage_ros.ros.playback import STAGES, RecordedFrame, Recording

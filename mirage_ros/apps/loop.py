@@ -21,14 +21,14 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.loop.base import Footprint
 from mirage_ros.loop.drive import DriveConfig, Trace, compare, drive, trace_figures
 from mirage_ros.processes import Children, mirage_command, private_environment
-from mirage_ros.recording.sheet import (
+from mirage_ros.recording.drawing import (
     colour_depth,
     colour_observed,
     compose_row,
     depth_range_m,
+    draw_cloud_from_above,
     save_picture,
 )
-from mirage_ros.recording.topdown import draw_cloud_from_above
 from mirage_ros.recording.video import VideoWriter
 from mirage_ros.resources import share_path
 

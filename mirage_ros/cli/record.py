@@ -140,7 +140,7 @@ def recover(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     from mirage_ros.memory.files import MEMORY, world_file
     from mirage_ros.memory.memory import LatentMemory
-    from mirage_ros.recording.topdown import write_ply
+    from mirage_ros.recording.drawing import write_ply
 
     path, out = arguments.path, arguments.out or arguments.path.with_suffix(".ply")
     if out.suffix != ".ply":
