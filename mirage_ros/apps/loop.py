@@ -243,7 +243,7 @@ def _world(name: str, folder: Path):
 
 
 def _drive_over_ros(config: LoopConfig, seed: str, folder: Path) -> Trace:
-    from mirage_ros.ros.loop_watch import LoopWatch
+    from mirage_ros.ros.loop_nodes import LoopWatch
 
     environment = private_environment()
     with Children(folder / "logs", environment) as children:

@@ -105,7 +105,7 @@ def loop(arguments: argparse.Namespace) -> int:
 
 def base(arguments: argparse.Namespace) -> int:
     from mirage_ros.ros.base_node import BaseConfig
-    from mirage_ros.ros.wander_node import run_base
+    from mirage_ros.ros.loop_nodes import run_base
 
     config = BaseConfig(
         seed=arguments.seed,
@@ -123,7 +123,7 @@ def base(arguments: argparse.Namespace) -> int:
 def wander(arguments: argparse.Namespace) -> int:
     from mirage_ros.loop.base import Footprint
     from mirage_ros.loop.wander import WanderConfig
-    from mirage_ros.ros.wander_node import WanderNodeConfig, run_wander
+    from mirage_ros.ros.loop_nodes import WanderNodeConfig, run_wander
 
     how = WanderConfig(
         Footprint(arguments.radius), speed_mps=arguments.speed, turn_rps=arguments.turn

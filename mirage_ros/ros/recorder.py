@@ -1,7 +1,7 @@
-"""Records a running node's topics, knowing nothing but the table of topics.
+"""Records a running node's topics as the topics table lists them.
 
-Into MCAP, messages are kept as the bytes that arrived; only their header stamp is looked at.
-The other formats get whole frames, put together from the messages of one stamp.
+MCAP gets the bytes of the messages as they arrived; only their header stamp is read. The other
+formats get whole frames, put together from the messages of one stamp.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class FrameSink:
             episode_frames=EPISODE_FRAMES if self._config.format == "lerobot" else None,
         )
         self._recorder = open_recorder(self._config.path, self._config.format, config, single=True)
-        # So that what stands in its way is told now.
+        # So that an error is raised now.
         self._recorder.start_episode()
         self._recorder.wait()
         if self._first is not None:
@@ -288,11 +288,11 @@ def written(sink: BytesSink | FrameSink, tally: Tally, path: Path, tf_topic: str
     return f"Recorded {frames} frames{note}, {size:,} bytes in {path}."
 
 
-def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> str:
+def run_recorder(config: RecorderConfig, report: Callable[[str, int], None]) -> str:
     """Record until finished, interrupted or terminated; what is written is whole in any case.
 
     Args:
-        tell: called with ("listening", 0), with ("ready", 0) once the node is found and with
+        report: called with ("listening", 0), with ("ready", 0) once the node is found and with
             ("frames", count) as they come.
 
     Returns:
@@ -306,41 +306,43 @@ def run_recorder(config: RecorderConfig, tell: Callable[[str, int], None]) -> st
     rclpy.init(args=["mirage_record", *_ros_words(config.ros_arguments)])
     try:
         with open_sink(config) as sink:
-            # Caught here, so that an error of the recording's end is told all the same.
+            # Caught here, so that an error of the recording's end is raised all the same.
             try:
                 recorder = TopicRecorder(config, sink, tally)
                 tf_topic = recorder.resolve_topic_name(TF)
-                # Made before anyone is told: an interrupt shuts the context, and then none can be.
+                # Made before the first report: an interrupt shuts the context, and then none can be.
                 executor = SingleThreadedExecutor()
                 executor.add_node(recorder)
-                tell("listening", 0)
-                _spin(executor, recorder, tell)
+                report("listening", 0)
+                _spin(executor, recorder, report)
             except (KeyboardInterrupt, ExternalShutdownException):
                 interrupted = True
     finally:
         rclpy.try_shutdown()
-    told = written(sink, tally, config.path, tf_topic)
+    summary = written(sink, tally, config.path, tf_topic)
     if config.frames is not None and not interrupted and tally.complete < config.frames:
         raise MirageError(
             f"Only {tally.complete} of {config.frames} frames came before {config.idle_s:.0f} s of "
             "silence; look at the node's log and at the plan."
         )
-    return f"{told[:-1]}, {tally.incomplete} incomplete ones left." if tally.incomplete else told
+    return f"{summary[:-1]}, {tally.incomplete} incomplete ones left." if tally.incomplete else summary
 
 
 def _ros_words(arguments: Sequence[str]) -> list[str]:
     return ["--ros-args", *arguments] if arguments else []
 
 
-def _spin(executor: Executor, recorder: TopicRecorder, tell: Callable[[str, int], None]) -> None:
-    ready, told = False, 0
+def _spin(
+    executor: Executor, recorder: TopicRecorder, report: Callable[[str, int], None]
+) -> None:
+    ready, reported = False, 0
     while not recorder.finished():
         with told_to_end():
             executor.spin_once(timeout_sec=0.1)
             connected = ready or recorder.connected()
         if connected and not ready:
             ready = True
-            tell("ready", 0)
-        if (complete := recorder.tally.complete) > told:
-            told = complete
-            tell("frames", told)
+            report("ready", 0)
+        if (complete := recorder.tally.complete) > reported:
+            reported = complete
+            report("frames", complete)
