@@ -28,6 +28,7 @@ from mirage_ros.ros.messages.images import depth_to_ros, mask_to_ros, picture_to
 from mirage_ros.ros.playback import FrameAssembler
 from mirage_ros.ros.recorder import EPISODE_FRAMES, PICTURES, RecorderConfig, Tally, TopicRecorder
 from mirage_ros.ros.services.recording import RecordService, unused
+from mirage_ros.ros.topics import CameraOutput, recorded_by_node
 
 TESTS = Path(__file__).parent
 # A recording of frames that come without a node, until it is killed.
@@ -95,6 +96,15 @@ def test_what_others_put_on_tf_costs_no_frame():
     assert not put(*planned[100:]) and not put(bad, own)
     (frame,) = add("color/camera_info", camera_info_to_ros(camera, 7, "rendered"))
     assert frame.stamp_ns == 7
+
+
+def test_a_rigs_node_records_every_camera_and_nothing_on_demand():
+    cameras = [CameraOutput(name, f"{name}/", name) for name in ("left", "right")]
+    found = recorded_by_node(lambda name: name if name[0] == "/" else f"/bot/{name}", cameras)
+    assert {found[f"/bot/left/{name}"] for name in PICTURES} == set(PICTURES)
+    assert all(found[f"/bot/right/{name}"] == f"/bot/right/{name}" for name in PICTURES)
+    own = {"/bot/cache/points", "/bot/cache/deltas", "/bot/status", "/tf", "/tf_static", "/diagnostics", "/clock"}
+    assert set(found) - own == {f"/bot/{camera}/{name}" for camera in ("left", "right") for name in PICTURES}
 
 
 class Counting:

@@ -29,7 +29,8 @@ from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Frame
-from mirage_ros.recording.topics import BY_NAME, PICTURES, TOPICS, FrameIds
+from mirage_ros.recording.topics import BY_NAME, TOPICS, FrameIds
+from mirage_ros.ros.doctor import GraphWatch
 from mirage_ros.ros.messages.conversions import POINT, cloud_from_ros, pose_from_ros, stamp_from_ros
 from mirage_ros.ros.messages.images import (
     compressed_depth_to_ros,
@@ -250,14 +251,36 @@ def talker():
     talker.close()
 
 
+def test_the_doctor_has_nothing_made_on_demand(talker):
+    node = rclpy.create_node("looking", context=talker.context)
+    executor = SingleThreadedExecutor(context=talker.context)
+    executor.add_node(node)
+    watch, deadline_s = GraphWatch(node), time.monotonic() + 20
+    while not {"/color/camera_info", "/depth/camera_info"} <= set(watch.graph.frames):
+        assert time.monotonic() < deadline_s
+        watch.watch(0.5, executor.spin_once)
+    executor.shutdown()
+    node.destroy_node()
+    talker.spin(lambda: talker.last["color/camera_info"])
+    assert not any(talker.last[topic.name] for topic in TOPICS if topic.on_demand)
+    start = talker.last["frames"]
+    talker.spin(lambda: talker.last["frames"] > start + 2 and not gained(talker))
+
+
+def gained(talker) -> dict[str, int]:
+    """What was made since the last look, for subscribers that are not gone yet."""
+    before = talker.last
+    talker.spin(lambda: talker.last["frames"] > before["frames"])
+    return {name: count for name, count in talker.last.items() if count > before[name] and name != "frames"}
+
+
 def test_nothing_is_made_for_nobody_and_pictures_come_on_demand(talker):
     start = talker.last["frames"]
     talker.spin(lambda: talker.last["frames"] >= start + 10)
-    names = [topic.name for topic in TOPICS if topic.on_demand or topic.name in PICTURES]
-    assert {name: talker.last[name] for name in names} == dict.fromkeys(names, 0)
+    assert not gained(talker)
     colour = talker.listen(CompressedImage, "color/image_raw/compressed")
     talker.spin(lambda: len(colour) >= 5)
-    assert {name for name in names if talker.last[name]} == {"color/image_raw/compressed"}
+    assert set(gained(talker)) == {"color/image_raw/compressed"}
     depth = talker.listen(CompressedImage, "depth/image_rect/compressedDepth")
     talker.spin(lambda: len(depth) >= 5)
     frame = make_frame(0)

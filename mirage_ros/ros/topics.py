@@ -90,10 +90,15 @@ def frame_of(
     return Frame(stamp_ns, camera, **values)
 
 
-def recorded_by_node(node: Node, cameras: Sequence[CameraOutput]) -> dict[str, str]:
+def recorded_by_node(
+    resolve: Callable[[str], str], cameras: Sequence[CameraOutput]
+) -> dict[str, str]:
     """Whole topic name -> name in the table, of what a node keeps when it records itself.
 
     Topics of a rig's other cameras have no name in the table: their whole name stands for it.
+
+    Args:
+        resolve: gives the whole name of a relative one, as the node does.
     """
     found = {}
     for topic in TOPICS:
@@ -101,7 +106,7 @@ def recorded_by_node(node: Node, cameras: Sequence[CameraOutput]) -> dict[str, s
             continue
         for camera in cameras if topic.per_camera else cameras[:1]:
             prefix = camera.prefix if topic.per_camera else ""
-            whole = node.resolve_topic_name(prefix + topic.name)
+            whole = resolve(prefix + topic.name)
             found[whole] = topic.name if camera is cameras[0] else whole
     return found
 

@@ -65,7 +65,7 @@ class FrameRecording:
             raise MirageError("A recording got no path; give a file such as /tmp/walk.mcap.")
         self.path, self.tally = user_path(path).absolute(), Tally()
         self._node = node
-        self._names = recorded_by_node(node, cameras)
+        self._names = recorded_by_node(node.resolve_topic_name, cameras)
         format = guess_format(self.path)
         config = RecorderConfig(self.path, format=format, rate_hz=rate_hz)
         self._sink = open_sink(config)
