@@ -22,14 +22,13 @@ from transforms3d.quaternions import mat2quat
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.protocol import Frame
+from mirage_ros.protocol import SECOND_NS, Frame
 
 Fields = dict[str, Any]
 
 IMAGE, INFO = "sensor_msgs/msg/Image", "sensor_msgs/msg/CameraInfo"
 COMPRESSED, CLOUD = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/PointCloud2"
 TRANSFORMS = "tf2_msgs/msg/TFMessage"
-SECOND_NS = 1_000_000_000
 # rosbag2 writes this span for a deadline, lifespan or lease that was not set.
 FOREVER = {"sec": 9223372036, "nsec": 854775807}
 # PointField.datatype: the packed colour is float32 by convention.

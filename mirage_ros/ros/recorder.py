@@ -20,11 +20,11 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 from mirage_ros.errors import MirageError
-from mirage_ros.protocol import Frame
+from mirage_ros.protocol import SECOND_NS, Frame
 from mirage_ros.recording.formats import check_start, open_recorder
 from mirage_ros.recording.mcap import McapRecorder
 from mirage_ros.recording.recorder import Recorder, RecordingConfig
-from mirage_ros.recording.topics import BY_NAME, PICTURES, RECORDED, SECOND_NS, TF, Topic
+from mirage_ros.recording.topics import BY_NAME, PICTURES, RECORDED, TF, Topic
 from mirage_ros.ros.callbacks import told_to_end
 from mirage_ros.ros.messages.conversions import message_class
 from mirage_ros.ros.messages.definitions import message_definition, offered_qos

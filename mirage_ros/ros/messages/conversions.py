@@ -19,11 +19,10 @@ from sensor_msgs.msg import CameraInfo, PointCloud2
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera, check_place
-from mirage_ros.geometry.rigid import from_quaternion
+from mirage_ros.geometry.rigid import from_quaternion, from_rows
 from mirage_ros.msg import RolloutStatus
-from mirage_ros.protocol import Chunk
+from mirage_ros.protocol import SECOND_NS, Chunk
 from mirage_ros.recording.topics import (
-    SECOND_NS,
     Fields,
     camera_info_fields,
     cloud_fields,
@@ -235,7 +234,7 @@ def poses_from_flat(values: Float[np.ndarray, "m"]) -> Float[np.ndarray, "n 4 4"
             "unit quaternions x y z w."
         )
     check_place(rows[:, :3], "A pose of the rollout")
-    return matrices(rows)
+    return from_rows(rows)
 
 
 def faulty_pose(rows: Float[np.ndarray, "n 7"]) -> int | None:
