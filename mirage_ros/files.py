@@ -6,6 +6,8 @@ Every write here keeps to this:
 - A write that fails leaves the old file as it was, and nothing else.
 - Missing folders are made. A symbolic link is written through, and a file that is replaced keeps its permissions.
 - Something other than a regular file, such as a pipe or a device, is never replaced.
+
+And the names of the files of a saved world, by which it is found without reading it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,16 @@ from mirage_ros.progress import report
 
 PIECE_BYTES = 64 * 2**20
 """Bytes that are written between two reports of progress."""
+
+FORMAT = "mirage_ros world"
+MEMORY, LATENTS, DECODER = (f"{name}.safetensors" for name in ("memory", "latents", "decoder"))
+WORLD = "world.json"
+FILES = (MEMORY, LATENTS, DECODER, WORLD)
+"""Of a saved world, in the order in which a save puts them in their places (world/files.py)."""
+
+SAVING, SAVED = ".mirage_saving", ".mirage_saved"
+KEYS = {"version", "model", "frames_seen", "stamp_ns", "frame_ids"}
+"""Of world.json, which tell one from other programs' (the first ones named no format)."""
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 """What reading a damaged or hostile header may raise."""
@@ -175,3 +187,19 @@ def _write_all(file: BinaryIO, data: memoryview) -> None:
 def _unlink(folder: int, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=folder)
+
+
+def world_file(folder: str | os.PathLike, name: str) -> Path:
+    """Where a file of a saved world is: in its place, or yet to be put there (world/files.py)."""
+    coming = Path(folder) / SAVED / name
+    return coming if coming.exists() else Path(folder) / name
+
+
+def header_of_world(path: str | os.PathLike) -> dict | None:
+    """The values of a world.json; None where it is none of a saved world, of any version or model."""
+    try:
+        header = read_json(path)
+        ours = header.get("format") == FORMAT or KEYS <= header.keys()
+    except (OSError, *UNREADABLE):
+        return None
+    return header if ours else None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
 
 from mirage_ros.geometry.camera import Camera
+
+if TYPE_CHECKING:
+    from torch import Tensor
+else:  # the node's own process imports this module and does without torch
+    Tensor = Any
 
 SECOND_NS = 1_000_000_000  # stamps are integer nanoseconds
 
@@ -83,7 +87,7 @@ class Readout:
             positive when the token is coarser than the cell.
     """
 
-    latents: Float[torch.Tensor, "f c h w"]
+    latents: Float[Tensor, "f c h w"]
     visible: Bool[np.ndarray, "f h w"]
     depth_m: Float[np.ndarray, "f h w"]
     index: Int[np.ndarray, "f h w"]
@@ -159,18 +163,18 @@ class WorldModel(Protocol):
     preceding_frames: int
     reference_frames: int
 
-    def encode(self, rgb: UInt8[np.ndarray, "f h w 3"]) -> Float[torch.Tensor, "f c lh lw"]: ...
+    def encode(self, rgb: UInt8[np.ndarray, "f h w 3"]) -> Float[Tensor, "f c lh lw"]: ...
 
-    def decode(self, latents: Float[torch.Tensor, "f c lh lw"]) -> UInt8[np.ndarray, "f h w 3"]: ...
+    def decode(self, latents: Float[Tensor, "f c lh lw"]) -> UInt8[np.ndarray, "f h w 3"]: ...
 
     def generate(
         self,
         readout: Readout,
         cameras: Camera,
-        preceding: Float[torch.Tensor, "p c lh lw"],
-        references: Float[torch.Tensor, "r c lh lw"],
+        preceding: Float[Tensor, "p c lh lw"],
+        references: Float[Tensor, "r c lh lw"],
         seed: int,
-    ) -> Float[torch.Tensor, "f c lh lw"]:
+    ) -> Float[Tensor, "f c lh lw"]:
         """Latents of the chunk. `cameras` is the batch of f target cameras at the readout's size."""
         ...
 

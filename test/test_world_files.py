@@ -11,7 +11,7 @@ from fakes import PixelModel
 from test_world import camera, picture, started
 
 from mirage_ros.errors import MirageError
-from mirage_ros.memory.files import SAVED, SAVING, WORLD, header_of_world, world_file
+from mirage_ros.files import SAVED, SAVING, WORLD, header_of_world, world_file
 from mirage_ros.world import files as world_files
 from mirage_ros.world.world import World
 

@@ -138,7 +138,7 @@ def recover(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    from mirage_ros.memory.files import MEMORY, world_file
+    from mirage_ros.files import MEMORY, world_file
     from mirage_ros.memory.memory import LatentMemory
     from mirage_ros.recording.drawing import write_ply
 

@@ -1,18 +1,17 @@
-"""Saved memories: safetensors files with a kind, a version and a checksum, and which files make a saved world."""
+"""Saved memories: safetensors files with a kind, a version and a checksum."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mirage_ros.errors import MirageError
-from mirage_ros.files import UNREADABLE, open_file, read_json, write_file
+from mirage_ros.files import UNREADABLE, open_file, write_file
 from mirage_ros.geometry.camera import FARTHEST_M, LEAST_SIDES
 from mirage_ros.memory.features import FEATURE_TYPES, Fields
 from mirage_ros.memory.store import TokenStore
@@ -25,33 +24,7 @@ VERSION, OLDEST = 4, 3
 by their place in the world, without the views that they come from; 2 had no parts of cells; 3 did not
 tell which views were real pictures."""
 
-FORMAT = "mirage_ros world"
-MEMORY, LATENTS, DECODER = (f"{name}.safetensors" for name in ("memory", "latents", "decoder"))
-WORLD = "world.json"
-FILES = (MEMORY, LATENTS, DECODER, WORLD)
-"""Of a saved world, in the order in which a save puts them in their places (world_files.py)."""
-
-SAVING, SAVED = ".mirage_saving", ".mirage_saved"
-KEYS = {"version", "model", "frames_seen", "stamp_ns", "frame_ids"}
-"""Of world.json, which tell one from other programs' (the first ones named no format)."""
-
 _KEY = "mirage_ros"
-
-
-def world_file(folder: str | os.PathLike, name: str) -> Path:
-    """Where a file of a saved world is: in its place, or yet to be put there (world_files.py)."""
-    coming = Path(folder) / SAVED / name
-    return coming if coming.exists() else Path(folder) / name
-
-
-def header_of_world(path: str | os.PathLike) -> dict | None:
-    """The values of a world.json; None where it is none of a saved world, of any version or model."""
-    try:
-        header = read_json(path)
-        ours = header.get("format") == FORMAT or KEYS <= header.keys()
-    except (OSError, *UNREADABLE):
-        return None
-    return header if ours else None
 
 
 def save_tensors(

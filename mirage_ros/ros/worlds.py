@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from mirage_ros.data.seeds import MissingSeed, find_seed, level_camera_pose, shipped_seeds
 from mirage_ros.errors import MirageError
-from mirage_ros.memory.files import WORLD, header_of_world, world_file
+from mirage_ros.files import WORLD, header_of_world, world_file
 from mirage_ros.protocol import Chunk
 from mirage_ros.resources import user_path
 from mirage_ros.ros.config import NodeConfig

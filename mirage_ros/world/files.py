@@ -22,10 +22,7 @@ import numpy as np
 import torch
 
 from mirage_ros.errors import MirageError
-from mirage_ros.files import UNREADABLE, read_json, sync_folder, write_file
-from mirage_ros.geometry.camera import Camera
-from mirage_ros.memory.features import representable
-from mirage_ros.memory.files import (
+from mirage_ros.files import (
     DECODER,
     FILES,
     FORMAT,
@@ -33,13 +30,17 @@ from mirage_ros.memory.files import (
     MEMORY,
     SAVED,
     SAVING,
-    VERSION,
+    UNREADABLE,
     WORLD,
     header_of_world,
-    load_tensors,
-    save_tensors,
+    read_json,
+    sync_folder,
     world_file,
+    write_file,
 )
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory.features import representable
+from mirage_ros.memory.files import VERSION, load_tensors, save_tensors
 from mirage_ros.memory.free_space import Sights
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.protocol import WorldModel
