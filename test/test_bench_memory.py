@@ -86,9 +86,9 @@ def test_tokens_reproject_within_a_tenth_of_a_cell(walks, seed):
     # What the readout tells about the winner's place holds in the picture's own pixels.
     u, v = (offsets(memory, here)[0, i][readout.visible[0]] for i in (0, 1))
     row, column = np.nonzero(readout.visible[0])
-    told = (np.stack([column + u, row + v], -1) + 0.5) * grid.stride - 0.5
+    shown = (np.stack([column + u, row + v], -1) + 0.5) * grid.stride - 0.5
     pixels, _ = walk.cameras[0].project(tokens)
-    assert np.abs(told - pixels).max() <= 0.1 * grid.stride
+    assert np.abs(shown - pixels).max() <= 0.1 * grid.stride
 
 
 @pytest.mark.alone

@@ -87,7 +87,7 @@ def pose_with(row, column, value):
 
 
 @pytest.mark.parametrize(
-    ("pose", "focal", "size", "told"),
+    ("pose", "focal", "size", "message"),
     [
         (pose_with(0, 3, np.nan), 10, (4, 4), "NaN"),
         (pose_with(0, 0, 1.1), 10, (4, 4), "orthonormal"),
@@ -99,7 +99,7 @@ def pose_with(row, column, value):
         (np.eye(4), 10, (0, 4), "size"),
     ],
 )
-def test_a_camera_that_cannot_be_is_refused(pose, focal, size, told):
+def test_a_camera_that_cannot_be_is_refused(pose, focal, size, message):
     intrinsics = np.diag([focal, focal, 1.0])
-    with pytest.raises(MirageError, match=told):
+    with pytest.raises(MirageError, match=message):
         Camera(intrinsics, pose, size)

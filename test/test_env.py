@@ -181,7 +181,7 @@ def test_panels_show_three_pictures():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "message"),
     [
         ("Camera", {"colour": "red"}, "colour"),
         ("Camera", {"action": "jump"}, "jump"),
@@ -190,8 +190,8 @@ def test_panels_show_three_pictures():
         ("Navigate", {"action": "twist"}, "drive"),
     ],
 )
-def test_bad_options_are_named(name, options, told):
-    with pytest.raises(MirageError, match=told), warnings.catch_warnings():
+def test_bad_options_are_named(name, options, message):
+    with pytest.raises(MirageError, match=message), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made(name, **options)
 

@@ -446,12 +446,12 @@ def test_readback_remembers_as_a_world_does(walk):
     seed = PosedRgbd(walk)[0]
     world = World(MODEL)
     first = world.reset(seed.rgb, seed.camera, seed.depth_m).frames[0]
-    told = read_back(walk, 0, MODEL, [1])
+    found = read_back(walk, 0, MODEL, [1])
     camera = cameras([PosedRgbd(walk)[1].camera.world_from_camera], SIZE)
     camera = replace(camera, intrinsics=seed.camera.intrinsics[None])
     readout = world.memory.read(camera.resized((8, 10)))
-    np.testing.assert_array_equal(told.frames[0].memory, MODEL.decode(readout.latents)[0])
-    assert (told.lost, told.no_depth) == seed_lost(seed_remembered(world), first.depth_m)
+    np.testing.assert_array_equal(found.frames[0].memory, MODEL.decode(readout.latents)[0])
+    assert (found.lost, found.no_depth) == seed_lost(seed_remembered(world), first.depth_m)
 
 
 def test_the_command_judges_and_does_nothing_twice(tmp_path, capsys, monkeypatch):
@@ -511,10 +511,10 @@ def test_a_real_walk_is_shown_as_well_as_the_docs_say():
     model = load_model("mini")
     walk = folder_world(REAL, 8, None, model.size)
     rolled = roll(World(model), walk, seed_depth=True, bare=False, tick=lambda frames: None)
-    told = summarise([walk], [score(walk, rolled, rolled.observed, model)])
-    print({name: round(told[name], 3) for name in ("psnr_new", "psnr_return", "lost", "no_depth")})
-    assert told["psnr_new"] >= 16.8 and told["psnr_return"] >= 15.95
-    assert told["lost"] <= 0.02 and told["no_depth"] <= 0.2
+    figures = summarise([walk], [score(walk, rolled, rolled.observed, model)])
+    print({name: round(figures[name], 3) for name in ("psnr_new", "psnr_return", "lost", "no_depth")})
+    assert figures["psnr_new"] >= 16.8 and figures["psnr_return"] >= 15.95
+    assert figures["lost"] <= 0.02 and figures["no_depth"] <= 0.2
 
 
 @needs_real
@@ -548,7 +548,7 @@ def test_holes_of_a_real_depth_picture_are_completed_as_other_frames_measured():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([], "either --seeds"),
         (["--seeds", "1", "--folder", "x"], "either --seeds"),
@@ -559,6 +559,6 @@ def test_holes_of_a_real_depth_picture_are_completed_as_other_frames_measured():
         (["--seeds", "2000101", "--model", "nowhere"], "No model at nowhere"),
     ],
 )
-def test_the_command_refuses_nonsense(words, told, tmp_path, capsys):
+def test_the_command_refuses_nonsense(words, message, tmp_path, capsys):
     assert main(["evaluate", *words, "--out", str(tmp_path)]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -34,8 +34,8 @@ class Finer(PixelModel):
 
     def generate(self, readout, cameras, preceding, references, seed):
         self.shapes.append((readout.visible.shape[1:], cameras.size))
-        told = condition_per_latent(condition_from_readout(readout, 2)[None], 2)[0]
-        return told[: self.channels].transpose(0, 1)
+        per_latent = condition_per_latent(condition_from_readout(readout, 2)[None], 2)[0]
+        return per_latent[: self.channels].transpose(0, 1)
 
     def perceive(self, rgb, cameras, anchor_depth_m):
         self.anchor = None if anchor_depth_m is None else anchor_depth_m.shape[1:]
@@ -58,16 +58,16 @@ def test_what_is_told_has_the_same_units_on_every_grid():
     moved = cameras([look((0.15, 0.1, 1.25), (0.2, 4, 1))], CELLS)
     coarse = condition_from_readout(memory.read(moved))
     fine = condition_from_readout(memory.read(moved.resized((32, 40))), 2)
-    told = condition_per_latent(fine[None], 2)[0]
-    both = (coarse[4] == 1) & (told[4] == 1)
+    per_latent = condition_per_latent(fine[None], 2)[0]
+    both = (coarse[4] == 1) & (per_latent[4] == 1)
     assert both.float().mean() > 0.9
     # The finer grid may find a token nearer to the centre, seldom another one.
-    same = (coarse[:4] == told[:4]).all(0) & both
+    same = (coarse[:4] == per_latent[:4]).all(0) & both
     assert same.float().mean() > 0.85
-    assert torch.allclose(coarse[8][same], told[8][same], atol=1e-4)
+    assert torch.allclose(coarse[8][same], per_latent[8][same], atol=1e-4)
     # Both tell where the token lies, in latent cells, each as its own centre shows it.
     for row in (6, 7):
-        away = (coarse[row] - told[row])[same].abs()
+        away = (coarse[row] - per_latent[row])[same].abs()
         assert away.median() < 0.01 and away.max() < 0.15
 
 
@@ -92,12 +92,12 @@ def test_a_drawn_cloud_is_told_as_lying_in_its_place():
     memory = RgbMemory(model.encode, 8, cells=2)
     rgb, depth = painted(batch, room())
     memory.write_new(rgb, batch, depth, depth > 0, np.array([5]))
-    told = condition_from_readout(memory.read(batch.resized(CELLS)), 2)
-    seen = told[-5] == 1
+    condition = condition_from_readout(memory.read(batch.resized(CELLS)), 2)
+    seen = condition[-5] == 1
     assert seen.float().mean() > 0.95
     for row in (-3, -2, -1):
-        assert told[row][seen].abs().max() < 1e-6
-    shown = model.decode(condition_per_latent(told[None], 2)[0, :-5].transpose(0, 1))[0]
+        assert condition[row][seen].abs().max() < 1e-6
+    shown = model.decode(condition_per_latent(condition[None], 2)[0, :-5].transpose(0, 1))[0]
     assert np.median(np.abs(shown.astype(int) - rgb[0])) <= 4
 
 
@@ -105,11 +105,11 @@ def test_warped_pictures_tell_the_same_on_every_grid():
     latents = torch.randn(3, 8, 8)
     warp = np.array([[1.02, 0.03, 1.7], [-0.02, 0.98, -2.4]])
     coarse = planar_readout(latents, warp, 8, 0.5)
-    told = condition_per_latent(planar_readout(latents, warp, 8, 0.5, 2)[None, :, None], 2)[0, :, 0]
-    both = (coarse[3] == 1) & (told[3] == 1)
-    same = (coarse[:3] == told[:3]).all(0) & both
+    per_latent = condition_per_latent(planar_readout(latents, warp, 8, 0.5, 2)[None, :, None], 2)[0, :, 0]
+    both = (coarse[3] == 1) & (per_latent[3] == 1)
+    same = (coarse[:3] == per_latent[:3]).all(0) & both
     assert same.sum() > 0.75 * both.sum()
-    assert torch.allclose(coarse[:, same], told[:, same], atol=1e-5)
+    assert torch.allclose(coarse[:, same], per_latent[:, same], atol=1e-5)
 
 
 @pytest.mark.parametrize("cells", [1, 2, 4])
@@ -127,10 +127,10 @@ def test_a_latent_is_moved_as_the_block_of_pixels_that_it_codes(cells):
     align.fit(encode(pictures), pictures)
     shift = 8 // cells
     warp = np.array([[1.0, 0, shift], [0, 1, -shift]])
-    told = planar_readout(encode(pictures[:1])[0], warp, 8, 0.5, cells)
+    condition = planar_readout(encode(pictures[:1])[0], warp, 8, 0.5, cells)
     moved = torch.roll(pictures[:1], (shift, -shift), (2, 3))
     with torch.no_grad():
-        aligned, wanted = align(told[None]), encode(moved)
+        aligned, wanted = align(condition[None]), encode(moved)
     inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     assert (aligned - wanted)[inside].abs().max() < 1e-2 * wanted.abs().max()
 
@@ -140,9 +140,9 @@ def test_what_need_not_be_moved_is_not_changed():
     latents = torch.randn(4, 3, 6, 6)
     torch.nn.init.normal_(align.block_from_latent)
     torch.nn.init.normal_(align.latent_from_block)
-    told = condition_from_context(latents, 4).transpose(0, 1)
+    condition = condition_from_context(latents, 4).transpose(0, 1)
     with torch.no_grad():
-        assert torch.allclose(align(told), latents.transpose(0, 1), atol=1e-5)
+        assert torch.allclose(align(condition), latents.transpose(0, 1), atol=1e-5)
 
 
 def test_the_cycle_reads_as_finely_as_the_model_asks():

@@ -308,7 +308,7 @@ def test_another_job_does_not_go_into_the_same_folder(job, plain):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"policies": ("fly",)}, "fly"),
         ({"policies": ("expert",), "starts": "room"}, "needs a box"),
@@ -318,8 +318,8 @@ def test_another_job_does_not_go_into_the_same_folder(job, plain):
         ({"format": "tape"}, "tape"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(job, options, told, tmp_path):
-    with pytest.raises(MirageError, match=told) as error:
+def test_what_cannot_be_is_said_in_one_line(job, options, message, tmp_path):
+    with pytest.raises(MirageError, match=message) as error:
         generate(Job(**{**vars(job), **options}), 1, tmp_path / "data")
     assert "\n" not in str(error.value) and not (tmp_path / "data").exists()
 

@@ -171,12 +171,12 @@ def write_deep(path: Path, values: np.ndarray, channels: int) -> Path:
 def test_deep_pictures_keep_their_brightness(tmp_path, ending, channels, bits):
     values = np.rint(RAMP * (2**bits - 1)).astype(np.uint16)
     path = write_deep(tmp_path / f"a.{ending}", values, channels)
-    with seed_warnings() as told:
+    with seed_warnings() as messages:
         rgb = load_seed(path).rgb
     green = rgb[..., 1].astype(float)
     assert np.abs(green - 255 * RAMP).max() <= 1.5
     assert (rgb[..., 0] == (0 if channels == 3 else rgb[..., 2])).all()  # written as b g r
-    assert len(told) == (bits < 16) and all(f"{bits} bits" in one for one in told)
+    assert len(messages) == (bits < 16) and all(f"{bits} bits" in one for one in messages)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -198,9 +198,9 @@ def test_numbers_of_32_bits_are_refused(tmp_path):
 def begin(width: int, height: int) -> list[str]:
     """Warnings of a world that starts from a picture of this size; the model's is 80x64."""
     camera = Camera.from_hfov(60.0, (height, width), level_camera_pose())
-    with seed_warnings() as told:
+    with seed_warnings() as messages:
         World(PixelModel()).reset(np.full((height, width, 3), 99, np.uint8), camera)
-    return told
+    return messages
 
 
 def test_what_cropping_takes_away_is_told():

@@ -32,11 +32,11 @@ def test_of_four_tokens_a_latent_is_told_the_nearest():
     condition[0, 0, 0] = torch.arange(8.0).view(2, 4)
     condition[0, 2, 0] = torch.tensor([[1.0, 1, 1, 0], [1, 1, 0, 0]])
     condition[0, 4, 0] = torch.tensor([[0.4, -0.3, 0.4, 0], [0.1, 0.2, 0, 0]])
-    told = condition_per_latent(condition, 2)
-    assert told.shape == (1, 7, 1, 1, 2)
-    assert told[0, 0, 0, 0].tolist() == [4.0, 2.0]
-    assert told[0, 2, 0, 0].tolist() == [1.0, 0.25]
-    assert torch.allclose(told[0, 4, 0, 0], torch.tensor([0.1, 0.4]))
+    per_latent = condition_per_latent(condition, 2)
+    assert per_latent.shape == (1, 7, 1, 1, 2)
+    assert per_latent[0, 0, 0, 0].tolist() == [4.0, 2.0]
+    assert per_latent[0, 2, 0, 0].tolist() == [1.0, 0.25]
+    assert torch.allclose(per_latent[0, 4, 0, 0], torch.tensor([0.1, 0.4]))
 
 
 def _clip(depth_m, moving_columns=()):

@@ -27,13 +27,13 @@ def test_the_bench_of_a_tiny_model_has_every_figure(tmp_path, capsys):
     assert "frames/s" in printed.out and "Memory plan at 64x96" in printed.err
     report = json.loads(path.read_text())
     assert set(report) == {"machine", "model", "conditioning", "cycle"}
-    told, clouds = report["conditioning"], {"merged 1 cm", "unmerged"}
-    assert set(told) == {"seconds_per_chunk", "seconds_drawing", "seconds_encoding", "time_ratio",
+    costs, clouds = report["conditioning"], {"merged 1 cm", "unmerged"}
+    assert set(costs) == {"seconds_per_chunk", "seconds_drawing", "seconds_encoding", "time_ratio",
                          "bytes", "bare_bytes", "held", "bytes_ratio"}  # fmt: skip
-    assert set(told["time_ratio"]) == set(told["bytes_ratio"]) == clouds
-    assert told["time_ratio"]["merged 1 cm"] >= 10
-    assert told["bytes_ratio"]["merged 1 cm"] >= 25
-    assert all(told[f"seconds_{what}"][name] > 0 for what in ("drawing", "encoding")
+    assert set(costs["time_ratio"]) == set(costs["bytes_ratio"]) == clouds
+    assert costs["time_ratio"]["merged 1 cm"] >= 10
+    assert costs["bytes_ratio"]["merged 1 cm"] >= 25
+    assert all(costs[f"seconds_{what}"][name] > 0 for what in ("drawing", "encoding")
                for name in clouds)  # fmt: skip
     cycle = report["cycle"]["1 steps"]
     assert len(cycle["chunks"]) == 2 and cycle["frames_per_s"] > 0

@@ -98,7 +98,7 @@ def test_a_reference_branch_is_converted_and_computes_what_it_computed(prefix, t
         rotary = transformer.rope(latents)
         ours = branch(hidden, condition, words, temb, rotary)
         # VACE: c = before_proj(embed(context)) + x; then block after block, a hint from each.
-        told = torch.nn.functional.conv3d(
+        embedded = torch.nn.functional.conv3d(
             condition[:, :CHANNELS],
             tensors[prefix + "vace_patch_embedding.weight"],
             tensors[prefix + "vace_patch_embedding.bias"],
@@ -106,7 +106,7 @@ def test_a_reference_branch_is_converted_and_computes_what_it_computed(prefix, t
         )
         block = f"{prefix}vace_blocks.0.before_proj"
         first = [tensors[f"{block}.{kind}"] for kind in ("weight", "bias")]
-        stream = hidden + torch.nn.functional.linear(told.flatten(2).transpose(1, 2), *first)
+        stream = hidden + torch.nn.functional.linear(embedded.flatten(2).transpose(1, 2), *first)
         for index, block in enumerate(branch.blocks):
             stream = block(stream, words, temb, rotary)
             last = [

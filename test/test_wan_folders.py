@@ -54,8 +54,8 @@ def test_a_part_that_is_missing_is_named(folder, part):
         shutil.rmtree(path)
     else:
         path.unlink()
-    told = refusal(folder)
-    assert path.name in told and part.split("/")[0] in told
+    message = refusal(folder)
+    assert path.name in message and part.split("/")[0] in message
 
 
 @pytest.mark.parametrize(
@@ -66,21 +66,21 @@ def test_a_part_that_is_missing_is_named(folder, part):
 )  # fmt: skip
 def test_a_part_that_is_cut_off_is_refused(folder, part):
     cut(folder / part)
-    told = refusal(folder)
-    assert "again" in told and part.split("/")[0] in told
+    message = refusal(folder)
+    assert "again" in message and part.split("/")[0] in message
 
 
 @pytest.mark.parametrize(
-    ("name", "told_of"),
+    ("name", "mentioned"),
     [("shared.weight", "embed_tokens"), ("encoder.final_layer_norm.weight", "final_layer_norm")],
 )
-def test_a_text_encoder_that_lacks_a_tensor_is_refused(folder, name, told_of):
+def test_a_text_encoder_that_lacks_a_tensor_is_refused(folder, name, mentioned):
     path = folder / "text_encoder" / "model.safetensors"
     tensors = load_file(path)
     del tensors[name]
     save_file(tensors, path, metadata={"format": "pt"})
-    told = refusal(folder)
-    assert "text_encoder" in told and told_of in told
+    message = refusal(folder)
+    assert "text_encoder" in message and mentioned in message
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def test_the_plan_counts_what_is_there_and_refuses_with_what_would_fit():
     check_fits(plan, PARTS, torch.bfloat16, 80 * GIB)
     with pytest.raises(MirageError, match=r"would fit with size \[\d+, \d+\]") as caught:
         check_fits(plan, PARTS, torch.bfloat16, 24 * GIB)
-    told = re.search(r"size \[(\d+), (\d+)\] and chunk_latents (\d+)", str(caught.value))
-    height, width, latents = map(int, told.groups())
+    fitting = re.search(r"size \[(\d+), (\d+)\] and chunk_latents (\d+)", str(caught.value))
+    height, width, latents = map(int, fitting.groups())
     smaller = WanConfig(size=(height, width), chunk_latents=latents)
     assert plan_memory(PARTS, smaller, torch.bfloat16, MEASURED).peak <= 24 * GIB
     with pytest.raises(MirageError, match="no size fits"):
@@ -94,8 +94,8 @@ def test_random_weights_are_planned_before_they_are_refused(monkeypatch, capsys)
     monkeypatch.setattr("mirage_ros.models.wan.weights.available_bytes", lambda device: GIB // 2)
     words = ["bench", "generate", "--tiny", "--random-weights", "--device", "cpu"]
     assert main([*words, "--size", "64x96"]) == 2
-    told = capsys.readouterr().err
-    assert told.index("Memory plan at 64x96") < told.index("device has 0.5 GiB")
+    printed = capsys.readouterr().err
+    assert printed.index("Memory plan at 64x96") < printed.index("device has 0.5 GiB")
 
 
 @pytest.mark.parametrize("speed", ["channels_last", "compile_blocks", "attention"])

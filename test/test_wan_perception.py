@@ -225,11 +225,11 @@ def test_the_shipped_perceiver_sees_its_own_cells_and_answers_at_picture_size(st
     mini, rgb = Brightness(), np.zeros((1, *SIZE, 3), np.uint8)
     rgb[0, 32:64, 64:128] = 255
     anchor = np.ones((1, SIZE[0] // stride, SIZE[1] // stride), np.float32)
-    told = MiniPerceiver(mini, stride)(rgb, cameras(1), anchor)
+    found = MiniPerceiver(mini, stride)(rgb, cameras(1), anchor)
     assert mini.seen == (SIZE[0] * 8 // stride, SIZE[1] * 8 // stride)
     assert mini.anchors is anchor
-    assert np.array_equal(told.depth_m[0] > 100, rgb[0, ..., 0] > 100)
-    assert np.array_equal(told.dynamic[0], rgb[0, ..., 0] > 100) and not told.sky.any()
+    assert np.array_equal(found.depth_m[0] > 100, rgb[0, ..., 0] > 100)
+    assert np.array_equal(found.dynamic[0], rgb[0, ..., 0] > 100) and not found.sky.any()
 
 
 @pytest.mark.parametrize("times", [1, 2, 4])
@@ -302,11 +302,11 @@ def test_depth_model_and_segmenter_make_a_perceiver(adapters):
     )  # fmt: skip
     anchor = np.full((2, 6, 10), np.nan, np.float32)
     anchor[:, :4] = 3.0
-    told = perceiver(pictures(), cameras(), anchor)
-    assert told.depth_m.shape == told.dynamic.shape == told.sky.shape == (2, *SIZE)
-    assert not (told.dynamic & told.sky).any()
-    known = np.isfinite(told.depth_m)
-    assert 0.5 < np.median(told.depth_m[known]) < 20
+    found = perceiver(pictures(), cameras(), anchor)
+    assert found.depth_m.shape == found.dynamic.shape == found.sky.shape == (2, *SIZE)
+    assert not (found.dynamic & found.sky).any()
+    known = np.isfinite(found.depth_m)
+    assert 0.5 < np.median(found.depth_m[known]) < 20
     # Of a real picture only the segmenter's word counts, not where depth and anchor disagree.
     segmented = WanModel.segmented(types.SimpleNamespace(perceiver=perceiver), pictures())
     np.testing.assert_array_equal(segmented, perceiver.masks(pictures())[0])

@@ -61,11 +61,11 @@ def two_trainees(path, killed_at=0, **environment):
         for rank in "01"
     ]  # fmt: skip
     try:
-        told = [process.communicate(timeout=150) for process in both]
+        outputs = [process.communicate(timeout=150) for process in both]
     finally:
         for process in both:
             process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(both, told, strict=True)]
+    return [(process.returncode, *texts) for process, texts in zip(both, outputs, strict=True)]
 
 
 def test_the_whole_recipe_makes_a_folder_that_runs(folder, tmp_path):
@@ -144,26 +144,26 @@ def test_a_training_that_is_killed_goes_on_to_the_same_losses(folder, tmp_path):
 
 def fsdp_environment(precision):
     """What `accelerate launch` makes of config/train/fsdp.yaml, but for the precision."""
-    told = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())["fsdp_config"]
-    told["fsdp_transformer_cls_to_wrap"] = told.pop("fsdp_transformer_layer_cls_to_wrap")
-    environment = {name.upper(): str(value).lower() for name, value in told.items()}
+    settings = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())["fsdp_config"]
+    settings["fsdp_transformer_cls_to_wrap"] = settings.pop("fsdp_transformer_layer_cls_to_wrap")
+    environment = {name.upper(): str(value).lower() for name, value in settings.items()}
     for name in ("FSDP_TRANSFORMER_CLS_TO_WRAP", "FSDP_AUTO_WRAP_POLICY", "FSDP_STATE_DICT_TYPE"):
-        environment[name] = told[name.lower()]
+        environment[name] = settings[name.lower()]
     return environment | {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": precision}
 
 
 @pytest.fixture(scope="module")
 def together(folder, tmp_path_factory):
-    """Two processes, the network whole in each: (root, what they told)."""
+    """Two processes, the network whole in each: (root, what they printed)."""
     root = tmp_path_factory.mktemp("together")
     write_re10k(root, 26)
     return root, two_trainees(write_recipe(root, folder, "plain", 3))
 
 
 def test_two_processes_share_the_clips_and_save_together(together):
-    root, told = together
-    assert [code for code, *_ in told] == [0, 0], told
-    read = [json.loads(out.splitlines()[-1])["read"] for _, out, _ in told]
+    root, outputs = together
+    assert [code for code, *_ in outputs] == [0, 0], outputs
+    read = [json.loads(out.splitlines()[-1])["read"] for _, out, _ in outputs]
     assert read == [["abc_000"], ["abc_001"]]
     for stage in ("branch", "lora"):
         assert [step for step, _ in logged(root / "plain", stage)] == [1, 2, 3]

@@ -41,8 +41,8 @@ def wall_clip(latents=10, seed=0, metres=0.5):
     pose[:, 0, 3] = np.linspace(0, metres, latents)
     cameras = Camera.from_hfov(70.0, SIZE, pose).resized((2, 4))
     shape = (latents, 2, 4)
-    told = torch.from_numpy(rng.standard_normal((latents, CHANNELS, 2, 4)).astype(np.float32))
-    return LatentClip(told.half(), np.full(shape, 2.0, np.float32), np.ones(shape, bool), cameras)
+    values = torch.from_numpy(rng.standard_normal((latents, CHANNELS, 2, 4)).astype(np.float32))
+    return LatentClip(values.half(), np.full(shape, 2.0, np.float32), np.ones(shape, bool), cameras)
 
 
 def network():
@@ -178,22 +178,22 @@ def test_a_share_of_samples_is_told_the_empty_prompt():
 
 def test_noise_levels_are_told_as_the_sampler_tells_them():
     """In whole numbers: sharded networks round what is not to bfloat16 before they see it."""
-    told = []
+    timesteps = []
 
     class Net(torch.nn.Module):
         def forward(self, latents, timestep, condition, text):
-            told.append(timestep)
+            timesteps.append(timestep)
             return latents
 
     loss = flow_loss(batch=4)
     for step in range(25):
         loss(Net(), torch.Generator().manual_seed(step))
-    told = torch.cat(told)
-    assert not told.is_floating_point() and (told[:, :-2] == 0).all()
-    assert told.max() < 1000 and len(set(told[:, -1].tolist())) > 80
+    timesteps = torch.cat(timesteps)
+    assert not timesteps.is_floating_point() and (timesteps[:, :-2] == 0).all()
+    assert timesteps.max() < 1000 and len(set(timesteps[:, -1].tolist())) > 80
     sampled = UniPCMultistepScheduler(**SCHEDULER)
     sampled.set_timesteps(4)
-    assert sampled.timesteps.dtype == told.dtype
+    assert sampled.timesteps.dtype == timesteps.dtype
 
 
 def test_a_realestate10k_track_is_read_with_its_frames(tmp_path):

@@ -15,8 +15,8 @@ def denoiser_inputs(config, frames=3, height=4, width=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
     channels = config["in_channels"]
     latents = torch.randn(1, channels, frames, height, width, generator=generator)
-    told = channels + GEOMETRY_CHANNELS
-    condition = torch.randn(1, told, frames, height, width, generator=generator)
+    inputs = channels + GEOMETRY_CHANNELS
+    condition = torch.randn(1, inputs, frames, height, width, generator=generator)
     timestep = torch.tensor([[0.0, *[700.0] * (frames - 1)]])
     text = torch.randn(1, 5, config["text_dim"], generator=generator)
     return latents, timestep, condition, text

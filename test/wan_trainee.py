@@ -23,7 +23,7 @@ from mirage_ros.training import loop, wan_recipe, wan_trainer
 from mirage_ros.training.clips import LazyVideo
 
 torch.set_num_threads(1)
-rank, read, told, losses = int(os.environ.get("RANK", 0)), [], [], itertools.count(1)
+rank, read, shares, losses = int(os.environ.get("RANK", 0)), [], [], itertools.count(1)
 killed_at = int(sys.argv[2])
 videos, loss = wan_recipe.videos, wan_recipe.FlowLoss.__call__
 make_accelerator = wan_trainer.make_accelerator
@@ -47,7 +47,7 @@ def noted(recipe):
 
 def lethal(self, network, generator):
     shards = sum(isinstance(value, DTensor) for value in network.parameters())
-    told.append(shards / len(list(network.parameters())))
+    shares.append(shards / len(list(network.parameters())))
     if next(losses) == killed_at:
         os.kill(os.getpid(), signal.SIGKILL)
     return loss(self, network, generator)
@@ -61,4 +61,4 @@ if "RANK" in os.environ:
     clock = itertools.count(0, 1000 if rank == 0 else 0)
     loop.time = SimpleNamespace(monotonic=lambda: float(next(clock)))
 wan_recipe.train_wan(wan_recipe.read_wan_recipe(Path(sys.argv[1])))
-print(json.dumps({"rank": rank, "read": read, "sharded": told}))
+print(json.dumps({"rank": rank, "read": read, "sharded": shares}))
