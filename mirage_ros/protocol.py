@@ -64,7 +64,7 @@ class Points(NamedTuple):
     xyz: Float32[np.ndarray, "n 3"]
     rgb: UInt8[np.ndarray, "n 3"]
     confidence: Float32[np.ndarray, "n"]
-    birth_ns: Int64[np.ndarray, "n"]
+    written_ns: Int64[np.ndarray, "n"]
 
 
 __all__ = ["Chunk", "Frame", "Perception", "Readout", "WorldModel"]
@@ -127,7 +127,7 @@ class SpatialMemory(Protocol):
         ...
 
     def references(self, readout: Readout, count: int) -> list[int]:
-        """At most `count` birth frames of what is seen, the most seen first."""
+        """At most `count` source frames of what is seen, the most seen first."""
         ...
 
     def fork(self) -> SpatialMemory:

@@ -72,8 +72,8 @@ def told(state: WorldState) -> str:
     """A hash of all that a world is."""
     store, found = state.memory._store, hashlib.sha256()
     parts = [store[name] for name in sorted(store.arrays)]
-    parts += [store.births[name] for name in sorted(store.births.fields)]
-    parts += [store.table, state.camera.world_from_camera, state.sights.reach_m]
+    parts += [store.views[name] for name in sorted(store.views.fields)]
+    parts += [store.table, state.camera.world_from_camera, state.free_space.reach_m]
     parts += [latent.numpy() for latent in state.latents.values()]
     for part in parts:
         found.update(np.ascontiguousarray(part).tobytes())

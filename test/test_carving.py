@@ -8,7 +8,7 @@ from test_world import SIZE, camera, frames, picture
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory import free_space as carving
-from mirage_ros.memory.free_space import Sights
+from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.protocol import Perception
 from mirage_ros.world.world import Rig, World, WorldConfig
 
@@ -22,7 +22,7 @@ def wall(depth_m):
 
 
 def seen(depth_m=4.0, pose=HERE, real=True):
-    add = Sights.none().with_real if real else Sights.none().with_imagined
+    add = FreeSpaceViews.none().with_real if real else FreeSpaceViews.none().with_imagined
     return add(cameras([pose], PX)[0], wall(depth_m), 4)
 
 
@@ -31,11 +31,11 @@ def cells(depth_m):
 
 
 def test_before_a_surface_nothing_may_stand_and_at_it_or_behind_it_all_may():
-    sights, batch = seen(), cameras([HERE], CELLS)
-    assert sights.hidden_by(batch, cells(2.0)).all()
+    free_space, batch = seen(), cameras([HERE], CELLS)
+    assert free_space.hidden_by(batch, cells(2.0)).all()
     for depth_m in (3.8, 4.0, 9.0, np.nan, np.inf):
-        assert not sights.hidden_by(batch, cells(depth_m)).any()
-    assert not Sights.none().hidden_by(batch, cells(2.0)).any()
+        assert not free_space.hidden_by(batch, cells(depth_m)).any()
+    assert not FreeSpaceViews.none().hidden_by(batch, cells(2.0)).any()
 
 
 def test_space_is_free_from_any_side_and_only_where_it_was_in_view():
@@ -59,16 +59,16 @@ def test_a_wide_token_beside_the_picture_counts_where_it_would_reach_in():
 def test_the_sky_is_free_and_unknown_depth_says_nothing():
     depth_m = wall(np.inf)
     depth_m[:, :40] = np.nan
-    sights = Sights.none().with_real(cameras([HERE], PX)[0], depth_m, 4)
-    hidden = sights.hidden_by(cameras([HERE], CELLS), cells(50.0))[0]
+    free_space = FreeSpaceViews.none().with_real(cameras([HERE], PX)[0], depth_m, 4)
+    hidden = free_space.hidden_by(cameras([HERE], CELLS), cells(50.0))[0]
     assert hidden[:, 6:].all() and not hidden[:, :5].any()
 
 
 def test_a_body_hides_what_is_behind_it():
     depth_m = wall(4.0)
     depth_m[24:40, 32:48] = 1.0
-    sights = Sights.none().with_real(cameras([HERE], PX)[0], depth_m, 4)
-    hidden = sights.hidden_by(cameras([HERE], CELLS), cells(2.0))[0]
+    free_space = FreeSpaceViews.none().with_real(cameras([HERE], PX)[0], depth_m, 4)
+    hidden = free_space.hidden_by(cameras([HERE], CELLS), cells(2.0))[0]
     assert hidden[:, 0].all() and not hidden[3:5, 4:6].any()
 
 
@@ -83,16 +83,16 @@ def test_real_pictures_correct_what_older_ones_saw():
 
 def test_imagined_views_are_kept_where_none_looked_alike_and_make_room_first(monkeypatch):
     monkeypatch.setattr(carving, "MOST", 3)
-    sights = seen()
+    free_space = seen()
     batch = cameras([look((x, 0, 1), (x, 1, 1)) for x in (0.1, 3, 6, 9)], PX)
-    assert sights.with_imagined(batch[0], wall(4.0), 4) is sights
+    assert free_space.with_imagined(batch[0], wall(4.0), 4) is free_space
     for one in batch[1:]:
-        sights = sights.with_imagined(one, wall(4.0), 4)
-    assert sights.real.tolist() == [True, False, False]
-    np.testing.assert_allclose(sights.cameras.position_world[:, 0], [0, 6, 9])
+        free_space = free_space.with_imagined(one, wall(4.0), 4)
+    assert free_space.real.tolist() == [True, False, False]
+    np.testing.assert_allclose(free_space.cameras.position_world[:, 0], [0, 6, 9])
     for x in (20, 30, 40):
-        sights = sights.with_real(cameras([look((x, 0, 1), (x, 1, 1))], PX)[0], wall(4.0), 4)
-    assert sights.real.all() and len(sights.real) == 3
+        free_space = free_space.with_real(cameras([look((x, 0, 1), (x, 1, 1))], PX)[0], wall(4.0), 4)
+    assert free_space.real.all() and len(free_space.real) == 3
 
 
 class Foggy(PixelModel):
@@ -137,14 +137,14 @@ def test_free_space_is_saved_and_forked_with_the_world(tmp_path):
     world.save(tmp_path / "world")
     other = World(Foggy(), WorldConfig())
     other.load(tmp_path / "world")
-    one, two = world.snapshot().sights, other.snapshot().sights
+    one, two = world.snapshot().free_space, other.snapshot().free_space
     assert len(one.real) > 1
     for name in ("reach_m", "real"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
     np.testing.assert_array_equal(one.cameras.world_from_camera, two.cameras.world_from_camera)
     assert one.cameras.size == two.cameras.size
     world.restore(before)
-    assert len(world.snapshot().sights.real) == 1
+    assert len(world.snapshot().free_space.real) == 1
 
 
 def test_observed_pictures_and_all_cameras_of_a_rig_tell_what_is_free():
@@ -152,9 +152,9 @@ def test_observed_pictures_and_all_cameras_of_a_rig_tell_what_is_free():
     right, back = look((5, 0, 1), (5, 1, 1)), look((0, 0, 1), (0, -1, 1))
     place = Camera(camera().intrinsics, right, SIZE)
     world.observe(picture(), place, np.full(SIZE, 2.0, np.float32), 1)
-    assert world.snapshot().sights.real.tolist() == [True, True]
+    assert world.snapshot().free_space.real.tolist() == [True, True]
     plans = [Camera(camera().intrinsics, np.stack([pose] * 2), SIZE) for pose in (HERE, back)]
     Rig(world, 2).step(plans, np.array([2, 3]))
-    sights = world.snapshot().sights
-    assert sights.real.tolist() == [True, True, False]
-    assert sights.cameras.world_from_camera[2, :3, 2] @ [0, -1, 0] == pytest.approx(1)
+    free_space = world.snapshot().free_space
+    assert free_space.real.tolist() == [True, True, False]
+    assert free_space.cameras.world_from_camera[2, :3, 2] @ [0, -1, 0] == pytest.approx(1)

@@ -230,8 +230,8 @@ def test_clouds_come_back_and_have_the_table_s_layout():
     xyz = rng.normal(size=(20, 3)).astype(np.float32)
     rgb = rng.integers(0, 256, (20, 3), np.uint8)
     confidence = rng.random(20).astype(np.float32)
-    birth_ns = STAMP_NS - rng.integers(0, 10**10, 20)
-    message = cloud_to_ros(xyz, rgb, confidence, birth_ns, STAMP_NS, "world")
+    written_ns = STAMP_NS - rng.integers(0, 10**10, 20)
+    message = cloud_to_ros(xyz, rgb, confidence, written_ns, STAMP_NS, "world")
     layout = {field.name: (field.offset, field.datatype) for field in message.fields}
     assert layout == {
         "x": (0, 7), "y": (4, 7), "z": (8, 7), "rgb": (12, 7), "confidence": (16, 7), "age": (20, 7)
@@ -241,7 +241,7 @@ def test_clouds_come_back_and_have_the_table_s_layout():
     np.testing.assert_array_equal(back["xyz"], xyz)
     np.testing.assert_array_equal(back["rgb"], rgb)
     np.testing.assert_array_equal(back["confidence"], confidence)
-    np.testing.assert_allclose(back["age"], (STAMP_NS - birth_ns) / 1e9, rtol=1e-6)
+    np.testing.assert_allclose(back["age"], (STAMP_NS - written_ns) / 1e9, rtol=1e-6)
 
 
 def test_an_empty_cloud_is_a_cloud():

@@ -58,7 +58,7 @@ def engine_with_a_seed() -> Engine:
 
 
 def births(engine: Engine) -> np.ndarray:
-    return engine.carry_out(Cloud()).points.birth_ns
+    return engine.carry_out(Cloud()).points.written_ns
 
 
 def test_the_nodes_rule_for_moving_things_is_the_worlds():

@@ -266,7 +266,7 @@ def test_the_cap_holds_at_every_moment_of_a_write(restored_after, views):
     for i, batch in enumerate(batches):
         if i == restored_after:
             rows = {name: store[name].copy() for name in store.arrays}
-            seen = {name: store.births[name].copy() for name in store.births.fields}
+            seen = {name: store.views[name].copy() for name in store.views.fields}
             store = TokenStore(16, cap, "float16")
             store.restore(rows, seen)
             del rows, seen
@@ -276,7 +276,7 @@ def test_the_cap_holds_at_every_moment_of_a_write(restored_after, views):
         peaks.append(tracemalloc.get_traced_memory()[1] - before)
         assert store.nbytes <= allocated(store) <= cap
         views_held = len(np.unique(view_numbers(store["places"])))
-        assert views_held <= store.births.count <= store.births.most
+        assert views_held <= store.views.count <= store.views.most
     tracemalloc.stop()
     incoming = 500 * 300
     assert max(peaks) <= cap + incoming
@@ -284,12 +284,12 @@ def test_the_cap_holds_at_every_moment_of_a_write(restored_after, views):
     if views == 1:
         assert 40_000 < store.count <= store.max_rows < 60_000
     else:  # of 7,500 views it has room for half
-        assert 0.9 < store.births.count / store.births.most <= 1 and store["used"].min() > 70
+        assert 0.9 < store.views.count / store.views.most <= 1 and store["used"].min() > 70
 
 
 def allocated(store):
     own = sum(array.nbytes for array in store.arrays.values())
-    views = sum(field.nbytes for field in store.births.fields.values())
+    views = sum(field.nbytes for field in store.views.fields.values())
     return own + views + store.table.nbytes + store.blocks.nbytes
 
 
@@ -304,7 +304,7 @@ def test_a_full_memory_forgets_what_was_seen_least_recently():
         assert memory.read(kept).visible.all()
         assert memory.nbytes <= 256 * 2**10
     assert memory.tokens < 40 * 320
-    ids = set(memory.birth_frames(memory.read(kept)).ravel().tolist())
+    ids = set(memory.source_frames(memory.read(kept)).ravel().tolist())
     assert ids == {0}
 
 
@@ -328,7 +328,7 @@ def test_references_are_the_birth_frames_with_most_winners():
 def test_references_count_winners_as_brute_force_does():
     memory = written(loop(8), room())
     readout = memory.read(loop(5))
-    births = memory.birth_frames(readout)[readout.visible].tolist()
+    births = memory.source_frames(readout)[readout.visible].tolist()
     ranked = sorted(set(births), key=lambda frame: (-births.count(frame), frame))
     assert memory.references(readout, 99) == ranked and len(ranked) == 8
 
@@ -360,7 +360,7 @@ def test_a_fork_goes_its_own_way():
     second = memory.fork()
     memory.clear()
     assert (second.tokens, memory.tokens) == (grown, 0)
-    assert set(fork.to_points().birth_ns.tolist()) <= set(points.birth_ns.tolist()) - {0}
+    assert set(fork.to_points().written_ns.tolist()) <= set(points.written_ns.tolist()) - {0}
 
 
 def test_a_fork_copies_nothing_until_one_of_two_living_memories_changes():
@@ -393,7 +393,7 @@ def test_reading_by_torch_shows_the_same_before_and_after_a_write():
 def test_colours_and_confidence_of_the_cloud():
     memory = written(cameras([look((0, 0, 0), (0, 1, 0))]), WALL)
     points = memory.to_points()
-    assert (points.rgb == 50).all() and (points.birth_ns == 0).all()
+    assert (points.rgb == 50).all() and (points.written_ns == 0).all()
     assert points.confidence.max() == pytest.approx(1, abs=0.01)
     corner = np.cos(np.arctan(np.hypot(0.7, 0.385)))
     assert points.confidence.min() == pytest.approx(corner, abs=0.02)

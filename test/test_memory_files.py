@@ -129,7 +129,7 @@ def test_a_file_that_does_not_tell_real_pictures_goes_by_their_ids(tmp_path, mon
     memory.save(tmp_path / "old")
     monkeypatch.undo()
     store = LatentMemory.load(tmp_path / "old")._store
-    told = dict(zip(store.births["frame_ids"].tolist(), store.births["real"].tolist(), strict=True))
+    told = dict(zip(store.views["frame_ids"].tolist(), store.views["real"].tolist(), strict=True))
     assert told == {i: i != 7 for i in told} and 2**30 + 1 in told
 
 
@@ -153,11 +153,11 @@ def test_unfit_files_are_refused_with_the_reason(saved, tmp_path):
     "spoil",
     [
         lambda store: store["places"].__setitem__(3, 77 << 42),
-        lambda store: store.births["rays"].__setitem__((1, 2, 0), np.nan),
-        lambda store: store.births["rays"].__setitem__((1, 2, 0), 1e30),
-        lambda store: store.births["rays"].__setitem__((1, 3, 0), 1e30),
-        lambda store: store.births["focals"].__setitem__(0, 0),
-        lambda store: store.births["focals"].__setitem__(0, np.inf),
+        lambda store: store.views["rays"].__setitem__((1, 2, 0), np.nan),
+        lambda store: store.views["rays"].__setitem__((1, 2, 0), 1e30),
+        lambda store: store.views["rays"].__setitem__((1, 3, 0), 1e30),
+        lambda store: store.views["focals"].__setitem__(0, 0),
+        lambda store: store.views["focals"].__setitem__(0, np.inf),
         lambda store: store.arrays.pop("rgb"),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_sound_file_of_an_impossible_memory_is_refused(tmp_path, spoil):
     memory = written(loop(2), room())
     spoil(memory._store)
     tensors = {name: memory._store[name] for name in memory._store.arrays}
-    tensors |= {f"view.{name}": memory._store.births[name] for name in VIEW_FIELDS}
+    tensors |= {f"view.{name}": memory._store.views[name] for name in VIEW_FIELDS}
     info = {"channels": 4, "max_bytes": 2**20, "tick": 3, "dtype": "float16"}
     save_tensors(tmp_path / "memory", "memory", tensors, info)
     with pytest.raises(MirageError, match="fields of a latent memory"):

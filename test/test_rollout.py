@@ -157,7 +157,7 @@ def test_the_world_of_a_file_begins_just_before_its_first_frame(fed):
     feed(one.buffer, stamps(4))
     one.run(lambda fed: len(fed.rendered()) == 4)
     one.run(lambda fed: fed.results[-1].points is not None)
-    assert one.results[-1].points.birth_ns.min() == START - PERIOD
+    assert one.results[-1].points.written_ns.min() == START - PERIOD
 
 
 def test_a_bad_seed_leaves_the_world_and_the_worker_as_they_were(fed):

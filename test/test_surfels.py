@@ -104,12 +104,12 @@ def test_many_tiles_come_in_parts_that_fit():
     static[:, 255:, 255:] = True
     ids, rgb = np.arange(120), np.zeros((*depth.shape, 3), np.uint8)
     memory = LatentMemory(MemoryConfig(1, 2**20))
-    assert memory._store.births.most // 4 < 4 * 120
+    assert memory._store.views.most // 4 < 4 * 120
     memory.write(torch.zeros(1, 1).expand(120, 1, 257, 257), batch, depth, static, ids, rgb, ids)
     points, places = memory.to_points(), batch.lift(depth)[:, 255:, 255:].reshape(120, 4, 3)
     assert memory.tokens == 480
     for frame in ids:
-        born = points.xyz[points.birth_ns == frame]
+        born = points.xyz[points.written_ns == frame]
         gaps = np.linalg.norm(born[:, None] - places[frame], axis=-1).min(0)
         assert len(born) == 4 and gaps.max() < 1e-4
 

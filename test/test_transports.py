@@ -165,9 +165,9 @@ def test_deltas_add_up_to_the_memory():
 def test_a_replaced_token_is_sent_again_and_a_dropped_one_is_forgotten():
     deltas, points = Deltas(0.0), make_points(20)
     assert deltas.take(points).all()
-    births = points.birth_ns.copy()
+    births = points.written_ns.copy()
     births[5] += 10**12
-    assert np.flatnonzero(deltas.take(points._replace(birth_ns=births))).tolist() == [5]
+    assert np.flatnonzero(deltas.take(points._replace(written_ns=births))).tolist() == [5]
     fewer = type(points)(*(values[:4] for values in points))
     assert not deltas.take(fewer).any()
     assert np.flatnonzero(deltas.take(points)).tolist() == list(range(4, 20))
@@ -180,7 +180,7 @@ def test_a_follower_of_a_lost_world_is_stale():
     fewer = type(points)(*(values[:12] for values in points))
     assert not deltas.stale(points) and not deltas.stale(fewer)
     deltas.take(fewer)
-    assert deltas.stale(points._replace(birth_ns=points.birth_ns + 1))
+    assert deltas.stale(points._replace(written_ns=points.written_ns + 1))
     assert deltas.stale(type(points)(*(values[:8] for values in points)))
 
 
@@ -191,7 +191,7 @@ def test_the_cap_holds_and_the_oldest_go_first():
     shuffled = type(points)(*(values[::-1].copy() for values in points))
     for _ in range(100):
         new = deltas.take(shuffled)
-        sent += sorted(shuffled.birth_ns[new].tolist())
+        sent += sorted(shuffled.written_ns[new].tolist())
         assert len(sent) <= 10 * (now_s[0] + 1) + 1e-6
         assert deltas.backlog == 100 - len(sent)
         now_s[0] += 0.1

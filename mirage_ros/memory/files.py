@@ -117,7 +117,7 @@ _VIEW = "view."
 def save_store(path: str | os.PathLike, store: TokenStore, max_bytes: int, tick: int) -> None:
     """Writes every field; table and bounds follow from them."""
     tensors = {name: store[name] for name in store.fields()}
-    tensors |= {f"{_VIEW}{name}": store.births[name] for name in VIEW_FIELDS}
+    tensors |= {f"{_VIEW}{name}": store.views[name] for name in VIEW_FIELDS}
     info = {"channels": store.channels, "max_bytes": max_bytes, "tick": tick}
     info["dtype"] = store.dtype
     save_tensors(path, KIND, tensors, info)

@@ -32,7 +32,7 @@ their cameras over the median depth."""
 
 
 @dataclass(frozen=True)
-class Sights:
+class FreeSpaceViews:
     """The v views that are kept, the oldest first.
 
     Attributes:
@@ -47,7 +47,7 @@ class Sights:
     real: Bool[np.ndarray, "v"]
 
     @classmethod
-    def none(cls) -> Sights:
+    def none(cls) -> FreeSpaceViews:
         camera = Camera.from_hfov(90.0, (1, 1), np.empty((0, 4, 4)))
         return cls(camera, np.empty((0, 1, 1), np.float16), np.empty(0, bool))
 
@@ -61,7 +61,7 @@ class Sights:
         seen = depth_m.reshape(-1), width.reshape(-1)
         return _before_views(points, *seen, *self._views(), MARGIN).reshape(depth_m.shape)
 
-    def with_real(self, camera: Camera, depth_m: Float[np.ndarray, "H W"], side: int) -> Sights:
+    def with_real(self, camera: Camera, depth_m: Float[np.ndarray, "H W"], side: int) -> FreeSpaceViews:
         """And a real picture, in cells of side x side pixels, in place of views that look alike.
         Where it shows something in the free space of others, their space is free no more."""
         reach = _nearest(depth_m, side)
@@ -69,7 +69,7 @@ class Sights:
         camera = camera.resized(reach.shape)
         return others._corrected(camera, reach)._with(camera, reach, True)
 
-    def with_imagined(self, camera: Camera, depth_m: Float[np.ndarray, "H W"], side: int) -> Sights:
+    def with_imagined(self, camera: Camera, depth_m: Float[np.ndarray, "H W"], side: int) -> FreeSpaceViews:
         """And an imagined picture, unless a kept view looks alike."""
         if self._alike(camera, depth_m).any() or not _median(depth_m):
             return self
@@ -82,22 +82,22 @@ class Sights:
         cosine = poses[:, :3, 2] @ camera.world_from_camera[:3, 2]
         return (cosine > ALIKE_COSINE) & (apart < ALIKE_SHARE * _median(depth_m))
 
-    def _kept(self, mask: Bool[np.ndarray, "v"]) -> Sights:
-        return Sights(self.cameras[mask], self.reach_m[mask], self.real[mask])
+    def _kept(self, mask: Bool[np.ndarray, "v"]) -> FreeSpaceViews:
+        return FreeSpaceViews(self.cameras[mask], self.reach_m[mask], self.real[mask])
 
-    def _with(self, camera: Camera, reach: np.ndarray, real: bool) -> Sights:
+    def _with(self, camera: Camera, reach: np.ndarray, real: bool) -> FreeSpaceViews:
         if not len(self.real):
-            return Sights(Camera.stack([camera]), reach[None], np.array([real]))
+            return FreeSpaceViews(Camera.stack([camera]), reach[None], np.array([real]))
         intrinsics = np.concatenate([self.cameras.intrinsics, camera.intrinsics[None]])
         poses = np.concatenate([self.cameras.world_from_camera, camera.world_from_camera[None]])
         reaches = np.concatenate([self.reach_m, reach[None]])
-        more = Sights(Camera(intrinsics, poses, camera.size), reaches, np.append(self.real, real))
+        more = FreeSpaceViews(Camera(intrinsics, poses, camera.size), reaches, np.append(self.real, real))
         if len(more.real) <= MOST:
             return more
         # The first imagined one goes, or where all are real the first.
         return more._kept(np.arange(len(more.real)) != np.argmin(more.real))
 
-    def _corrected(self, camera: Camera, reach: np.ndarray) -> Sights:
+    def _corrected(self, camera: Camera, reach: np.ndarray) -> FreeSpaceViews:
         """Older views whose free space holds a surface of a new one see no farther than it."""
         points = camera.lift(reach)[np.isfinite(reach)]
         reaches = self.reach_m.copy()
@@ -118,8 +118,8 @@ class Sights:
 
 
 def carved(
-    sights: Sights, cameras: Camera, perception: Perception, stride: int, side: int
-) -> tuple[Perception, Sights]:
+    free_space: FreeSpaceViews, cameras: Camera, perception: Perception, stride: int, side: int
+) -> tuple[Perception, FreeSpaceViews]:
     """Cells that would hide what a view showed pass for moving, so that they are not remembered.
 
     Args:
@@ -133,10 +133,10 @@ def carved(
     # One pixel of each of the views' cells tells as much as all, in a fraction of the time.
     some = perception.depth_m[:, side // 2 :: side, side // 2 :: side]
     latent = cameras.resized(tuple(s // stride for s in cameras.size))
-    hidden = upsample(sights.hidden_by(latent, cell_depth(some, stride // side)), stride)
+    hidden = upsample(free_space.hidden_by(latent, cell_depth(some, stride // side)), stride)
     shown = np.where(hidden[-1], np.float32(np.nan), perception.depth_m[-1])
     sound = replace(perception, dynamic=perception.dynamic | hidden)
-    return sound, sights.with_imagined(cameras[-1], shown, side)
+    return sound, free_space.with_imagined(cameras[-1], shown, side)
 
 
 def _median(depth_m: np.ndarray) -> float:
@@ -158,7 +158,7 @@ def _nearest(depth_m: Float[np.ndarray, "H W"], side: int) -> Float16[np.ndarray
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _before_views(points, depth_m, width_m, poses, pinholes, reach_m, margin):
-    """Which points, seen at a depth and as wide as told, stand before what a view showed."""
+    """Which points, of given depth and width, stand before what a view showed."""
     found = np.zeros(len(points), np.bool_)
     for i in range(len(points)):
         if not np.isfinite(depth_m[i]):

@@ -39,7 +39,7 @@ def lift_surfels(
 ) -> dict[str, np.ndarray]:
     """Rows (n, ...) of the chosen cells in raster order, frame after frame.
 
-    places (with the views' numbers in births.views_of) and normals are as in Surfels. A token is
+    places (with the views' numbers in `views_of`) and normals are as in Surfels. A token is
     sure which way it faces where the neighbours on all sides agree on its normal.
     """
     depth = np.ascontiguousarray(depth_m, np.float32)

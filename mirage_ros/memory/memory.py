@@ -199,27 +199,27 @@ class LatentMemory:
         log_scale = np.log(np.where(visible, winners.ratio, 1)).astype(np.float32)
         within = place.transpose(0, 2, 3, 1)
         within[visible], log_scale[visible] = in_whole_cells(
-            store["places"][rows], store.births["parts"], within[visible], log_scale[visible]
+            store["places"][rows], store.views["parts"], within[visible], log_scale[visible]
         )
         return place, log_scale
 
-    def birth_frames(self, readout: Readout) -> Int[np.ndarray, "f h w"]:
+    def source_frames(self, readout: Readout) -> Int[np.ndarray, "f h w"]:
         """The id of the frame in which each cell's winner was born, -1 unseen."""
         frames = np.full(readout.index.shape, -1, np.int32)
         places = self._store["places"][readout.index[readout.visible]]
-        frames[readout.visible] = of_views(places, self._store.births["frame_ids"])
+        frames[readout.visible] = of_views(places, self._store.views["frame_ids"])
         return frames
 
     def _shows_real(self, readout: Readout) -> Bool[np.ndarray, "f h w"]:
         """Where the winner is a token of a real picture."""
         real = readout.visible.copy()
         places = self._store["places"][readout.index[readout.visible]]
-        real[readout.visible] = of_views(places, self._store.births["real"])
+        real[readout.visible] = of_views(places, self._store.views["real"])
         return real
 
     def references(self, readout: Readout, count: int) -> list[int]:
-        """At most `count` birth frames, most winners first, then the lower id."""
-        frames = self.birth_frames(readout)
+        """At most `count` source frames, most winners first, then the lower id."""
+        frames = self.source_frames(readout)
         ids, winners = np.unique(frames[frames >= 0], return_counts=True)
         return [int(i) for i in ids[np.argsort(-winners, kind="stable")][:count]]
 
@@ -260,8 +260,8 @@ class LatentMemory:
     def to_points(self) -> Points:
         """Copies of what a viewer needs; a token keeps its colour for life."""
         surfels = self._store.surfels
-        rgb, births = self._store["rgb"].copy(), self._store.births_ns
-        return Points(positions_of(surfels), rgb, cosines_of(surfels), births)
+        rgb, written_ns = self._store["rgb"].copy(), self._store.stamps_ns
+        return Points(positions_of(surfels), rgb, cosines_of(surfels), written_ns)
 
     def fork(self) -> LatentMemory:
         """A memory of its own that shares the arrays until either of the two is changed."""
@@ -328,7 +328,7 @@ class LatentMemory:
 
     def _next_tick(self) -> int:
         """The number of this read or write. When 16 bits are used up all are halved, so that what
-        was seen long ago is told apart the more coarsely."""
+        was seen long ago is distinguished more coarsely."""
         if self._tick == LAST_TICK:
             self._owned_use()[:] //= 2
             self._tick //= 2

@@ -22,7 +22,7 @@ from mirage_ros.memory.surfels import (
     renumber,
     view_numbers,
 )
-from mirage_ros.memory.views import VIEW_BYTES, Births, as_bytes, compact, copy_rows
+from mirage_ros.memory.views import VIEW_BYTES, ViewTable, as_bytes, compact, copy_rows
 from mirage_ros.memory.voxel_index import (
     BYTES_PER_ROW,
     EMPTY,
@@ -70,7 +70,7 @@ class TokenStore:
         self.max_rows = min((max_bytes - views * VIEW_BYTES * 9 // 8) // per_row, 2**30)
         self.count = 0
         self.arrays = self._allocate(0)
-        self.table, self.blocks, self.births = new_table(0), Blocks.empty(0), Births(views)
+        self.table, self.blocks, self.views = new_table(0), Blocks.empty(0), ViewTable(views)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The live rows of one field."""
@@ -84,7 +84,7 @@ class TokenStore:
     def nbytes(self) -> int:
         bounds = self.blocks.bounds[: -(-self.count // BLOCK_ROWS)]
         own = self.count * row_bytes(self.channels, self.dtype)
-        return own + self.table.nbytes + bounds.nbytes + self.births.nbytes
+        return own + self.table.nbytes + bounds.nbytes + self.views.nbytes
 
     @property
     def surfels(self) -> Surfels:
@@ -92,23 +92,23 @@ class TokenStore:
         return self._surfels(self.count)
 
     @property
-    def births_ns(self) -> np.ndarray:
+    def stamps_ns(self) -> np.ndarray:
         """The stamp of each token's view."""
-        return of_views(self["places"], self.births["stamps_ns"])
+        return of_views(self["places"], self.views["stamps_ns"])
 
     @property
     def frame_ids(self) -> np.ndarray:
         """The id of each token's frame."""
-        return of_views(self["places"], self.births["frame_ids"])
+        return of_views(self["places"], self.views["frame_ids"])
 
     def insert(self, rows: dict[str, np.ndarray], views: dict[str, np.ndarray]) -> int:
         """Merges rows in order; in an occupied voxel a real picture's token wins, then the finer
         footprint, then the newer.
 
-        `views` are what births.views_of gives; the rows name theirs by its number there.
+        `views` are what `views_of` gives; the rows name theirs by its number there.
         Returns how many rows were stored.
         """
-        stored, once = 0, max(self.births.most // 4, 1)
+        stored, once = 0, max(self.views.most // 4, 1)
         for first in range(0, len(views["focals"]), once):
             some = rows
             if len(views["focals"]) > once:
@@ -155,7 +155,7 @@ class TokenStore:
         """Copies saved rows and views in place of its own; of too many, those that evicting
         leaves."""
         places, stamps = rows["places"], views["stamps_ns"]
-        gone = _least_used(rows["used"], places, stamps, len(stamps) - self.births.most)
+        gone = _least_used(rows["used"], places, stamps, len(stamps) - self.views.most)
         kept = of_views(places, ~gone)
         if (over := int(kept.sum()) - self.max_rows) > 0:
             kept[kept] = _without_oldest(rows["used"][kept], places[kept], stamps, over)
@@ -163,9 +163,9 @@ class TokenStore:
         self.arrays = self._allocate(self._capacity_for(self.count))
         for name, array in rows.items():
             self[name][:] = array if kept.all() else array[kept]
-        self.births, alive = Births(self.births.most), present(self["places"], len(stamps))
-        self.births.make_room(int(alive.sum()))
-        self.births.add({name: values[alive] for name, values in views.items()})
+        self.views, alive = ViewTable(self.views.most), present(self["places"], len(stamps))
+        self.views.make_room(int(alive.sum()))
+        self.views.add({name: values[alive] for name, values in views.items()})
         renumber(self["places"], _numbers(alive))
         self.blocks = Blocks.empty(self.capacity)
         self.blocks.refit(self.surfels)
@@ -176,7 +176,7 @@ class TokenStore:
         twin = self.share()
         twin.arrays = self._of_rows(self.capacity)
         twin.table, twin.blocks = self.table.copy(), self.blocks.copy()
-        twin.births = self.births.copy()
+        twin.views = self.views.copy()
         return twin
 
     def share(self) -> TokenStore:
@@ -204,7 +204,7 @@ class TokenStore:
 
     def _as_surfels(self, rows: dict[str, np.ndarray]) -> Surfels:
         """Rows whose views are the store's own."""
-        views = (self.births[name] for name in ("rays", "focals", "real"))
+        views = (self.views[name] for name in ("rays", "focals", "real"))
         return Surfels(*(rows[name] for name in SURFEL_FIELDS), *views)
 
     def _make_room(self, wanted: int) -> None:
@@ -214,7 +214,7 @@ class TokenStore:
                 self._grow(self.count + wanted)
             else:
                 number = max(1, self.count // _KEPT_SHARE)
-                stamps = self.births["stamps_ns"]
+                stamps = self.views["stamps_ns"]
                 self.keep(_without_oldest(self["used"], self["places"], stamps, number))
         if is_full(self.table, self.count):
             self.table = None
@@ -242,23 +242,23 @@ class TokenStore:
     def _admit(self, views: dict[str, np.ndarray]) -> int:
         """Takes in views, in the place of those without tokens and then of those whose tokens
         were seen least recently; returns the first's number."""
-        births, wanted = self.births, len(views["focals"])
-        if births.count + wanted > births.capacity:
+        known, wanted = self.views, len(views["focals"])
+        if known.count + wanted > known.capacity:
             self._drop_views(0)
-            free = births.most - births.most // _KEPT_SHARE
-            if births.count + wanted > free:
-                self._drop_views(births.count + wanted - free)
-            births.make_room(wanted)
-        return births.add(views)
+            free = known.most - known.most // _KEPT_SHARE
+            if known.count + wanted > free:
+                self._drop_views(known.count + wanted - free)
+            known.make_room(wanted)
+        return known.add(views)
 
     def _drop_views(self, number: int) -> None:
         """Forgets the tokens of the `number` least used views, then all views without tokens."""
-        births = self.births
-        gone = _least_used(self["used"], self["places"], births["stamps_ns"], number)
+        known = self.views
+        gone = _least_used(self["used"], self["places"], known["stamps_ns"], number)
         if gone.any():
             self.keep(of_views(self["places"], ~gone))
-        alive = present(self["places"], births.count)
-        births.keep(alive)
+        alive = present(self["places"], known.count)
+        known.keep(alive)
         renumber(self["places"], _numbers(alive))
 
 
@@ -269,11 +269,11 @@ def _without_oldest(used, places, stamps_ns, number: int) -> np.ndarray:
     """
     last = np.partition(used, number - 1)[number - 1]
     keep, equal = used >= last, used == last
-    births = of_views(places, stamps_ns, equal)
+    stamps = of_views(places, stamps_ns, equal)
     number -= len(used) - int(np.count_nonzero(keep))
-    youngest = np.partition(births, number - 1)[number - 1]
-    older = births < youngest
-    some = np.flatnonzero(births == youngest)[: number - int(np.count_nonzero(older))]
+    youngest = np.partition(stamps, number - 1)[number - 1]
+    older = stamps < youngest
+    some = np.flatnonzero(stamps == youngest)[: number - int(np.count_nonzero(older))]
     older[some] = True
     keep[equal] = ~older
     return keep

@@ -58,7 +58,7 @@ FIRST_OBSERVED = 2**30
 VIEW_BYTES = sum(np.dtype(d).itemsize * math.prod(shape) for d, shape in VIEW_FIELDS.values())
 
 
-class Births:
+class ViewTable:
     """A growing list of views, numbered from 0, at most so many. `fields` have room for more."""
 
     def __init__(self, most: int) -> None:
@@ -100,8 +100,8 @@ class Births:
             compact(as_bytes(field), mask)
         self.count = int(np.count_nonzero(mask))
 
-    def copy(self) -> Births:
-        twin = object.__new__(Births)
+    def copy(self) -> ViewTable:
+        twin = object.__new__(ViewTable)
         twin.__dict__.update(self.__dict__, fields=self._of_rows(self.capacity))
         return twin
 

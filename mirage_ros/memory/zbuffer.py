@@ -85,7 +85,7 @@ def zbuffer(
 
     Returns arrays index int32 (f, h, w), depth float64 (f, h, w), offset float64 (f, 2, h, w),
     ratio float64 (f, h, w). Surfels in numpy are read by CPU threads (as many as there are
-    cores, unless told), surfels in torch tensors by torch on their device: the same bits either
+    cores, unless given), surfels in torch tensors by torch on their device: the same bits either
     way. `blocks` bound the surfels' rows; without them they are worked out first.
     """
     on_device = torch.is_tensor(surfels.places)
@@ -111,7 +111,7 @@ REACH = 0.5
 def places_in_tokens(
     surfels: Surfels, cameras: Camera, winners: Winners
 ) -> Float32[np.ndarray, "f 2 h w"]:
-    """(du, dv) of each cell's centre from its token's centre, in cells of the token's birth.
+    """(du, dv) of each cell's centre from its token's centre, in cells of the view that the token comes from.
 
     Zero where nothing won. Where a plane is not to be trusted, it is the projected centre's
     offset over the scale.
@@ -135,14 +135,14 @@ def _fill(surfels, poses, intrinsics, winners, places):
                     continue
                 du = -offset[f, 0, r, c] / ratio[f, r, c]
                 dv = -offset[f, 1, r, c] / ratio[f, r, c]
-                column, row = _seen_from_birth(surfels, i, poses[f], intrinsics[f], r, c)
+                column, row = _seen_from_source(surfels, i, poses[f], intrinsics[f], r, c)
                 if abs(column - du) < REACH and abs(row - dv) < REACH:
                     du, dv = column, row
                 places[f, 0, r, c], places[f, 1, r, c] = du, dv
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
-def _seen_from_birth(surfels, i, pose, k, r, c):
+def _seen_from_source(surfels, i, pose, k, r, c):
     """(du, dv) of where cell (r, c) meets token i's plane; infinite where it does not."""
     x, y = (c - k[0, 2]) / k[0, 0], (r - k[1, 2]) / k[1, 1]
     a, b, n = normal(surfels[1][i])

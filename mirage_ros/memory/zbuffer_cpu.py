@@ -119,8 +119,8 @@ def from_back(surfels, i, x, y, z, eye):
     place = surfels[0][i]
     if is_sure(place):
         return True
-    birth = surfels[2][view_of(place), 3]
-    return (birth[0] - x) * dx + (birth[1] - y) * dy + (birth[2] - z) * dz < 0
+    source = surfels[2][view_of(place), 3]
+    return (source[0] - x) * dx + (source[1] - y) * dy + (source[2] - z) * dz < 0
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
@@ -173,7 +173,7 @@ def winners_cpu(surfels, blocks, cameras, rule, size, threads=None):
     """Index int32 (f, h, w), depth (f, h, w), offset (f, 2, h, w) and ratio (f, h, w) float64.
 
     `surfels` and `blocks` are numpy, `cameras` the triple (maps, eyes, pinholes) of f cameras,
-    `rule` the numbers of a SplatRule. As many threads as there are cores, unless told.
+    `rule` the numbers of a SplatRule. As many threads as there are cores, unless given.
     """
     count, rows = len(cameras[0]), len(surfels[0])
     views = []

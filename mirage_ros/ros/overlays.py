@@ -62,7 +62,7 @@ class Deltas:
         self.backlog = max(int(new.sum()) - budget, 0)
         if self.backlog:
             rows = np.flatnonzero(new)
-            order = np.argsort(points.birth_ns[rows], kind="stable")
+            order = np.argsort(points.written_ns[rows], kind="stable")
             new[rows[order[budget:]]] = False
         self._credit -= int(new.sum()) * POINT.itemsize if self.bytes_per_s else 0
         # Tokens that the memory dropped or replaced are not kept in mind.
@@ -122,7 +122,7 @@ def token_keys(points: Points) -> UInt64[np.ndarray, "n"]:
     """A number for each token that says where and when it was born and what it looks like."""
     place = np.ascontiguousarray(points.xyz, np.float32).view(np.uint32).astype(np.uint64)
     colour = points.rgb.astype(np.uint64) @ np.array([1, 256, 65536], np.uint64)
-    parts = (*place.T, points.birth_ns.astype(np.uint64), colour)
+    parts = (*place.T, points.written_ns.astype(np.uint64), colour)
     key = np.zeros(len(colour), np.uint64)
     for index, part in enumerate(parts):
         key = (key ^ part) * np.uint64(MIX[index % len(MIX)])

@@ -37,7 +37,7 @@ from jaxtyping import Float, Int
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import fit_seed, upsample, warn_of_cropping
-from mirage_ros.memory.free_space import Sights, carved
+from mirage_ros.memory.free_space import FreeSpaceViews, carved
 from mirage_ros.progress import report
 from mirage_ros.protocol import Chunk, Frame, Perception, Readout, SpatialMemory, WorldModel
 from mirage_ros.world.chunking import (
@@ -126,8 +126,8 @@ class Cycle:
                 "or its depth."
             )
         kept = {0: latents[0].to("cpu", torch.float16)}
-        sights = Sights.none().with_real(cameras[0], perception.depth_m[0], readout_side(model))
-        state = WorldState(memory, kept, 1, cameras[0], int(stamp_ns), decoder, sights=sights)
+        free_space = FreeSpaceViews.none().with_real(cameras[0], perception.depth_m[0], readout_side(model))
+        state = WorldState(memory, kept, 1, cameras[0], int(stamp_ns), decoder, free_space=free_space)
         taken = np.ones((1, *latent_size(model)), bool)
         return state, self._chunk(state, decoded, cameras, perception, taken, stamps, seconds)
 
@@ -180,12 +180,12 @@ class Cycle:
         with _timed(seconds, "write"):
             if self.config.forget_moving == "none":
                 perception = replace(perception, dynamic=np.zeros_like(perception.dynamic))
-            sound, sights = carved(
-                state.sights, cameras, perception, model.stride, readout_side(model)
+            sound, free_space = carved(
+                state.free_space, cameras, perception, model.stride, readout_side(model)
             )
             pictures = Pictures(latents, state.latents_seen, cameras, sound, rgb, stamps)
             self._remember(state.memory, pictures)
-        after = self.advanced(replace(state, sights=sights), draft, latents, decoder)
+        after = self.advanced(replace(state, free_space=free_space), draft, latents, decoder)
         taken = from_memory(model, shown)
         return after, self._chunk(after, rgb, cameras, perception, taken, stamps, seconds)
 

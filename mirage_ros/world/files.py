@@ -41,7 +41,7 @@ from mirage_ros.files import (
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.features import representable
 from mirage_ros.memory.files import VERSION, load_tensors, save_tensors
-from mirage_ros.memory.free_space import Sights
+from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.protocol import WorldModel
 from mirage_ros.world.chunking import DecoderState
@@ -85,10 +85,10 @@ def load_world(folder: str | os.PathLike, model: WorldModel, config: MemoryConfi
     folder = Path(folder)
     try:
         with _locked(folder, fcntl.LOCK_SH):
-            told = read_json(world_file(folder, WORLD))
-            version, tag = int(told["version"]), told["model"]
+            header = read_json(world_file(folder, WORLD))
+            version, tag = int(header["version"]), header["model"]
             if version <= VERSION and tag == _tag(model):
-                return _read_world(folder, told, model, config)
+                return _read_world(folder, header, model, config)
     except (OSError, *UNREADABLE) as error:
         reason = getattr(error, "strerror", None) or f"its world.json or files: {error!r:.100}"
         raise MirageError(
@@ -101,9 +101,9 @@ def load_world(folder: str | os.PathLike, model: WorldModel, config: MemoryConfi
     )
 
 
-def _read_world(folder: Path, told: dict, model: WorldModel, config: MemoryConfig) -> WorldState:
+def _read_world(folder: Path, header: dict, model: WorldModel, config: MemoryConfig) -> WorldState:
     tensors, info = load_tensors(world_file(folder, LATENTS), KIND)
-    if info != told:
+    if info != header:
         raise MirageError(f"{folder} mixes files of two worlds; take a sound copy of it.")
     latents = torch.from_numpy(tensors["latents"])
     kept = dict(zip(info["frame_ids"], latents, strict=True))
@@ -114,13 +114,14 @@ def _read_world(folder: Path, told: dict, model: WorldModel, config: MemoryConfi
         raise ValueError("latents or numbers that no world has")
     intrinsics, pose = np.array(info["intrinsics"]), np.array(info["world_from_camera"])
     try:
-        camera, sights = Camera(intrinsics, pose, tuple(info["size"])), _sights_of(tensors)
+        camera, free_space = Camera(intrinsics, pose, tuple(info["size"])), _free_space_of(tensors)
     except MirageError as error:
         raise ValueError(str(error)) from error
     memory = LatentMemory.load(world_file(folder, MEMORY), config)
     decoder = _load_decoder(folder, info) if "decoder" in info else None
-    last = camera, info["stamp_ns"], decoder, info.get("grouped", 0)
-    return WorldState(memory, kept, info["frames_seen"], *last, sights)
+    return WorldState(
+        memory, kept, info["frames_seen"], camera, info["stamp_ns"], decoder, info.get("grouped", 0), free_space
+    )
 
 
 def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
@@ -142,29 +143,29 @@ def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
         save_tensors(folder / DECODER, KIND, raw, info)
     state.memory.save(folder / MEMORY)
     latents = torch.stack(list(state.latents.values())).numpy()
-    tensors = {"latents": latents} | _tensors_of(state.sights)
+    tensors = {"latents": latents} | _tensors_of(state.free_space)
     save_tensors(folder / LATENTS, KIND, tensors, info)
     write_file(folder / WORLD, json.dumps(info, indent=1).encode())
 
 
-def _tensors_of(sights: Sights) -> dict[str, np.ndarray]:
+def _tensors_of(free_space: FreeSpaceViews) -> dict[str, np.ndarray]:
     return {
-        "sights.intrinsics": sights.cameras.intrinsics,
-        "sights.world_from_camera": sights.cameras.world_from_camera,
-        "sights.reach_m": sights.reach_m,
-        "sights.real": sights.real,
+        "sights.intrinsics": free_space.cameras.intrinsics,
+        "sights.world_from_camera": free_space.cameras.world_from_camera,
+        "sights.reach_m": free_space.reach_m,
+        "sights.real": free_space.real,
     }
 
 
-def _sights_of(tensors: dict[str, np.ndarray]) -> Sights:
+def _free_space_of(tensors: dict[str, np.ndarray]) -> FreeSpaceViews:
     reach, poses = tensors["sights.reach_m"], tensors["sights.world_from_camera"]
     cameras = Camera(tensors["sights.intrinsics"], poses, reach.shape[1:])
-    return Sights(cameras, reach, tensors["sights.real"])
+    return FreeSpaceViews(cameras, reach, tensors["sights.real"])
 
 
 def _load_decoder(folder: Path, info: dict) -> DecoderState:
-    raw, told = load_tensors(world_file(folder, DECODER), KIND)
-    if told != info:
+    raw, stored = load_tensors(world_file(folder, DECODER), KIND)
+    if stored != info:
         raise MirageError(f"{folder} mixes files of two worlds; take a sound copy of it.")
     kinds = {name: getattr(torch, kind) for name, kind in info["decoder"].items()}
     return {name: torch.from_numpy(raw[name]).view(kinds[name]) for name in kinds}
@@ -186,11 +187,11 @@ def _check_target(folder: Path, state: WorldState) -> None:
     if not folder.is_dir():
         raise MirageError(f"{folder} is no folder; choose another path.")
     found = {path.name for path in folder.iterdir()} - {SAVING}
-    told = header_of_world(world_file(folder, WORLD)) if found else {}
-    if told is None:
+    header = header_of_world(world_file(folder, WORLD)) if found else {}
+    if header is None:
         raise MirageError(f"{folder} holds other things and no saved world; choose another folder.")
     strange = {name for name in FILES if (folder / name).is_dir()}
-    if state.decoder is not None and "decoder" not in told:
+    if state.decoder is not None and "decoder" not in header:
         strange |= {DECODER} & found
     if strange:
         raise MirageError(

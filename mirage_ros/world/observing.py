@@ -84,8 +84,8 @@ def observed(
         i: latent for i, latent in state.latents.items() if i < FIRST_OBSERVED or i > number - KEPT
     }
     kept[number] = latents[0].to("cpu", torch.float16)
-    sights = state.sights.with_real(camera, depth_m, readout_side(model))
-    return replace(fork, latents=kept, sights=sights), (erased, stored)
+    free_space = state.free_space.with_real(camera, depth_m, readout_side(model))
+    return replace(fork, latents=kept, free_space=free_space), (erased, stored)
 
 
 def contradicted(

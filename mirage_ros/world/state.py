@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_colours, cell_share
-from mirage_ros.memory.free_space import Sights
+from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.protocol import Perception, Readout, SpatialMemory, WorldModel
 from mirage_ros.world.chunking import (
@@ -66,7 +66,7 @@ class WorldState:
     `latents` maps latent ids to (c, h, w) float16, a frame's id where each frame has a latent;
     camera and stamp are the last frame's, the camera at the model's picture size. `decoder` is
     what a causal video codec remembers (chunking.py), None for a picture codec; `grouped` counts
-    the frames that share a latent with one before them; `sights` tells which space is free.
+    the frames that share a latent with one before them; `free_space` tells which space is free.
     """
 
     memory: SpatialMemory
@@ -76,7 +76,7 @@ class WorldState:
     stamp_ns: int
     decoder: DecoderState | None = None
     grouped: int = 0
-    sights: Sights = field(default_factory=Sights.none)
+    free_space: FreeSpaceViews = field(default_factory=FreeSpaceViews.none)
 
     @property
     def latents_seen(self) -> int:

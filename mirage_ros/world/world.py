@@ -238,13 +238,13 @@ class Rig:
         latents, chunks, after, last = dict(start.latents), [], [], start
         for index in range(self.cameras):
             entry = self._entry(index, start, latents)
-            entry = replace(entry, memory=last.memory, sights=last.sights)
+            entry = replace(entry, memory=last.memory, free_space=last.free_space)
             last, chunk = self.world.cycle.stepped(entry, cameras[index], stamps_ns)
             after.append(last)
             chunks.append(chunk)
             latents |= self._new(last, len(chunk.frames))
         kept = self._kept(latents, [state.frames_seen for state in after])
-        state = replace(after[0], latents=kept, memory=last.memory, sights=last.sights)
+        state = replace(after[0], latents=kept, memory=last.memory, free_space=last.free_space)
         return state, tuple(chunks)
 
     def _entry(self, index: int, start: WorldState, latents: dict) -> WorldState:

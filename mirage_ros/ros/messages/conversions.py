@@ -250,7 +250,7 @@ def cloud_to_ros(
     xyz: Float[np.ndarray, "n 3"],
     rgb: UInt8[np.ndarray, "n 3"],
     confidence: Float[np.ndarray, "n"],
-    birth_ns: Int[np.ndarray, "n"],
+    written_ns: Int[np.ndarray, "n"],
     stamp_ns: int,
     frame_id: str,
 ) -> PointCloud2:
@@ -259,7 +259,7 @@ def cloud_to_ros(
     points["x"], points["y"], points["z"] = np.asarray(xyz, np.float32).T
     points["rgb"] = packed_colours(rgb)
     points["confidence"] = confidence
-    points["age"] = (int(stamp_ns) - np.asarray(birth_ns, np.int64)) / SECOND_NS
+    points["age"] = (int(stamp_ns) - np.asarray(written_ns, np.int64)) / SECOND_NS
     return message_of(PointCloud2, cloud_fields(points, stamp_ns, frame_id))
 
 
