@@ -10,6 +10,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from itertools import count
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mirage_ros.protocol import Frame
 from mirage_ros.recording.recorder import NOTHING, Feature, RecordingConfig
 
 SCARCE_BYTES = 1 << 20
+PARTIAL = ".tmp"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -240,6 +242,13 @@ class Episode(ABC):
 
 def _partial(target: Path, writer: str) -> Path:
     return target.with_name(f".{target.stem}.{writer}.tmp{target.suffix}")
+
+
+def partials_of(path: Path) -> list[Path]:
+    """What single recordings to `path` left or still write: `walk.tmp`, `.walk.1234.tmp`."""
+    mcap = path.with_name(path.name + PARTIAL)
+    others = path.parent.glob(f".{escape(path.stem)}.*{PARTIAL}{escape(path.suffix)}")
+    return [*([mcap] if mcap.exists() else []), *sorted(others)]
 
 
 def remove_halves(target: Path) -> None:

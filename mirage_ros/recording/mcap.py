@@ -22,13 +22,12 @@ from mcap.writer import CompressionType, Writer
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import Frame
 from mirage_ros.recording.cdr import definition, frame_messages, value_messages
-from mirage_ros.recording.episodes import Episode, PathLock, check_left, disk_errors, remove
+from mirage_ros.recording.episodes import PARTIAL, Episode, PathLock, check_left, disk_errors, remove
 from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 from mirage_ros.recording.topics import BY_NAME, Qos
 
 BAG_METADATA_VERSION = 9
 BAG_RECORD = "rosbag2"
-PARTIAL = ".tmp"
 CHUNK_BYTES = 1 << 20
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterator
-from glob import escape
 from pathlib import Path
 
 import zstandard
@@ -23,8 +22,15 @@ from mcap.stream_reader import StreamReader
 from tqdm import tqdm
 
 from mirage_ros.errors import MirageError
-from mirage_ros.recording.episodes import PathLock, check_left, lock_or_refuse, remove
-from mirage_ros.recording.mcap import BAG_RECORD, PARTIAL, McapRecorder
+from mirage_ros.recording.episodes import (
+    PARTIAL,
+    PathLock,
+    check_left,
+    lock_or_refuse,
+    partials_of,
+    remove,
+)
+from mirage_ros.recording.mcap import BAG_RECORD, McapRecorder
 
 CUT_OFF = (McapError, struct.error, zstandard.ZstdError, EOFError, ValueError)
 
@@ -140,13 +146,6 @@ def recover(path: str | Path) -> list[str]:
             "recorded to."
         )
     return told
-
-
-def partials_of(path: Path) -> list[Path]:
-    """What single recordings to `path` left or still write: `walk.tmp`, `.walk.1234.tmp`."""
-    mcap = path.with_name(path.name + PARTIAL)
-    others = path.parent.glob(f".{escape(path.stem)}.*{PARTIAL}{escape(path.suffix)}")
-    return [*([mcap] if mcap.exists() else []), *sorted(others)]
 
 
 def _target(path: Path) -> Path:
