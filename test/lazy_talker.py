@@ -12,9 +12,9 @@ import rclpy
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Frame, Points
 from mirage_ros.recording.topics import BY_NAME, DELTAS, MARKERS
-from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.overlays import DeltaPublisher
-from mirage_ros.ros.topics import CameraOutput, CameraPublishers, lazy_publisher
+from mirage_ros.ros.topics import CameraPublishers, lazy_publisher
 
 PERIOD_NS = 50_000_000
 SIZE = (48, 64)

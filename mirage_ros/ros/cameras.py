@@ -15,7 +15,7 @@ from mirage_ros.files import UNREADABLE, open_file
 from mirage_ros.geometry.rigid import from_quaternion, log_rotation
 from mirage_ros.protocol import SECOND_NS
 from mirage_ros.resources import share_path, user_path
-from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker.commands import Planned, View, WorkerConfig
@@ -24,21 +24,6 @@ KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", 
 Twist = tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]
 
 NEEDED = "name, frame, width, height, hfov_deg or fx fy cx cy, and xyz wxyz unless TF knows frame"
-
-
-@dataclass(frozen=True)
-class CameraOutput:
-    """Where one camera's pictures go.
-
-    Attributes:
-        name: of the camera, as an entity.
-        prefix: put before its topics: "" or "left/".
-        frame_id: of the pictures; their pose is published on TF.
-    """
-
-    name: str
-    prefix: str
-    frame_id: str
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The node's parameters as one frozen value; no ROS, so that the worker's process can have it."""
+"""The node's parameters and its cameras' names as frozen values; no ROS, so that the worker's process can have them."""
 
 from __future__ import annotations
 
@@ -54,3 +54,18 @@ class NodeConfig:
     jpeg_quality: int = 90
     delta_bytes_per_s: float = 1e6
     worker_silence_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class CameraOutput:
+    """Where one camera's pictures go.
+
+    Attributes:
+        name: of the camera, as an entity.
+        prefix: put before its topics: "" or "left/".
+        frame_id: of the pictures; their pose is published on TF.
+    """
+
+    name: str
+    prefix: str
+    frame_id: str

@@ -22,8 +22,7 @@ from mirage_ros.protocol import Frame, Points
 from mirage_ros.recording import topics
 from mirage_ros.recording.topics import BY_NAME, PARTS, TOPICS, FrameIds, Topic
 from mirage_ros.ros.callbacks import LazyPublisher
-from mirage_ros.ros.cameras import CameraOutput
-from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.messages.conversions import (
     camera_from_ros,
     cloud_to_ros,

@@ -24,6 +24,7 @@ from mirage_ros.recording.recorder import Background
 from mirage_ros.recording.topics import PICTURES, TF
 from mirage_ros.resources import user_path
 from mirage_ros.ros.callbacks import Deferred, Endpoints
+from mirage_ros.ros.config import CameraOutput
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.messages.conversions import message_class
 from mirage_ros.ros.recorder import (
@@ -35,7 +36,7 @@ from mirage_ros.ros.recorder import (
     recorder_qos,
     written,
 )
-from mirage_ros.ros.topics import CameraOutput, recorded_by_node
+from mirage_ros.ros.topics import recorded_by_node
 from mirage_ros.srv import Record
 
 WAITING = 1000
