@@ -191,7 +191,7 @@ def loaded(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", ["world.world", "generate.run", "env.environments",
-                                    "loop.drive", "cli"])  # fmt: skip
+                                    "loop.drive", "apps.loop", "recording.video", "cli"])  # fmt: skip
 def test_extras_come_only_with_what_needs_them(module: str):
     extras = {"ray", "av", "OpenEXR", "pyarrow", "mujoco", "matplotlib", "tensorboardX", "rclpy"}
     assert not loaded(f"mirage_ros.{module}") & extras

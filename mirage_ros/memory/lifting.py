@@ -4,7 +4,7 @@ A token has one depth. Where a near thing ends before a far one, half of what it
 lies elsewhere, and a moved camera would see it slide along with the other half. So such a cell is
 remembered as several tokens, each a part of the cell with a depth of its own, and all with the
 cell's whole latent: a reader that moves latents as blocks takes of each token the part it stands
-for (models/alignment.py).
+for (models/mini/codec.py).
 
 From latent cells with depth to surfels: which cell, how deep, and which way it faces.
 """

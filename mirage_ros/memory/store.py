@@ -1,6 +1,6 @@
 """Where tokens live: a bounded structure of arrays, sorted by place batch by batch.
 
-Rows 0..count-1 of every array are the tokens. Of two tokens in one voxel (voxels.py) one stays.
+Rows 0..count-1 of every array are the tokens. Of two tokens in one voxel (voxel_index.py) one stays.
 Removals compact the rows in order. Coarse bounds over consecutive rows (blocks.py) are kept
 up to date, so that a read's cost follows what is in view.
 """

@@ -8,7 +8,7 @@ A place packs, from the highest bit: view (22 bits), row and column of the cell 
 the token is unsure which way it faces (1, see lifting.py), depth along the view's z (25 bits of
 floating point: exponent 6, mantissa 19; relative error at most 1e-6).
 
-The functions for one token are compiled into the loops of other modules; zbuffer_torch.py has
+The functions for one token are compiled into the loops of other modules; zbuffer_cuda.py has
 the same arithmetic in the same order.
 """
 

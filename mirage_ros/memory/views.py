@@ -49,7 +49,7 @@ VIEW_FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "real": ("bool", ()),
 }
 """Name -> dtype and row shape; see Surfels for rays and focals. Cells of a view of several parts
-are so many to a side of each latent cell, and their tokens parts of one latent (splitting.py). A
+are so many to a side of each latent cell, and their tokens parts of one latent (lifting.py). A
 view is real where a picture was given: nothing imagined takes the place of its tokens."""
 
 FIRST_OBSERVED = 2**30

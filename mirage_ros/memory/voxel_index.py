@@ -2,7 +2,7 @@
 
 A voxel is named by its level (edge = EDGE_PER_FOOTPRINT * 2^level metres, level =
 floor(log2(footprint))) and its three cell numbers, packed into two int64. A row's name follows
-from its position and footprint, so no names are stored (table.py holds 4 bytes of each).
+from its position and footprint, so no names are stored (new_table holds 4 bytes of each).
 
 A hash table of row numbers at 4 bytes a slot, filled to seven eighths before it grows.
 

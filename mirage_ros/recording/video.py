@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import imageio_ffmpeg
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -92,7 +91,9 @@ class StreamWriter:
             raise MirageError(
                 f"Video needs even sides, the pictures are {size[1]}x{size[0]}; resize them."
             )
-        self.frames = 0
+        import av
+
+        self.frames, self._av = 0, av
         self._encoder, self._period = encoder, Fraction(1, rate_hz)
         self._file = av.open(str(path), "w", format="mp4", options=FRAGMENTED)
         options = {"g": str(KEYFRAME_EVERY), **encoder.options}
@@ -104,7 +105,7 @@ class StreamWriter:
 
     def add(self, pixels: Shaped[np.ndarray, "h w *c"]) -> None:
         """Appends one picture."""
-        frame = av.VideoFrame.from_ndarray(pixels, format=self._encoder.source)
+        frame = self._av.VideoFrame.from_ndarray(pixels, format=self._encoder.source)
         frame.pts, frame.time_base = self.frames, self._period
         self._file.mux(self._stream.encode(frame))
         self.frames += 1
@@ -118,12 +119,14 @@ class StreamWriter:
 
     def abandon(self) -> None:
         """Lets go of the file without making it whole."""
-        with contextlib.suppress(av.FFmpegError, OSError):
+        with contextlib.suppress(self._av.FFmpegError, OSError):
             self._file.close()
 
 
 def read_stream(path: Path, pixels: str) -> Iterator[tuple[float, np.ndarray]]:
     """Times in seconds and pictures of a video, in order."""
+    import av
+
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -133,6 +136,8 @@ def read_stream(path: Path, pixels: str) -> Iterator[tuple[float, np.ndarray]]:
 
 def count_frames(path: Path) -> int:
     """Of a video, without decoding them."""
+    import av
+
     with av.open(str(path)) as file:
         return sum(packet.size > 0 for packet in file.demux(video=0))
 
@@ -157,6 +162,8 @@ def join_streams(parts: list[tuple[Path, int]], rate_hz: int, target: Path) -> N
     Args:
         parts: a file and the number of its frames to take; frame k of a file lies at k / rate.
     """
+    import av
+
     with (
         av.open(str(target), "w", format="mp4", options={"fflags": "+bitexact"}) as joined,
         # The header notes this one's bit rate: the first one's would tell what was cut off it.

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
+import av  # noqa: F401 - where it is missing, the format says so when it is opened
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
