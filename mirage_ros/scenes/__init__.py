@@ -13,7 +13,7 @@ import importlib
 _HOMES = {
     "Clip": "render",
     "Renderer": "render",
-    "Scene": "worlds",
+    "Scene": "movers",
     "make_scene": "worlds",
     "camera_path": "paths",
     "make_clip": "render",

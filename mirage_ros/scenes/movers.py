@@ -1,4 +1,6 @@
-"""Moving bodies: people, dogs, robots, trucks and beach balls whose poses are analytic functions of time.
+"""Moving bodies, whose poses are analytic functions of time, and the scene that they are part of.
+
+Bodies are people, dogs, robots, trucks and beach balls.
 
 What may move is recognised by its looks, as by the text-prompted masks of larger models: no piece of
 furniture looks like one of these, so that one picture is enough to know that a body will not stay.
@@ -10,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mirage_ros.scenes.builder import Builder, Material
+from mirage_ros.scenes.builder import Builder, Material, Solids
+from mirage_ros.scenes.gl import mujoco
 from mirage_ros.scenes.pictures import colour, hsv
 
 
@@ -223,3 +226,28 @@ def _free_path(rng, solids, layout, radius, shape) -> Mover | None:
         if inside and standing.distance(path).min() > min(radius, 0.45):
             return mover
     return None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A world to render.
+
+    Attributes:
+        seed, kind: what made it.
+        model: the MuJoCo model; moving things are its mocap bodies, in `movers` order.
+        solids: what cameras keep away from.
+        low, high: corners of the box in which cameras may be, metres.
+        movers: moving bodies, poses analytic in time.
+        points_of_interest: (n, 3) world points worth looking at.
+        has_sky: rays may leave the scene.
+    """
+
+    seed: int
+    kind: str
+    model: mujoco.MjModel
+    solids: Solids
+    low: np.ndarray
+    high: np.ndarray
+    movers: tuple[Mover, ...]
+    points_of_interest: np.ndarray
+    has_sky: bool

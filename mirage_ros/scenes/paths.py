@@ -6,7 +6,7 @@ import numpy as np
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.scenes.worlds import Scene
+from mirage_ros.scenes.movers import Scene
 
 CLEARANCE_M = 0.35
 LOOP_SHARE = 0.6

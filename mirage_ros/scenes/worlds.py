@@ -24,7 +24,7 @@ from mirage_ros.scenes.catalogue import Catalogue
 from mirage_ros.scenes.furniture import MaterialSet
 from mirage_ros.scenes.gl import mujoco
 from mirage_ros.scenes.homes import make_home
-from mirage_ros.scenes.movers import Mover, make_movers
+from mirage_ros.scenes.movers import Scene, make_movers
 from mirage_ros.scenes.pictures import hsv
 from mirage_ros.scenes.placing import Layout
 from mirage_ros.scenes.shells import sky_faces
@@ -45,31 +45,6 @@ HOMES = {"living": 0.3, "bedroom": 0.22, "kitchen": 0.2, "office": 0.18, "bathro
 HOME_SHARE = 0.5
 MOVING_SHARE = 0.2
 MOVING_GROUP = 1
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A world to render.
-
-    Attributes:
-        seed, kind: what made it.
-        model: the MuJoCo model; moving things are its mocap bodies, in `movers` order.
-        solids: what cameras keep away from.
-        low, high: corners of the box in which cameras may be, metres.
-        movers: moving bodies, poses analytic in time.
-        points_of_interest: (n, 3) world points worth looking at.
-        has_sky: rays may leave the scene.
-    """
-
-    seed: int
-    kind: str
-    model: mujoco.MjModel
-    solids: Solids
-    low: np.ndarray
-    high: np.ndarray
-    movers: tuple[Mover, ...]
-    points_of_interest: np.ndarray
-    has_sky: bool
 
 
 def make_scene(
