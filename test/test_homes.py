@@ -14,9 +14,8 @@ trimesh = pytest.importorskip("trimesh")
 from mirage_ros import cli
 from mirage_ros.errors import MirageError
 from mirage_ros.scenes import Renderer, camera_path, make_scene
-from mirage_ros.scenes.builder import Builder
+from mirage_ros.scenes.builder import Builder, MaterialSet
 from mirage_ros.scenes.catalogue import Catalogue
-from mirage_ros.scenes.furniture import MaterialSet
 from mirage_ros.scenes.homes import make_home
 from mirage_ros.scenes.meshes import Piece, simplified
 from mirage_ros.scenes.paths import CLEARANCE_M

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mirage_ros.scenes.builder import Builder
+from mirage_ros.scenes.builder import Builder, MaterialSet
 from mirage_ros.scenes.catalogue import Catalogue
-from mirage_ros.scenes.furniture import MaterialSet
 from mirage_ros.scenes.pictures import colour
 from mirage_ros.scenes.placing import Furnisher, Layout, turned
 from mirage_ros.scenes.rooms import OPPOSITE, PROGRAMS, Look, Room, hang_all

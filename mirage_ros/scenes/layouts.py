@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mirage_ros.scenes import furniture as f
-from mirage_ros.scenes.builder import Builder
-from mirage_ros.scenes.furniture import MaterialSet
+from mirage_ros.scenes.builder import Builder, MaterialSet
 from mirage_ros.scenes.placing import Layout, door_panel, furnish_walls, scatter
 from mirage_ros.scenes.shells import (
     SIDES,

@@ -231,3 +231,18 @@ def window(rng, size):
     for column in np.linspace(0, size[1] - 1, int(rng.integers(2, 5))):
         cv2.line(canvas, (int(column), 0), (int(column), size[0]), bar, thick)
     return canvas
+
+
+def softened(picture: np.ndarray, contrast: float) -> np.ndarray:
+    """The texture with its deviations from its mean colour scaled by `contrast`."""
+    mean = picture.mean((0, 1), keepdims=True)
+    return np.clip(mean + contrast * (picture - mean), 0, 255).astype(np.uint8)
+
+
+def lighter(picture: np.ndarray, least_mean: float) -> np.ndarray:
+    """Lifts a dark texture so that a room does not swallow its own light."""
+    mean = float(picture.mean())
+    if mean >= least_mean:
+        return picture
+    share = (least_mean - mean) / (255 - mean)
+    return (picture + (255.0 - picture) * share).astype(np.uint8)

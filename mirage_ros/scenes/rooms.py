@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mirage_ros.scenes.builder import Material
+from mirage_ros.scenes.builder import Material, MaterialSet
 from mirage_ros.scenes.catalogue import Catalogue
-from mirage_ros.scenes.furniture import MaterialSet
 from mirage_ros.scenes.pictures import colour
 from mirage_ros.scenes.placing import Furnisher, turned
 from mirage_ros.scenes.shells import SIDES

@@ -8,8 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mirage_ros.scenes.builder import Builder
-from mirage_ros.scenes.furniture import MaterialSet
+from mirage_ros.scenes.builder import Builder, MaterialSet
 from mirage_ros.scenes.gl import mujoco
 from mirage_ros.scenes.pictures import colour, fractal_noise, hsv
 
