@@ -93,7 +93,7 @@ class LazyPublisher:
         return now_s - self._full_since_s
 
     def publish(self, make: Callable[..., Any], *values: Any) -> bool:
-        """Publishes `make(*values)` if it is wanted; tells whether it was."""
+        """Publishes `make(*values)` if it is wanted, and returns whether it was."""
         if not self.wanted:
             return False
         self._publisher.publish(make(*values))
@@ -113,7 +113,7 @@ class GuardedNode(LifecycleNode):
     """Every subscription, timer, guard condition and service made through it is guarded.
 
     Attributes:
-        health: where a failure is told; set by the subclass.
+        health: where a failure is reported; set by the subclass.
     """
 
     health: Health
@@ -134,7 +134,7 @@ class GuardedNode(LifecycleNode):
         return super().create_service(srv_type, srv_name, callback, qos_profile=qos_profile, **kwargs)
 
     def guarded(self, callback: Callable) -> Callable:
-        """The callback; what it raises is told and ends there."""
+        """The callback; what it raises is reported and ends there."""
 
         @functools.wraps(callback)
         def call(*args, **kwargs) -> Any:
@@ -146,7 +146,7 @@ class GuardedNode(LifecycleNode):
         return call
 
     def answering(self, callback: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """A service's callback; what it raises is told and becomes the answer."""
+        """A service's callback; what it raises is reported and becomes the answer."""
 
         @functools.wraps(callback)
         def call(request, response) -> Any:
@@ -164,7 +164,7 @@ class GuardedNode(LifecycleNode):
         else:
             words = str(error)[:MOST_CHARACTERS]
             text = f"An unexpected {type(error).__name__} ({words}); please report it with the log."
-        # When ROS is shut down under a callback, it is no use to tell that it failed.
+        # When ROS is shut down under a callback, it is no use to report that it failed.
         if self.context.ok():
             self.health.error(TOPIC, text)
             # It is over; the next message may be a good one.

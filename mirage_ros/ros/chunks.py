@@ -40,7 +40,7 @@ SAME = 1e-12, 1e-9  # relative and absolute tolerance of a pose: rounding is no 
 SLICE_S = 0.01  # one turn of publishing
 # So long a subscriber may keep the others waiting; then it is taken for stuck or gone.
 PATIENCE_S = 1.0
-# While one is stuck nobody can tell whether the others keep up: so long they get for each frame.
+# While one is stuck nobody knows whether the others keep up: so long they get for each frame.
 PACE_S = 0.1
 Then = Callable[[Done | Failed], None]
 

@@ -38,7 +38,7 @@ class PromptInput:
             session.health.error(PROMPT, "A prompt came before the node was configured; send it again.")
             return
         try:
-            session.rollout.submit(Prompt(message.data), self._finished)
+            session.submit(Prompt(message.data), self._finished)
         except MirageError as error:
             session.health.error(PROMPT, str(error))
 
@@ -311,5 +311,5 @@ class Observations:
                 self.written += 1
                 self._session.health.ok(OBSERVE)
 
-        self._session.rollout.submit(command, then)
+        self._session.submit(command, then)
         self._at_work = True

@@ -162,7 +162,7 @@ class Plan:
         self._anchor_ns = first_ns
 
     def knows(self, path: StampedPoses) -> bool:
-        """It is the plan already, told again; in another frame it may mean something else now."""
+        """It is the plan already, sent again; in another frame it may mean something else now."""
         if self._path is None or not self._in_world(path):
             return False
         given = self._path.path

@@ -26,7 +26,7 @@ MOST_WAITING_BYTES = 2**25
 # So many poses in a row are another time, and poses of the past when they go on for so long.
 BELIEVED = 3
 RETURN_S = 1.0
-# What comes faster than this many times its own stamps is a plan told again, not a bag.
+# What comes faster than this many times its own stamps is a plan sent again, not a bag.
 FASTEST = 20
 MOST_STRAYS = 10_000
 PATH = ""  # no frame has this name
@@ -82,7 +82,7 @@ class Reactions:
 class PlanIntake:
     """The callbacks of the plan's topics, which get a message's bytes.
 
-    A bad transform is left out and told; the others of a message count. A message of many is taken
+    A bad transform is left out and reported; the others of a message count. A message of many is taken
     in a slice at a time, so that services are answered meanwhile.
 
     Args:
@@ -236,7 +236,7 @@ class PlanIntake:
         return stamp_ns < latest_ns and (gone or self._plan.is_past(stamp_ns))
 
     def _enter_past(self, pose: Pose, now_s: float) -> None:
-        """A plan may be told again, as one burst; a bag that begins anew goes on in the past."""
+        """A plan may be sent again, as one burst; a bag that begins anew goes on in the past."""
         text = (
             f"The poses of '{pose.child}' on /tf jump back in time to where frames are rendered "
             "already; they are left out: send later stamps, or call ~/reset to start over"

@@ -17,12 +17,13 @@ from mirage_ros.errors import MirageError
 from mirage_ros.protocol import SECOND_NS, Frame, Points
 from mirage_ros.ros.cameras import CameraStates, plan_config
 from mirage_ros.ros.chunk_timing import Pacing, Stepper
-from mirage_ros.ros.chunks import Delivery, FrameQueue, Item, Rollout
+from mirage_ros.ros.chunks import Delivery, FrameQueue, Item, Rollout, Then
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Figures, Health
 from mirage_ros.ros.plan import Plan
 from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker.commands import (
+    Command,
     Died,
     Done,
     Failed,
@@ -74,7 +75,8 @@ class Host:
         status: publishes what a chunk cost: called with the step's result and the session.
         clock: of lockstep; None in a stream.
         now_ns: ROS time.
-        wake: `Session.work` is to be called soon; callable from any thread. `retry`: a little later.
+        wake: `take_results` and `queue.publish` are to be called soon; callable from any thread.
+        retry: `queue.publish` is to be called a little later.
         report_error: says what went wrong, and returns the sentence.
         log: has `info` and `warning`.
     """
@@ -203,6 +205,10 @@ class Session:
             return False
         self.health.ok("clock")
         return True
+
+    def submit(self, command: Command, then: Then | None = None, before_chunks: bool = False) -> None:
+        """Queues a command for the worker; see `Rollout.submit`."""
+        self.rollout.submit(command, then, before_chunks)
 
     # Plan in.
 

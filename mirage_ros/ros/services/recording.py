@@ -104,7 +104,7 @@ class FrameRecording:
         try:
             if self._error is None:
                 self._background.wait()
-        except Exception as error:  # noqa: BLE001 - told below, after the file is closed
+        except Exception as error:  # noqa: BLE001 - reported below, after the file is closed
             self._error = error
         self._background.stop()
         self._sink.__exit__(type(self._error) if self._error else None, self._error, None)

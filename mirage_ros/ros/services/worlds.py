@@ -115,7 +115,7 @@ class WorldChanges:
             if then is not None:
                 then(result)
 
-        session.rollout.submit(Redate(), finished, before_chunks=True)
+        session.submit(Redate(), finished, before_chunks=True)
 
     def time_jumped_back(self, reason: str) -> None:
         """ROS time went back, as when a bag begins anew: so does the plan, with the next poses.
@@ -130,7 +130,7 @@ class WorldChanges:
         session.buffer.clear()
         session.restart_plan()
         if session.rollout is not None:
-            session.rollout.submit(Redate(), before_chunks=True)
+            session.submit(Redate(), before_chunks=True)
         session.host.log.warning(reason)
 
     def unload(self, then: Then) -> None:
@@ -149,7 +149,7 @@ class WorldChanges:
                 session.host.wake()
             then(result)
 
-        session.rollout.submit(Unload(), finished, before_chunks=True)
+        session.submit(Unload(), finished, before_chunks=True)
 
     def _begin(
         self, command: Reset | Load, entry: WorldEntry, then: Then | None, keep_plan: bool = False
@@ -177,7 +177,7 @@ class WorldChanges:
             if then is not None:
                 then(result)
 
-        session.rollout.submit(command, finished, before_chunks=not keep_plan)
+        session.submit(command, finished, before_chunks=not keep_plan)
         world.coming += 1
         if first and not keep_plan:
             session.restart_plan()
@@ -264,7 +264,7 @@ class MemoryServices:
 
         try:
             self._session.require()
-            self._session.rollout.submit(command, then)
+            self._session.submit(command, then)
         except MirageError as error:
             response.success, response.message = False, str(error)
             return response

@@ -302,9 +302,9 @@ class Journal:
         self.dropped = 0
         self._begin: Load | None = None
         self._since: list[Command] = []
-        # What the model was last told, and what it had been told before `_since`.
+        # The prompt the model was last given, and the one it had before `_since`.
         self._prompt: Prompt | None = None
-        self._told: Prompt | None = None
+        self._prompt_before: Prompt | None = None
 
     def note(self, command: Command | None, result) -> None:
         """Takes in how a command went."""
@@ -323,7 +323,7 @@ class Journal:
 
     def _start(self, snapshot: str | None) -> None:
         """What was done before now is in a snapshot, or is of no use any more."""
-        self.snapshot, self._since, self._told, self.dropped = snapshot, [], self._prompt, 0
+        self.snapshot, self._since, self._prompt_before, self.dropped = snapshot, [], self._prompt, 0
         self._begin = None if snapshot is None else Load(snapshot)
 
     def _shorten(self) -> None:
@@ -333,7 +333,7 @@ class Journal:
         end = begin + max(0, len(self._since) - MOST_COMMANDS)
         for command in self._since[begin:end]:
             if isinstance(command, Prompt):
-                self._told = command
+                self._prompt_before = command
         del self._since[begin:end]
         self.dropped += end - begin
         seen = [kept for kept in self._since if isinstance(kept, Observe)]
@@ -347,8 +347,8 @@ class Journal:
 
     def replay(self) -> Iterator[Command]:
         """What brings a new worker to where the last one was: the same objects every time."""
-        if self._told is not None:
-            yield self._told
+        if self._prompt_before is not None:
+            yield self._prompt_before
         if self._begin is not None:
             yield self._begin
         yield from list(self._since)
@@ -358,9 +358,9 @@ class Journal:
         if isinstance(command, (Reset, Load)):
             return False
         self._since = [kept for kept in self._since if kept is not command]
-        self._told = None if command is self._told else self._told
+        self._prompt_before = None if command is self._prompt_before else self._prompt_before
         prompts = [kept for kept in self._since if isinstance(kept, Prompt)]
-        self._prompt = prompts[-1] if prompts else self._told
+        self._prompt = prompts[-1] if prompts else self._prompt_before
         return True
 
 

@@ -137,7 +137,7 @@ class Engine:
         }
 
     def carry_out(self, command: Command) -> Done:
-        """Does it and tells what came of it. Raises MirageError for what cannot be done."""
+        """Does it and returns what came of it. Raises MirageError for what cannot be done."""
         world, rig, dating = self._world, self._rig, self._dating
         try:
             with world.all_or_nothing():
@@ -174,12 +174,12 @@ class Engine:
         self._rig = Rig(self._world, len(config.views))
 
     def _reset(self, command: Reset) -> Done:
-        with seed_warnings() as told:
+        with seed_warnings() as warnings:
             seed = command.seed.load() if isinstance(command.seed, SeedName) else command.seed
             chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns or 0)
         movable = self.config.anchored and isinstance(command.seed, SeedName)
         self._dating = Dating(False, seed, given_ns=command.stamp_ns, movable=movable)
-        return _done(command, chunk, warnings=tuple(told))
+        return _done(command, chunk, warnings=tuple(warnings))
 
     def _step(self, command: Step) -> Done:
         planned = command.planned
@@ -290,7 +290,7 @@ class Engine:
         if moves:
             camera = Camera(camera.intrinsics, first_pose, camera.size)
             self._cloud_sent_s = -np.inf  # the one that was sent stands elsewhere
-        with seed_warnings():  # told already
+        with seed_warnings():  # given before
             self._world.reset(seed.rgb, camera, seed.depth_m, stamp_ns)
         for command in dating.changes:
             self._actions[type(command)](command)
