@@ -29,7 +29,7 @@ from mirage_ros.ros.diagnostics import Health
 
 
 @contextmanager
-def told_to_end() -> Iterator[None]:
+def ending_with_ros() -> Iterator[None]:
     """ExternalShutdownException for whatever rclpy raises because its context is gone.
 
     A handler of SIGINT or SIGTERM shuts the context down at any moment, and the call that is under

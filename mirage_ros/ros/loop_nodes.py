@@ -35,7 +35,7 @@ from mirage_ros.loop.drive import Snap, Trace, clearances_m
 from mirage_ros.loop.wander import WanderConfig, Wanderer
 from mirage_ros.recording.topics import BY_NAME, DEPTH, DEPTH_INFO, PARTS, POINTS, TF, TF_STATIC
 from mirage_ros.ros.base_node import BaseConfig, BaseNode
-from mirage_ros.ros.callbacks import told_to_end
+from mirage_ros.ros.callbacks import ending_with_ros
 from mirage_ros.ros.messages.conversions import (
     camera_from_ros,
     cloud_from_ros,
@@ -320,7 +320,7 @@ def _spin(make: Callable[[], Node], ros_arguments: Sequence[str]) -> None:
     rclpy.init(args=["mirage", *(["--ros-args", *ros_arguments] if ros_arguments else [])])
     # To be told to end is how these nodes end: it is no failure.
     try:
-        with suppress(KeyboardInterrupt, ExternalShutdownException), told_to_end():
+        with suppress(KeyboardInterrupt, ExternalShutdownException), ending_with_ros():
             rclpy.spin(make())
     finally:
         rclpy.try_shutdown()

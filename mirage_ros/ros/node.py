@@ -149,9 +149,9 @@ def _spin(node: MirageNode) -> None:
     import rclpy
     from rclpy.executors import ExternalShutdownException
 
-    from mirage_ros.ros.callbacks import told_to_end
+    from mirage_ros.ros.callbacks import ending_with_ros
 
-    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException), told_to_end():
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException), ending_with_ros():
         rclpy.spin(node)
 
 

@@ -24,7 +24,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.files import write_file
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.recording.topics import COLOR_INFO, TF
-from mirage_ros.ros.callbacks import told_to_end
+from mirage_ros.ros.callbacks import ending_with_ros
 from mirage_ros.ros.messages.conversions import SECOND_NS, stamp_from_ros, transform_to_ros
 
 TICK_S = 0.05
@@ -124,7 +124,7 @@ def run_planner(config: PlannerConfig) -> None:
     cameras = plan_tour(seed.camera, config.frames, seed.depth_m, config.scene_depth_m)
     rclpy.init()
     try:
-        with told_to_end():
+        with ending_with_ros():
             planner = Planner(cameras, config)
             _spin_until(planner, lambda: not planner.missing(), planner.missing, config.wait_s)
             planner.start()

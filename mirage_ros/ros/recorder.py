@@ -25,7 +25,7 @@ from mirage_ros.recording.formats import check_start, open_recorder
 from mirage_ros.recording.mcap import McapRecorder
 from mirage_ros.recording.recorder import Recorder, RecordingConfig
 from mirage_ros.recording.topics import BY_NAME, PICTURES, RECORDED, TF, Topic
-from mirage_ros.ros.callbacks import told_to_end
+from mirage_ros.ros.callbacks import ending_with_ros
 from mirage_ros.ros.messages.conversions import message_class
 from mirage_ros.ros.messages.definitions import message_definition, offered_qos
 from mirage_ros.ros.playback import FrameAssembler
@@ -337,7 +337,7 @@ def _spin(
 ) -> None:
     ready, reported = False, 0
     while not recorder.finished():
-        with told_to_end():
+        with ending_with_ros():
             executor.spin_once(timeout_sec=0.1)
             connected = ready or recorder.connected()
         if connected and not ready:

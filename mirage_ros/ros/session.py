@@ -16,7 +16,7 @@ from jaxtyping import Float
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import SECOND_NS, Frame, Points
 from mirage_ros.ros.cameras import CameraStates, plan_config
-from mirage_ros.ros.chunk_timing import Pacing, Stepper
+from mirage_ros.ros.chunk_timing import Pacing, PriorityRollout, Stepper
 from mirage_ros.ros.chunks import Delivery, FrameQueue, Item, Rollout, Then
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Figures, Health
@@ -226,6 +226,13 @@ class Session:
         """What is handed out and not at work is planned again."""
         if self.rollout is not None:
             self.rollout.replan()
+
+    def prioritise(self, poses: PriorityRollout | None) -> None:
+        """Renders these poses before anything else that is planned; None goes on with the plan."""
+        if self.pacing is not None:
+            self.pacing.priority = poses
+        if poses is not None:
+            self.host.wake()
 
     def supply(self) -> None:
         """Hands the worker what comes next."""

@@ -211,7 +211,7 @@ class Entities:
                 pose = session.buffer.matrix(world, frame, self._session.now_ns) @ pose
         except TransformError as error:
             return answered(response, NOT_FOUND, str(error))
-        session.rollout.replan()
+        session.take_back()
         planned = pose @ np.linalg.inv(self._mount(0))
         session.plan.rest_at(planned)
         session.cameras.placed(pose)

@@ -125,7 +125,7 @@ class RolloutAction:
         try:
             self._check()
             poses = poses_from_flat(np.frombuffer(request.poses, np.float64))
-            session.rollout.replan()  # what is taken back does not count as rendered
+            session.take_back()  # what is taken back does not count as rendered
             stamps = self._stamps(np.frombuffer(request.stamps_ns, np.int64), len(poses))
             self._check_start(stamps)
             recording = self._recordings.start(request.recording) if request.recording else ""
@@ -134,8 +134,7 @@ class RolloutAction:
             return
         priority = PriorityRollout(stamps, poses, session.plan)
         self._running = Running(goal, priority, recording, time.monotonic())
-        session.pacing.priority = priority
-        session.host.wake()
+        session.prioritise(priority)
 
     def _check(self) -> None:
         self._session.require()
@@ -192,20 +191,19 @@ class RolloutAction:
         running = self._running
         if running is None or running.goal is not goal:
             return
-        self._session.rollout.replan()
-        self._session.pacing.priority = None
+        self._session.take_back()
+        self._session.prioritise(None)
         if not self._under_way(running):
             self._finish("The rollout was canceled.")
 
     def _failed(self, reason: str) -> None:
         if self._running is not None:
-            self._session.rollout.replan()
+            self._session.take_back()
             self._finish(reason)
 
     def _finish(self, reason: str) -> None:
         running, self._running = self._running, None
-        if self._session.rollout is not None:
-            self._session.pacing.priority = None
+        self._session.prioritise(None)
         if not running.recording:
             self._conclude(running, reason)
             return

@@ -97,7 +97,7 @@ class WorldChanges:
         if session.world.origin is None:
             raise MirageError("There is no seed to go back to; load a world first.")
         session.want_seed()
-        session.rollout.replan()  # the time it is now depends on it
+        session.take_back()  # the time it is now depends on it
         command = session.world.again(session.plan.cursor_ns if keep_time else session.start_ns)
         self._begin(command, session.world.current, then, keep_time)
 
@@ -124,7 +124,7 @@ class WorldChanges:
         """
         session = self._session
         if session.rollout is not None:
-            session.rollout.replan()
+            session.take_back()
             session.end_waits("Time jumped back.")
         session.queue.drop_all()
         session.buffer.clear()
