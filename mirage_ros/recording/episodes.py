@@ -81,11 +81,11 @@ class PathLock:
 
     _file = -1
 
-    def __init__(self, path: Path, told: Path | None = None) -> None:
-        """Raises MirageError, naming `told` or the path, when another one holds it."""
+    def __init__(self, path: Path, target: Path | None = None) -> None:
+        """Raises MirageError, naming `target` or the path, when another one holds it."""
         self._file = os.open(path, os.O_RDONLY)
         try:
-            take_lock(self._file, told or path)
+            take_lock(self._file, target or path)
         except BaseException:
             self.release()
             raise
@@ -106,11 +106,11 @@ class PathLock:
         self.release()
 
 
-def check_left(partial: Path, told: Path) -> None:
-    """Raises MirageError, naming `told`, while somebody writes `partial`, a file or a folder."""
+def check_left(partial: Path, target: Path) -> None:
+    """Raises MirageError, naming `target`, while somebody writes `partial`, a file or a folder."""
     # A bag is locked by its file.
     file = next(partial.glob("*.mcap"), partial) if partial.is_dir() else partial
-    PathLock(file, told).release()
+    PathLock(file, target).release()
 
 
 def check_free(target: Path) -> None:
@@ -120,9 +120,9 @@ def check_free(target: Path) -> None:
     check_writable(target.parent, target)
 
 
-def check_writable(folder: Path, told: Path | None = None) -> None:
-    """Makes the folder where it lacks. Raises MirageError, naming `told`, where it takes no file."""
-    with disk_errors(told or folder):
+def check_writable(folder: Path, target: Path | None = None) -> None:
+    """Makes the folder where it lacks. Raises MirageError, naming `target`, where it takes no file."""
+    with disk_errors(target or folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -204,7 +204,7 @@ class Background:
     def __init__(self, waiting: int) -> None:
         self._queue: queue.Queue[Callable[[], object] | None] = queue.Queue(waiting)
         self.error: BaseException | None = None
-        self.told = False
+        self.raised = False
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
 
@@ -235,7 +235,7 @@ class Background:
 
     def _raise(self) -> None:
         if self.error is not None:
-            self.told = True
+            self.raised = True
             raise self.error
 
     def _work(self) -> None:
@@ -298,7 +298,7 @@ class QueuedRecorder:
         if self._closed:
             return
         try:
-            if not self._background.told:
+            if not self._background.raised:
                 self._put(self._end)
                 self._put(self._dataset.close)
                 self._background.wait()
@@ -310,7 +310,7 @@ class QueuedRecorder:
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
-            if kind is not None and not self._keep_half and not self._background.told:
+            if kind is not None and not self._keep_half and not self._background.raised:
                 self.discard_episode()
             self.close()
         except MirageError:
@@ -327,7 +327,7 @@ class QueuedRecorder:
             raise
 
     def _stop(self) -> None:
-        """Lets go of everything; what went wrong with it was told already."""
+        """Lets go of everything; what went wrong was raised already."""
         self._closed = True
         self._background.stop()
         with suppress(MirageError):

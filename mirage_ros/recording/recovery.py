@@ -78,7 +78,7 @@ def mend(broken: Path, target: Path) -> str:
 
 
 def readable(stream) -> Iterator[McapRecord]:
-    """Records up to where the file is cut off or damaged, which the stream's place tells."""
+    """Records up to where the file is cut off or damaged, where the stream stands then."""
     place = stream.tell()
     reader = StreamReader(stream, validate_crcs=True).records
     while True:
@@ -135,17 +135,17 @@ def recover(path: str | Path) -> list[str]:
     for partial in partials:
         # None is mended beside a recording that is to get the same name.
         check_left(partial, path)
-    told = [_mend_partial(partial, path) for partial in partials]
-    if path.is_dir() and not told:
-        told = _recover_folder(path)
-    elif path.suffix == ".mcap" and path.is_file() and not told:
-        told = [_mend_file(path)]
-    if not told:
+    done = [_mend_partial(partial, path) for partial in partials]
+    if path.is_dir() and not done:
+        done = _recover_folder(path)
+    elif path.suffix == ".mcap" and path.is_file() and not done:
+        done = [_mend_file(path)]
+    if not done:
         raise MirageError(
             f"There is no recording {path}, nor one that was cut off; give the path that was "
             "recorded to."
         )
-    return told
+    return done
 
 
 def _target(path: Path) -> Path:
@@ -165,9 +165,9 @@ def _mend_partial(partial: Path, target: Path) -> str:
     bag = next(partial.glob("*.mcap"), None) if partial.is_dir() else partial
     if bag is None:
         raise MirageError(f"{partial} was cut off before its first frame; remove it.")
-    told = _mend_mcap(bag, target)
+    done = _mend_mcap(bag, target)
     remove(partial)
-    return told
+    return done
 
 
 def _mend_file(path: Path) -> str:

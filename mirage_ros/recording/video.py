@@ -28,7 +28,7 @@ from mirage_ros.recording.drawing import compose_frame, depth_range_m
 from mirage_ros.recording.episodes import Episode, remove
 from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 
-# SVT-AV1 talks on its own; let it tell errors only.
+# SVT-AV1 talks on its own; let it print errors only.
 os.environ.setdefault("SVT_LOG", "1")
 KEYFRAME_EVERY = 2
 """Frames between key frames, as LeRobot has it: policies read frames in random order."""
@@ -166,7 +166,7 @@ def join_streams(parts: list[tuple[Path, int]], rate_hz: int, target: Path) -> N
 
     with (
         av.open(str(target), "w", format="mp4", options={"fflags": "+bitexact"}) as joined,
-        # The header notes this one's bit rate: the first one's would tell what was cut off it.
+        # The header notes this one's bit rate: the first one's would show what was cut off it.
         av.open(str(parts[-1][0])) as last,
     ):
         stream = joined.add_stream_from_template(last.streams.video[0], opaque=True)

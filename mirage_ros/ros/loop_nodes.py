@@ -142,7 +142,7 @@ class WanderNode(Node):
         return sorted(set.intersection(*(set(waiting) for waiting in self._waiting.values())))
 
     def _make_policy(self) -> bool:
-        """Once TF tells where the camera is mounted."""
+        """Once TF says where the camera is mounted."""
         try:
             mount = self._buffer.matrix(self.config.base_frame, self.config.camera_frame, 0)
         except MirageError:
@@ -318,7 +318,7 @@ def run_wander(config: WanderNodeConfig, ros_arguments: Sequence[str] = ()) -> N
 
 def _spin(make: Callable[[], Node], ros_arguments: Sequence[str]) -> None:
     rclpy.init(args=["mirage", *(["--ros-args", *ros_arguments] if ros_arguments else [])])
-    # To be told to end is how these nodes end: it is no failure.
+    # A signal is how these nodes end: it is no failure.
     try:
         with suppress(KeyboardInterrupt, ExternalShutdownException), ending_with_ros():
             rclpy.spin(make())

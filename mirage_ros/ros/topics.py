@@ -195,7 +195,7 @@ class Publishers:
             names = publishers_of(self._node, topic)
             if own in names:
                 names.remove(own)
-            # DDS learns of a publisher before it learns whose it is: the next look tells the name.
+            # DDS learns of a publisher before it learns whose it is: the next look finds the name.
             if names := [name for name in names if not name.endswith(UNNAMED)]:
                 found[topic] = names
         return found

@@ -286,11 +286,11 @@ def recover_dataset(root: Path) -> str:
     dataset.adopt_waiting()
     waiting = sorted(dataset.finished() - set(range(dataset.episodes)))
     dataset.close()
-    told = f"{root}: {dataset.episodes} episodes ({dataset.episodes - before} of them adopted now)"
+    summary = f"{root}: {dataset.episodes} episodes ({dataset.episodes - before} of them adopted now)"
     if mended:
-        told += f", {sum(mended)} frames of a half one kept"
+        summary += f", {sum(mended)} frames of a half one kept"
     if len(found) > len(mended):
-        told += f", {len(found) - len(mended)} half ones removed"
+        summary += f", {len(found) - len(mended)} half ones removed"
     if waiting:
-        told += f", {len(waiting)} that wait for episode {dataset.episodes}"
-    return told
+        summary += f", {len(waiting)} that wait for episode {dataset.episodes}"
+    return summary

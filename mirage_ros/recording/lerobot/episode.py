@@ -260,7 +260,7 @@ def _cut_video(path: Path) -> int:
 
 
 def _read_head(half: Path) -> dict | None:
-    """What a half episode was to become; None where the kill came before it was told."""
+    """What a half episode was to become; None where the kill came before that was written."""
     try:
         return json.loads((half / HEAD).read_text())
     except (OSError, ValueError):
