@@ -1,11 +1,9 @@
-"""Datasets whose episodes stand beside each other in a folder, or that are a single one.
+"""Episodes as folders of pictures (posed RGB-D), and the datasets that hold one or many episodes in a folder.
 
-One episode as a folder of pictures for people: a posed RGB-D folder.
-
-`color/NNNNNN.png`, `observed/NNNNNN.png` (white where memory knew), `K.txt`,
+An episode's folder holds `color/NNNNNN.png`, `observed/NNNNNN.png` (white where memory knew), `K.txt`,
 `world_from_camera.txt`, `stamps_ns.txt`, `values.jsonl`, and the depth as 16-bit millimetres in
-`depth/NNNNNN.png` (0 invalid, 65535 beyond range), which `evaluation.posed_rgbd` reads, or as
-exact float32 metres in `depth/NNNNNN.exr`, channel Z, NaN invalid, infinite beyond range.
+`depth/NNNNNN.png` (0 invalid, 65535 beyond range), which walks and seeds are read from, or as exact float32
+metres in `depth/NNNNNN.exr`, channel Z, NaN invalid, infinite beyond range.
 """
 
 from __future__ import annotations

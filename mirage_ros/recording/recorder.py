@@ -1,14 +1,13 @@
 """What every recording format offers: episodes of frames, written whole or not at all.
 
-Three small faces, from plain to distributed:
+Three interfaces, from plain to distributed:
 
-- `Recorder` is what most callers use: start an episode, add frames, end it.
+- `Recorder` is what most callers use: start an episode, add frames, end it. In `QueuedRecorder`, which
+  all formats share, a thread writes, and callers wait when it falls behind.
 - `EpisodeWriter` writes one episode by itself, in any process.
 - `Dataset` holds finished episodes in order. Only one process may hold it open.
 
 `mirage_ros.recording.formats` opens them by the name of a format.
-
-The `Recorder` that all formats share: a thread writes, callers wait when it falls behind.
 """
 
 from __future__ import annotations

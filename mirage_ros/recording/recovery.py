@@ -1,10 +1,8 @@
-"""What `mirage recover` does: makes the best of a recording that was cut off.
+"""What `mirage recover` does: makes a whole recording of one that was cut off.
 
 Nothing is written over: what was cut off is removed only after the mended recording has its
 name. What somebody is writing is left alone: each writer holds a lock on its file or folder, and
 whoever fills a dataset one on the dataset's.
-
-Makes a whole recording of an MCAP file that was cut off.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Writes H.264 video through the ffmpeg that imageio-ffmpeg brings along.
+"""Video files: streams of exact frame times, their joining without re-encoding, and episodes for people.
 
-Video files whose frame k is shown at exactly k / rate, and their joining without re-encoding.
-
-Encoders run on one thread and write no dates: the same pictures give the same bytes.
-
-One episode as a video for people: colour, depth and what memory knew, side by side.
+Frame k of a stream is shown at exactly k / rate. Its encoders (PyAV) run on one thread and write no
+dates: the same pictures give the same bytes. What people look at is H.264 through the ffmpeg that
+imageio-ffmpeg brings along; an episode shows colour, depth and what memory knew, side by side.
 """
 
 from __future__ import annotations

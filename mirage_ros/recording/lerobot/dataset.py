@@ -3,9 +3,7 @@
 An adoption writes rows, videos, tasks and the episode's entry, each by renaming a new file over
 the old one, and `info.json` last. Readers trust the counts in there, so that they see the
 dataset as it was before or after, whenever the process is killed; what lies beyond the counts
-is dropped by the next adoption.
-
-Brings a LeRobot dataset whose writer was killed into order.
+is dropped by the next adoption, or by `recover_dataset`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """One LeRobot episode by itself: its videos, its rows, its statistics, in a folder of its own.
 
-Any process may write one; `LerobotDataset` joins them.
-
-Exact statistics of values that take few levels: 8-bit colours, 12-bit depth codes.
-
-Counting levels keeps every quantile exact, and counts of many episodes simply add up.
-
-Makes a whole episode of what a killed live recording left of one.
+Any process may write one; `LerobotDataset` joins them, and `mend_half` makes a whole one of what a
+killed live recording left. Statistics are exact: colours take 256 levels and depth 4096 codes, so
+that counting levels keeps every quantile, and counts of many episodes add up.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Statistics of a LeRobot dataset: of each episode as it comes, and of everything together.
+"""The files of a LeRobot dataset, each written under a temporary name and renamed, and its statistics.
 
-Videos are counted level by level as readers decode them, so that their quantiles are exact,
-and so are those of the numbers, which are read again from the rows.
-
-Reads and writes the files of a LeRobot dataset, each under a temporary name and renamed.
+Videos are counted level by level as readers decode them, so that their quantiles are exact, and so
+are those of the numbers, which are read again from the rows.
 """
 
 from __future__ import annotations
