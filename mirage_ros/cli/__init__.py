@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import mirage_ros
 from mirage_ros.cli.bench import add_bench
-from mirage_ros.cli.data import add_convert, add_data
 from mirage_ros.cli.demo import add_demo
 from mirage_ros.cli.doctor import add_doctor, add_info
 from mirage_ros.cli.evaluate import add_evaluate, add_readback
@@ -19,7 +18,7 @@ from mirage_ros.cli.generate import add_generate
 from mirage_ros.cli.loop import add_base, add_loop, add_wander
 from mirage_ros.cli.node import add_node, add_plan
 from mirage_ros.cli.record import add_export, add_record, add_recover
-from mirage_ros.cli.train import add_train
+from mirage_ros.cli.train import add_convert, add_data, add_train
 from mirage_ros.errors import MirageError
 
 COMMANDS = (

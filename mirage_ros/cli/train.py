@@ -1,11 +1,14 @@
-"""`mirage train`: a model's parts from a recipe."""
+"""`mirage train`, `mirage data preview`, `mirage data furniture` and `mirage convert`: models, and what they
+are made from."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from mirage_ros.cli.arguments import add_command
+from mirage_ros.cli.arguments import add_command, seed_range
 from mirage_ros.errors import MirageError
 from mirage_ros.resources import user_path
 
@@ -19,6 +22,60 @@ def add_train(parsers) -> None:
         "example:\n  mirage train --config config/train/mini.yaml",
     )
     parser.add_argument("--config", type=user_path, required=True, metavar="YAML")
+
+
+def add_data(parsers) -> None:
+    parser = parsers.add_parser("data", help="look at the procedural training scenes")
+    actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_preview(actions)
+    _add_furniture(actions)
+
+
+def _add_preview(actions) -> None:
+    parser = add_command(
+        actions,
+        "preview",
+        preview,
+        "render procedural scenes onto one sheet (needs MuJoCo)",
+        "example:\n  mirage data preview --seeds 0-5 --out out/scenes.png",
+    )
+    parser.add_argument("--seeds", default="0-5", metavar="A-B", help="(default: 0-5)")
+    parser.add_argument("--out", type=user_path, default=Path("out/scenes.png"), metavar="PNG")
+    parser.add_argument("--furniture", type=user_path, metavar="NPZ", help="draw homes too, from this cache")
+
+
+def _add_furniture(actions) -> None:
+    parser = add_command(
+        actions,
+        "furniture",
+        furniture,
+        "make a cache of real furniture for training worlds",
+        "example, after `apt install sweethome3d-furniture` and `pip install trimesh fast-simplification`:\n"
+        "  mirage data furniture /usr/share/sweethome3d/furniture --out data/furniture.npz\n\n"
+        "also writes who made what, which the card of a model that was trained on it has to say.",
+    )
+    parser.add_argument("folder", type=user_path, help="with Sweet Home 3D's .sh3f files")
+    parser.add_argument("--out", type=user_path, default=Path("data/furniture.npz"), metavar="NPZ")
+    parser.add_argument("--coverings", type=user_path, metavar="WHL",
+                        help="miniworld's wheel: floors, walls, portraits")  # fmt: skip
+
+
+def add_convert(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "convert",
+        convert,
+        "make a checkpoint of the reference implementation ours",
+        "example:\n  mirage convert --base /models/Wan2.2-TI2V-5B-Diffusers \\\n"
+        "      --branch vace.safetensors --lora lora.safetensors --out models/mirage-5b\n\n"
+        "writes branch/, lora/ and mirage.json, for `mirage node --model models/mirage-5b`.\n"
+        "Refuses checkpoints that do not fit with a list of every tensor that differs.",
+    )
+    parser.add_argument("--base", required=True, help="the published folder or hub id")
+    parser.add_argument("--branch", type=user_path, help="safetensors with vace_blocks.* tensors")
+    parser.add_argument("--lora", type=user_path, help="safetensors with *.lora_A/B.weight tensors")
+    parser.add_argument("--lora-alpha", type=int, help="(default: the rank)")
+    parser.add_argument("--out", type=user_path, required=True, help="folder to write")
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -54,3 +111,73 @@ def _evaluate(recipe) -> None:
         store=out / "rollouts",
     )  # fmt: skip
     run_evaluation(config, out, out / "report.json")
+
+
+def preview(arguments: argparse.Namespace) -> int:
+    seeds = seed_range(arguments.seeds)
+    with _scenes_extra():
+        from mirage_ros.scenes import write_preview
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    catalogue = None
+    if arguments.furniture is not None:
+        from mirage_ros.scenes.catalogue import Catalogue
+
+        catalogue = Catalogue.load(arguments.furniture)
+    write_preview(arguments.out, seeds, furniture=catalogue)
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+def furniture(arguments: argparse.Namespace) -> int:
+    from mirage_ros.files import write_file
+
+    with _scenes_extra():
+        from mirage_ros.scenes.sweethome import make_catalogue
+    catalogue = make_catalogue(arguments.folder, arguments.coverings, print)
+    catalogue.save(arguments.out)
+    credits = arguments.out.with_suffix(".credits.md")
+    write_file(credits, catalogue.credits(), "\n")
+    print(f"wrote {arguments.out} ({catalogue.summary()}) and {credits}")
+    return 0
+
+
+@contextmanager
+def _scenes_extra() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise MirageError(
+            f"Scenes need MuJoCo ({error}); pip install 'mirage_ros[scenes]'."
+        ) from error
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    if arguments.branch is None and arguments.lora is None:
+        raise MirageError("There is nothing to convert; give --branch, --lora or both.")
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    from mirage_ros.files import write_json
+    from mirage_ros.models.parts import find_folder, load_part
+    from mirage_ros.models.wan import weights as wan_convert
+    from mirage_ros.models.wan.config import SETTINGS_FILE
+    from mirage_ros.models.wan.loading import published_folder
+
+    base = published_folder(find_folder(arguments.base))
+    transformer = load_part(base / "transformer", WanTransformer3DModel, torch.bfloat16)
+    branch = found = rank = None
+    if arguments.branch is not None:
+        tensors = wan_convert.read_tensors(arguments.branch)
+        branch = wan_convert.convert_branch(tensors, transformer)
+    if arguments.lora is not None:
+        tensors = wan_convert.read_tensors(arguments.lora)
+        found, rank = wan_convert.convert_lora(tensors, transformer)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if branch is not None:
+        wan_convert.write_branch(branch, arguments.out)
+    if found is not None:
+        wan_convert.write_lora(found, rank, arguments.out, arguments.lora_alpha)
+    settings = {"base": str(base.resolve())}
+    write_json(arguments.out / SETTINGS_FILE, settings)
+    print(f"wrote {arguments.out}")
+    return 0
