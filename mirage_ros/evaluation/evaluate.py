@@ -14,7 +14,14 @@ from tqdm import tqdm
 from mirage_ros.errors import MirageError
 from mirage_ros.evaluation.bench_common import describe_machine
 from mirage_ros.evaluation.rgb_cache import KeyframeWorld, RgbWorld
-from mirage_ros.evaluation.scoring import Scored, at_the_seed, check_model, score, summarise
+from mirage_ros.evaluation.scoring import (
+    Evaluation,
+    Scored,
+    at_the_seed,
+    check_model,
+    score,
+    summarise,
+)
 from mirage_ros.evaluation.worlds import (
     PROGRAM,
     TRUTH,
@@ -173,16 +180,6 @@ class EvaluationConfig:
     noise_seed: int = 0
     forget_moving: str = ""
     store: Path = Path("out/evaluate/rollouts")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Truth, rollouts and scores of every variant (by name) in every world, and the report."""
-
-    truths: list[TrueWorld]
-    rolled: dict[str, list[Rolled]]
-    scored: dict[str, list[Scored]]
-    report: dict
 
 
 def evaluate(config: EvaluationConfig) -> Evaluation:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_ros.evaluation.evaluate import Evaluation
+from mirage_ros.evaluation.scoring import Evaluation
 from mirage_ros.files import atomic_file
 from mirage_ros.recording.drawing import compose_row, save_picture
 from mirage_ros.world.cycle import STAGES

@@ -298,3 +298,13 @@ def _mean(values) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN
         return float(np.nanmean(np.asarray(values, float))) if len(values) else float("nan")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Truth, rollouts and scores of every variant (by name) in every world, and the report."""
+
+    truths: list[TrueWorld]
+    rolled: dict[str, list[Rolled]]
+    scored: dict[str, list[Scored]]
+    report: dict

@@ -193,16 +193,14 @@ def _mend_pictures(partial: Path, target: Path) -> str:
 
 def _mend_video(partial: Path, target: Path) -> str:
     """ffmpeg ends its file by itself when its source dies, a moment later."""
-    import imageio_ffmpeg
-
-    from mirage_ros.recording.video import index_once
+    from mirage_ros.recording.video import count_frames, index_once
 
     size = -1
     while size != (size := partial.stat().st_size):
         time.sleep(FFMPEG_END_S)
     index_once(partial, target)
     remove(partial)
-    return f"{target}: {imageio_ffmpeg.count_frames_and_secs(str(target))[0]} frames"
+    return f"{target}: {count_frames(target)} frames"
 
 
 def _recover_folder(path: Path) -> list[str]:
