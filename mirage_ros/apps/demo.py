@@ -1,7 +1,4 @@
-"""Runs planner, node and recorder as three processes and judges what arrived.
-
-What the demo prints at its end: where to look, and the few figures that matter.
-"""
+"""`mirage demo`: runs planner, node and recorder as three processes, judges what arrived, and says so."""
 
 from __future__ import annotations
 

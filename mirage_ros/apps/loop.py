@@ -1,6 +1,6 @@
-"""What `mirage loop` runs: node, base and policy as processes, and the ground truth beside them.
+"""`mirage loop`: node, base and policy as processes, and the ground truth beside them.
 
-A drive for people to look at: the way from above and the video, beside the ground truth's.
+For people it draws the way from above and a video, beside the ground truth's.
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ def add_readback(parsers) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     from mirage_ros.evaluation.evaluate import EvaluationConfig
+    from mirage_ros.evaluation.report import report_on
 
     out = arguments.out
     config = EvaluationConfig(
@@ -85,21 +86,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         forget_moving=arguments.forget_moving,
         store=out / "rollouts",
     )
-    run_evaluation(config, out, arguments.json)
+    write_json(report_on(config, out).report, arguments.json)
     return 0
-
-
-def run_evaluation(config, out: Path, json_path: Path | None) -> None:
-    """Evaluates, prints the table, writes plot and sheet into `out` and the figures as JSON."""
-    from mirage_ros.evaluation.evaluate import evaluate
-    from mirage_ros.evaluation.report import describe, draw_frames, draw_sheet
-
-    evaluation = evaluate(config)
-    print(describe(evaluation))
-    draw_frames(evaluation, out / "frames.png")
-    draw_sheet(evaluation, out / "sheet.png")
-    print(f"\nplot: {out / 'frames.png'}, pictures: {out / 'sheet.png'}")
-    write_json(evaluation.report, json_path)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mirage_ros.cli.arguments import add_command, seed_range
+from mirage_ros.cli.arguments import add_command, seed_range, write_json
 from mirage_ros.errors import MirageError
 from mirage_ros.resources import user_path
 
@@ -102,15 +102,15 @@ def train(arguments: argparse.Namespace) -> int:
 
 def _evaluate(recipe) -> None:
     """Judges what a recipe made, into its run folder."""
-    from mirage_ros.cli.evaluate import run_evaluation
     from mirage_ros.evaluation.evaluate import EvaluationConfig
+    from mirage_ros.evaluation.report import report_on
 
     out = Path(recipe.run) / "evaluation"
     config = EvaluationConfig(
         model=recipe.output, seeds=recipe.evaluate_seeds, frames=recipe.evaluate_frames,
         store=out / "rollouts",
     )  # fmt: skip
-    run_evaluation(config, out, out / "report.json")
+    write_json(report_on(config, out).report, out / "report.json")
 
 
 def preview(arguments: argparse.Namespace) -> int:

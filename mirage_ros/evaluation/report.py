@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mirage_ros.evaluation.evaluate import EvaluationConfig, evaluate
 from mirage_ros.evaluation.scoring import Evaluation
 from mirage_ros.files import atomic_file
 from mirage_ros.recording.drawing import compose_row, save_picture
@@ -41,6 +42,16 @@ more; depth err: median relative error; drift: of depth's scale, last tenth of t
 energy of imagined regions over that of the truth there; Frechet: distance of imagined to true
 patches over that of two halves of the true ones, in the codec's latents."""
 TILE = 1.0
+
+
+def report_on(config: EvaluationConfig, out: Path) -> Evaluation:
+    """Evaluates, prints the table, and draws plot and sheet into the folder `out`."""
+    evaluation = evaluate(config)
+    print(describe(evaluation))
+    draw_frames(evaluation, out / "frames.png")
+    draw_sheet(evaluation, out / "sheet.png")
+    print(f"\nplot: {out / 'frames.png'}, pictures: {out / 'sheet.png'}")
+    return evaluation
 
 
 def describe(evaluation: Evaluation) -> str:
