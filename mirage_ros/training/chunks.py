@@ -185,7 +185,7 @@ class Chunks:
         shows most at the target cameras, and there are fewer of them where it shows few.
         """
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        clip = self.clips[rng.integers(len(self.clips))]
+        clip = self.clips[int(rng.integers(len(self.clips)))]
         count = self.config.chunk_frames
         start = int(rng.integers(1, len(clip.latents) - count + 1))
         target = np.arange(start, start + count)
