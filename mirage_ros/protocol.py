@@ -19,6 +19,27 @@ SECOND_NS = 1_000_000_000  # stamps are integer nanoseconds
 
 
 @dataclass(frozen=True)
+class Scan:
+    """Ranges that one planar scanner measured at once.
+
+    Attributes:
+        ranges_m: of each beam; inf where all is free up to the largest range, -inf nearer than the least, NaN
+            where nobody saw anything (REP 117).
+        angle_min_rad, angle_step_rad: of the first beam, and from each to the next; 0 is ahead, to the left is
+            positive.
+        range_min_m, range_max_m: of the scanner.
+        world_from_scan: its pose, x ahead, y left, z up.
+    """
+
+    ranges_m: Float32[np.ndarray, "n"]
+    angle_min_rad: float
+    angle_step_rad: float
+    range_min_m: float
+    range_max_m: float
+    world_from_scan: Float[np.ndarray, "4 4"]
+
+
+@dataclass(frozen=True)
 class Frame:
     """One generated picture with everything that belongs to its instant.
 
@@ -29,6 +50,7 @@ class Frame:
         depth_m: along z; NaN invalid, +inf beyond range (REP 117, 118).
         observed: True where the model took the pixel from memory, latent cell by latent cell, False
             where it imagined it (chunking.from_memory).
+        scan: of a scanner at the camera's place; None unless it was asked for.
     """
 
     stamp_ns: int
@@ -36,6 +58,7 @@ class Frame:
     rgb: UInt8[np.ndarray, "h w 3"]
     depth_m: Float[np.ndarray, "h w"]
     observed: Bool[np.ndarray, "h w"]
+    scan: Scan | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`mirage bench memory`, `mirage bench generate` and `mirage bench record`: speed and memory on this machine."""
+"""`mirage bench memory`, `generate`, `record` and `sensors`: speed, memory and errors on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from mirage_ros.cli.arguments import add_command, add_json, add_model, parse_size, write_json
+from mirage_ros.cli.arguments import add_command, add_json, add_model, parse_size, seed_range, write_json
 from mirage_ros.errors import MirageError
 from mirage_ros.recording import FORMATS
 from mirage_ros.resources import user_path
@@ -18,6 +18,7 @@ def add_bench(parsers) -> None:
     _add_memory(actions)
     _add_generate(actions)
     _add_record(actions)
+    _add_sensors(actions)
 
 
 def _add_memory(actions) -> None:
@@ -95,6 +96,34 @@ def _add_record(actions) -> None:
     parser.add_argument("--seed", default="room", help="(default: room)")
     add_model(parser)
     add_json(parser)
+
+
+def _add_sensors(actions) -> None:
+    parser = add_command(
+        actions,
+        "sensors",
+        bench_sensors,
+        "judge what sensors measure in memory against rooms whose truth is known",
+        "examples:\n  mirage bench sensors\n  mirage bench sensors --seeds 2000100-2000104 --picture docs/sensors.png\n\n"
+        "each world begins with one true picture and its depth; sensors measure from its camera's\n"
+        "place, and rays cast in the room (MuJoCo) say what is right.",
+    )
+    parser.add_argument("--seeds", default="2000100-2000104", metavar="A-B", help="rooms (default: %(default)s)")
+    parser.add_argument("--kind", default="room", help="of the scenes (default: room)")
+    parser.add_argument("--picture", type=user_path, metavar="PNG", help="draw the rooms from above")
+    add_model(parser)
+    add_json(parser)
+
+
+def bench_sensors(arguments: argparse.Namespace) -> int:
+    from mirage_ros.evaluation.bench_sensors import describe, run_bench
+    from mirage_ros.models.pretrained import load_model
+
+    seeds = seed_range(arguments.seeds)
+    report = run_bench(load_model(arguments.model), seeds, arguments.kind, arguments.picture)
+    print(describe(report))
+    write_json(report, arguments.json)
+    return 0
 
 
 def bench_memory(arguments: argparse.Namespace) -> int:

@@ -61,6 +61,18 @@ class FreeSpaceViews:
         seen = depth_m.reshape(-1), width.reshape(-1)
         return _before_views(points, *seen, *self._views(), MARGIN).reshape(depth_m.shape)
 
+    def seen_free(
+        self, points: Float[np.ndarray, "n 3"], margin: float, only_real: bool = False
+    ) -> Bool[np.ndarray, "n"]:
+        """Which points of the world some view saw to be free.
+
+        Args:
+            margin: share of its depth by which a point has to lie before the surface behind it.
+            only_real: views of imagined pictures do not count.
+        """
+        kept = self._kept(self.real) if only_real else self
+        return _seen_free(np.ascontiguousarray(points, np.float64), *kept._views(), margin)
+
     def with_real(self, camera: Camera, depth_m: Float[np.ndarray, "H W"], side: int) -> FreeSpaceViews:
         """And a real picture, in cells of side x side pixels, in place of views that look alike.
         Where it shows something in the free space of others, their space is free no more."""
@@ -171,6 +183,24 @@ def _before_views(points, depth_m, width_m, poses, pinholes, reach_m, margin):
             half = 0.5 * width_m[i] / z
             reach = _reach(reach_m[v], x / z * fx + cx, y / z * fy + cy, half * fx, half * fy)
             if z + margin * depth_m[i] < reach * (1 - margin):
+                found[i] = True
+                break
+    return found
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _seen_free(points, poses, pinholes, reach_m, margin):
+    """Which points lie in a view's picture and before what it showed."""
+    found = np.zeros(len(points), np.bool_)
+    height, width = reach_m.shape[1:]
+    for i in range(len(points)):
+        for v in range(len(poses)):
+            x, y, z = _moved(points[i], poses[v])
+            if z <= 0:
+                continue
+            fx, fy, cx, cy = pinholes[v]
+            column, row = np.rint(x / z * fx + cx), np.rint(y / z * fy + cy)
+            if 0 <= row < height and 0 <= column < width and z < reach_m[v, int(row), int(column)] * (1 - margin):
                 found[i] = True
                 break
     return found

@@ -32,7 +32,7 @@ from mirage_ros.memory.lifting import by_surfaces, in_whole_cells, lift_surfels
 from mirage_ros.memory.store import TokenStore, row_bytes
 from mirage_ros.memory.surfels import Surfels, cosines_of, footprints_of, of_views, positions_of
 from mirage_ros.memory.views import views_of
-from mirage_ros.memory.zbuffer import SplatRule, Winners, places_in_tokens, zbuffer
+from mirage_ros.memory.zbuffer import SplatRule, Winners, depths_on_planes, places_in_tokens, zbuffer
 from mirage_ros.protocol import Points, Readout
 
 __all__ = ["LatentMemory", "MemoryConfig", "Points"]
@@ -191,6 +191,18 @@ class LatentMemory:
             place=place,
             log_scale=log_scale,
         )
+
+    def measure(self, cameras: Camera) -> tuple[Float32[np.ndarray, "f h w"], Bool[np.ndarray, "f h w"]]:
+        """Depth along z of the surfaces that f cameras of any size meet, NaN where there is none, and where
+        a real picture showed them.
+
+        Unlike `read` it changes nothing: what is measured does not count as used.
+        """
+        store = self._store
+        winners = zbuffer(self._surfels(), cameras, self.config.rule, store.blocks)
+        real, seen = winners.index >= 0, winners.index >= 0
+        real[seen] = of_views(store["places"][winners.index[seen]], store.views["real"])
+        return depths_on_planes(store.surfels, cameras, winners), real
 
     def _places(self, cameras: Camera, winners: Winners, rows: Int[np.ndarray, "n"]):
         """`place` and `log_scale` of a Readout; `rows` are those of the visible cells."""

@@ -141,20 +141,42 @@ def _fill(surfels, poses, intrinsics, winners, places):
                 places[f, 0, r, c], places[f, 1, r, c] = du, dv
 
 
+NEAR_TOKEN = 1.0
+"""Cells of the token within which its plane is taken for the surface; farther off its centre's depth is."""
+
+
+def depths_on_planes(surfels: Surfels, cameras: Camera, winners: Winners) -> Float32[np.ndarray, "f h w"]:
+    """Depth along z at which each cell's ray meets its winning token's plane; NaN where nothing won.
+
+    The depth of the token's centre, which the z-buffer gives, is the same for all cells that it covers.
+    """
+    depths = np.full(winners.index.shape, np.nan, np.float32)
+    poses = np.ascontiguousarray(cameras.world_from_camera)
+    intrinsics = np.ascontiguousarray(cameras.intrinsics)
+    _fill_depths(tuple(surfels), poses, intrinsics, tuple(winners), depths)
+    return depths
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fill_depths(surfels, poses, intrinsics, winners, depths):
+    index, centre_depth = winners[0], winners[1]
+    frames, height, width = index.shape
+    for f in range(frames):
+        for r in range(height):
+            for c in range(width):
+                i = index[f, r, c]
+                if i < 0:
+                    continue
+                depths[f, r, c] = centre_depth[f, r, c]
+                column, row = _seen_from_source(surfels, i, poses[f], intrinsics[f], r, c)
+                if abs(column) < NEAR_TOKEN and abs(row) < NEAR_TOKEN:
+                    depths[f, r, c] = _meets_plane(surfels, i, poses[f], intrinsics[f], r, c)[0]
+
+
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _seen_from_source(surfels, i, pose, k, r, c):
     """(du, dv) of where cell (r, c) meets token i's plane; infinite where it does not."""
-    x, y = (c - k[0, 2]) / k[0, 0], (r - k[1, 2]) / k[1, 1]
-    a, b, n = normal(surfels[1][i])
-    px, py, pz = position(surfels, i)
-    ray = (
-        pose[0, 0] * x + pose[0, 1] * y + pose[0, 2],
-        pose[1, 0] * x + pose[1, 1] * y + pose[1, 2],
-        pose[2, 0] * x + pose[2, 1] * y + pose[2, 2],
-    )
-    along = a * ray[0] + b * ray[1] + n * ray[2]
-    away = a * (px - pose[0, 3]) + b * (py - pose[1, 3]) + n * (pz - pose[2, 3])
-    far = away / along
+    far, ray = _meets_plane(surfels, i, pose, k, r, c)
     if not 0 < far < np.inf:
         return np.inf, np.inf
     place = surfels[0][i]
@@ -167,6 +189,22 @@ def _seen_from_source(surfels, i, pose, k, r, c):
     column, row = _triple(met, rays[1], rays[2]), _triple(met, rays[2], rays[0])
     depth = _triple(met, rays[0], rays[1])
     return column / depth - column_of(place), row / depth - row_of(place)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _meets_plane(surfels, i, pose, k, r, c):
+    """Depth along z at which cell (r, c) meets token i's plane, and the cell's ray in the world, z = 1."""
+    x, y = (c - k[0, 2]) / k[0, 0], (r - k[1, 2]) / k[1, 1]
+    a, b, n = normal(surfels[1][i])
+    px, py, pz = position(surfels, i)
+    ray = (
+        pose[0, 0] * x + pose[0, 1] * y + pose[0, 2],
+        pose[1, 0] * x + pose[1, 1] * y + pose[1, 2],
+        pose[2, 0] * x + pose[2, 1] * y + pose[2, 2],
+    )
+    along = a * ray[0] + b * ray[1] + n * ray[2]
+    away = a * (px - pose[0, 3]) + b * (py - pose[1, 3]) + n * (pz - pose[2, 3])
+    return away / along, ray
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")

@@ -26,7 +26,7 @@ from mirage_ros.protocol import SECOND_NS, Frame
 
 Fields = dict[str, Any]
 
-IMAGE, INFO = "sensor_msgs/msg/Image", "sensor_msgs/msg/CameraInfo"
+IMAGE, INFO, LASER = "sensor_msgs/msg/Image", "sensor_msgs/msg/CameraInfo", "sensor_msgs/msg/LaserScan"
 COMPRESSED, CLOUD = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/PointCloud2"
 TRANSFORMS = "tf2_msgs/msg/TFMessage"
 # rosbag2 writes this span for a deadline, lifespan or lease that was not set.
@@ -72,10 +72,11 @@ class Qos:
 
 @dataclass(frozen=True)
 class FrameIds:
-    """What the coordinate frames are called: `world` the world's, `camera` the pictures'."""
+    """What the coordinate frames are called: `world` the world's, `camera` the pictures', `scan` the scanner's."""
 
     world: str = "world"
     camera: str = "mirage_camera_optical_frame"
+    scan: str = "mirage_scan_frame"
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ class Topic:
         per_camera: each camera of a rig publishes it, below the camera's prefix.
         on_demand: made only while somebody subscribes, and by nothing that only looks around.
         recorded: EVERYWHERE, BY_NODE or NOWHERE.
+        sensor: the attribute of Frame that it is made of and that is measured for its subscribers alone,
+            "" for none.
     """
 
     name: str
@@ -101,6 +104,7 @@ class Topic:
     per_camera: bool = False
     on_demand: bool = False
     recorded: str = "everywhere"
+    sensor: str = ""
 
 
 # By `mirage record` and by the node itself; by the node's own recording alone; by neither.
@@ -109,6 +113,7 @@ COLOR, COLOR_INFO, OBSERVED = "color/image_raw", "color/camera_info", "observed/
 DEPTH, DEPTH_INFO = "depth/image_rect", "depth/camera_info"
 COMPRESSED_COLOR, COMPRESSED_DEPTH = f"{COLOR}/compressed", f"{DEPTH}/compressedDepth"
 POINTS, DELTAS, MARKERS, STATUS = "cache/points", "cache/deltas", "markers", "status"
+SCAN = "scan"
 TF, TF_STATIC = "/tf", "/tf_static"
 
 
@@ -215,8 +220,10 @@ def mask_pixels(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
 
 
 def _pose(frame: Frame, ids: FrameIds) -> Fields:
-    pose = transform_fields(frame.camera.world_from_camera, ids.world, ids.camera, frame.stamp_ns)
-    return {"transforms": [pose]}
+    poses = {ids.camera: frame.camera.world_from_camera}
+    if frame.scan is not None:
+        poses[ids.scan] = frame.scan.world_from_scan
+    return {"transforms": [transform_fields(p, ids.world, child, frame.stamp_ns) for child, p in poses.items()]}
 
 
 def _info(frame: Frame, ids: FrameIds) -> Fields:
@@ -260,15 +267,32 @@ def _color_points(frame: Frame, ids: FrameIds) -> Fields:
     return cloud_fields(points, frame.stamp_ns, ids.camera, is_dense=False)
 
 
+def _scan(frame: Frame, ids: FrameIds) -> Fields:
+    """All beams at once: no time passes from one to the next."""
+    scan = frame.scan
+    return {
+        "header": header_fields(frame.stamp_ns, ids.scan),
+        "angle_min": scan.angle_min_rad,
+        "angle_max": scan.angle_min_rad + scan.angle_step_rad * (len(scan.ranges_m) - 1),
+        "angle_increment": scan.angle_step_rad,
+        "time_increment": 0.0,
+        "scan_time": 0.0,
+        "range_min": scan.range_min_m,
+        "range_max": scan.range_max_m,
+        "ranges": np.asarray(scan.ranges_m, np.float32),
+        "intensities": np.zeros(0, np.float32),
+    }
+
+
 def _picture(name: str, type_name: str, fields: Callable, part: str = "") -> Topic:
     """Published of every frame and recorded."""
     return Topic(name, type_name, Qos(), fields, part, per_camera=True)
 
 
-def _on_demand(name: str, type_name: str, fields: Callable | None = None) -> Topic:
+def _on_demand(name: str, type_name: str, fields: Callable | None = None, sensor: str = "") -> Topic:
     """Made of a frame while somebody subscribes; volatile, because a latched topic is always made."""
     qos = Qos(durability="volatile")
-    return Topic(name, type_name, qos, fields, per_camera=True, on_demand=True, recorded=NOWHERE)
+    return Topic(name, type_name, qos, fields, per_camera=True, on_demand=True, recorded=NOWHERE, sensor=sensor)
 
 
 def _queued(depth: int | None) -> Qos:
@@ -290,6 +314,7 @@ TOPICS = (
     _on_demand(COMPRESSED_DEPTH, COMPRESSED),
     _on_demand("depth/image_raw", IMAGE, _depth_millimetres),
     _on_demand("depth/color/points", CLOUD, _color_points),
+    _on_demand(SCAN, LASER, _scan, sensor="scan"),
     Topic(MARKERS, "visualization_msgs/msg/MarkerArray", _queued(5), per_camera=True, on_demand=True,
           recorded=NOWHERE),
     Topic(POINTS, CLOUD, LATCHED),
@@ -300,6 +325,8 @@ TOPICS = (
     Topic("/clock", "rosgraph_msgs/msg/Clock", LATCHED, recorded=BY_NODE),
 )  # fmt: skip
 BY_NAME = {topic.name: topic for topic in TOPICS}
+# What the worker measures for subscribers: attributes of Frame.
+SENSORS = tuple(topic.sensor for topic in TOPICS if topic.sensor)
 # The names of what `mirage record` keeps, and of the messages that make a recorded frame complete.
 RECORDED = tuple(topic.name for topic in TOPICS if topic.recorded == EVERYWHERE)
 PICTURES = tuple(name for name in RECORDED if BY_NAME[name].per_camera)

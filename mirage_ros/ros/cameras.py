@@ -19,6 +19,7 @@ from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker.commands import Planned, View, WorkerConfig
+from mirage_ros.world.sensors import ScanConfig
 
 KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", "xyz", "wxyz"}
 Twist = tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]
@@ -44,13 +45,14 @@ class RigCamera:
 
     @property
     def output(self) -> CameraOutput:
-        return CameraOutput(self.name, f"{self.name}/", f"mirage_{self.name}_optical_frame")
+        frames = f"mirage_{self.name}_optical_frame", f"mirage_{self.name}_scan_frame"
+        return CameraOutput(self.name, f"{self.name}/", *frames)
 
 
 def single_camera(config: NodeConfig) -> tuple[View, CameraOutput]:
     """The one camera of a node without a rig."""
     size = (config.image_height, config.image_width) if config.image_width else None
-    output = CameraOutput("camera", "", config.rendered_camera_frame)
+    output = CameraOutput("camera", "", config.rendered_camera_frame, config.scan_frame)
     return View(size, config.hfov_deg), output
 
 
@@ -143,6 +145,18 @@ def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) ->
         period_ns=plan_config(config).period_ns,
         anchored=config.anchor == "tf",
         views=tuple(camera.view for camera in rig) or (single,),
+        scan=scan_config(config),
+    )
+
+
+def scan_config(config: NodeConfig) -> ScanConfig:
+    """Raises MirageError for parameters that do not go together."""
+    return ScanConfig(
+        config.scan_fov_deg,
+        config.scan_resolution_deg,
+        config.scan_range_min_m,
+        config.scan_range_max_m,
+        config.scan_height_m,
     )
 
 

@@ -204,8 +204,10 @@ class Rollout:
         if entry is not None:
             entry[1](result)
 
-    def pump(self, timing: Timing, config: NodeConfig, now_s: float, ros_ns: int) -> None:
-        """Queues the next chunk if it is due and the worker has room for it."""
+    def pump(
+        self, timing: Timing, config: NodeConfig, now_s: float, ros_ns: int, sensors: tuple[str, ...] = ()
+    ) -> None:
+        """Queues the next chunk, with what `sensors` measure (see Step), if it is due and the worker has room."""
         timing.hear(now_s)
         if self.model is None or not self.has_world or self.in_flight >= IN_FLIGHT:
             return
@@ -214,7 +216,7 @@ class Rollout:
         idle_worker = not self.in_flight
         found = timing.next(config, self.model.chunk_frames, idle_worker, now_s, ros_ns)
         if found is not None:
-            self._step(*found, config.cloud_period_s)
+            self._step(*found, config.cloud_period_s, sensors)
         elif self._cloud_is_old and idle_worker and now_s - self._cloud_s >= config.cloud_period_s:
             self._cloud_is_old = False
             self.submit(Cloud())
@@ -255,7 +257,9 @@ class Rollout:
         then = (step.planned.world_from_camera, *step.poses)
         return not all(np.allclose(*pair, *SAME) for pair in zip(then, now, strict=True))
 
-    def _step(self, planned: Planned, source: Source, cloud_period_s: float) -> None:
+    def _step(
+        self, planned: Planned, source: Source, cloud_period_s: float, sensors: tuple[str, ...]
+    ) -> None:
         try:
             poses = self._mounts(planned)
         except MirageError as error:
@@ -263,7 +267,7 @@ class Rollout:
             return
         self.mount_missing = ""
         mark = self.plan.mark()
-        step = Step(planned, cloud_period_s, poses)
+        step = Step(planned, cloud_period_s, poses, sensors)
         self.submit(step)
         source.commit(planned)
         self._steps.append(HandedOut(step, mark, source))

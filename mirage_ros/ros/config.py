@@ -29,6 +29,7 @@ class NodeConfig:
     camera_frame: str = "camera_color_optical_frame"
     rendered_camera_frame: str = "mirage_camera_optical_frame"
     start_frame: str = "mirage_start_optical_frame"
+    scan_frame: str = "mirage_scan_frame"
     anchor: str = "seed"
     frame_rate_hz: float = 10.0
     image_width: int = 0
@@ -53,6 +54,11 @@ class NodeConfig:
     compressed_format: str = "jpeg"
     jpeg_quality: int = 90
     delta_bytes_per_s: float = 1e6
+    scan_fov_deg: float = 360.0
+    scan_resolution_deg: float = 1.0
+    scan_range_min_m: float = 0.1
+    scan_range_max_m: float = 10.0
+    scan_height_m: float = 0.0
     worker_silence_s: float = 60.0
 
 
@@ -64,8 +70,10 @@ class CameraOutput:
         name: of the camera, as an entity.
         prefix: put before its topics: "" or "left/".
         frame_id: of the pictures; their pose is published on TF.
+        scan_frame: of the scanner at the camera's place, likewise while somebody subscribes to it.
     """
 
     name: str
     prefix: str
     frame_id: str
+    scan_frame: str = "mirage_scan_frame"

@@ -176,7 +176,8 @@ class MirageNode(GuardedNode):
             start_over=self._start_over,
             go_on=lambda: self._more_tf.trigger(),
         )
-        own = {camera.frame_id for camera in self.output.cameras} | {config.start_frame}
+        own = {frame for camera in self.output.cameras for frame in (camera.frame_id, camera.scan_frame)}
+        own |= {config.start_frame}
         cameras = [c.frame for c in self._rig if c.planned_from_camera is None]
         return PlanIntake(
             session.buffer, session.plan, self.health, config, reactions, own, cameras

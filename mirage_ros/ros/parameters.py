@@ -17,6 +17,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from mirage_ros.errors import MirageError
+from mirage_ros.ros.cameras import scan_config
 from mirage_ros.ros.config import NodeConfig
 
 
@@ -85,6 +86,10 @@ TABLE: dict[str, Row] = {
     "start_frame": Row(
         "Frame on /tf_static where the world starts: the pose that its seed was taken from, "
         "optical axes.",
+        frame=True,
+    ),
+    "scan_frame": Row(
+        "Frame id of scan: x ahead, y left, z up; its pose is published on TF while somebody subscribes.",
         frame=True,
     ),
     "anchor": Row(
@@ -181,6 +186,13 @@ TABLE: dict[str, Row] = {
         low=0.0,
         high=1e12,
     ),
+    "scan_fov_deg": Row("Field of view of scan, centred ahead, degrees.", low=1.0, high=360.0),
+    "scan_resolution_deg": Row("From one beam of scan to the next, degrees.", low=0.05, high=90.0),
+    "scan_range_min_m": Row("Surfaces nearer than this are -inf in scan, metres.", low=0.0, high=100.0),
+    "scan_range_max_m": Row("Surfaces farther than this are inf in scan, metres.", low=0.1, high=1000.0),
+    "scan_height_m": Row(
+        "Height of scan's plane above z = 0 of the world, metres; 0 is the camera's height.", low=0.0, high=100.0
+    ),
     "worker_silence_s": Row(
         "An inference worker whose work gets nowhere for so long is replaced; one call of a network "
         "has to be faster.",
@@ -217,7 +229,7 @@ def check(config: NodeConfig) -> None:
         if row.frame and (not value or value.startswith("/")):
             raise MirageError(f"{name} is '{value}'; set a frame name without a leading slash.")
     others = [config.camera_frame, config.world_frame]
-    for name in ("rendered_camera_frame", "start_frame"):
+    for name in ("rendered_camera_frame", "start_frame", "scan_frame"):
         frame = getattr(config, name)
         if frame in others:
             raise MirageError(f"{name} is '{frame}', which others publish; set a frame of its own.")
@@ -231,6 +243,7 @@ def check(config: NodeConfig) -> None:
             f"image_width is {config.image_width} and image_height {config.image_height}; set both "
             "or leave both at 0."
         )
+    scan_config(config)
 
 
 def declare(node: Node) -> NodeConfig:

@@ -51,6 +51,8 @@ class Output(Protocol):
 
     def full_for(self, now_s: float) -> dict[str, float]: ...
 
+    def sensors(self) -> tuple[str, ...]: ...
+
 
 @runtime_checkable
 class SimulatedTime(Protocol):
@@ -237,7 +239,8 @@ class Session:
     def supply(self) -> None:
         """Hands the worker what comes next."""
         if self.active:
-            self.rollout.pump(self.pacing, self.config, time.monotonic(), self.host.now_ns())
+            now_s, sensors = time.monotonic(), self.host.output.sensors()
+            self.rollout.pump(self.pacing, self.config, now_s, self.host.now_ns(), sensors)
         self._report_waiting()
         if self.waiting and self.stepper.job is not None:
             self.stepper.call_off(f"The step needs planned poses. {self.waiting}")

@@ -130,8 +130,14 @@ class CameraPublishers:
 
     def frame(self, frame: Frame) -> None:
         for name, publisher in self.all.items():
-            publisher.publish(self._makers[name], frame)
+            # Who has subscribed since the frame was asked for gets the next one's.
+            if not (sensor := BY_NAME[name].sensor) or getattr(frame, sensor) is not None:
+                publisher.publish(self._makers[name], frame)
         self.frustum.frame(frame)
+
+    def sensors(self) -> set[str]:
+        """What has to be measured for those who subscribe now."""
+        return {BY_NAME[name].sensor for name, publisher in self.all.items() if publisher.wanted} - {""}
 
 
 def lazy_publisher(
@@ -145,11 +151,15 @@ def lazy_publisher(
 def _maker(topic: Topic, config: NodeConfig, camera: CameraOutput) -> Callable[[Frame], Any] | None:
     """What makes a row's message of a frame; None where a class with a state does."""
     if topic.fields is not None:
-        kind, ids = message_class(topic.type_name), FrameIds(config.world_frame, camera.frame_id)
+        kind, ids = message_class(topic.type_name), _frame_ids(config, camera)
         return lambda frame: message_of(kind, topic.fields(frame, ids))
     if topic.name in COMPRESSORS:
         return partial(COMPRESSORS[topic.name], config=config, frame_id=camera.frame_id)
     return None
+
+
+def _frame_ids(config: NodeConfig, camera: CameraOutput) -> FrameIds:
+    return FrameIds(config.world_frame, camera.frame_id, camera.scan_frame)
 
 
 def _compressed_color(frame: Frame, config: NodeConfig, frame_id: str) -> CompressedImage:
@@ -185,6 +195,11 @@ class Publishers:
         every = (publisher for camera in self._pictures for publisher in camera.all.values())
         found = {publisher.topic: publisher.full_for(now_s) for publisher in every}
         return {topic: seconds for topic, seconds in found.items() if seconds is not None}
+
+    def sensors(self) -> tuple[str, ...]:
+        """What the worker has to measure for those who subscribe now, of any camera."""
+        wanted = set().union(*(camera.sensors() for camera in self._pictures))
+        return tuple(sorted(wanted))
 
     def shared(self) -> dict[str, list[str]]:
         """Topics of pictures, cloud and status that others publish, too, and who they are."""
@@ -234,5 +249,5 @@ class Publishers:
         fields = BY_NAME[topics.TF].fields
         poses = []
         for frame, camera in zip(frames, self.cameras, strict=True):
-            poses += fields(frame, FrameIds(self._config.world_frame, camera.frame_id))["transforms"]
+            poses += fields(frame, _frame_ids(self._config, camera))["transforms"]
         return poses

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from mirage_ros.data.seeds import Seed, load_seed
 from mirage_ros.protocol import Chunk, Frame, Points
+from mirage_ros.world.sensors import ScanConfig
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class WorkerConfig:
         views: the cameras, one or more.
         anchored: a named seed's camera stands at the first frame's pose, and its world with it.
         snapshots: folder for the worker's own snapshots; None keeps none.
+        scan: the range scanner at each camera's place.
     """
 
     world_seed: int = 0
@@ -75,6 +77,7 @@ class WorkerConfig:
     views: tuple[View, ...] = (View(),)
     anchored: bool = False
     snapshots: str | None = None
+    scan: ScanConfig = field(default_factory=ScanConfig)
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,13 @@ class Step:
     Attributes:
         planned: the frames' stamps, and the poses of a single camera.
         poses: world_from_camera of each camera of a rig, (f, 4, 4); empty for a single one.
+        sensors: what is measured besides, at each camera's place: attributes of Frame.
     """
 
     planned: Planned
     cloud_period_s: float = 1.0
     poses: tuple[Float[np.ndarray, "f 4 4"], ...] = ()
+    sensors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

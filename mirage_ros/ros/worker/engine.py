@@ -43,6 +43,7 @@ from mirage_ros.ros.worker.commands import (
     WorkerConfig,
 )
 from mirage_ros.ros.worker.shared import Snapshots
+from mirage_ros.world.sensors import Surfaces, scan
 from mirage_ros.world.world import Rig, World, WorldConfig
 
 SIZE, STRIDE, CHANNELS = (32, 32), 8, 4
@@ -189,11 +190,22 @@ class Engine:
         views = self.config.views
         cameras = [self._camera(view, pose) for view, pose in zip(views, poses, strict=True)]
         chunks = [
-            _resized(chunk, view.size)
+            self._measured(_resized(chunk, view.size), command.sensors)
             for chunk, view in zip(self._rig.step(cameras, stamps), views, strict=True)
         ]
         others = tuple(chunk.frames for chunk in chunks[1:])
         return replace(_done(command, _summed(chunks), **start), others=others)
+
+    def _measured(self, chunk: Chunk, sensors: tuple[str, ...]) -> Chunk:
+        """With what the sensors measure, all that the chunk wrote being there. Changes nothing."""
+        state = self._world.state
+        if "scan" not in sensors or not isinstance(state.memory, Surfaces):
+            return chunk
+        frames = tuple(
+            replace(f, scan=scan(state.memory, state.free_space, f.camera.world_from_camera, self.config.scan))
+            for f in chunk.frames
+        )
+        return replace(chunk, frames=frames)
 
     def _redate(self, command: Redate) -> Done:
         self._world.memory  # noqa: B018 - raises without a world

@@ -1,0 +1,152 @@
+"""What range sensors measure in a world: exact readouts of its memory. Nothing here changes the world.
+
+A scan is a ring of up to four pinhole readouts of one row each, 90 degrees wide, whose columns are at least as
+fine as the beams. What no surface stops is `inf` where views saw the space to be free, and NaN where nobody
+saw anything. No torch is imported here: the node's own process knows the scanners' configs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32
+
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.protocol import Scan
+
+FREE_MARGIN = 0.05
+"""Share of its depth by which a point has to lie before the surface behind it to be seen free."""
+STEP_M = 0.1
+"""Free space is looked up along a beam in steps of this."""
+BLIND_M = 2.0
+"""Space so near to the sensor may be unseen where the beam is free beyond: the robot itself stands there, and a
+camera does not see below itself."""
+COLUMNS_PER_BEAM = 2
+FINEST_DEG = 0.05
+
+
+@runtime_checkable
+class Surfaces(Protocol):
+    """A memory that can be measured, as LatentMemory."""
+
+    def measure(self, cameras: Camera) -> tuple[Float32[np.ndarray, "f h w"], Bool[np.ndarray, "f h w"]]: ...
+
+
+@runtime_checkable
+class FreeSpace(Protocol):
+    """What was seen to be free, as FreeSpaceViews."""
+
+    def seen_free(
+        self, points: Float[np.ndarray, "n 3"], margin: float, only_real: bool = False
+    ) -> Bool[np.ndarray, "n"]: ...
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """A planar range scanner.
+
+    Attributes:
+        fov_deg: centred ahead; 360 is all around.
+        resolution_deg: from one beam to the next.
+        range_min_m, range_max_m: what is nearer is -inf, what is farther inf.
+        height_m: of the plane above z = 0 of the world; 0 is the camera's height.
+    """
+
+    fov_deg: float = 360.0
+    resolution_deg: float = 1.0
+    range_min_m: float = 0.1
+    range_max_m: float = 10.0
+    height_m: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not FINEST_DEG <= self.resolution_deg <= self.fov_deg <= 360:
+            raise MirageError(
+                f"A scan got a field of view of {self.fov_deg:g} degrees and a resolution of {self.resolution_deg:g}; "
+                f"give at most 360, and a resolution from {FINEST_DEG:g} to the field of view."
+            )
+        if not 0 <= self.range_min_m < self.range_max_m < np.inf:
+            raise MirageError(
+                f"A scan got ranges from {self.range_min_m:g} to {self.range_max_m:g} m; give a least one of 0 or "
+                "more, below the largest."
+            )
+
+    @property
+    def angles_rad(self) -> Float[np.ndarray, "n"]:
+        """Of the beams, from the right to the left; 0 is ahead. A full turn does not end where it began."""
+        steps = int(np.floor(self.fov_deg / self.resolution_deg + 1e-9))
+        beams = steps if self.fov_deg >= 360 else steps + 1
+        return np.radians(self.resolution_deg) * (np.arange(beams) - steps / 2)
+
+
+def scan_pose(world_from_camera: Float[np.ndarray, "4 4"], height_m: float) -> Float[np.ndarray, "4 4"]:
+    """world_from_scan, x ahead, y left, z up: where the camera is and looks, level, at a height (0: the camera's)."""
+    rotation, pose = world_from_camera[:3, :3], np.eye(4)
+    # Looking straight up or down, ahead is where the top of the picture, or its bottom, points.
+    ahead = rotation[:2, 2] if np.hypot(*rotation[:2, 2]) > 1e-6 else np.sign(rotation[2, 2]) * rotation[:2, 1]
+    cosine, sine = ahead / np.hypot(*ahead)
+    pose[:2, :2] = [[cosine, -sine], [sine, cosine]]
+    pose[:3, 3] = world_from_camera[:3, 3]
+    if height_m:
+        pose[2, 3] = height_m
+    return pose
+
+
+def scan(
+    memory: Surfaces, free_space: FreeSpace, world_from_camera: Float[np.ndarray, "4 4"], config: ScanConfig
+) -> Scan:
+    """What a scanner at a camera's place measures.
+
+    Args:
+        memory, free_space: of a WorldState.
+    """
+    pose, angles = scan_pose(world_from_camera, config.height_m), config.angles_rad
+    ranges = _ranges(memory, pose, angles, config)
+    unstopped = np.flatnonzero(np.isnan(ranges) | (ranges > config.range_max_m))
+    ranges[unstopped] = np.where(_free(free_space, pose, angles[unstopped], config), np.inf, np.nan)
+    ranges[ranges < config.range_min_m] = -np.inf
+    step = float(np.radians(config.resolution_deg))
+    return Scan(ranges, float(angles[0]), step, config.range_min_m, config.range_max_m, pose)
+
+
+def _ranges(
+    memory: Surfaces, world_from_scan: np.ndarray, angles: np.ndarray, config: ScanConfig
+) -> Float32[np.ndarray, "n"]:
+    """To the first surface along each beam; NaN where there is none."""
+    sector = np.rint(angles / (np.pi / 2)).astype(int)
+    within = angles - sector * (np.pi / 2)
+    width = 2 * int(np.ceil(COLUMNS_PER_BEAM / np.radians(config.resolution_deg)))
+    focal = width / 2
+    intrinsics = np.array([[focal, 0, (width - 1) / 2], [0, focal, 0], [0, 0, 1.0]])
+    sectors = np.unique(sector)
+    poses = np.stack([world_from_scan @ _ahead_along(k * np.pi / 2) for k in sectors])
+    depth_m, _ = memory.measure(Camera(intrinsics, poses, (1, width)))
+    column = np.rint((width - 1) / 2 - focal * np.tan(within)).astype(int).clip(0, width - 1)
+    return depth_m[np.searchsorted(sectors, sector), 0, column] / np.cos(within).astype(np.float32)
+
+
+def _ahead_along(angle_rad: float) -> Float[np.ndarray, "4 4"]:
+    """scan_from_camera of a level camera that looks along an angle."""
+    pose, cosine, sine = np.eye(4), np.cos(angle_rad), np.sin(angle_rad)
+    pose[:3, :3] = np.array([[sine, 0, cosine], [-cosine, 0, sine], [0, -1, 0]])
+    return pose
+
+
+def _free(
+    free_space: FreeSpace, world_from_scan: np.ndarray, angles: np.ndarray, config: ScanConfig
+) -> Bool[np.ndarray, "n"]:
+    """Which beams views saw to be free up to the largest range, but for what lies right at the sensor."""
+    distances = np.append(np.arange(STEP_M, config.range_max_m, STEP_M), config.range_max_m)
+    away = np.stack([np.cos(angles), np.sin(angles), np.zeros_like(angles)], -1) @ world_from_scan[:3, :3].T
+    free = np.zeros(len(angles), bool)
+    # Far points decide most beams: only those that are free there are looked at whole.
+    at_end = world_from_scan[:3, 3] + config.range_max_m * away
+    some = np.flatnonzero(free_space.seen_free(at_end, FREE_MARGIN))
+    points = world_from_scan[:3, 3] + distances[None, :, None] * away[some, None]
+    seen = free_space.seen_free(points.reshape(-1, 3), FREE_MARGIN).reshape(points.shape[:2])
+    first = seen.argmax(1)
+    gap = ~seen & (np.arange(len(distances)) >= first[:, None])
+    free[some] = ~gap.any(1) & (distances[first] <= max(BLIND_M, STEP_M))
+    return free

@@ -1,0 +1,169 @@
+"""Sensors that measure in memory: against analytic rooms, through the worker's engine, and over DDS."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from analytic import cameras, look, raycast, remember, room
+from fakes import PixelModel
+from sensor_msgs.msg import LaserScan
+from sim_client import OK, PERIOD, START
+from test_worker import seed, step
+
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory.free_space import FreeSpaceViews
+from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.recording.topics import BY_NAME, SCAN, FrameIds
+from mirage_ros.ros import parameters
+from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.messages.conversions import stamp_from_ros, transform_from_ros
+from mirage_ros.ros.worker.commands import Reset, WorkerConfig
+from mirage_ros.ros.worker.engine import Engine
+from mirage_ros.world.sensors import ScanConfig, scan, scan_pose
+
+HERE = (0.5, -1.0, 1.2)
+AHEAD = look(HERE, (0.5, 2.0, 1.0))
+
+
+def remembered(targets) -> LatentMemory:
+    """The analytic room as cameras saw it from one place, looking at the targets."""
+    memory = LatentMemory(MemoryConfig(4))
+    remember(memory, cameras([look(HERE, target) for target in targets], (48, 60), 100.0), room())
+    return memory
+
+
+def true_ranges(world_from_scan, angles) -> np.ndarray:
+    """Of each beam in the analytic room."""
+    poses = np.stack([world_from_scan @ _along(angle) for angle in angles])
+    return raycast(Camera.from_hfov(90.0, (1, 1), poses), room())[0].reshape(-1)
+
+
+def _along(angle: float) -> np.ndarray:
+    return look((0, 0, 0), (np.cos(angle), np.sin(angle), 0))
+
+
+@pytest.fixture(scope="module")
+def around() -> LatentMemory:
+    x, y, z = HERE
+    return remembered([(x, y + 1, z), (x - 1, y, z), (x, y - 1, z), (x + 1, y, z)])
+
+
+@pytest.mark.parametrize("height_m", [0.0, 0.4])
+def test_ranges_are_those_of_the_surfaces(around, height_m):
+    config = ScanConfig(resolution_deg=0.5, height_m=height_m)
+    found = scan(around, FreeSpaceViews.none(), AHEAD, config)
+    truth = true_ranges(found.world_from_scan, config.angles_rad)
+    error = np.abs(found.ranges_m / truth - 1)
+    assert found.world_from_scan[2, 3] == (height_m or HERE[2])
+    assert len(found.ranges_m) == 720 and np.isfinite(found.ranges_m).mean() > 0.97
+    assert np.nanmedian(error) < 0.005 and np.nanpercentile(error, 90) < 0.03
+
+
+def test_a_scanner_stands_level_where_the_camera_looks():
+    for target in ((0.5, 2.0, 0.2), (0.5, 2.0, 3.0)):
+        pose = scan_pose(look(HERE, target), 0.0)
+        np.testing.assert_allclose(pose[:3, :3], [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-9)
+    down, up = np.eye(4), np.eye(4)
+    down[:3, :3], up[:3, :3] = np.diag([1, -1, -1]), np.eye(3)
+    # The top of a picture that looks down points ahead, and its bottom where it looks up.
+    np.testing.assert_allclose(scan_pose(down, 0.0)[:3, 0], [0, 1, 0], atol=1e-9)
+    np.testing.assert_allclose(scan_pose(up, 0.0)[:3, 0], [0, 1, 0], atol=1e-9)
+
+
+def test_beams_into_what_nobody_saw_say_so():
+    memory = remembered([(0.5, 2.0, 1.0)])
+    config = ScanConfig()
+    found = scan(memory, FreeSpaceViews.none(), AHEAD, config)
+    seen = np.isfinite(found.ranges_m)
+    assert seen[np.abs(config.angles_rad) < np.radians(48)].all()
+    assert np.isnan(found.ranges_m[np.abs(config.angles_rad) > np.radians(53)]).all()
+
+
+def test_nearer_and_farther_surfaces_say_which(around):
+    free_space = FreeSpaceViews.none()
+    found = scan(around, free_space, AHEAD, ScanConfig(range_min_m=2.9))
+    assert np.isneginf(found.ranges_m).any() and found.ranges_m[np.isfinite(found.ranges_m)].min() >= 2.9
+    ahead = cameras([AHEAD], (60, 80))
+    depth = raycast(ahead, room())[0][0].astype(np.float32)
+    free_space = free_space.with_real(ahead[0], depth, 4)
+    short = ScanConfig(range_max_m=1.0)
+    found = scan(around, free_space, AHEAD, short)
+    straight = np.abs(short.angles_rad) < np.radians(30)
+    assert np.isposinf(found.ranges_m[straight]).all(), "seen to be free up to the largest range"
+    assert np.isnan(found.ranges_m[np.abs(short.angles_rad) > 1]).all(), "no view saw that space"
+
+
+def test_the_sky_is_free_and_unknown_depth_is_not():
+    depth = np.full((60, 80), np.inf, np.float32)
+    depth[:, :40] = np.nan
+    free_space = FreeSpaceViews.none().with_real(cameras([AHEAD], (60, 80))[0], depth, 4)
+    found = scan(LatentMemory(MemoryConfig(4)), free_space, AHEAD, ScanConfig(fov_deg=50.0))
+    ranges = found.ranges_m
+    assert np.isposinf(ranges[:23]).all() and np.isnan(ranges[28:]).all() and len(ranges) == 51
+
+
+def test_measuring_changes_nothing(around):
+    before = {name: around._store[name].copy() for name in around._store.arrays}
+    tick = around._tick
+    scan(around, FreeSpaceViews.none(), AHEAD, ScanConfig())
+    assert around._tick == tick
+    assert all(np.array_equal(around._store[name], values) for name, values in before.items())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"scan_range_min_m": 12.0}, "ranges from 12 to 10 m"),
+        ({"scan_fov_deg": 1.0, "scan_resolution_deg": 2.0}, "a resolution of 2"),
+        ({"scan_frame": "world"}, "scan_frame is 'world'"),
+        ({"scan_height_m": float("nan")}, "scan_height_m is nan"),
+    ],
+)
+def test_parameters_that_do_not_go_together_are_refused(values, words):
+    with pytest.raises(MirageError, match=words) as error:
+        parameters.check(NodeConfig(**values))
+    assert str(error.value).count(". ") == 0, "one sentence"
+
+
+def rolled(sensors: tuple[str, ...]):
+    engine = Engine(PixelModel(), WorkerConfig(period_ns=PERIOD))
+    engine.carry_out(Reset(seed(), 0, "test"))
+    return [engine.carry_out(replace(step(chunk), sensors=sensors)).chunk.frames for chunk in range(3)]
+
+
+def test_the_same_plan_gives_the_same_scans_and_scans_change_no_frame():
+    plain, one, two = rolled(()), rolled(("scan",)), rolled(("scan",))
+    for without, first, second in zip(sum(plain, ()), sum(one, ()), sum(two, ()), strict=True):
+        assert without.scan is None
+        np.testing.assert_array_equal(first.scan.ranges_m, second.scan.ranges_m)
+        assert np.isfinite(first.scan.ranges_m).any() and np.isnan(first.scan.ranges_m).any()
+        np.testing.assert_array_equal(without.rgb, first.rgb)
+        np.testing.assert_array_equal(without.depth_m, first.depth_m)
+
+
+def test_a_scans_message_says_its_angles():
+    (frame, *_), *_ = rolled(("scan",))
+    fields = BY_NAME[SCAN].fields(frame, FrameIds(scan="laser"))
+    assert fields["header"]["frame_id"] == "laser"
+    beams = len(fields["ranges"])
+    assert fields["angle_max"] == pytest.approx(fields["angle_min"] + (beams - 1) * fields["angle_increment"])
+    assert beams == 360 and fields["angle_min"] == pytest.approx(-np.pi)
+
+
+def test_scans_come_with_the_pictures_for_who_subscribes(sim):
+    got: list[LaserScan] = []
+    subscription = sim.node.create_subscription(LaserScan, "scan", got.append, 20)
+    sim.spin(lambda: sim.node.count_publishers("scan") == 1)
+    sim.spin_for(0.5)
+    assert sim.step(4).result == OK
+    sim.spin(lambda: len(got) >= 4)
+    assert [stamp_from_ros(message.header.stamp) for message in got] == [START + PERIOD * k for k in (1, 2, 3, 4)]
+    assert got[0].header.frame_id == "mirage_scan_frame" and len(got[0].ranges) == 360
+    assert np.isfinite(got[0].ranges).any()
+    scanners = [t for m in sim.got["/tf"] for t in m.transforms if t.child_frame_id == "mirage_scan_frame"]
+    assert [stamp_from_ros(t.header.stamp) for t in scanners] == [START + PERIOD * k for k in (1, 2, 3, 4)]
+    assert transform_from_ros(scanners[0])[2, 2] == pytest.approx(1)
+    sim.node.destroy_subscription(subscription)
