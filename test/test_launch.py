@@ -50,7 +50,7 @@ def test_parameter_file_holds_every_default():
     }
 
 
-@pytest.mark.parametrize("name", ["mirage", "stream", "lockstep", "rig"])
+@pytest.mark.parametrize("name", ["mirage", "stream", "lockstep", "rig", "drive"])
 def test_every_parameter_in_the_file_has_a_comment(name):
     lines = (ROOT / f"config/{name}.yaml").read_text().splitlines()
     for before, line in zip(lines, lines[1:], strict=False):
@@ -58,7 +58,7 @@ def test_every_parameter_in_the_file_has_a_comment(name):
             assert before.strip().startswith("# "), line
 
 
-@pytest.mark.parametrize("name", ["stream", "lockstep", "rig"])
+@pytest.mark.parametrize("name", ["stream", "lockstep", "rig", "drive"])
 def test_each_use_sets_parameters_that_exist_to_what_they_may_be(name):
     parameters = pytest.importorskip("mirage_ros.ros.parameters", exc_type=ImportError)
     stated = yaml.safe_load((ROOT / f"config/{name}.yaml").read_text())["/**"]["ros__parameters"]

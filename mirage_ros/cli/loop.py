@@ -11,6 +11,15 @@ from mirage_ros.resources import user_path
 
 WORLDS = ("room:2000000", "room:2000001", "room:2000002", "room:2000003", "room:2000007")
 
+LIVE_NUMBERS = (
+    ("max-speed", "MPS", 1.0, "faster commands are cut down to this"),
+    ("max-turn", "RPS", 1.5, "and to this"),
+    ("acceleration", "MPS2", 2.0, "how fast the speed changes"),
+    ("turn-acceleration", "RPS2", 6.0, "and the turn rate"),
+    ("timeout", "S", 0.5, "the base stops when the newest command is older"),
+    ("tf-rate", "HZ", 30.0, "poses on TF and odom"),
+)
+
 
 def add_loop(parsers) -> None:
     parser = add_command(
@@ -46,14 +55,27 @@ def add_base(parsers) -> None:
         parsers,
         "base",
         base,
-        "run a kinematic base in lockstep: stamped cmd_vel in; odom and planned TF out",
-        "example, beside `mirage node --params config/lockstep.yaml`:\n  mirage base --seed room",
+        "run a kinematic base, in lockstep or live: cmd_vel in; odom and TF out",
+        "examples:\n  mirage base --seed room              beside `mirage node --params config/lockstep.yaml`\n"
+        "  mirage base --live --kind omni       beside `mirage node --params config/drive.yaml`",
     )
     parser.add_argument("--seed", default="room", help="the node's seed (default: room)")
     parser.add_argument("--hfov", type=float, metavar="DEG", help="as given to the node")
     parser.add_argument("--rate", type=float, default=5.0, help="the node's frame_rate_hz")
     parser.add_argument("--step-frames", type=int, default=4, help="the model's chunk (default: 4)")
+    live = parser.add_argument_group("in real time")
+    live.add_argument("--live", action="store_true",
+                      help="move while time passes, by Twist or TwistStamped of any stamp")  # fmt: skip
+    _add_kind(live)
+    for name, metavar, default, about in LIVE_NUMBERS:
+        live.add_argument(f"--{name}", type=float, default=default, metavar=metavar,
+                          help=f"{about} (default: {default})")  # fmt: skip
     _add_names(parser)
+
+
+def _add_kind(parser) -> None:
+    parser.add_argument("--kind", default="diff", choices=("diff", "omni", "free"),
+                        help="of base: diff-drive, omnidirectional, free-flying camera (default: diff)")  # fmt: skip
 
 
 def add_wander(parsers) -> None:
@@ -104,19 +126,30 @@ def loop(arguments: argparse.Namespace) -> int:
 
 
 def base(arguments: argparse.Namespace) -> int:
+    from mirage_ros.loop.base import LiveBaseConfig
     from mirage_ros.ros.base_node import BaseConfig
     from mirage_ros.ros.loop_nodes import run_base
 
+    live = LiveBaseConfig(
+        arguments.kind,
+        arguments.max_speed,
+        arguments.max_turn,
+        arguments.acceleration,
+        arguments.turn_acceleration,
+        arguments.timeout,
+    )
     config = BaseConfig(
         seed=arguments.seed,
         hfov_deg=arguments.hfov,
         frame_rate_hz=arguments.rate,
         step_frames=arguments.step_frames,
+        live=live,
+        tf_rate_hz=arguments.tf_rate,
         base_frame=arguments.base_frame,
         camera_frame=arguments.camera_frame,
         namespace=arguments.namespace,
     )
-    run_base(config, arguments.ros_args)
+    run_base(config, arguments.live, arguments.ros_args)
     return 0
 
 

@@ -1,5 +1,6 @@
 """A kinematic base: velocity commands in, poses out; and its body, an upright cylinder.
 
+`BasePose` goes along arcs on the floor for a base in lockstep; `LiveBase` moves while time passes.
 x forward, y left, z up (REP 103).
 """
 
@@ -7,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from mirage_ros.errors import MirageError
-from mirage_ros.geometry.rigid import inverse
+from mirage_ros.geometry.rigid import exp, inverse, orthonormal
+from mirage_ros.protocol import SECOND_NS
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ def distances_m(
 
 STRAIGHT_RPS = 1e-6
 UPRIGHT = 0.5
+# Of any component of a command, so that its length is a number (m/s, rad/s).
+FASTEST = 1e6
+# Optical axes (x right, y down, z ahead) on a base that looks along x.
+BASE_FROM_OPTICAL = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 
 
 @dataclass(frozen=True)
@@ -121,3 +127,130 @@ def base_under(
     yaw = math.atan2(rotation[1, 2], rotation[0, 2])
     base = BasePose(float(world_from_camera[0, 3]), float(world_from_camera[1, 3]), yaw)
     return base, inverse(base.world_from_base) @ world_from_camera
+
+
+KINDS = ("diff", "omni", "free")
+# Of a body twist (vx vy vz wx wy wz), what each kind of base can do.
+DRIVEN_AXES = {"diff": (1, 0, 0, 0, 0, 1), "omni": (1, 1, 0, 0, 0, 1), "free": (1, 1, 1, 1, 1, 1)}
+LINEAR, ANGULAR = slice(0, 3), slice(3, 6)
+# A ramp is integrated in steps of this length: the twist of each is its mean.
+STEP_S = 0.01
+
+
+@dataclass(frozen=True)
+class LiveBaseConfig:
+    """How a base that is driven in real time moves.
+
+    Attributes:
+        kind: diff (ahead and turn), omni (sideways as well) or free (a camera that flies, all six axes).
+        max_speed_mps, max_turn_rps: the lengths of the linear and of the angular velocity are cut down to these.
+        acceleration_mps2, turn_acceleration_rps2: how fast they change, braking included.
+        timeout_s: the base stops when its newest command is older.
+
+    Raises:
+        MirageError: another kind, or a number that is not finite and above 0.
+    """
+
+    kind: str = "diff"
+    max_speed_mps: float = 1.0
+    max_turn_rps: float = 1.5
+    acceleration_mps2: float = 2.0
+    turn_acceleration_rps2: float = 6.0
+    timeout_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise MirageError(f"The base's kind is {self.kind!r}; give one of {', '.join(KINDS)}.")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "kind" and not (math.isfinite(value) and value > 0):
+                raise MirageError(f"The base's {field.name} is {value}; give a finite number above 0.")
+
+
+class LiveBase:
+    """A base that moves while time passes: body twists in, its pose now out. No ROS.
+
+    Attributes:
+        odom_from_base: where it stands.
+        twist: its velocity in its own frame, vx vy vz (m/s) wx wy wz (rad/s).
+
+    Args:
+        odom_from_base: where it stands when time begins.
+    """
+
+    def __init__(
+        self, odom_from_base: Float[np.ndarray, "4 4"], config: LiveBaseConfig = LiveBaseConfig()
+    ) -> None:
+        self.config = config
+        self.odom_from_base = odom_from_base.copy()
+        self.twist = np.zeros(6)
+        self._target = np.zeros(6)
+        self._expires_ns = self._now_ns = 0
+
+    def command(self, twist: Float[np.ndarray, "6"], now_ns: int) -> bool:
+        """Heeds a command from now on. False, and the base stops, when it is not all finite."""
+        self.advance(now_ns)
+        finite = bool(np.isfinite(twist).all())
+        self._target = self._possible(twist) if finite else np.zeros(6)
+        self._expires_ns = now_ns + round(self.config.timeout_s * SECOND_NS)
+        return finite
+
+    def advance(self, now_ns: int) -> None:
+        """Moves on to a time. Where time jumps back, or begins, the base stays and stands still."""
+        if now_ns < self._now_ns or not self._now_ns:
+            self.twist, self._target = np.zeros(6), np.zeros(6)
+            self._now_ns = self._expires_ns = now_ns
+        commanded_ns = min(now_ns, max(self._expires_ns, self._now_ns)) - self._now_ns
+        self._move(commanded_ns / SECOND_NS)
+        if now_ns >= self._expires_ns:
+            self._target = np.zeros(6)
+        self._move((now_ns - self._now_ns - commanded_ns) / SECOND_NS)
+        self._now_ns = now_ns
+
+    def _possible(self, twist: np.ndarray) -> np.ndarray:
+        """What this kind of base can do of a twist, within its limits, in the same direction."""
+        possible = np.where(DRIVEN_AXES[self.config.kind], np.clip(twist, -FASTEST, FASTEST), 0.0)
+        for part, limit in ((LINEAR, self.config.max_speed_mps), (ANGULAR, self.config.max_turn_rps)):
+            possible[part] *= min(1.0, limit / max(float(np.linalg.norm(possible[part])), 1e-12))
+        return possible
+
+    def _move(self, seconds: float) -> None:
+        """Integrates, exactly where the twist is constant, until time is up or the base rests."""
+        while seconds > 0 and (self.twist.any() or self._target.any()):
+            twist, step_s = self._ramped(seconds)
+            self.odom_from_base = self.odom_from_base @ exp((self.twist + twist) / 2 * step_s)
+            self.twist = twist
+            seconds -= step_s
+        self.odom_from_base = orthonormal(self.odom_from_base)
+
+    def _ramped(self, seconds: float) -> tuple[np.ndarray, float]:
+        """The twist after a step of at most so long, and the length of that step."""
+        limits = np.repeat([self.config.acceleration_mps2, self.config.turn_acceleration_rps2], 3)
+        change = self._target - self.twist
+        lengths = np.repeat([np.linalg.norm(change[LINEAR]), np.linalg.norm(change[ANGULAR])], 3)
+        ramps_s = lengths / limits
+        left_s = ramps_s[ramps_s > 0]
+        step_s = min(seconds, STEP_S, float(left_s.min())) if left_s.size else seconds
+        share = np.divide(step_s, ramps_s, out=np.ones(6), where=ramps_s > step_s)
+        return np.where(share < 1, self.twist + change * share, self._target), step_s
+
+
+def live_base_under(
+    world_from_camera: Float[np.ndarray, "4 4"], kind: str
+) -> tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "4 4"]]:
+    """Where a base stands that carries a camera, and the camera's mount on it: world_from_base, base_from_camera.
+
+    A free base flies where its camera is, upright where the camera is; the others stand on the floor below.
+
+    Raises:
+        MirageError: the camera does not stand upright and the base is not free.
+    """
+    if kind == "free" and -world_from_camera[2, 1] < UPRIGHT:
+        world_from_base = world_from_camera @ inverse(BASE_FROM_OPTICAL)
+        return world_from_base, BASE_FROM_OPTICAL.copy()
+    base, mount = base_under(world_from_camera)
+    world_from_base = base.world_from_base
+    if kind == "free":
+        height_m = world_from_camera[2, 3]
+        world_from_base[2, 3], mount[2, 3] = height_m, mount[2, 3] - height_m
+    return world_from_base, mount

@@ -1,40 +1,54 @@
-"""A kinematic base in lockstep: stamped velocity commands in; odometry and planned TF out.
+"""Kinematic bases, in lockstep and live: velocity commands in; odometry and TF out.
 
-The base plans a chunk of frame times ahead, as many as the simulator makes in one step, and waits
+`BaseNode`, for policies, moves in lockstep with the simulator. It plans a chunk of frame times ahead, as many as the simulator makes in one step, and waits
 for /clock to get there. Then it takes the command that was decided on that chunk's last picture:
 the TwistStamped whose stamp is that picture's. So who drives it may be as slow as it likes, die and
 come back: time waits. A command without a stamp (0) is for the next step, whichever that is: who
 drives by hand needs no stamps, but such a drive is not the same twice. Other stamps decide nothing.
+
+`LiveBaseNode`, for people and navigation stacks, moves while ROS time passes. It heeds Twist and
+TwistStamped when they come, whatever their stamps, and publishes poses of the present alone: a
+command can change everything that is not published yet.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped, TwistStamped
+from geometry_msgs.msg import PoseStamped, TransformStamped, Twist, TwistStamped
 from jaxtyping import Float
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
+from rclpy.clock import Clock as RosClock
+from rclpy.clock import ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.errors import MirageError
-from mirage_ros.loop.base import BasePose, Command, base_under
+from mirage_ros.loop.base import BasePose, Command, LiveBase, LiveBaseConfig, base_under, live_base_under
 from mirage_ros.ros.messages.conversions import (
     SECOND_NS,
     pose_to_ros,
     stamp_from_ros,
     stamp_to_ros,
     transform_to_ros,
+    twist_to_ros,
 )
 
 LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 KEPT_ODOMETRY = QoSProfile(depth=64, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 REPEAT_S = 1.0
 UNSTAMPED_NS = 0
+COMMAND_DEPTH = 10
+FASTEST_TF_HZ = 200.0
+WATCH_S = 0.2
+COMMAND_TYPES = {"geometry_msgs/msg/Twist": Twist, "geometry_msgs/msg/TwistStamped": TwistStamped}
+# (1 mm)^2, (1 mrad)^2 and the same per second: exact, but filters invert these matrices.
+COVARIANCE = np.diag([1e-6] * 6).ravel()
 
 
 @dataclass(frozen=True)
@@ -44,8 +58,10 @@ class BaseConfig:
     Attributes:
         seed, hfov_deg: the view that the simulator starts from, see `load_seed`: the base stands
             under its camera and carries it from then on.
-        frame_rate_hz, step_frames: the simulator's.
-        max_speed_mps, max_turn_rps: faster commands are cut down to these.
+        frame_rate_hz, step_frames: the simulator's, for a base in lockstep.
+        max_speed_mps, max_turn_rps: in lockstep, faster commands are cut down to these.
+        live: how a live base moves.
+        tf_rate_hz: how often a live base tells its pose.
     """
 
     seed: str = "room"
@@ -54,6 +70,8 @@ class BaseConfig:
     step_frames: int = 4
     max_speed_mps: float = 1.0
     max_turn_rps: float = 1.5
+    live: LiveBaseConfig = field(default_factory=LiveBaseConfig)
+    tf_rate_hz: float = 30.0
     world_frame: str = "world"
     odom_frame: str = "odom"
     base_frame: str = "base_link"
@@ -140,7 +158,41 @@ class Motion:
         self.horizon_ns = max(self.planned)
 
 
-class BaseNode(Node):
+class _Base(Node):
+    """What both bases say: TF, the camera's mount, odometry."""
+
+    def __init__(self, config: BaseConfig, base_from_camera: Float[np.ndarray, "4 4"]) -> None:
+        super().__init__("mirage_base", namespace=config.namespace)
+        self.config = config
+        self._said: set[str] = set()
+        self._tf = self.create_publisher(TFMessage, "/tf", QoSProfile(depth=100))
+        self._static = self.create_publisher(TFMessage, "/tf_static", LATCHED)
+        self._odom = self.create_publisher(Odometry, "odom", KEPT_ODOMETRY)
+        mount = transform_to_ros(base_from_camera, config.base_frame, config.camera_frame, 0)
+        odom = transform_to_ros(np.eye(4), config.world_frame, config.odom_frame, 0)
+        self._static.publish(TFMessage(transforms=[odom, mount]))
+
+    def _say_once(self, kind: str, text: str) -> None:
+        """A warning, once of each kind."""
+        if kind not in self._said:
+            self._said.add(kind)
+            self.get_logger().warning(text)
+
+    def _transform(self, odom_from_base: np.ndarray, stamp_ns: int) -> TransformStamped:
+        return transform_to_ros(odom_from_base, self.config.odom_frame, self.config.base_frame, stamp_ns)
+
+    def _odometry(self, odom_from_base: np.ndarray, twist: np.ndarray, stamp_ns: int) -> Odometry:
+        """Args: twist: vx vy vz wx wy wz in the base's own frame."""
+        message = Odometry(child_frame_id=self.config.base_frame)
+        message.header.frame_id = self.config.odom_frame
+        message.header.stamp = stamp_to_ros(stamp_ns)
+        message.pose.pose = pose_to_ros(odom_from_base)
+        message.twist.twist = twist_to_ros(twist[:3], twist[3:])
+        message.pose.covariance = message.twist.covariance = COVARIANCE
+        return message
+
+
+class BaseNode(_Base):
     """Publishes TF ahead of time and odometry as time comes; subscribes to cmd_vel and /clock.
 
     Raises:
@@ -148,19 +200,13 @@ class BaseNode(Node):
     """
 
     def __init__(self, world_from_camera: Float[np.ndarray, "4 4"], config: BaseConfig) -> None:
-        super().__init__("mirage_base", namespace=config.namespace)
-        self.config = config
-        start, self._mount = base_under(world_from_camera)
+        start, mount = base_under(world_from_camera)
+        super().__init__(config, mount)
         self.motion = Motion(start, config)
         self._command: Command | None = None
-        self._said: set[str] = set()
-        self._tf = self.create_publisher(TFMessage, "/tf", QoSProfile(depth=100))
-        self._static = self.create_publisher(TFMessage, "/tf_static", LATCHED)
-        self._odom = self.create_publisher(Odometry, "odom", KEPT_ODOMETRY)
         self._path = self.create_publisher(PathMessage, "planned_path", LATCHED)
         self.create_subscription(TwistStamped, "cmd_vel", self._on_command, 50)
         self.create_subscription(Clock, "/clock", self._on_clock, LATCHED)
-        self._publish_mount()
         # The simulator may start, or come back, after a plan went out; saying it again is cheap.
         self.create_timer(REPEAT_S, self._publish_plan)
 
@@ -172,7 +218,9 @@ class BaseNode(Node):
             self._publish_plan()
             self.get_logger().info(f"Time begins at {now_ns / SECOND_NS:.3f} s.")
         for stamp_ns, pose in self.motion.passed():
-            self._odom.publish(self._odometry(pose, stamp_ns))
+            command = self.motion.command
+            twist = np.array([command.speed_mps, 0, 0, 0, 0, command.turn_rps])
+            self._odom.publish(self._odometry(pose.world_from_base, twist, stamp_ns))
         self._advance()
 
     def _on_command(self, message: TwistStamped) -> None:
@@ -206,25 +254,12 @@ class BaseNode(Node):
             self.motion.follow(command)
             self._publish_plan()
 
-    def _say_once(self, kind: str, text: str) -> None:
-        """A warning, until time begins anew."""
-        if kind not in self._said:
-            self._said.add(kind)
-            self.get_logger().warning(text)
-
     def _publish_plan(self) -> None:
         if not self.motion.planned:
             return
-        frames = (self.config.odom_frame, self.config.base_frame)
         planned = sorted(self.motion.planned.items())
-        self._tf.publish(
-            TFMessage(
-                transforms=[
-                    transform_to_ros(pose.world_from_base, *frames, stamp_ns)
-                    for stamp_ns, pose in planned
-                ]
-            )
-        )
+        transforms = [self._transform(pose.world_from_base, stamp_ns) for stamp_ns, pose in planned]
+        self._tf.publish(TFMessage(transforms=transforms))
         self._path.publish(self._path_of(planned))
 
     def _path_of(self, planned) -> PathMessage:
@@ -238,25 +273,63 @@ class BaseNode(Node):
             message.poses.append(stamped)
         return message
 
-    def _publish_mount(self) -> None:
-        config = self.config
-        self._static.publish(
-            TFMessage(
-                transforms=[
-                    transform_to_ros(np.eye(4), config.world_frame, config.odom_frame, 0),
-                    transform_to_ros(self._mount, config.base_frame, config.camera_frame, 0),
-                ]
-            )
-        )
 
-    def _odometry(self, pose: BasePose, stamp_ns: int) -> Odometry:
-        message = Odometry(child_frame_id=self.config.base_frame)
-        message.header.frame_id = self.config.odom_frame
-        message.header.stamp = stamp_to_ros(stamp_ns)
-        message.pose.pose = pose_to_ros(pose.world_from_base)
-        message.twist.twist.linear.x = self.motion.command.speed_mps
-        message.twist.twist.angular.z = self.motion.command.turn_rps
-        return message
+class LiveBaseNode(_Base):
+    """Publishes TF and odometry of the present, at a steady rate in ROS time; subscribes to cmd_vel.
+
+    Raises:
+        MirageError: the seed's camera does not stand upright and the base is not free, or a bad rate.
+    """
+
+    def __init__(self, world_from_camera: Float[np.ndarray, "4 4"], config: BaseConfig) -> None:
+        if not 1.0 <= config.tf_rate_hz <= FASTEST_TF_HZ:
+            raise MirageError(f"The base's TF rate is {config.tf_rate_hz}; give 1 to {FASTEST_TF_HZ:g} poses/s.")
+        start, mount = live_base_under(world_from_camera, config.live.kind)
+        super().__init__(config, mount)
+        self.base = LiveBase(start, config.live)
+        # DDS takes one type of a topic in a process, so what is published decides which is heard.
+        self._heard = ""
+        self._commands: Subscription | None = None
+        self._listen_for("geometry_msgs/msg/Twist")
+        self.create_timer(WATCH_S, self._watch, clock=RosClock(clock_type=ClockType.STEADY_TIME))
+        self.create_timer(1 / config.tf_rate_hz, self._publish)
+
+    def _listen_for(self, type_name: str) -> None:
+        if self._commands is not None:
+            self.destroy_subscription(self._commands)
+        kind = COMMAND_TYPES[type_name]
+        callback = self._on_twist if kind is Twist else lambda message: self._on_twist(message.twist)
+        self._commands = self.create_subscription(kind, "cmd_vel", callback, COMMAND_DEPTH)
+        self._heard = type_name
+
+    def _watch(self) -> None:
+        """Changes over to the type that is published; says which is heeded where both are."""
+        found = self.get_publishers_info_by_topic(self.resolve_topic_name("cmd_vel"))
+        publishers = {name: [info.node_name for info in found if info.topic_type == name] for name in COMMAND_TYPES}
+        published = [name for name, nodes in publishers.items() if nodes]
+        if len(published) > 1:
+            (other,) = (name for name in published if name != self._heard)
+            self._say_once(
+                "types",
+                f"cmd_vel is published as {self._heard} (by {', '.join(publishers[self._heard])}) and as {other} "
+                f"(by {', '.join(publishers[other])}); the former alone is heeded as long as it is there.",
+            )
+        elif published and published[0] != self._heard:
+            self._listen_for(published[0])
+            self.get_logger().info(f"cmd_vel is published as {self._heard} now, which is heeded.")
+
+    def _on_twist(self, twist: Twist) -> None:
+        linear, angular = twist.linear, twist.angular
+        values = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
+        if not self.base.command(values, self.get_clock().now().nanoseconds):
+            self._say_once("nan", "cmd_vel holds NaN or infinity; the base stops for such commands.")
+
+    def _publish(self) -> None:
+        now_ns = self.get_clock().now().nanoseconds
+        self.base.advance(now_ns)
+        pose = self.base.odom_from_base
+        self._tf.publish(TFMessage(transforms=[self._transform(pose, now_ns)]))
+        self._odom.publish(self._odometry(pose, self.base.twist, now_ns))
 
 
 def _limited(value: float, limit: float) -> float:

@@ -184,7 +184,7 @@ class Pacing:
             return self._stepped(config, min(chunk, self.budget))
         if config.time_mode == "lockstep":
             return self._locked(config, min(chunk, config.step_frames or chunk), idle, ros_ns)
-        return self._streamed(config, chunk, idle, idle_worker, ros_ns)
+        return self._streamed(config, min(chunk, config.step_frames or chunk), idle, idle_worker, ros_ns)
 
     def _stepped(self, config: NodeConfig, count: int) -> Planned | None:
         """Exactly as many as were asked for; where the plan ends the camera stands still."""

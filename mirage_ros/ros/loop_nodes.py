@@ -34,7 +34,7 @@ from mirage_ros.loop.base import BasePose, Command, Footprint
 from mirage_ros.loop.drive import Snap, Trace, clearances_m
 from mirage_ros.loop.wander import WanderConfig, Wanderer
 from mirage_ros.recording.topics import BY_NAME, DEPTH, DEPTH_INFO, PARTS, POINTS, TF, TF_STATIC
-from mirage_ros.ros.base_node import BaseConfig, BaseNode
+from mirage_ros.ros.base_node import BaseConfig, BaseNode, LiveBaseNode
 from mirage_ros.ros.callbacks import ending_with_ros
 from mirage_ros.ros.messages.conversions import (
     camera_from_ros,
@@ -305,10 +305,11 @@ class LoopWatch:
         return self._monitor.trace()
 
 
-def run_base(config: BaseConfig, ros_arguments: Sequence[str] = ()) -> None:
-    """Until Ctrl-C or SIGTERM. MirageError without the seed, or when its camera lies down."""
+def run_base(config: BaseConfig, live: bool = False, ros_arguments: Sequence[str] = ()) -> None:
+    """Until Ctrl-C or SIGTERM, in lockstep or live. MirageError without the seed, or when its camera lies down."""
     pose = load_seed(config.seed, config.hfov_deg).camera.world_from_camera
-    _spin(lambda: BaseNode(pose, config), ros_arguments)
+    kind = LiveBaseNode if live else BaseNode
+    _spin(lambda: kind(pose, config), ros_arguments)
 
 
 def run_wander(config: WanderNodeConfig, ros_arguments: Sequence[str] = ()) -> None:

@@ -51,7 +51,7 @@ TABLE: dict[str, Row] = {
         choices=("stream", "lockstep"),
     ),
     "step_frames": Row(
-        "Lockstep: frames that are planned before any of them is rendered; 0 is the model's chunk.",
+        "Frames that are planned before any of them is rendered, at most the model's chunk; 0 is that chunk.",
         low=0,
         high=1024,
     ),
