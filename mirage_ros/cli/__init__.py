@@ -1,31 +1,25 @@
 """The `mirage` command. A module holds the options of a command or a few, and what they run.
 
-Heavy imports wait until a command runs.
+Only the module of the command that is asked for is imported, all of them for `mirage --help`. Heavy
+imports wait until a command runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 
 import mirage_ros
-from mirage_ros.cli.bench import add_bench
-from mirage_ros.cli.demo import add_demo
-from mirage_ros.cli.doctor import add_doctor, add_info
-from mirage_ros.cli.evaluate import add_evaluate, add_readback
-from mirage_ros.cli.generate import add_generate
-from mirage_ros.cli.loop import add_base, add_loop, add_wander
-from mirage_ros.cli.node import add_node, add_plan
-from mirage_ros.cli.record import add_export, add_record, add_recover
-from mirage_ros.cli.train import add_convert, add_data, add_train
 from mirage_ros.errors import MirageError
 
-COMMANDS = (
-    add_demo, add_node, add_plan, add_record, add_recover, add_readback, add_train, add_data, add_bench,
-    add_evaluate, add_doctor, add_info, add_export, add_generate, add_convert, add_loop, add_base,
-    add_wander,
-)  # fmt: skip
+# Command -> its module here, whose function `add_COMMAND` adds the command's parser.
+COMMANDS = {
+    "demo": "demo", "node": "node", "plan": "node", "record": "record", "recover": "record", "readback": "evaluate",
+    "train": "train", "data": "train", "bench": "bench", "evaluate": "evaluate", "doctor": "doctor", "info": "doctor",
+    "export": "record", "generate": "generate", "convert": "train", "loop": "loop", "base": "loop", "wander": "loop",
+}  # fmt: skip
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 EPILOG = """examples:
@@ -44,7 +38,9 @@ EPILOG = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 after a clear error, 130 after Ctrl-C."""
     try:
-        arguments = build_parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        commands = [words[0]] if words and words[0] in COMMANDS else COMMANDS
+        arguments = build_parser(commands).parse_args(words)
         return arguments.run(arguments) or 0
     except MirageError as error:
         print(f"mirage: {error}", file=sys.stderr)
@@ -53,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def build_parser(commands: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of some of COMMANDS."""
     parser = _Parser(
         prog="mirage",
         description="A robot simulator whose world is generated: one picture and a TF plan in; "
@@ -64,8 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mirage {mirage_ros.__version__}")
     parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in COMMANDS:
-        add(parsers)
+    for name in commands:
+        module = import_module(f"{__name__}.{COMMANDS[name]}")
+        getattr(module, f"add_{name}")(parsers)
     return parser
 
 

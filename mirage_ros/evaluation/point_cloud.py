@@ -19,7 +19,7 @@ from numba import njit
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.memory.store import SURFEL_FIELDS
+from mirage_ros.memory.features import SURFEL_FIELDS
 from mirage_ros.memory.views import VIEW_BYTES, tiles_of
 from mirage_ros.memory.voxel_index import (
     EMPTY,

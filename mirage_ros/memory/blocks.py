@@ -1,12 +1,12 @@
-"""Which blocks can a camera see at all, from near to far, and which cells can they reach?
-
-Every bound has slack for the rounding of float64, so that nothing that could win is passed over.
-
-Coarse blocks of consecutive rows with bounds, so that a read's cost follows what is in view.
+"""Coarse blocks of consecutive rows with bounds, so that a read's cost follows what is in view.
 
 Block i holds rows i * BLOCK_ROWS on, group j the blocks j * GROUP_BLOCKS on. Rows enter the
 store sorted by place, so consecutive ones lie together. A bound is a box and the largest
 footprint in it; it may be too wide (after a row was replaced), never too narrow.
+
+From the bounds follow the blocks that a camera may see at all, from near to far, and the cells that
+they can reach. Every bound has slack for the rounding of float64, so that nothing that could win is
+passed over.
 """
 
 from __future__ import annotations
@@ -102,6 +102,23 @@ def _widen_all(bounds, groups, surfels):
         group = groups[block // GROUP_BLOCKS]
         _widen(group, bound[0], bound[1], bound[2], bound[6])
         _widen(group, bound[3], bound[4], bound[5], bound[6])
+
+
+@dataclass(frozen=True)
+class SplatRule:
+    """The numbers in the z-buffer's rule (zbuffer.py), dimensionless but for `near_m`.
+
+    A splat of 1.25 halves the holes that rolled and slanted views have at 1.1, and widens
+    silhouettes by less than a percent of the picture.
+    """
+
+    splat: float = 1.25
+    tolerance: float = 1.0
+    scale_weight: float = 0.25
+    near_m: float = 0.02
+
+    def numbers(self) -> tuple[float, float, float, float]:
+        return (self.splat, self.tolerance, self.scale_weight, self.near_m)
 
 
 SLANT_REACH = 8.0

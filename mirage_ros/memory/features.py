@@ -1,4 +1,4 @@
-"""Latents in and out of rows of bytes.
+"""What is kept of a token, and latents in and out of rows of bytes.
 
 float16 and bfloat16 keep 16 bits a number. int8, int6 and int4 keep so many bits, as whole
 steps of the token's own scale: its largest magnitude, rounded up to a byte of floating point.
@@ -26,6 +26,21 @@ LARGEST = float(_SCALES[-1])
 """The largest magnitude that every type holds."""
 
 Fields = dict[str, tuple[str, tuple[int, ...]]]
+"""Name -> numpy's dtype and row shape."""
+
+SURFEL_FIELDS: Fields = {
+    "places": ("int64", ()),
+    "normals": ("int8", (2,)),
+}
+"""What the z-buffer reads of every token (see Surfels)."""
+
+TOKEN_FIELDS: Fields = SURFEL_FIELDS | {"rgb": ("uint8", (3,)), "used": ("uint16", ())}
+"""What every token has besides its latent."""
+
+
+def token_fields(channels: int, dtype: str) -> Fields:
+    """All that a token has."""
+    return TOKEN_FIELDS | feature_fields(channels, dtype)
 
 
 def feature_fields(channels: int, dtype: str) -> Fields:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -13,10 +14,9 @@ from safetensors.numpy import save
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, open_file, write_file
 from mirage_ros.geometry.camera import FARTHEST_M, LEAST_SIDES
-from mirage_ros.memory.features import FEATURE_TYPES, Fields
-from mirage_ros.memory.store import TokenStore
+from mirage_ros.memory.features import FEATURE_TYPES, Fields, token_fields
 from mirage_ros.memory.surfels import view_numbers
-from mirage_ros.memory.views import FIRST_OBSERVED, VIEW_FIELDS
+from mirage_ros.memory.views import FIRST_OBSERVED, VIEW_FIELDS, ViewTable
 from mirage_ros.progress import report
 
 VERSION, OLDEST = 4, 3
@@ -114,26 +114,39 @@ _VIEW = "view."
 """What the names of the views' fields start with."""
 
 
-def save_store(path: str | os.PathLike, store: TokenStore, max_bytes: int, tick: int) -> None:
-    """Writes every field; table and bounds follow from them."""
-    tensors = {name: store[name] for name in store.fields()}
-    tensors |= {f"{_VIEW}{name}": store.views[name] for name in VIEW_FIELDS}
-    info = {"channels": store.channels, "max_bytes": max_bytes, "tick": tick}
-    info["dtype"] = store.dtype
+@dataclass(frozen=True)
+class SavedMemory:
+    """A memory as a file holds it; the table of voxels and the blocks' bounds follow from its rows.
+
+    Attributes:
+        channels, dtype: of latents.
+        max_bytes: the memory's cap.
+        tick: the number of its last read or write.
+        rows: every field of the tokens (features.token_fields).
+        views: every field of the views (views.VIEW_FIELDS).
+    """
+
+    channels: int
+    max_bytes: int
+    dtype: str
+    tick: int
+    rows: dict[str, np.ndarray]
+    views: dict[str, np.ndarray] | ViewTable
+
+
+def save_memory(path: str | os.PathLike, memory: SavedMemory) -> None:
+    """Writes every field."""
+    tensors = memory.rows | {f"{_VIEW}{name}": memory.views[name] for name in VIEW_FIELDS}
+    info = {name: getattr(memory, name) for name in ("channels", "max_bytes", "tick", "dtype")}
     save_tensors(path, KIND, tensors, info)
 
 
-def load_store(
-    path: str | os.PathLike, channels: int | None, max_bytes: int | None, dtype: str | None
-) -> tuple[TokenStore, int, int]:
-    """The store, its cap and its tick; channels, cap and type default to the saved ones.
-
-    More tokens than the cap holds lose the ones least recently seen. Raises MirageError.
-    """
+def load_memory(path: str | os.PathLike, channels: int | None, dtype: str | None) -> SavedMemory:
+    """A saved memory whose channels and type must be these, where they are given. Raises MirageError."""
     tensors, info = load_tensors(path, KIND)
     try:
-        saved, tick, kept = int(info["channels"]), int(info["tick"]), info["dtype"]
-        max_bytes = int(info["max_bytes"]) if max_bytes is None else max_bytes
+        saved, max_bytes = int(info["channels"]), int(info["max_bytes"])
+        tick, kept = int(info["tick"]), info["dtype"]
         known = kept in FEATURE_TYPES and 0 <= tick <= LAST_TICK
     except UNREADABLE:
         known = False
@@ -149,16 +162,14 @@ def load_store(
             f"{path} keeps latents as {kept} where {dtype} is needed; load it with the type it was "
             "saved with."
         )
-    store = TokenStore(saved, max_bytes, kept)
     views = {name: tensors.pop(f"{_VIEW}{name}", None) for name in VIEW_FIELDS}
     if views["real"] is None and views["frame_ids"] is not None:
         # Of a version that did not tell: the seed's id is 0, those of observed pictures are large.
         ids = views["frame_ids"]
         views["real"] = (ids == 0) | (ids >= FIRST_OBSERVED)
-    if not (_fit(tensors, store.fields()) and _fit(views, VIEW_FIELDS) and _sound(tensors, views)):
+    if not (_fit(tensors, token_fields(saved, kept)) and _fit(views, VIEW_FIELDS) and _sound(tensors, views)):
         raise MirageError(f"{path} does not hold the fields of a latent memory; save it again.")
-    store.restore(tensors, views)
-    return store, max_bytes, tick
+    return SavedMemory(saved, max_bytes, kept, tick, tensors, views)
 
 
 def _fit(tensors: dict[str, np.ndarray | None], fields: Fields) -> bool:

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt16
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory.blocks import SplatRule
 from mirage_ros.memory.features import (
     FEATURE_TYPES,
     LARGEST,
@@ -27,12 +28,12 @@ from mirage_ros.memory.features import (
     representable,
     rows_of_latents,
 )
-from mirage_ros.memory.files import LAST_TICK, load_store, save_store
+from mirage_ros.memory.files import LAST_TICK, SavedMemory, load_memory, save_memory
 from mirage_ros.memory.lifting import by_surfaces, in_whole_cells, lift_surfels
 from mirage_ros.memory.store import TokenStore, row_bytes
 from mirage_ros.memory.surfels import Surfels, cosines_of, footprints_of, of_views, positions_of
 from mirage_ros.memory.views import views_of
-from mirage_ros.memory.zbuffer import SplatRule, Winners, depths_on_planes, places_in_tokens, zbuffer
+from mirage_ros.memory.zbuffer import Winners, depths_on_planes, places_in_tokens, zbuffer
 from mirage_ros.protocol import Points, Readout
 
 __all__ = ["LatentMemory", "MemoryConfig", "Points"]
@@ -285,19 +286,22 @@ class LatentMemory:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one safetensors file, all or nothing."""
-        save_store(path, self._store, self.config.max_bytes, self._tick)
+        store = self._store
+        rows = {name: store[name] for name in store.fields()}
+        save_memory(
+            path, SavedMemory(store.channels, self.config.max_bytes, store.dtype, self._tick, rows, store.views)
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike, config: MemoryConfig | None = None) -> LatentMemory:
         """A saved memory; without a config it keeps its channels, cap and type. A file that is
-        missing, damaged, of another version or unfit raises MirageError."""
-        wanted = (None, None, None)
-        if config is not None:
-            wanted = (config.channels, config.max_bytes, config.dtype)
-        store, max_bytes, tick = load_store(path, *wanted)
-        memory = cls(config or MemoryConfig(store.channels, max_bytes, dtype=store.dtype))
-        memory._own(store)
-        memory._tick = tick
+        missing, damaged, of another version or unfit raises MirageError. More tokens than the cap
+        holds lose the ones least recently seen."""
+        channels, dtype = (None, None) if config is None else (config.channels, config.dtype)
+        saved = load_memory(path, channels, dtype)
+        memory = cls(config or MemoryConfig(saved.channels, saved.max_bytes, dtype=saved.dtype))
+        memory._store.restore(saved.rows, saved.views)
+        memory._tick = saved.tick
         return memory
 
     def _own(self, store: TokenStore) -> None:

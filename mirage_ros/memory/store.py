@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from mirage_ros.memory.blocks import BLOCK_ROWS, BOUND_BYTES_PER_ROW, Blocks
-from mirage_ros.memory.features import Fields, feature_fields
+from mirage_ros.memory.features import SURFEL_FIELDS, Fields, token_fields
 from mirage_ros.memory.surfels import (
     MOST_VIEWS,
     Surfels,
@@ -33,15 +33,6 @@ from mirage_ros.memory.voxel_index import (
     place_rows,
 )
 
-SURFEL_FIELDS: Fields = {
-    "places": ("int64", ()),
-    "normals": ("int8", (2,)),
-}
-"""Name -> dtype and row shape of what the z-buffer reads (see Surfels)."""
-
-FIELDS: Fields = SURFEL_FIELDS | {"rgb": ("uint8", (3,)), "used": ("uint16", ())}
-"""Of what every token has; its latent comes on top (features.feature_fields)."""
-
 SCRATCH_BYTES_PER_ROW = 24
 """Sorting and placing rows while they are merged, or choosing rows while evicting."""
 
@@ -55,7 +46,7 @@ _VIEWS_SHARE = 18
 
 def row_bytes(channels: int, dtype: str) -> int:
     """Bytes one token takes, without its share of table, bounds and view."""
-    fields = (FIELDS | feature_fields(channels, dtype)).values()
+    fields = token_fields(channels, dtype).values()
     return sum(np.dtype(d).itemsize * math.prod(shape) for d, shape in fields)
 
 
@@ -187,7 +178,7 @@ class TokenStore:
 
     def fields(self) -> Fields:
         """Name -> dtype and row shape of all that a token has."""
-        return FIELDS | feature_fields(self.channels, self.dtype)
+        return token_fields(self.channels, self.dtype)
 
     def _allocate(self, rows: int) -> dict[str, np.ndarray]:
         return {name: np.empty((rows, *shape), d) for name, (d, shape) in self.fields().items()}

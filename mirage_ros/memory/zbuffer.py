@@ -30,7 +30,6 @@ centre, where an offset and one scale alone would be wrong for all that is seen 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -39,27 +38,10 @@ from jaxtyping import Float32
 from numba import njit
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.memory.blocks import Blocks
+from mirage_ros.memory.blocks import Blocks, SplatRule
 from mirage_ros.memory.surfels import Surfels, column_of, normal, position, row_of, view_of
 from mirage_ros.memory.zbuffer_cpu import winners_cpu
 from mirage_ros.memory.zbuffer_cuda import winners_torch
-
-
-@dataclass(frozen=True)
-class SplatRule:
-    """The numbers in the rule of this module's docstring (dimensionless but for `near_m`).
-
-    A splat of 1.25 halves the holes that rolled and slanted views have at 1.1, and widens
-    silhouettes by less than a percent of the picture.
-    """
-
-    splat: float = 1.25
-    tolerance: float = 1.0
-    scale_weight: float = 0.25
-    near_m: float = 0.02
-
-    def numbers(self) -> tuple[float, float, float, float]:
-        return (self.splat, self.tolerance, self.scale_weight, self.near_m)
 
 
 class Winners(NamedTuple):

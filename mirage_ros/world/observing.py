@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
@@ -52,10 +52,33 @@ def observed(
     if not isinstance(state.memory, LatentMemory):
         raise MirageError("This world's memory cannot be corrected; use the latent memory.")
     rgb, camera, depth_m = fit_seed(rgb, camera, depth_m, model.size)
+    depth_m = completed(depth_m)
+    latents = check_latents(model.encode(rgb[None]), model, 1)
+    number = max((i for i in state.latents if i >= FIRST_OBSERVED), default=FIRST_OBSERVED - 1) + 1
+    fork = state.forked()
+    counts = _replaced(fork.memory, model, config, latents, rgb, camera, depth_m, stamp_ns, number)
+    kept = {
+        i: latent for i, latent in state.latents.items() if i < FIRST_OBSERVED or i > number - KEPT
+    }
+    kept[number] = latents[0].to("cpu", torch.float16)
+    free_space = state.free_space.with_real(camera, depth_m, readout_side(model))
+    return replace(fork, latents=kept, free_space=free_space), counts
+
+
+def _replaced(
+    memory: LatentMemory,
+    model: WorldModel,
+    config: WorldConfig,
+    latents: Float[torch.Tensor, "1 c lh lw"],
+    rgb: UInt8[np.ndarray, "h w 3"],
+    camera: Camera,
+    depth_m: Float[np.ndarray, "h w"],
+    stamp_ns: int,
+    frame_id: int,
+) -> tuple[int, int]:
+    """Writes a picture's tokens in place of those that its depth contradicts; how many went and came."""
     cameras = Camera.stack([camera])
     cells = cameras.resized(latent_size(model))
-    latents = check_latents(model.encode(rgb[None]), model, 1)
-    depth_m = completed(depth_m)
     fine = np.where(depth_m > MAX_DEPTH_M, np.float32(np.inf), depth_m)[None]
     depth = cell_depth(fine, model.stride)
     moving = moving_in_real(
@@ -64,28 +87,19 @@ def observed(
         config.forget_moving,
         lambda: perceive_seed(model, rgb[None], cameras, depth_m).dynamic,
     )
-    known = np.isfinite(depth) & (
-        cell_share(moving, model.stride) <= config.max_dynamic_share
-    )
-    number = max((i for i in state.latents if i >= FIRST_OBSERVED), default=FIRST_OBSERVED - 1) + 1
-    fork = state.forked()
-    erased = fork.memory.forget(contradicted(fork.memory, cells[0], depth[0]))
-    stored = fork.memory.write_by_surfaces(
+    known = np.isfinite(depth) & (cell_share(moving, model.stride) <= config.max_dynamic_share)
+    erased = memory.forget(contradicted(memory, cells[0], depth[0]))
+    stored = memory.write_by_surfaces(
         latents,
         cells,
         fine if readout_cells(model) > 1 else depth,
         known,
         np.array([stamp_ns], np.int64),
         cell_colours(rgb[None], model.stride),
-        np.array([number]),
+        np.array([frame_id]),
         real=True,
     )
-    kept = {
-        i: latent for i, latent in state.latents.items() if i < FIRST_OBSERVED or i > number - KEPT
-    }
-    kept[number] = latents[0].to("cpu", torch.float16)
-    free_space = state.free_space.with_real(camera, depth_m, readout_side(model))
-    return replace(fork, latents=kept, free_space=free_space), (erased, stored)
+    return erased, stored
 
 
 def contradicted(

@@ -1,4 +1,4 @@
-"""What a world is between two steps, how it runs, and how it remembers."""
+"""What a world is between two steps, how it runs, and what it asks of its memory."""
 
 from __future__ import annotations
 
@@ -11,19 +11,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.depth import cell_depth
-from mirage_ros.geometry.images import cell_colours, cell_share
 from mirage_ros.memory.free_space import FreeSpaceViews
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.protocol import Perception, Readout, SpatialMemory, WorldModel
-from mirage_ros.world.chunking import (
-    DecoderState,
-    anchor_frames,
-    any_in_group,
-    frames_per_latent,
-    latent_size,
-    readout_cells,
-)
+from mirage_ros.world.chunking import DecoderState
 
 MAX_DEPTH_M = 100.0
 """What lies farther is beyond range (+inf) and not remembered."""
@@ -143,45 +133,6 @@ class MemoryBackend(Protocol):
     def write(self, memory: SpatialMemory, pictures: Pictures) -> None:
         """Remembers what keeps still in pictures and is not shown finely enough yet."""
         ...
-
-
-class LatentBackend:
-    """Remembers by the latents of what was shown."""
-
-    def __init__(self, model: WorldModel, config: WorldConfig) -> None:
-        self.model, self.config = model, config
-
-    def new(self) -> LatentMemory:
-        return LatentMemory(memory_config(self.model, self.config))
-
-    def write(self, memory: LatentMemory, pictures: Pictures) -> None:
-        model, perception = self.model, pictures.perception
-        group = frames_per_latent(model)
-        at = anchor_frames(len(pictures.rgb), group)
-        # A guess of where one surface ends is too vague to split cells by. And a model that is shown
-        # one token a cell can tell no part from a whole.
-        by_parts = pictures.measured and readout_cells(model) > 1
-        depth = perception.depth_m[at]
-        dynamic = any_in_group(perception.dynamic, group)
-        memory.write_new(
-            pictures.latents,
-            pictures.cameras[at].resized(latent_size(model)),
-            depth if by_parts else cell_depth(depth, model.stride),
-            cell_share(dynamic, model.stride) <= self.config.max_dynamic_share,
-            pictures.stamps_ns[at],
-            cell_colours(pictures.rgb[at], model.stride),
-            np.arange(pictures.first_id, pictures.first_id + len(at)),
-            REWRITE_LOG_SCALE,
-            real=pictures.given is not None,
-        )
-
-
-def memory_config(model: WorldModel, config: WorldConfig) -> MemoryConfig:
-    """The latent memory of a model's world. It is read where the model runs, a model without `device`
-    on the CPU."""
-    device = torch.device(getattr(model, "device", "cpu"))
-    where = None if device.type == "cpu" else str(device)
-    return MemoryConfig(model.channels, config.max_memory_bytes, device=where)
 
 
 MakeBackend = Callable[[WorldModel, WorldConfig], MemoryBackend]

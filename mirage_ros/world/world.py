@@ -24,10 +24,10 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.views import FIRST_OBSERVED
 from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel
 from mirage_ros.world.chunking import check_plan, frames_per_latent
-from mirage_ros.world.cycle import Cycle, Plan, overlapped
+from mirage_ros.world.cycle import Cycle, LatentBackend, Plan, memory_config, overlapped
 from mirage_ros.world.files import load_world, save_world
 from mirage_ros.world.observing import observed
-from mirage_ros.world.state import KEPT_LATENTS, LatentBackend, MakeBackend, WorldConfig, WorldState, memory_config
+from mirage_ros.world.state import KEPT_LATENTS, MakeBackend, WorldConfig, WorldState
 
 __all__ = ["Rig", "World", "WorldConfig"]
 
