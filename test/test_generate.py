@@ -136,7 +136,7 @@ def test_a_killed_driver_takes_its_workers_along_and_is_resumed(job, plain, tmp_
 
 
 def test_frames_are_told_as_they_are_drawn(job, tmp_path):
-    kinds = [kind for kind, _ in run_here(job, tmp_path, set, [(0,)])]
+    kinds = [kind for kind, _ in run_here(run.runner_of(job, tmp_path), set, [(0,)])]
     assert kinds[0] == "ready" and kinds[-1] == "episode" and kinds[1:-1].count("frames") >= 2
 
 
@@ -174,8 +174,8 @@ def test_a_ray_pool_ends_its_actors_in_the_caller_s_cluster(tmp_path, monkeypatc
     class Quick:
         """Stands in for the actor: what is tested is how actors come and go."""
 
-        def __init__(self, job, out) -> None:
-            self.job = job
+        def __init__(self, make_runner) -> None:
+            self.make_runner = make_runner
 
         def load(self) -> None:
             pass
@@ -193,11 +193,11 @@ def test_a_ray_pool_ends_its_actors_in_the_caller_s_cluster(tmp_path, monkeypatc
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        theirs = ray.remote(Quick).options(name="mirage_generate_0", num_cpus=0).remote(0, 0)
+        theirs = ray.remote(Quick).options(name="mirage_generate_0", num_cpus=0).remote(int)
         get(theirs.load.remote())
         monkeypatch.setattr(pools, "_Actor", Quick)
         monkeypatch.setattr(ray, "get", get_but_once)
-        pool = pools.RayPool(Job(), tmp_path, set, 2)
+        pool = pools.RayPool(run.runner_of(Job(), tmp_path), set, 2, 1)
         events = list(pool.run([(0,), (1,)]))
         assert sorted(what for kind, what in events if kind == "episode") == [(0,), (1,)]
         assert [kind for kind, _ in events].count("retry") == 1
@@ -235,8 +235,8 @@ def test_an_episode_whose_worker_died_before_telling_of_it_is_adopted(
 ):
     """As when the worker is killed between its episode's rename and its event."""
 
-    def silent(job, out, finished, units):
-        for kind, what in run_here(job, out, finished, units):
+    def silent(runner, finished, units):
+        for kind, what in run_here(runner, finished, units):
             if kind != "episode" or what.index != lost:
                 yield kind, what
 
@@ -247,7 +247,7 @@ def test_an_episode_whose_worker_died_before_telling_of_it_is_adopted(
 
 
 def test_a_dataset_with_a_gap_is_not_called_complete(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "run_here", lambda job, out, finished, units: iter([("ready", None)]))
+    monkeypatch.setattr(run, "run_here", lambda runner, finished, units: iter([("ready", None)]))
     with pytest.raises(MirageError, match="holds 0 episodes in a row and 2"):
         generate(job, 2, tmp_path)
 

@@ -14,7 +14,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.perceivers import perceiver_bytes
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.models.wan.codec import WanCodec, channels_last, compile_blocks, set_attention
+from mirage_ros.models.wan.codec import WanCodec
 from mirage_ros.models.wan.config import (
     TINY_TRANSFORMER,
     TINY_VAE,
@@ -25,6 +25,7 @@ from mirage_ros.models.wan.config import (
     random_vae,
     write_tiny_checkpoint,
 )
+from mirage_ros.models.wan.loading import channels_last, compile_blocks, set_attention
 from mirage_ros.models.wan.model import GIB, Parts, check_fits, measure, plan_memory
 
 SIZE = (64, 96)

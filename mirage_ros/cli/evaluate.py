@@ -68,6 +68,7 @@ def add_readback(parsers) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     from mirage_ros.evaluation.evaluate import EvaluationConfig
+    from mirage_ros.evaluation.evaluate import evaluate as evaluate_models
     from mirage_ros.evaluation.report import report_on
 
     out = arguments.out
@@ -86,7 +87,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         forget_moving=arguments.forget_moving,
         store=out / "rollouts",
     )
-    write_json(report_on(config, out).report, arguments.json)
+    evaluation = evaluate_models(config)
+    report_on(evaluation, out)
+    write_json(evaluation.report, arguments.json)
     return 0
 
 

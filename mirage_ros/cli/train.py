@@ -102,7 +102,7 @@ def train(arguments: argparse.Namespace) -> int:
 
 def _evaluate(recipe) -> None:
     """Judges what a recipe made, into its run folder."""
-    from mirage_ros.evaluation.evaluate import EvaluationConfig
+    from mirage_ros.evaluation.evaluate import EvaluationConfig, evaluate
     from mirage_ros.evaluation.report import report_on
 
     out = Path(recipe.run) / "evaluation"
@@ -110,7 +110,9 @@ def _evaluate(recipe) -> None:
         model=recipe.output, seeds=recipe.evaluate_seeds, frames=recipe.evaluate_frames,
         store=out / "rollouts",
     )  # fmt: skip
-    write_json(report_on(config, out).report, out / "report.json")
+    evaluation = evaluate(config)
+    report_on(evaluation, out)
+    write_json(evaluation.report, out / "report.json")
 
 
 def preview(arguments: argparse.Namespace) -> int:

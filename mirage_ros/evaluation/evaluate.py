@@ -204,9 +204,21 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
             for truth, one, where in zip(truths, rolled[variant.name], seen, strict=True)
         ]
     checks = [check_model(model, truth) for truth in tqdm(truths, desc="model", unit="world")]
-    report = {
+    report = _report(config, models.digest(""), truths, checks, scored)
+    return Evaluation(truths, rolled, scored, report)
+
+
+def _report(
+    config: EvaluationConfig,
+    digest: str,
+    truths: Sequence[TrueWorld],
+    checks: Sequence[dict[str, float]],
+    scored: dict[str, list[Scored]],
+) -> dict:
+    """All figures, as JSON takes them; `digest` is of the checkpoint."""
+    return {
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
-        "checkpoint": models.digest("")[:20],
+        "checkpoint": digest[:20],
         "machine": describe_machine(),
         "worlds": [truth.name for truth in truths],
         "no_return": [truth.no_return for truth in truths if truth.no_return],
@@ -227,7 +239,6 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
             for name, ones in scored.items()
         },
     }
-    return Evaluation(truths, rolled, scored, report)
 
 
 class _Models:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_ros.evaluation.evaluate import EvaluationConfig, evaluate
 from mirage_ros.evaluation.scoring import Evaluation
 from mirage_ros.files import atomic_file
 from mirage_ros.recording.drawing import compose_row, save_picture
@@ -33,25 +32,24 @@ COLUMNS = (
     ("frames/s", "frames_per_s", "{:.1f}"),
 )
 LEGEND = """kB: the memory after the last frame (rgb: points as densely stored as tokens; keyframesN: N
-pictures as JPEG and 16-bit PNG); lost: share of the seed's cells of known depth that memory did not take (bodies that move and
-sky left out); new views: PSNR in dB of views never taken before, where the seed's surfaces are in view
-and the first variant's memory shows them (SSIM and ZNCC there too); bare: the readout itself,
-decoded, or what a memory of pixels draws, before any network; whole: the whole picture; return: views taken again, like new views; as shown: the same
-against what was shown first; vacated: PSNR where the seed's moving bodies stood and none is any
-more; depth err: median relative error; drift: of depth's scale, last tenth of the walk; gradients:
-energy of imagined regions over that of the truth there; Frechet: distance of imagined to true
-patches over that of two halves of the true ones, in the codec's latents."""
+pictures as JPEG and 16-bit PNG); lost: share of the seed's cells of known depth that memory did not
+take (bodies that move and sky left out); new views: PSNR in dB of views never taken before, where the
+seed's surfaces are in view and the first variant's memory shows them (SSIM and ZNCC there too); bare:
+the readout itself, decoded, or what a memory of pixels draws, before any network; whole: the whole
+picture; return: views taken again, like new views; as shown: the same against what was shown first;
+vacated: PSNR where the seed's moving bodies stood and none is any more; depth err: median relative
+error; drift: of depth's scale, last tenth of the walk; gradients: energy of imagined regions over that
+of the truth there; Frechet: distance of imagined to true patches over that of two halves of the true
+ones, in the codec's latents."""
 TILE = 1.0
 
 
-def report_on(config: EvaluationConfig, out: Path) -> Evaluation:
-    """Evaluates, prints the table, and draws plot and sheet into the folder `out`."""
-    evaluation = evaluate(config)
+def report_on(evaluation: Evaluation, out: Path) -> None:
+    """Prints the table, and draws plot and sheet into the folder `out`."""
     print(describe(evaluation))
     draw_frames(evaluation, out / "frames.png")
     draw_sheet(evaluation, out / "sheet.png")
     print(f"\nplot: {out / 'frames.png'}, pictures: {out / 'sheet.png'}")
-    return evaluation
 
 
 def describe(evaluation: Evaluation) -> str:

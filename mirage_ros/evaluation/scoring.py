@@ -158,36 +158,37 @@ def summarise(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> dict[str
     known depth (moving bodies and sky left out) that memory did not take; no_depth: share of its
     cells without depth.
     """
-    rows = []
-    for truth, one in zip(truths, scored, strict=True):
-        new = ~truth.returns & (np.arange(len(truth)) > 0)
-        f = one.frames
-        late = np.arange(len(truth)) >= len(truth) - max(1, len(truth) // 10)
-        rows.append(
-            {
-                "psnr_new": _mean(f["psnr_seen"][new]),
-                "ssim_new": _mean(f["ssim_seen"][new]),
-                "zncc_new": _mean(f["zncc_seen"][new]),
-                "bare_new": _mean(f["psnr_bare"][new]),
-                "whole_new": _mean(f["psnr_whole"][new]),
-                "lpips_new": _mean(f["lpips"][new]),
-                "psnr_return": _mean(f["psnr_seen"][truth.returns]),
-                "ssim_return": _mean(f["ssim_seen"][truth.returns]),
-                "psnr_shown": _mean(f["psnr_shown"]),
-                "ssim_shown": _mean(f["ssim_shown"]),
-                "psnr_vacated": _mean(f["psnr_vacated"]),
-                "depth_error": _mean(f["depth_error"]),
-                "scale_drift": abs(_mean(f["depth_scale"][late]) - 1),
-                "observed": _mean(f["observed"][1:]),
-                "tokens": f["tokens"][-1],
-                "bytes": f["bytes"][-1],
-                "kilobytes": f["bytes"][-1] / 1e3,
-                "lost": one.lost,
-                "no_depth": one.no_depth,
-            }
-        )
+    rows = [_means(truth, one) for truth, one in zip(truths, scored, strict=True)]
     means = {name: _mean([row[name] for row in rows]) for name in rows[0]}
     return means | _judge_imagined(scored) | _speed(scored)
+
+
+def _means(truth: TrueWorld, one: Scored) -> dict[str, float]:
+    """The figures of one world, see summarise."""
+    new = ~truth.returns & (np.arange(len(truth)) > 0)
+    late = np.arange(len(truth)) >= len(truth) - max(1, len(truth) // 10)
+    f = one.frames
+    return {
+        "psnr_new": _mean(f["psnr_seen"][new]),
+        "ssim_new": _mean(f["ssim_seen"][new]),
+        "zncc_new": _mean(f["zncc_seen"][new]),
+        "bare_new": _mean(f["psnr_bare"][new]),
+        "whole_new": _mean(f["psnr_whole"][new]),
+        "lpips_new": _mean(f["lpips"][new]),
+        "psnr_return": _mean(f["psnr_seen"][truth.returns]),
+        "ssim_return": _mean(f["ssim_seen"][truth.returns]),
+        "psnr_shown": _mean(f["psnr_shown"]),
+        "ssim_shown": _mean(f["ssim_shown"]),
+        "psnr_vacated": _mean(f["psnr_vacated"]),
+        "depth_error": _mean(f["depth_error"]),
+        "scale_drift": abs(_mean(f["depth_scale"][late]) - 1),
+        "observed": _mean(f["observed"][1:]),
+        "tokens": f["tokens"][-1],
+        "bytes": f["bytes"][-1],
+        "kilobytes": f["bytes"][-1] / 1e3,
+        "lost": one.lost,
+        "no_depth": one.no_depth,
+    }
 
 
 def at_the_seed(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> list[dict]:

@@ -20,6 +20,7 @@ from mirage_ros.data.tour import central_depth_m, clearance_m, plan_tour
 from mirage_ros.env.environments import GOAL_RADIUS_M, PER_STEP, REACHED, drive_in, driven
 from mirage_ros.env.stepping import Start, draw_start
 from mirage_ros.errors import MirageError
+from mirage_ros.generate.pool import Event
 from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.models.pretrained import model_digest
@@ -33,11 +34,6 @@ ROOM_M = 0.35
 CANDIDATES = 48
 OBSTACLES = 800
 SECOND_NS = 1_000_000_000
-
-#: Indices of episodes that one worker generates together.
-Unit = tuple[int, ...]
-#: What a worker reports: a kind, and what it is about (see pool.py).
-Event = tuple[str, object]
 
 TWIST = ("vx_m_s", "vy_m_s", "vz_m_s", "wx_rad_s", "wy_rad_s", "wz_rad_s")
 POSE = ("x_m", "y_m", "z_m", "qw", "qx", "qy", "qz")

@@ -6,6 +6,9 @@ A pool turns units (tuples of episode indices that are drawn together) into even
 - ("frames", n) as they are drawn, ("episode", report) for each one on the disk;
 - ("retry", unit) when a worker was lost and its unit goes to another.
 
+What runs the units is made by a function that a pool is given, in the process that it works in: so the
+function has to be one that can be sent there (pickled).
+
 When a pool assigns a unit it asks which episodes are not to be written, being on the disk already
 or not asked for: they are drawn with the others of their unit and dropped.
 
@@ -27,23 +30,35 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
+from typing import Protocol
 
 from mirage_ros.errors import MirageError
-from mirage_ros.generate.episode import Event, Job, Unit
 
+#: Indices of episodes that are drawn together.
+Unit = tuple[int, ...]
+#: What a worker reports: a kind, and what it is about.
+Event = tuple[str, object]
 Finished = Callable[[], set[int]]
+
+
+class Runner(Protocol):
+    """Runs units with what was loaded when it was made."""
+
+    def run(self, unit: Unit, skip: set[int]) -> Iterator[Event]:
+        """Events of one unit, whose indices in `skip` are not written."""
+        ...
+
+
+MakeRunner = Callable[[], Runner]
 MOST_TRIES = 3
 LOCAL = "local"
 PATIENCE_S = 20.0
 MOST_LOST = 9
 
 
-def run_here(job: Job, out: Path, finished: Finished, units: Sequence[Unit]) -> Iterator[Event]:
+def run_here(make_runner: MakeRunner, finished: Finished, units: Sequence[Unit]) -> Iterator[Event]:
     """Runs the units one after the other in this process."""
-    from mirage_ros.generate.worker import UnitRunner
-
-    runner = UnitRunner(job, out)
+    runner = make_runner()
     yield "ready", None
     for unit in units:
         yield from runner.run(unit, finished())
@@ -61,8 +76,8 @@ class _Worker:
 class ProcessPool:
     """Processes on this machine; one that dies is replaced and its unit is run again."""
 
-    def __init__(self, job: Job, out: Path, finished: Finished, workers: int) -> None:
-        self._job, self._out, self._finished = job, out, finished
+    def __init__(self, make_runner: MakeRunner, finished: Finished, workers: int) -> None:
+        self._make_runner, self._finished = make_runner, finished
         self._context = get_context("spawn")
         self._workers = [self._start() for _ in range(workers)]
 
@@ -90,7 +105,7 @@ class ProcessPool:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        arguments = (self._job, self._out, theirs, os.getpid())
+        arguments = (self._make_runner, theirs, os.getpid())
         process = self._context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
@@ -139,14 +154,12 @@ def retried(unit: Unit | None, waiting: deque, tries: dict, reason: str) -> Iter
     yield "retry", unit
 
 
-def _serve(job: Job, out: Path, connection: Connection, parent: int) -> None:
+def _serve(make_runner: MakeRunner, connection: Connection, parent: int) -> None:
     """A worker process: units in, events out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool ends this process
     _die_with(parent)
-    from mirage_ros.generate.worker import UnitRunner
-
     try:
-        runner = UnitRunner(job, out)
+        runner = make_runner()
         connection.send(("ready", None))
         while True:
             _serve_one(runner, *connection.recv(), connection)
@@ -194,39 +207,38 @@ def import_ray():
 class _Actor:
     """Lives in a process of its own somewhere in the cluster."""
 
-    def __init__(self, job: Job, out: Path) -> None:
-        self._job, self._out = job, out
+    def __init__(self, make_runner: MakeRunner) -> None:
+        self._make_runner = make_runner
 
     def load(self) -> None:
         """Not in __init__: Ray reports what fails there as a lost actor."""
-        from mirage_ros.generate.worker import UnitRunner
-
-        self._runner = UnitRunner(self._job, self._out)
+        self._runner = self._make_runner()
 
     def run(self, unit: Unit, skip: set[int]) -> list[Event]:
         return list(self._runner.run(unit, skip))
 
 
 class RayPool:
-    """Actors on the cluster at `address` ("local" starts one on this machine)."""
+    """Actors on the cluster at `address` ("local" starts one on this machine); `threads` of each are what it
+    needs of a machine's cores."""
 
     def __init__(
         self,
-        job: Job,
-        out: Path,
+        make_runner: MakeRunner,
         finished: Finished,
         workers: int | None,
+        threads: int,
         address: str = LOCAL,
     ) -> None:
         ray = self._ray = import_ray()
-        self._job, self._out, self._finished = job, out.absolute(), finished
+        self._make_runner, self._finished, self._threads = make_runner, finished, threads
         self._ours = not ray.is_initialized()
         if self._ours:
             _connect(ray, address)
         self._gpus = ray.cluster_resources().get("GPU", 0)
         if workers is None:
             cores = ray.cluster_resources().get("CPU", 1)
-            workers = int(self._gpus or max(1, cores // job.threads))
+            workers = int(self._gpus or max(1, cores // threads))
         self._started = self._lost = 0
         # Names are unique in a cluster, which others may use for the same.
         self._name = f"mirage_generate_{secrets.token_hex(4)}"
@@ -302,10 +314,10 @@ class RayPool:
             yield "ready", None
 
     def _start(self) -> None:
-        needs = {"num_cpus": self._job.threads, "num_gpus": 1 if self._gpus else 0}
+        needs = {"num_cpus": self._threads, "num_gpus": 1 if self._gpus else 0}
         name = f"{self._name}_{self._started}"
         self._started += 1
-        actor = self._ray.remote(_Actor).options(name=name, **needs).remote(self._job, self._out)
+        actor = self._ray.remote(_Actor).options(name=name, **needs).remote(self._make_runner)
         self._actors.append(actor)
         self._loading[actor.load.remote()] = actor
 

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,8 +15,10 @@ from tqdm import tqdm
 from mirage_ros.env.stepping import check_starts
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_json
-from mirage_ros.generate.episode import Event, Job, Unit, check_policies
-from mirage_ros.generate.pool import ProcessPool, run_here
+from mirage_ros.generate.episode import Job, check_policies, run_episode
+from mirage_ros.generate.pool import Event, MakeRunner, ProcessPool, RayPool, Unit, run_here
+from mirage_ros.generate.worker import UnitRunner
+from mirage_ros.models.pretrained import load_model
 from mirage_ros.recording.formats import open_dataset
 
 MANIFEST = "generate.json"
@@ -166,13 +169,18 @@ def _processes(units: list[Unit], workers: int | None, ray: str | None) -> int |
 
 
 def _events(job: Job, out: Path, finished, units, processes, ray) -> Iterator[Event]:
+    runner = runner_of(job, out)
     if ray is not None:
-        from mirage_ros.generate.pool import RayPool
-
-        return RayPool(job, out, finished, processes, ray).run(units)
+        return RayPool(runner, finished, processes, job.threads, ray).run(units)
     if processes == 1:
-        return run_here(job, out, finished, units)
-    return ProcessPool(job, out, finished, processes).run(units)
+        return run_here(runner, finished, units)
+    return ProcessPool(runner, finished, processes).run(units)
+
+
+def runner_of(job: Job, out: Path) -> MakeRunner:
+    """What a worker runs a job's units with, wherever it works."""
+    draw = partial(run_episode, job=job, out=out.absolute())
+    return partial(UnitRunner, partial(load_model, job.model), draw, job.threads)
 
 
 def _with_bar(events: Iterator[Event], count: int) -> Iterator[Event]:

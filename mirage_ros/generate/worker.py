@@ -14,15 +14,13 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numba
 import torch
 from torch import Tensor
 
 from mirage_ros.errors import MirageError
-from mirage_ros.generate.episode import Event, Job, Unit, run_episode
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.generate.pool import Event, Unit
 from mirage_ros.protocol import WorldModel
 
 
@@ -122,19 +120,29 @@ def batched(model: WorldModel, worlds: int) -> tuple[BatchBarrier, list[WorldMod
 
 
 class UnitRunner:
-    """Runs units of episodes with one model."""
+    """Runs units of episodes with one model.
 
-    def __init__(self, job: Job, out: Path, device: str = "auto") -> None:
-        self.job, self.out = job, out
-        self.model: WorldModel = load_model(job.model, device)
+    Args:
+        load: gives the model, in the process that draws with it.
+        draw: a model, the episode's index and whether to write it -> events; see episode.run_episode.
+        threads: of the numerics of each episode.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], WorldModel],
+        draw: Callable[..., Iterator[Event]],
+        threads: int,
+    ) -> None:
+        self.model, self.draw, self.threads = load(), draw, threads
 
     def run(self, unit: Unit, skip: set[int]) -> Iterator[Event]:
         """Events of one unit, whose indices in `skip` are not written; see `generate.pool`."""
-        fix_threads(self.job.threads)
+        fix_threads(self.threads)
         if len(unit) > 1:
             yield from self._run_together(unit, skip)
         elif unit[0] not in skip:
-            yield from run_episode(self.model, self.job, unit[0], self.out)
+            yield from self.draw(self.model, index=unit[0], write=True)
 
     def _run_together(self, unit: Unit, skip: set[int]) -> Iterator[Event]:
         """One thread an episode; their networks' calls are joined at a barrier."""
@@ -155,9 +163,9 @@ class UnitRunner:
             raise fault
 
     def _thread(self, barrier: BatchBarrier, model, index: int, write: bool, events) -> None:
-        fix_threads(self.job.threads)  # a new thread starts with the default
+        fix_threads(self.threads)  # a new thread starts with the default
         try:
-            for event in run_episode(model, self.job, index, self.out, write):
+            for event in self.draw(model, index=index, write=write):
                 if event[0] == "frames":
                     events.put(event)
             ended: Event = event

@@ -17,7 +17,8 @@ import numpy as np
 
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_file
-from mirage_ros.scenes.builder import Builder, Material
+from mirage_ros.scenes.builder import Builder, Material, MaterialSet
+from mirage_ros.scenes.pictures import colour
 
 VERSION = 1
 PLACEMENTS = ("floor", "wall", "top", "ceiling")
@@ -200,6 +201,39 @@ class Catalogue:
             Surface(**(text | {"picture": pictures[text["picture"]]})) for text in about["surfaces"]
         ]
         return cls(tuple(models), tuple(surfaces))
+
+
+class Look:
+    """What covers a home: a cache's coverings now and then, the material set's otherwise."""
+
+    def __init__(self, w: MaterialSet, catalogue: Catalogue, rng) -> None:
+        self.w, self.catalogue, self.rng = w, catalogue, rng
+
+    def cover(self, role: str, other: str, share: float) -> Material:
+        found = self.catalogue.covering(role)
+        if found and self.rng.random() < share:
+            chosen = found[self.rng.integers(len(found))]
+            tint = 1 + self.rng.uniform(0, 0.25) * (colour(self.rng, 0.7) / 255 - 0.6)
+            light = np.clip(chosen.picture.astype(np.float32) * tint * self.rng.uniform(0.85, 1.2), 0, 255)
+            return Material(f"{role}_{chosen.name}", light.astype(np.uint8), self.rng.uniform(1.2, 2.4))
+        return self.w.pick(other)
+
+    def door(self) -> Material:
+        """White mostly, of wood now and then, of any colour seldom."""
+        picture, style = self.w.door().picture.astype(np.float32), self.rng.random()
+        if style < 0.85:
+            grey = picture.mean(-1, keepdims=True) / max(float(picture.mean()), 1.0)
+            white, wood = np.full(3, self.rng.uniform(195, 240)), self.rng.uniform((120, 75, 40), (190, 140, 95))
+            base = white if style < 0.5 else wood
+            picture = np.clip((0.4 + 0.6 * grey) * base, 0, 255)
+        return Material("home_door", picture.astype(np.uint8), 0.0)
+
+    def picture(self) -> Material:
+        found = self.catalogue.covering("picture")
+        if found and self.rng.random() < 0.5:
+            chosen = found[self.rng.integers(len(found))]
+            return Material(f"picture_{chosen.name}", chosen.picture, 0.0)
+        return self.w.picture()
 
 
 _TEXTS = ("name", "category", "role", "placement", "licence", "author", "source")

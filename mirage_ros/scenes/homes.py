@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from mirage_ros.scenes.builder import Builder, MaterialSet
-from mirage_ros.scenes.catalogue import Catalogue
+from mirage_ros.scenes.catalogue import Catalogue, Look
 from mirage_ros.scenes.pictures import colour
-from mirage_ros.scenes.placing import Furnisher, Layout, turned
-from mirage_ros.scenes.rooms import OPPOSITE, PROGRAMS, Look, Room, hang_all
+from mirage_ros.scenes.placing import OPPOSITE, SIDES, Furnisher, Layout, Room, panel, turned
 from mirage_ros.scenes.shells import (
-    SIDES,
     WALL_M,
     door_frame,
     door_leaf,
     home_room,
-    panel,
     spot,
     sun,
     window_frame,
@@ -34,8 +33,9 @@ DOOR_HIGH_M = 2.05
 FACES = 29_000  # in a whole home: what a frame costs
 
 
-def make_home(kind: str, catalogue: Catalogue):
-    """A floor plan in the manner of `layouts.py` whose first room is of the given kind."""
+def make_home(kind: str, catalogue: Catalogue, furnish: Callable[[Furnisher, Look, Room], None]):
+    """A floor plan in the manner of `layouts.py` whose first room is of the given kind; `furnish` puts in a room
+    what stands and hangs in it (rooms.py)."""
 
     def layout(b: Builder, w: MaterialSet, rng) -> Layout:
         b.cell_m = 0.85
@@ -55,8 +55,7 @@ def make_home(kind: str, catalogue: Catalogue):
             furnisher = Furnisher(b, catalogue, made, room.rect, rng, int(left * share), tints)
             before = furnisher.faces_left
             _block_openings(furnisher, room, leaf_paint, frame)
-            PROGRAMS[room.kind](furnisher, look)
-            hang_all(furnisher, look, room)
+            furnish(furnisher, look, room)
             left -= before - furnisher.faces_left
             x, y = room.rect[:2]
             made.points_of_interest += [(x, y, 1.0)] * 2

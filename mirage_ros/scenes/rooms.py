@@ -2,61 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 
-from mirage_ros.scenes.builder import Material, MaterialSet
-from mirage_ros.scenes.catalogue import Catalogue
-from mirage_ros.scenes.pictures import colour
-from mirage_ros.scenes.placing import Furnisher, turned
-from mirage_ros.scenes.shells import SIDES
-
-OPPOSITE = {"east": "west", "west": "east", "south": "north", "north": "south"}
-
-
-@dataclass
-class Room:
-    """One room of a home: `rect` is x, y, wide, deep, high; `outer` the sides that face the open."""
-
-    kind: str
-    rect: tuple[float, float, float, float, float]
-    outer: tuple[str, ...]
-    doors: list = field(default_factory=list)  # (side, place, wide, high, leaf)
-    windows: list = field(default_factory=list)  # (side, from, to, bottom, top)
-
-
-class Look:
-    """What covers a home: a cache's coverings now and then, the material set's otherwise."""
-
-    def __init__(self, w: MaterialSet, catalogue: Catalogue, rng) -> None:
-        self.w, self.catalogue, self.rng = w, catalogue, rng
-
-    def cover(self, role: str, other: str, share: float) -> Material:
-        found = self.catalogue.covering(role)
-        if found and self.rng.random() < share:
-            chosen = found[self.rng.integers(len(found))]
-            tint = 1 + self.rng.uniform(0, 0.25) * (colour(self.rng, 0.7) / 255 - 0.6)
-            light = np.clip(chosen.picture.astype(np.float32) * tint * self.rng.uniform(0.85, 1.2), 0, 255)
-            return Material(f"{role}_{chosen.name}", light.astype(np.uint8), self.rng.uniform(1.2, 2.4))
-        return self.w.pick(other)
-
-    def door(self) -> Material:
-        """White mostly, of wood now and then, of any colour seldom."""
-        picture, style = self.w.door().picture.astype(np.float32), self.rng.random()
-        if style < 0.85:
-            grey = picture.mean(-1, keepdims=True) / max(float(picture.mean()), 1.0)
-            white, wood = np.full(3, self.rng.uniform(195, 240)), self.rng.uniform((120, 75, 40), (190, 140, 95))
-            base = white if style < 0.5 else wood
-            picture = np.clip((0.4 + 0.6 * grey) * base, 0, 255)
-        return Material("home_door", picture.astype(np.uint8), 0.0)
-
-    def picture(self) -> Material:
-        found = self.catalogue.covering("picture")
-        if found and self.rng.random() < 0.5:
-            chosen = found[self.rng.integers(len(found))]
-            return Material(f"picture_{chosen.name}", chosen.picture, 0.0)
-        return self.w.picture()
+from mirage_ros.scenes.catalogue import Look
+from mirage_ros.scenes.placing import OPPOSITE, SIDES, Furnisher, Room, turned
 
 
 def _living(f: Furnisher, look: Look) -> None:
@@ -213,6 +162,12 @@ PROGRAMS = {
 }
 
 
+def furnish(f: Furnisher, look: Look, room: Room) -> None:
+    """All that stands and hangs in a room."""
+    PROGRAMS[room.kind](f, look)
+    _hang_all(f, look, room)
+
+
 def _stands(model) -> bool:
     return model.placement == "floor"
 
@@ -288,7 +243,7 @@ def _rug(f: Furnisher, look: Look, x, y, yaw, share=0.6) -> None:
         f.b.box(cloth, (0, 0, 0.006), (*size, 0.012), solid=False, skip="b")
 
 
-def hang_all(f: Furnisher, look: Look, room: Room) -> None:
+def _hang_all(f: Furnisher, look: Look, room: Room) -> None:
     """Pictures, clocks, radiators, lamps of the wall and the ceiling."""
     rng, w = f.rng, look.w
     for _ in range(int(rng.integers(0, 4 if room.kind in ("bathroom", "kitchen") else 8))):

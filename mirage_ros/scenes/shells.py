@@ -11,6 +11,7 @@ import numpy as np
 from mirage_ros.scenes.builder import Builder, MaterialSet
 from mirage_ros.scenes.gl import mujoco
 from mirage_ros.scenes.pictures import colour, fractal_noise, hsv
+from mirage_ros.scenes.placing import SIDES
 
 # For each face of the box: the world direction of its centre, of its right and of its down edge.
 _FACES = np.array(
@@ -108,13 +109,6 @@ def sky_faces(rng: np.random.Generator, side: int = 128) -> np.ndarray:
 
 
 WALL_M = 0.16
-# For each side of a rectangle: outward direction and the yaw that turns a thing's back to it.
-SIDES = {
-    "south": (np.array([0, -1.0]), 0.0),
-    "north": (np.array([0, 1.0]), np.pi),
-    "west": (np.array([-1.0, 0]), -np.pi / 2),
-    "east": (np.array([1.0, 0]), np.pi / 2),
-}
 
 
 def wall(b: Builder, paint, start, end, high, openings=(), low_paint=None, thick=WALL_M):
@@ -168,14 +162,6 @@ def _skirting(b, w, x, y, wide, deep, gaps):
     ):
         if side not in gaps:
             b.box(paint, place, size, solid=False, skip="b")
-
-
-def panel(b, picture, frame, broad, tall, level, thick=0.03):
-    """A framed picture standing out of the wall at the local y = 0, facing +y."""
-    b.box(frame, (0, thick / 2, level + tall / 2), (broad, thick, tall), solid=False)
-    edge = 0.04
-    corner = (broad / 2 - edge, thick + 0.004, level + tall - edge)
-    b.quad(picture, corner, (-(broad - 2 * edge), 0, 0), (0, 0, -(tall - 2 * edge)))
 
 
 def ceiling_lamps(b, w, rng, rect, every=3.0):

@@ -26,6 +26,7 @@ from mirage_ros.scenes.homes import make_home
 from mirage_ros.scenes.movers import Scene, Solids, make_movers
 from mirage_ros.scenes.pictures import hsv
 from mirage_ros.scenes.placing import Layout
+from mirage_ros.scenes.rooms import furnish
 from mirage_ros.scenes.shells import sky_faces
 
 KINDS = {
@@ -78,21 +79,26 @@ def make_scene(
     layout = plan(builder, materials, rng)
     if add is not None:
         add(builder, layout)
+    moves = moves if moving is None else moving
+    return _assembled(seed, kind, builder, materials, layout, rng, moves)
+
+
+def _assembled(
+    seed: int, kind: str, builder: Builder, materials: MaterialSet, layout: Layout, rng, moves: bool
+) -> Scene:
+    """The lit model of what was built, with moving bodies and a sky where they belong."""
     solids = Solids.from_builder(builder)
-    spec = _empty_spec(layout.ambient, 2 * texture_px)
+    spec = _empty_spec(layout.ambient, 2 * materials.texture_px)
     builder.add_to(spec, spec.worldbody, "static", 0)
     for light in layout.lights:
         spec.worldbody.add_light(**light)
-    movers = ()
-    if moves if moving is None else moving:
-        movers = make_movers(spec, materials, rng, solids, layout, MOVING_GROUP)
+    movers = make_movers(spec, materials, rng, solids, layout, MOVING_GROUP) if moves else ()
     if layout.has_sky:
         _add_sky(spec, sky_faces(rng, 128))
-    model = spec.compile()
     return Scene(
         seed=seed,
         kind=kind,
-        model=model,
+        model=spec.compile(),
         solids=solids,
         low=np.array(layout.low),
         high=np.array(layout.high),
@@ -118,7 +124,7 @@ def _plan_of(kind: str, furniture: Catalogue | None):
                 f"A scene of kind {kind!r} needs a furniture cache and got none; "
                 "give one that `mirage data furniture` made, or choose one of " + ", ".join(KINDS) + "."
             )
-        return make_home(kind, furniture)
+        return make_home(kind, furniture, furnish)
     if kind not in KINDS:
         raise MirageError(f"There is no scene kind {kind!r}; choose one of {', '.join([*KINDS, *HOMES])}.")
     return KINDS[kind]

@@ -6,13 +6,17 @@ lora/          adapters in peft's layout, merged into the backbone while loading
 mirage.json    settings (config.py); `base` names the folder or hub id of the published
                parts where they lie elsewhere
 
-The text encoder reads the prompt once and is then unloaded.
+The text encoder reads the prompt once and is then unloaded. Attention, compilation and memory layout are set
+to what is fast on the hardware.
 """
 
 from __future__ import annotations
 
 import html
+import importlib.util
 import logging
+import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,10 +29,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mirage_ros.errors import MirageError
-from mirage_ros.models.mini.denoiser import SideBranch
+from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import find_folder, load_part, merge_lora, read_json
 from mirage_ros.models.perceivers import load_perceiver, perceiver_bytes
-from mirage_ros.models.wan.codec import WanCodec, speed_up
+from mirage_ros.models.wan.codec import WanCodec
 from mirage_ros.models.wan.config import SETTINGS_FILE, WanConfig, check_index, read_config
 from mirage_ros.models.wan.model import (
     Parts,
@@ -56,6 +60,20 @@ def encode_prompts(
     The encoder (11 GB in bfloat16 at full size) is loaded for this call and freed after it.
     What pads a prompt becomes zero, as in training. Raises MirageError when a part is missing.
     """
+    tokenizer, encoder = _load_text_encoder(folder, dtype)
+    words = tokenizer(
+        [" ".join(html.unescape(prompt).split()) for prompt in prompts],
+        padding="max_length",
+        max_length=PROMPT_TOKENS,
+        truncation=True,
+        return_tensors="pt",
+    ).to(device)
+    hidden = encoder.eval().to(device)(words.input_ids, words.attention_mask).last_hidden_state
+    return hidden * words.attention_mask[..., None].to(hidden.dtype)
+
+
+def _load_text_encoder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Tokenizer and encoder; MirageError where anything of them is missing."""
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     try:
@@ -77,15 +95,7 @@ def encode_prompts(
             f"{missing[0]}; fetch it again, or use a newer transformers where that ties it to "
             "another tensor."
         )
-    words = tokenizer(
-        [" ".join(html.unescape(prompt).split()) for prompt in prompts],
-        padding="max_length",
-        max_length=PROMPT_TOKENS,
-        truncation=True,
-        return_tensors="pt",
-    ).to(device)
-    hidden = encoder.eval().to(device)(words.input_ids, words.attention_mask).last_hidden_state
-    return hidden * words.attention_mask[..., None].to(hidden.dtype)
+    return tokenizer, encoder
 
 
 _log = logging.getLogger(__name__)
@@ -264,3 +274,59 @@ def _check_branch(branch: SideBranch, transformer: WanTransformer3DModel, folder
 def _beside(folder: Path, base: str) -> str:
     """A relative `base` is meant from the folder, a hub id is not."""
     return str(folder / base) if base.startswith(".") else base
+
+
+def speed_up(
+    denoiser: MemoryDenoiser, vae: AutoencoderKLWan, config: WanConfig, device: str
+) -> None:
+    """Sets attention backend, compilation and channels-last convolutions as configured.
+
+    Raises MirageError when the attention backend is unknown or not installed.
+    """
+    if config.attention != "native":
+        set_attention(denoiser, config.attention)
+    if config.compile == "on" or (config.compile == "auto" and device == "cuda" and _can_compile()):
+        compile_blocks(denoiser)
+    if device == "cuda":
+        channels_last(vae)
+
+
+def set_attention(denoiser: MemoryDenoiser, backend: str) -> None:
+    """The attention kernel of backbone and branch: diffusers' names, native is PyTorch's SDPA."""
+    for network in (denoiser.transformer, denoiser.branch):
+        try:
+            network.set_attention_backend(backend)
+        except (ValueError, RuntimeError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise MirageError(
+                f"The attention backend is '{backend}' ({reason}); set native, or install what it "
+                "needs."
+            ) from error
+
+
+def compile_blocks(denoiser: MemoryDenoiser, backend: str = "inductor") -> None:
+    """Compiles the transformer block once and uses it for all: blocks differ in weights only."""
+    for block in (*denoiser.transformer.blocks, *denoiser.branch.blocks):
+        block.compile(dynamic=None, backend=backend)
+
+
+def _can_compile() -> bool:
+    """Whether what torch's compiler needs on CUDA is there; a warning says what is not."""
+    missing = [] if importlib.util.find_spec("triton") else ["the package triton"]
+    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
+    if not any(map(shutil.which, compilers)):
+        missing.append("a C compiler")
+    if missing:
+        _log.warning(
+            "The blocks are not compiled, which is slower: %s is missing.", " and ".join(missing)
+        )
+    return not missing
+
+
+def channels_last(vae: AutoencoderKLWan) -> None:
+    """Convolutions over time and picture in the layout that tensor cores read."""
+    for part in vae.modules():
+        if isinstance(part, torch.nn.Conv3d):
+            part.to(memory_format=torch.channels_last_3d)
+        elif isinstance(part, torch.nn.Conv2d):
+            part.to(memory_format=torch.channels_last)
