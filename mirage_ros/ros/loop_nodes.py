@@ -46,8 +46,8 @@ from mirage_ros.ros.messages.conversions import (
     transform_from_ros,
 )
 from mirage_ros.ros.messages.images import depth_from_ros
+from mirage_ros.ros.playback import frame_of
 from mirage_ros.ros.tf_buffer import Buffer
-from mirage_ros.ros.topics import frame_of
 
 # Kept by the publishers and given to a policy that comes (back) later.
 KEPT = QoSProfile(depth=64, durability=DurabilityPolicy.TRANSIENT_LOCAL)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -15,11 +16,19 @@ from tf2_msgs.msg import TFMessage
 
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import Frame
-from mirage_ros.recording.topics import COLOR, PARTS, PICTURES, POINTS, STATUS, TF
-from mirage_ros.ros.messages.conversions import cloud_from_ros, message_class, stamp_from_ros, transform_from_ros
-from mirage_ros.ros.topics import READERS, frame_of
+from mirage_ros.recording.topics import COLOR, COLOR_INFO, PARTS, PICTURES, POINTS, STATUS, TF
+from mirage_ros.ros.messages.conversions import (
+    camera_from_ros,
+    cloud_from_ros,
+    message_class,
+    stamp_from_ros,
+    transform_from_ros,
+)
+from mirage_ros.ros.messages.images import depth_from_ros, mask_from_ros, picture_from_ros
 
 WAITING = 2000
+# By the attribute of Frame: how its message is read back; a camera needs its pose as well.
+READERS = {"rgb": picture_from_ros, "depth_m": depth_from_ros, "observed": mask_from_ros}
 
 
 class FrameAssembler:
@@ -75,6 +84,17 @@ class FrameAssembler:
             return frame_of(stamp_ns, pieces, pose)
         except MirageError as error:
             raise MirageError(f"A frame of the node cannot be recorded: {error}") from error
+
+
+def frame_of(
+    stamp_ns: int, messages: Mapping[str, Any], world_from_camera: Float[np.ndarray, "4 4"]
+) -> Frame:
+    """The frame that messages of the topics in PARTS hold. Raises MirageError."""
+    values = {
+        part: READERS[part](messages[name]) for name, part in PARTS.items() if part in READERS
+    }
+    camera = camera_from_ros(messages[COLOR_INFO], world_from_camera)
+    return Frame(stamp_ns, camera, **values)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """Publishers of the topics table: what the node sends of every frame, cloud and chunk.
 
-`recording/topics.py` holds the table; here its rows get their rclpy QoS, message classes and, for
-playback, the readers that turn messages back into a frame.
+`recording/topics.py` holds the table; here its rows get their rclpy QoS and message classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,11 +19,10 @@ from tf2_msgs.msg import TFMessage
 from mirage_ros.msg import RolloutStatus
 from mirage_ros.protocol import Frame, Points
 from mirage_ros.recording import topics
-from mirage_ros.recording.topics import BY_NAME, PARTS, TOPICS, FrameIds, Topic
+from mirage_ros.recording.topics import BY_NAME, TOPICS, FrameIds, Topic
 from mirage_ros.ros.callbacks import LazyPublisher
 from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.messages.conversions import (
-    camera_from_ros,
     cloud_to_ros,
     message_class,
     message_of,
@@ -33,9 +31,6 @@ from mirage_ros.ros.messages.conversions import (
 from mirage_ros.ros.messages.images import (
     compressed_depth_to_ros,
     compressed_picture_to_ros,
-    depth_from_ros,
-    mask_from_ros,
-    picture_from_ros,
 )
 from mirage_ros.ros.overlays import DeltaPublisher, FrustumPublisher
 
@@ -49,8 +44,6 @@ DURABILITY = {
     "volatile": DurabilityPolicy.VOLATILE,
     "transient_local": DurabilityPolicy.TRANSIENT_LOCAL,
 }
-# By the attribute of Frame: how its message is read back; a camera needs its pose as well.
-READERS = {"rgb": picture_from_ros, "depth_m": depth_from_ros, "observed": mask_from_ros}
 
 
 def streamed(depth: int, reliability: str = "reliable", durability: str = "volatile") -> QoSProfile:
@@ -76,17 +69,6 @@ def publishers_of(node: Node, topic: str) -> list[str]:
     """Full names of the nodes that publish a topic, one for each publisher."""
     infos = node.get_publishers_info_by_topic(topic)
     return [f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos]
-
-
-def frame_of(
-    stamp_ns: int, messages: Mapping[str, Any], world_from_camera: Float[np.ndarray, "4 4"]
-) -> Frame:
-    """The frame that messages of the topics in PARTS hold. Raises MirageError."""
-    values = {
-        part: READERS[part](messages[name]) for name, part in PARTS.items() if part in READERS
-    }
-    camera = camera_from_ros(messages[topics.COLOR_INFO], world_from_camera)
-    return Frame(stamp_ns, camera, **values)
 
 
 def recorded_by_node(
