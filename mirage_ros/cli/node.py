@@ -47,12 +47,8 @@ def add_plan(parsers) -> None:
         metavar="S",
         help="seconds of plan published ahead of what is rendered (default: 3)",
     )
-    parser.add_argument(
-        "--scene-depth",
-        type=float,
-        metavar="M",
-        help="distance of the scene in metres (default: measured, or 3)",
-    )
+    parser.add_argument("--scene-depth", type=float, metavar="M",
+                        help="distance of the scene in metres (default: measured, or 3)")  # fmt: skip
     parser.add_argument("--world-frame", default="world", help="(default: world)")
     parser.add_argument(
         "--camera-frame", default="camera_color_optical_frame", help="(default: %(default)s)"

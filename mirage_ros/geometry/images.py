@@ -57,6 +57,16 @@ def fit_seed(
             f"{_as_text(size)}: only {kept:.1%} of it would be left; cut a part of about that shape "
             "out of it."
         )
+    _check_field_of_view(camera)
+    depth = None if depth_m is None else _checked_depth(depth_m, rgb.shape[:2])
+    top, left, crop = _centre_window(rgb.shape[:2], size)
+    window = (slice(top, top + crop[0]), slice(left, left + crop[1]))
+    camera = camera.cropped(top, left, crop).resized(size)
+    return resize_rgb(rgb[window], size), camera, _nearest(depth, window, size)
+
+
+def _check_field_of_view(camera: Camera) -> None:
+    """Raises MirageError for one that no flat picture has."""
     focal = np.diag(camera.intrinsics)[:2]
     widest_deg = float(np.degrees(2 * np.arctan(np.array(camera.size[::-1]) / 2 / focal)).max())
     if widest_deg > WIDEST_DEG:
@@ -64,11 +74,6 @@ def fit_seed(
             f"The seed's camera has the focal lengths {focal.tolist()}, a field of view of "
             f"{widest_deg:.1f} deg; give one of at most {WIDEST_DEG:.0f}: check K in the CameraInfo."
         )
-    depth = None if depth_m is None else _checked_depth(depth_m, rgb.shape[:2])
-    top, left, crop = _centre_window(rgb.shape[:2], size)
-    window = (slice(top, top + crop[0]), slice(left, left + crop[1]))
-    camera = camera.cropped(top, left, crop).resized(size)
-    return resize_rgb(rgb[window], size), camera, _nearest(depth, window, size)
 
 
 def check_size(size: tuple[int, int], what: str) -> None:

@@ -265,18 +265,8 @@ def draw_cloud_from_above(
         body_m: width of what drove along the path; 0 draws the line alone.
         touching: marks, for each camera, whether the body was in something there.
     """
-    large = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
-    up, forward, right = floor_axes(cameras[0].world_from_camera)
-    keep = np.isfinite(xyz).all(-1)
-    keep &= xyz @ up < (cameras.position_world @ up).max() + headroom_m
-    xyz, rgb = xyz[keep].astype(np.float64), rgb[keep]
     paths = [camera.position_world for camera in (cameras, beside) if camera is not None]
-    floor = _fit_floor(xyz, np.concatenate(paths), right, forward, large)
-    canvas = np.full((*large, 3), BACKGROUND, np.uint8)
-    order = np.argsort(xyz @ up, kind="stable")
-    edge_px = _footprints_m(xyz[order], cameras, cells_across) * floor.pixels_per_m
-    _splat(canvas, floor.pixels(xyz[order]), rgb[order], edge_px)
-    picture = Image.fromarray(canvas)
+    picture, floor = _draw_points(xyz, rgb, cameras, paths, size, cells_across, headroom_m)
     if body_m:
         _draw_swept(picture, floor, cameras, body_m)
     if beside is not None:
@@ -287,6 +277,23 @@ def draw_cloud_from_above(
     picture = picture.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     _draw_scale_bar(picture, floor.pixels_per_m / SUPERSAMPLING)
     return np.asarray(picture)
+
+
+def _draw_points(
+    xyz, rgb, cameras: Camera, paths, size: tuple[int, int], cells_across: int, headroom_m: float
+) -> tuple[Image.Image, _Floor]:
+    """The cloud alone, SUPERSAMPLING times as large, with room for the positions in `paths`; and its scale."""
+    large = (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING)
+    up, forward, right = floor_axes(cameras[0].world_from_camera)
+    keep = np.isfinite(xyz).all(-1)
+    keep &= xyz @ up < (cameras.position_world @ up).max() + headroom_m
+    xyz, rgb = xyz[keep].astype(np.float64), rgb[keep]
+    floor = _fit_floor(xyz, np.concatenate(paths), right, forward, large)
+    canvas = np.full((*large, 3), BACKGROUND, np.uint8)
+    order = np.argsort(xyz @ up, kind="stable")
+    edge_px = _footprints_m(xyz[order], cameras, cells_across) * floor.pixels_per_m
+    _splat(canvas, floor.pixels(xyz[order]), rgb[order], edge_px)
+    return Image.fromarray(canvas), floor
 
 
 def _fit_floor(points, positions, right: np.ndarray, forward: np.ndarray, size) -> _Floor:

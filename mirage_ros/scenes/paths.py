@@ -51,6 +51,12 @@ def camera_path(
         raise MirageError(f"There is no motion {motion!r}; choose one of {', '.join(MOTIONS)}.")
     drawn_hfov = float(rng.uniform(50, 90))
     hfov_deg = drawn_hfov if hfov_deg is None else hfov_deg
+    positions, angles = _best_path(scene, rng, frames, motion, period_s)
+    return Camera.from_hfov(hfov_deg, size, _poses(positions, angles))
+
+
+def _best_path(scene: Scene, rng, frames: int, motion: str, period_s: float):
+    """Of the first few good paths the best one, of none the one with the most room; as of _candidate."""
     loop = bool(rng.random() < LOOP_SHARE)
     starts = _free_points(scene, rng, motion)
     best, best_score, good = None, -np.inf, 0
@@ -63,8 +69,7 @@ def camera_path(
             best, best_score = path, score
         if good >= ENOUGH:
             break
-    positions, angles = best
-    return Camera.from_hfov(hfov_deg, size, _poses(positions, angles))
+    return best
 
 
 def best_view(
@@ -159,14 +164,19 @@ def _candidate(scene, rng, start, motion, loop, frames, period_s):
     if motion in ("drone", "arm"):
         base = np.clip(-25 * (start[2] - 0.7) + rng.normal(0, 6), *pitches)
     pitch = np.radians(base + rng.normal(0, 0.0 if motion == "robot" else 5) * way)
-    roll = np.zeros(frames)
-    if shake:
-        wobble = [_smooth_noise(rng, frames, max(2, int(length_s * 1.5))) for _ in range(3)]
-        yaw = yaw + np.radians(shake) * wobble[0]
-        pitch = pitch + np.radians(shake) * wobble[1]
-        roll = np.radians(shake) * 1.2 * wobble[2]
-        positions[:, 2] += 0.012 * _smooth_noise(rng, frames, max(2, int(length_s * 3)))
-    return positions, np.stack([yaw, pitch, roll], -1)
+    angles = np.stack([yaw, pitch, np.zeros(frames)], -1)
+    return _shaken(rng, positions, angles, shake, length_s) if shake else (positions, angles)
+
+
+def _shaken(rng, positions, angles, shake_deg: float, length_s: float):
+    """A path as a hand or a drone holds the camera."""
+    frames = len(positions)
+    wobble = [_smooth_noise(rng, frames, max(2, int(length_s * 1.5))) for _ in range(3)]
+    angles[:, 0] += np.radians(shake_deg) * wobble[0]
+    angles[:, 1] += np.radians(shake_deg) * wobble[1]
+    angles[:, 2] = np.radians(shake_deg) * 1.2 * wobble[2]
+    positions[:, 2] += 0.012 * _smooth_noise(rng, frames, max(2, int(length_s * 3)))
+    return positions, angles
 
 
 def _first_look(scene, rng, start) -> float:

@@ -104,7 +104,11 @@ class Dreamer(ModelMixin, ConfigMixin):
         given = torch.cat([noisy, seen, mask], 1)
         given = F.pixel_unshuffle(given, cells) if cells > 1 else given
         x = self.into(_channels_last(torch.cat([given, rays], 1).to(kind)))
-        memories = self._style(style.to(kind), t)
+        x = self.out(self._unet(x, t, self._style(style.to(kind), t))).float()
+        return F.pixel_shuffle(x, cells) if cells > 1 else x
+
+    def _unet(self, x: Tensor, t: Tensor, memories: Tensor) -> Float[Tensor, "b a h2 w2"]:
+        """Down to a quarter of the first grid and up again, looking at the tokens of the style views."""
         for block in self.down_1:
             x = block(x, t)
         fine, x = x, self.to_2(x)
@@ -121,8 +125,7 @@ class Dreamer(ModelMixin, ConfigMixin):
         x = torch.cat([self.from_2(F.interpolate(x, size=fine.shape[-2:])), fine], 1)
         for block in self.up_1:
             x = block(x, t)
-        x = self.out(x).float()
-        return F.pixel_shuffle(x, cells) if cells > 1 else x
+        return x
 
     def _style(self, style: Tensor, t: Tensor) -> Float[Tensor, "b n d"]:
         """Tokens of all style views, on half of the first grid."""
