@@ -71,7 +71,7 @@ def test_each_use_sets_parameters_that_exist_to_what_they_may_be(name):
 def test_rviz_shows_topics_that_the_node_publishes():
     view = yaml.safe_load((ROOT / "config/rviz/mirage.rviz").read_text())["Visualization Manager"]
     topics = {item["Topic"]["Value"]: item["Topic"] for item in view["Displays"] if "Topic" in item}
-    source = "\n".join(path.read_text() for path in (ROOT / "mirage_ros/ros").glob("*.py"))
+    source = "\n".join(path.read_text() for path in (ROOT / "mirage_ros").glob("r*/*.py"))
     assert set(topics) == {
         "cache/points", "color/image_raw", "depth/image_rect", "observed/image", "markers", "plan",
         "planned_path",

@@ -53,7 +53,7 @@ def managed(tmp_path_factory, folder):
 @pytest.fixture(scope="module")
 def streaming(tmp_path_factory):
     """The node as it ships, with the mini model, at work on a plan that does not end."""
-    arguments = ("--ros-args", "-p", "seed:=room", "-p", "plan_idle_s:=0.3")
+    arguments = ("--ros-args", "-p", "seed:=room", "-p", "plan_idle_s:=0.3", "-p", "plan_history_s:=600.0")
     process = NodeProcess(tmp_path_factory.mktemp("log"), *arguments, program=NODE)
     client = SimClient(process)
     client.connect()
