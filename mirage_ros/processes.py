@@ -140,14 +140,17 @@ def mirage_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "mirage_ros.cli", *arguments]
 
 
-def private_environment() -> dict[str, str]:
-    """This environment with a ROS domain of its own, kept to this machine."""
+def child_environment() -> dict[str, str]:
+    """This environment, in which Python finds this package and writes its lines at once."""
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+
+
+def private_environment() -> dict[str, str]:
+    """The same with a ROS domain of its own, kept to this machine."""
     return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONUNBUFFERED": "1",
+        **child_environment(),
         "ROS_DOMAIN_ID": str(free_domain()),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
     }

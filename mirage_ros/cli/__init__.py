@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "demo", "node": "node", "plan": "node", "record": "record", "recover": "record", "readback": "evaluate",
     "train": "train", "data": "train", "bench": "bench", "evaluate": "evaluate", "doctor": "doctor", "info": "doctor",
     "export": "record", "generate": "generate", "convert": "train", "loop": "loop", "base": "loop", "wander": "loop",
+    "drive": "loop", "teleop": "loop",
 }  # fmt: skip
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -28,6 +29,7 @@ EPILOG = """examples:
   mirage node --params config/mirage.yaml       the node alone, for your own planner on TF
   mirage plan --seed room --frames 72           a planner for a running node
   mirage record out/walk.mcap --idle 10         record a running node for Foxglove and rosbag2
+  mirage drive room                             drive in a generated world from this terminal
   mirage loop                                   a policy that drives by generated pictures alone
   mirage doctor                                 what is wrong with this machine and its ROS graph
 

@@ -1,8 +1,11 @@
-"""`mirage loop`, `mirage base` and `mirage wander`: a policy that drives by generated pictures."""
+"""Who drives: a policy (`mirage loop`, `base`, `wander`) or somebody at a keyboard (`mirage drive`, `teleop`)."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from mirage_ros.cli.arguments import add_command, add_model, add_namespace, add_ros_arguments, add_world_seed
@@ -93,6 +96,53 @@ def add_wander(parsers) -> None:
     _add_names(parser)
 
 
+def add_teleop(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "teleop",
+        teleop,
+        "drive a live base from this terminal, with the camera's picture above the status",
+        "keys: WASD or arrows drive and turn, Q/E go sideways, R/F up and down, +/- change the speeds,\n"
+        "space stops, Esc or Ctrl-C ends\n\n"
+        "example, beside `mirage node --params config/drive.yaml` and `mirage base --live`:\n  mirage teleop",
+    )
+    _add_speeds(parser)
+    parser.add_argument("--stamped", action="store_true", help="publish TwistStamped in place of Twist")
+    picture = parser.add_mutually_exclusive_group()
+    picture.add_argument("--image", default="color/image_raw", metavar="TOPIC",
+                         help="of the picture (default: %(default)s)")  # fmt: skip
+    picture.add_argument("--no-picture", action="store_true", help="draw the status line alone")
+    parser.add_argument("--gamepad", metavar="DEVICE", help="(default: the first /dev/input/js* there is)")
+    add_namespace(parser)
+    add_ros_arguments(parser)
+
+
+def add_drive(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "drive",
+        drive,
+        "drive in a generated world: node, live base and teleop in one",
+        "examples:\n  mirage drive room\n  mirage drive street.jpg --hfov 65 --kind free --record out/drive.mp4",
+    )
+    parser.add_argument("seed", nargs="?", default="room", metavar="SEED",
+                        help="a shipped seed's name, a seed folder or any picture (default: room)")  # fmt: skip
+    parser.add_argument("--hfov", type=float, metavar="DEG",
+                        help="horizontal field of view of a picture, degrees (default: 60)")  # fmt: skip
+    _add_kind(parser)
+    _add_speeds(parser)
+    add_model(parser)
+    parser.add_argument("--record", type=user_path, metavar="PATH",
+                        help="record the drive; the ending says the format, as for `mirage record`")  # fmt: skip
+    parser.add_argument("--no-picture", action="store_true", help="draw the status line alone")
+    parser.add_argument("--out", type=user_path, default=Path("out/drive"), help="logs (default: out/drive)")
+
+
+def _add_speeds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--speed", type=float, default=0.5, metavar="MPS", help="(default: 0.5)")
+    parser.add_argument("--turn", type=float, default=0.8, metavar="RPS", help="(default: 0.8)")
+
+
 def _add_names(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-frame", default="base_link", help="(default: base_link)")
     parser.add_argument("--camera-frame", default="camera_color_optical_frame",
@@ -166,3 +216,65 @@ def wander(arguments: argparse.Namespace) -> int:
     )
     run_wander(config, arguments.ros_args)
     return 0
+
+
+def teleop(arguments: argparse.Namespace) -> int:
+    from mirage_ros.ros.teleop import TeleopConfig, run_teleop
+
+    config = TeleopConfig(
+        speed_mps=arguments.speed,
+        turn_rps=arguments.turn,
+        stamped=arguments.stamped,
+        image="" if arguments.no_picture else arguments.image,
+        gamepad=arguments.gamepad,
+        namespace=arguments.namespace,
+    )
+    run_teleop(config, arguments.ros_args)
+    return 0
+
+
+def drive(arguments: argparse.Namespace, node_command: Sequence[str] = ()) -> int:
+    """Args: node_command: what runs the node, in place of `mirage node`."""
+    from mirage_ros.data.seeds import load_seed
+    from mirage_ros.loop.base import live_base_under
+    from mirage_ros.loop.teleop import check_terminal
+    from mirage_ros.processes import Children, child_environment, mirage_command
+    from mirage_ros.ros.teleop import TeleopConfig, run_teleop
+
+    check_terminal()
+    live_base_under(load_seed(arguments.seed, arguments.hfov).camera.world_from_camera, arguments.kind)
+    config = TeleopConfig(
+        speed_mps=arguments.speed,
+        turn_rps=arguments.turn,
+        image="" if arguments.no_picture else "color/image_raw",
+        waiting=f"starting, see {arguments.out / 'node.log'}",
+    )
+    speeds = ["--max-speed", str(20 * arguments.speed), "--max-turn", str(20 * arguments.turn)]
+    # A terminal's window that is closed ends what runs in it, the children as well.
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Children(arguments.out, child_environment()) as children:
+        node = [*(node_command or mirage_command("node")), *_node_words(arguments)]
+        children.start("node", node)
+        children.start("base", mirage_command("base", "--live", "--kind", arguments.kind, *speeds, *_seed_words(arguments)))
+
+        def check() -> None:
+            for name in ("node", "base"):
+                if not children.running(name):
+                    raise children.failure(name)
+
+        run_teleop(config, check=check)
+    return 0
+
+
+def _seed_words(arguments: argparse.Namespace) -> list[str]:
+    return ["--seed", arguments.seed, *([] if arguments.hfov is None else ["--hfov", str(arguments.hfov)])]
+
+
+def _node_words(arguments: argparse.Namespace) -> list[str]:
+    from mirage_ros.resources import share_path
+
+    words = ["--params", str(share_path("config", "drive.yaml")), *_seed_words(arguments), "--model", arguments.model]
+    if arguments.record is not None:
+        words += ["--ros-args", "-p", f"record:={json.dumps(str(arguments.record), ensure_ascii=False)}"]
+    return words
