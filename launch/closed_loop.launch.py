@@ -9,7 +9,6 @@ The node owns /clock, so nothing here follows the wall clock but the base, which
 
 from __future__ import annotations
 
-from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.events import Shutdown
@@ -17,7 +16,8 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from mirage_ros.resources import share_path
+from launch import LaunchContext, LaunchDescription
+from mirage_ros.files import share_path
 
 ARGUMENTS = {
     "config": (

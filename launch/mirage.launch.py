@@ -8,14 +8,14 @@ A value given here wins over the parameter file; an argument left empty leaves i
 
 from __future__ import annotations
 
-from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from mirage_ros.resources import share_path
+from launch import LaunchContext, LaunchDescription
+from mirage_ros.files import share_path
 
 # Rotation of an optical frame (z forward, y down) in a camera link (x forward, z up): REP 103.
 OPTICAL_IN_LINK = ["--qx", "-0.5", "--qy", "0.5", "--qz", "-0.5", "--qw", "0.5"]

@@ -15,7 +15,7 @@ from plans import PERIOD, START, expect_the_plan, sideways, stamps
 from ros_client import TESTS, Client, NodeProcess, end
 from sensor_msgs.msg import Image
 
-from mirage_ros.resources import share_path
+from mirage_ros.files import share_path
 from mirage_ros.ros.callbacks import LazyPublisher
 from mirage_ros.ros.chunks import PATIENCE_S
 from mirage_ros.ros.messages.conversions import SECOND_NS

@@ -18,7 +18,7 @@ MODULES = sorted((ROOT / "mirage_ros").rglob("*.py"))
 # Each folder or module of the package may import what stands in a line before its own, and itself.
 ORDER = """
     errors progress
-    files resources geometry
+    files geometry
     protocol
     memory
     world
@@ -112,6 +112,48 @@ def test_no_modules_import_each_other_in_a_circle():
         assert named <= set(known)
         known[module] |= named
     TopologicalSorter(known).prepare()
+
+
+def longest_chain(known: dict[str, set[str]]) -> list[str]:
+    """The longest way from a module to one that it needs, to one that this needs, and so on."""
+    chains: dict[str, list[str]] = {}
+    for module in TopologicalSorter(known).static_order():  # what is needed comes first
+        below = max((chains[end] for end in known[module]), key=len, default=[])
+        chains[module] = [module, *below]
+    return max(chains.values(), key=len)
+
+
+def test_no_chain_of_imports_is_long():
+    """Whoever follows an import to its end meets at most twelve modules."""
+    chain = longest_chain(graph(MODULES))
+    assert len(chain) <= 12, " <- ".join(chain)
+
+
+def test_a_long_chain_is_found():
+    assert longest_chain({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == ["a", "b", "c"]
+
+
+def too_long(path: Path, source: str) -> list[str]:
+    """One sentence if the file has more than 400 lines, and one for each function with more than 40."""
+    found, lines = [], len(source.splitlines())
+    if lines > 400:
+        found.append(f"{path.name} has {lines} lines; move a part to where its subject is.")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = node.end_lineno - node.lineno + 1
+            if lines > 40:
+                found.append(f"{path.name}: {node.name} has {lines} lines; cut it into steps with names.")
+    return found
+
+
+def test_files_and_functions_are_short():
+    assert [line for path in MODULES for line in too_long(path, path.read_text())] == []
+
+
+def test_long_files_and_functions_are_found():
+    body = "    pass\n" * 40
+    assert len(too_long(Path("a.py"), f"def outer():\n  def inner():\n{body}" + "x = 1\n" * 400)) == 3
+    assert too_long(Path("a.py"), "def f():\n" + "    pass\n" * 39) == []
 
 
 def test_a_circle_of_imports_is_found(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent
 # Says where an installed copy was found; run outside the checkout.
 WHERE = (
     "import mirage_ros, mirage_ros.geometry.camera as camera; "
-    "from mirage_ros.resources import share_path; "
+    "from mirage_ros.files import share_path; "
     "print(camera.__file__, share_path('config', 'mirage.yaml'))"
 )
 

@@ -10,7 +10,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.models.mini.codec import MiniCodec, condition_per_latent
 from mirage_ros.scenes.textures import collage
 from mirage_ros.training.clips import StoredClip
-from mirage_ros.training.perception import PerceptionLoss, PerceptionLossConfig
+from mirage_ros.training.codec import PerceptionLoss, PerceptionLossConfig
 
 
 def test_the_codec_begins_as_principal_components():

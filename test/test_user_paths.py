@@ -11,7 +11,7 @@ from make_seed import write_seed
 from mirage_ros.cli import main
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
-from mirage_ros.resources import user_path
+from mirage_ros.files import user_path
 from mirage_ros.ros.cameras import read_rig
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.worlds import (

@@ -13,7 +13,7 @@ from fakes import PixelModel
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import cell_depth
 from mirage_ros.models.depth_estimators import (
     ESTIMATORS,
     DepthEstimator,
@@ -22,8 +22,8 @@ from mirage_ros.models.depth_estimators import (
     fit_line,
     load_depth_estimator,
 )
+from mirage_ros.models.parts import InputRule, block_means
 from mirage_ros.models.perceivers import MiniPerceiver, load_perceiver, load_segmenter
-from mirage_ros.models.resizing import InputRule, block_means
 from mirage_ros.models.wan.model import WanModel
 from mirage_ros.protocol import Perception
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
-from mirage_ros.files import write_json
+from mirage_ros.files import share_path, write_json
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.loop.base import Footprint
 from mirage_ros.loop.drive import DriveConfig, Trace, compare, drive, trace_figures
@@ -30,7 +30,6 @@ from mirage_ros.recording.drawing import (
     save_picture,
 )
 from mirage_ros.recording.video import VideoWriter
-from mirage_ros.resources import share_path
 
 ABOVE_PX = (640, 640)
 CELL_PX = 8

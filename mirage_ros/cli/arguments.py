@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from mirage_ros.errors import MirageError
-from mirage_ros.resources import user_path
+from mirage_ros.files import user_path
 
 
 def add_command(parsers, name: str, run, summary: str, epilog: str = "") -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mirage_ros.cli.arguments import add_command, add_model, add_namespace, add_ros_arguments, add_world_seed
 from mirage_ros.errors import MirageError
-from mirage_ros.resources import user_path
+from mirage_ros.files import user_path
 
 WORLDS = ("room:2000000", "room:2000001", "room:2000002", "room:2000003", "room:2000007")
 

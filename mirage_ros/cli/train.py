@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mirage_ros.cli.arguments import add_command, seed_range, write_json
 from mirage_ros.errors import MirageError
-from mirage_ros.resources import user_path
+from mirage_ros.files import user_path
 
 
 def add_train(parsers) -> None:

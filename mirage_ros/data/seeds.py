@@ -21,10 +21,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mirage_ros.errors import MirageError
-from mirage_ros.files import UNREADABLE, open_file
+from mirage_ros.files import UNREADABLE, check_file_or_folder, open_file, share_path, user_path
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import check_size, eight_bits
-from mirage_ros.resources import check_file_or_folder, share_path, user_path
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from numba import njit
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.depth import cell_depth
-from mirage_ros.geometry.images import cell_share, upsample
+from mirage_ros.geometry.images import cell_depth, cell_share, upsample
 from mirage_ros.memory.surfels import COLUMN, ROW, VIEW_SIDE, octahedral, of_views, packed
 from mirage_ros.memory.views import tiles_of
 

@@ -27,8 +27,7 @@ from mirage_ros.models.depth_estimators import (
     disagreeing,
     load_depth_estimator,
 )
-from mirage_ros.models.parts import stored_bytes
-from mirage_ros.models.resizing import InputRule, block_means, network_input, picture_sized
+from mirage_ros.models.parts import InputRule, block_means, network_input, picture_sized, stored_bytes
 from mirage_ros.progress import report
 from mirage_ros.protocol import Perception, WorldModel
 

@@ -214,7 +214,7 @@ def write_ply(path: str | os.PathLike, points: Points) -> None:
              f"element vertex {len(vertices)}"]  # fmt: skip
     lines += [f"property {_NAMES[VERTEX[name].str]} {name}" for name in VERTEX.names]
     head = "\n".join([*lines, "end_header", ""]).encode()
-    write_file(path, head, vertices.view(np.uint8))
+    write_file(path, head, vertices.view(np.uint8).data)
 
 
 SUPERSAMPLING = 2

@@ -11,10 +11,9 @@ from jaxtyping import Float
 
 from mirage_ros.data.seeds import level_camera_pose
 from mirage_ros.errors import MirageError
-from mirage_ros.files import UNREADABLE, open_file
+from mirage_ros.files import UNREADABLE, open_file, share_path, user_path
 from mirage_ros.geometry.rigid import from_quaternion, log_rotation
 from mirage_ros.protocol import SECOND_NS
-from mirage_ros.resources import share_path, user_path
 from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tracks import Transforms

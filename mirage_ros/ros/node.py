@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from mirage_ros.errors import MirageError
-from mirage_ros.resources import share_path, user_path
+from mirage_ros.files import share_path, user_path
 
 if TYPE_CHECKING:
     from mirage_ros.protocol import WorldModel

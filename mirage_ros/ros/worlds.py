@@ -10,9 +10,8 @@ from jaxtyping import Float
 
 from mirage_ros.data.seeds import MissingSeed, find_seed, level_camera_pose, shipped_seeds
 from mirage_ros.errors import MirageError
-from mirage_ros.files import WORLD, header_of_world, world_file
+from mirage_ros.files import WORLD, header_of_world, user_path, world_file
 from mirage_ros.protocol import Chunk
-from mirage_ros.resources import user_path
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.worker.commands import Load, Reset, SeedName
 

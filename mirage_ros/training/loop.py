@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path
-from mirage_ros.models.resizing import picture_from_rgb, rgb_from_picture
+from mirage_ros.models.parts import picture_from_rgb, rgb_from_picture
 
 #: Depths shown, metres: nearer is red, farther is blue.
 NEAR_M, FAR_M = 0.5, 12.0

@@ -20,10 +20,16 @@ from mirage_ros.models.mini.model import MiniConfig, MiniModel, MiniPerception
 from mirage_ros.models.pretrained import load_perception, save_model
 from mirage_ros.training.chunks import ChunksConfig
 from mirage_ros.training.clips import ShardConfig, StoredClip, load_shards, make_shards
-from mirage_ros.training.codec import CodecLoss, CodecLossConfig, MovedCodec, block_pictures
+from mirage_ros.training.codec import (
+    CodecLoss,
+    CodecLossConfig,
+    MovedCodec,
+    PerceptionLoss,
+    PerceptionLossConfig,
+    block_pictures,
+)
 from mirage_ros.training.denoiser import REGIMES, AlignerLossConfig, DenoiserLossConfig
 from mirage_ros.training.loop import Loop, LoopConfig
-from mirage_ros.training.perception import PerceptionLoss, PerceptionLossConfig
 
 #: One class, two sizes: this is the small one (the large one is Wan 2.2 TI2V 5B).
 MINI_TRANSFORMER = {

@@ -26,12 +26,10 @@ from tqdm import tqdm
 from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path, write_json
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.depth import cell_depth
-from mirage_ros.geometry.images import cell_share
+from mirage_ros.geometry.images import cell_depth, cell_share
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
-from mirage_ros.models.parts import find_folder, pick_device, read_json
+from mirage_ros.models.parts import find_folder, pick_device, picture_from_rgb, read_json
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.models.resizing import picture_from_rgb
 from mirage_ros.models.wan.codec import WanCodec
 from mirage_ros.models.wan.config import SETTINGS_FILE, WanConfig, read_config
 from mirage_ros.models.wan.loading import (

@@ -26,8 +26,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.depth import cell_depth, completed
-from mirage_ros.geometry.images import cell_share
+from mirage_ros.geometry.images import cell_depth, cell_share, completed
 from mirage_ros.memory.features import LARGEST, representable
 from mirage_ros.protocol import Perception, Readout, WorldModel
 
@@ -212,7 +211,7 @@ def perceive_seed(
     """Perception of a real picture whose depth is given, at least in part.
 
     Given depth stands; holes in it are completed from what was measured around them
-    (depth.completed) or stay NaN, but for what looks like sky. Raises MirageError where not one
+    (images.completed) or stay NaN, but for what looks like sky. Raises MirageError where not one
     latent cell has depth then.
     """
     given = completed(depth_m)[None]

@@ -149,7 +149,7 @@ class World:
     ) -> tuple[int, int]:
         """Writes one uint8 (H, W, 3) picture with metric (H, W) depth into memory.
 
-        Holes in depth (NaN) are completed from what was measured around them (depth.completed); where
+        Holes in depth (NaN) are completed from what was measured around them (images.completed); where
         they stay nothing changes. +inf is free as far as one can see. Time and the camera stay where
         they are. Returns how many tokens went, and how many came. Raises MirageError for bad input, no
         world, or a memory that cannot be corrected.

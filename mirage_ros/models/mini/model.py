@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.depth import cell_depth
-from mirage_ros.geometry.images import cell_share
+from mirage_ros.geometry.images import cell_depth, cell_share
 from mirage_ros.models.mini.borrowing import borrow_detail
 from mirage_ros.models.mini.codec import (
     MiniCodec,
@@ -37,7 +36,7 @@ from mirage_ros.models.mini.denoiser import (
     SideBranch,
     sample,
 )
-from mirage_ros.models.resizing import picture_from_rgb, rgb_from_picture
+from mirage_ros.models.parts import picture_from_rgb, rgb_from_picture
 from mirage_ros.protocol import Perception, Readout
 from mirage_ros.world.chunking import MOSTLY, readout_side
 

@@ -26,7 +26,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models.mini.codec import condition_from_context, condition_from_readout
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
-from mirage_ros.models.resizing import picture_from_rgb, rgb_from_picture
+from mirage_ros.models.parts import picture_from_rgb, rgb_from_picture
 from mirage_ros.models.wan.codec import WanCodec
 from mirage_ros.models.wan.config import WanConfig
 from mirage_ros.progress import LONG_S, report
