@@ -38,10 +38,8 @@ from mirage_ros.ros.worker.handle import Worker
 IN_FLIGHT = 2  # one at work, one waiting
 SAME = 1e-12, 1e-9  # relative and absolute tolerance of a pose: rounding is no movement
 SLICE_S = 0.01  # one turn of publishing
-# So long a subscriber may keep the others waiting; then it is taken for stuck or gone.
-PATIENCE_S = 1.0
-# While one is stuck nobody knows whether the others keep up: so long they get for each frame.
-PACE_S = 0.1
+PATIENCE_S = 1.0  # a subscriber may keep the others waiting so long; then it is taken for stuck or gone
+PACE_S = 0.1  # for each frame while one is stuck: nobody knows then whether the others keep up
 Then = Callable[[Done | Failed], None]
 
 
