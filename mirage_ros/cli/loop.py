@@ -272,7 +272,7 @@ def _seed_words(arguments: argparse.Namespace) -> list[str]:
 
 
 def _node_words(arguments: argparse.Namespace) -> list[str]:
-    from mirage_ros.resources import share_path
+    from mirage_ros.files import share_path
 
     words = ["--params", str(share_path("config", "drive.yaml")), *_seed_words(arguments), "--model", arguments.model]
     if arguments.record is not None:
