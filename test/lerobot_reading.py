@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from recorded_frames import RATE_HZ, config, frame, record
 
 from mirage_ros.recording.formats import open_recorder
-from mirage_ros.recording.lerobot import files as lerobot_files
+from mirage_ros.recording.lerobot import schema as lerobot_schema
 from mirage_ros.recording.lerobot.schema import DepthCodes
 from mirage_ros.recording.video import read_stream
 
@@ -27,7 +27,7 @@ def write(path: Path, lengths=(5, 8, 3), **changes) -> Path:
 
 def read_rows(root: Path) -> dict[str, np.ndarray]:
     tables = [
-        pq.read_table(path) for path in lerobot_files.files_below(root, "data/chunk-.parquet")
+        pq.read_table(path) for path in lerobot_schema.files_below(root, "data/chunk-.parquet")
     ]
     columns = {
         name: [row for t in tables for row in t[name].to_pylist()]

@@ -18,8 +18,8 @@ from mirage_ros.evaluation.rgb_cache import (
     keyframe_of,
 )
 from mirage_ros.memory.lifting import lift_surfels
+from mirage_ros.memory.rows import VIEW_BYTES, views_of
 from mirage_ros.memory.surfels import Surfels, footprints_of, positions_of
-from mirage_ros.memory.views import VIEW_BYTES, views_of
 from mirage_ros.world.world import World, WorldConfig
 
 SIZE = (64, 80)

@@ -7,14 +7,14 @@ from analytic import cameras, look, raycast, room
 from test_memory import loop
 
 from mirage_ros.errors import MirageError
-from mirage_ros.memory.features import (
+from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory.rows import (
     BITS,
     FEATURE_TYPES,
     feature_fields,
     latents_of_rows,
     rows_of_latents,
 )
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 
 EVERYWHERE = np.ones((2, 6, 8), bool)
 

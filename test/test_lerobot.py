@@ -17,7 +17,7 @@ from recorded_frames import FEATURES, RATE_HZ, config, frame, record, values
 from mirage_ros.errors import MirageError
 from mirage_ros.recording.formats import begin_episode, open_dataset, open_recorder
 from mirage_ros.recording.lerobot import dataset as lerobot_dataset
-from mirage_ros.recording.lerobot import files as lerobot_files
+from mirage_ros.recording.lerobot import schema as lerobot_schema
 from mirage_ros.recording.lerobot.episode import NAMES, QUANTILES, count_levels, counted_statistics
 from mirage_ros.recording.lerobot.schema import DepthCodes
 from mirage_ros.recording.recorder import RecordingConfig
@@ -116,7 +116,7 @@ def test_files_are_begun_anew_after_so_many_episodes(tmp_path, monkeypatch):
     monkeypatch.setattr(lerobot_dataset.schema, "EPISODES_PER_FILE", 2)
     root = write(tmp_path / "data", (2, 3, 4, 2, 2))
     rows, entries = read_rows(root), []
-    for path in lerobot_files.files_below(root, "meta/episodes/chunk-.parquet"):
+    for path in lerobot_schema.files_below(root, "meta/episodes/chunk-.parquet"):
         entries += pq.read_table(path).to_pylist()
     assert rows["index"].tolist() == list(range(13))
     assert [e["data/file_index"] for e in entries] == [0, 0, 1, 1, 2]
@@ -137,7 +137,7 @@ def test_an_adoption_that_is_cut_off_leaves_the_dataset_as_it_was(
 ):
     root = write(tmp_path / "data", (5,))
     name, _, time = stumbles_at.partition(" ")
-    module = lerobot_dataset if name == "join_streams" else lerobot_files
+    module = lerobot_dataset if name == "join_streams" else lerobot_schema
     real, left = getattr(module, name), [int(time or 1)]
 
     def stumble(*arguments):

@@ -11,9 +11,9 @@ from test_zbuffer import pack
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory.rows import views_of
 from mirage_ros.memory.store import TokenStore
 from mirage_ros.memory.surfels import view_numbers
-from mirage_ros.memory.views import views_of
 
 CONFIG = MemoryConfig(channels=4, dtype="float16")
 WALL = [Quad((-6, 4, -6), (12, 0, 0), (0, 0, 12))]

@@ -20,7 +20,7 @@ from mirage_ros.memory import files
 from mirage_ros.memory import files as memory_files
 from mirage_ros.memory.files import save_tensors
 from mirage_ros.memory.memory import LatentMemory
-from mirage_ros.memory.views import VIEW_FIELDS
+from mirage_ros.memory.rows import VIEW_FIELDS
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from numba import njit
 
 from mirage_ros.memory.lifting import lift_surfels
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory.rows import views_of
 from mirage_ros.memory.surfels import (
     Surfels,
     cosines_of,
@@ -17,7 +18,6 @@ from mirage_ros.memory.surfels import (
     of_views,
     positions_of,
 )
-from mirage_ros.memory.views import views_of
 from mirage_ros.memory.voxel_index import (
     BYTES_PER_ROW,
     EMPTY,

@@ -11,8 +11,8 @@ from analytic import cameras, look
 
 from mirage_ros.memory.blocks import Blocks, SplatRule
 from mirage_ros.memory.free_space import _before_views
+from mirage_ros.memory.rows import views_of
 from mirage_ros.memory.surfels import Surfels, footprints_of, positions_of
-from mirage_ros.memory.views import views_of
 from mirage_ros.memory.voxel_index import by_place
 from mirage_ros.memory.zbuffer import zbuffer
 from mirage_ros.memory.zbuffer_cpu import winners_cpu

@@ -19,8 +19,7 @@ from numba import njit
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.memory.features import SURFEL_FIELDS
-from mirage_ros.memory.views import VIEW_BYTES, tiles_of
+from mirage_ros.memory.rows import SURFEL_FIELDS, VIEW_BYTES, tiles_of
 from mirage_ros.memory.voxel_index import (
     EMPTY,
     following,
@@ -247,7 +246,7 @@ class PointCloud:
     """Coloured points of posed RGB-D pictures. Row numbers hold until the next write.
 
     Attributes:
-        views: tiles of pictures that points came from, counted as memory/views.py counts views.
+        views: tiles of pictures that points came from, counted as memory/rows.py counts views.
     """
 
     def __init__(self, config: CloudConfig = CloudConfig()) -> None:

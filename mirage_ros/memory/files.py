@@ -14,9 +14,8 @@ from safetensors.numpy import save
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, open_file, write_file
 from mirage_ros.geometry.camera import FARTHEST_M, LEAST_SIDES
-from mirage_ros.memory.features import FEATURE_TYPES, Fields, token_fields
+from mirage_ros.memory.rows import FEATURE_TYPES, FIRST_OBSERVED, VIEW_FIELDS, Fields, ViewTable, token_fields
 from mirage_ros.memory.surfels import view_numbers
-from mirage_ros.memory.views import FIRST_OBSERVED, VIEW_FIELDS, ViewTable
 from mirage_ros.progress import report
 
 VERSION, OLDEST = 4, 3
@@ -122,8 +121,8 @@ class SavedMemory:
         channels, dtype: of latents.
         max_bytes: the memory's cap.
         tick: the number of its last read or write.
-        rows: every field of the tokens (features.token_fields).
-        views: every field of the views (views.VIEW_FIELDS).
+        rows: every field of the tokens (rows.token_fields).
+        views: every field of the views (rows.VIEW_FIELDS).
     """
 
     channels: int

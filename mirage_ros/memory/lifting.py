@@ -20,8 +20,8 @@ from numba import njit
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import cell_depth, cell_share, upsample
+from mirage_ros.memory.rows import tiles_of
 from mirage_ros.memory.surfels import COLUMN, ROW, VIEW_SIDE, octahedral, of_views, packed
-from mirage_ros.memory.views import tiles_of
 
 EDGE_FOOTPRINTS = 6.0
 """Neighbours farther apart along z than this many footprints lie on different surfaces."""

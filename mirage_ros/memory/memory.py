@@ -21,18 +21,18 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8, UInt16
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.blocks import SplatRule
-from mirage_ros.memory.features import (
+from mirage_ros.memory.files import LAST_TICK, SavedMemory, load_memory, save_memory
+from mirage_ros.memory.lifting import by_surfaces, in_whole_cells, lift_surfels
+from mirage_ros.memory.rows import (
     FEATURE_TYPES,
     LARGEST,
     latents_of_rows,
     representable,
     rows_of_latents,
+    views_of,
 )
-from mirage_ros.memory.files import LAST_TICK, SavedMemory, load_memory, save_memory
-from mirage_ros.memory.lifting import by_surfaces, in_whole_cells, lift_surfels
 from mirage_ros.memory.store import TokenStore, row_bytes
 from mirage_ros.memory.surfels import Surfels, cosines_of, footprints_of, of_views, positions_of
-from mirage_ros.memory.views import views_of
 from mirage_ros.memory.zbuffer import Winners, depths_on_planes, places_in_tokens, zbuffer
 from mirage_ros.protocol import Points, Readout
 

@@ -12,7 +12,16 @@ import math
 import numpy as np
 
 from mirage_ros.memory.blocks import BLOCK_ROWS, BOUND_BYTES_PER_ROW, Blocks
-from mirage_ros.memory.features import SURFEL_FIELDS, Fields, token_fields
+from mirage_ros.memory.rows import (
+    SURFEL_FIELDS,
+    VIEW_BYTES,
+    Fields,
+    ViewTable,
+    as_bytes,
+    compact,
+    copy_rows,
+    token_fields,
+)
 from mirage_ros.memory.surfels import (
     MOST_VIEWS,
     Surfels,
@@ -22,7 +31,6 @@ from mirage_ros.memory.surfels import (
     renumber,
     view_numbers,
 )
-from mirage_ros.memory.views import VIEW_BYTES, ViewTable, as_bytes, compact, copy_rows
 from mirage_ros.memory.voxel_index import (
     BYTES_PER_ROW,
     EMPTY,

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import cell_depth, cell_share, completed
-from mirage_ros.memory.features import LARGEST, representable
+from mirage_ros.memory.rows import LARGEST, representable
 from mirage_ros.protocol import Perception, Readout, WorldModel
 
 MOSTLY = 0.5

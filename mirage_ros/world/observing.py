@@ -18,7 +18,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import cell_colours, cell_depth, cell_share, completed, fit_seed
 from mirage_ros.memory.memory import LatentMemory
-from mirage_ros.memory.views import FIRST_OBSERVED
+from mirage_ros.memory.rows import FIRST_OBSERVED
 from mirage_ros.protocol import WorldModel
 from mirage_ros.world.chunking import (
     check_latents,

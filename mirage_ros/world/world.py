@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.memory.views import FIRST_OBSERVED
+from mirage_ros.memory.rows import FIRST_OBSERVED
 from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel
 from mirage_ros.world.chunking import check_plan, frames_per_latent
 from mirage_ros.world.cycle import Cycle, LatentBackend, Plan, memory_config, overlapped

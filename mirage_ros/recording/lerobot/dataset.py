@@ -21,17 +21,21 @@ import pyarrow.parquet as pq
 from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path
 from mirage_ros.recording.episodes import PathLock, check_left, disk_errors, remove
-from mirage_ros.recording.lerobot import files, schema
-from mirage_ros.recording.lerobot import files as statistics
+from mirage_ros.recording.lerobot import schema
 from mirage_ros.recording.lerobot.episode import (
     LerobotEpisode,
     Part,
     count_stream,
     halves,
+    load_levels,
     mend_half,
     read_part,
+    read_rows,
+    row_statistics,
+    save_levels,
+    video_statistics,
 )
-from mirage_ros.recording.lerobot.files import read_info
+from mirage_ros.recording.lerobot.schema import read_info
 from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 from mirage_ros.recording.video import join_streams
 
@@ -105,10 +109,10 @@ class LerobotDataset:
 
     def _open(self, recount: bool) -> None:
         """Reads what is there. Nothing is touched before it is known to be ours."""
-        self._info = files.read_info(self.root)
+        self._info = schema.read_info(self.root)
         if self._info:
             self._check_same(self._info["features"])
-        self._tasks = files.read_tasks(self.root)
+        self._tasks = schema.read_tasks(self.root)
         self._drop_leftovers()
         self.episodes = self._info["total_episodes"] if self._info else 0
         self._frames = self._info["total_frames"] if self._info else 0
@@ -123,14 +127,14 @@ class LerobotDataset:
         before = sum(self._in_file)
         if part.summary["task"] not in self._tasks:
             self._tasks = [*self._tasks, part.summary["task"]]
-            files.write_tasks(self.root, self._tasks)
+            schema.write_tasks(self.root, self._tasks)
         rows = self._numbered_rows(part)
         kept = len(self._in_file)
-        files.append_rows(self.root / schema.DATA.format(**number), kept, rows)
+        schema.append_rows(self.root / schema.DATA.format(**number), kept, rows)
         for key in part.levels:
             self._append_video(key, part, number, before)
         entry = self._entry(part, rows, number, before)
-        files.append_rows(self.root / schema.EPISODES.format(**number), kept, entry)
+        schema.append_rows(self.root / schema.EPISODES.format(**number), kept, entry)
         self.episodes, self._frames = self.episodes + 1, self._frames + frames
         self._in_file = [] if self.episodes % schema.EPISODES_PER_FILE == 0 else [
             *self._in_file, frames]  # fmt: skip
@@ -177,8 +181,8 @@ class LerobotDataset:
         for key in part.levels:
             entry[f"videos/{key}/from_timestamp"] = before / self._rate
             entry[f"videos/{key}/to_timestamp"] = (before + part.frames) / self._rate
-        stats = statistics.video_statistics(part.levels, part.frames, self.config)
-        for feature, values in {**stats, **statistics.row_statistics(rows)}.items():
+        stats = video_statistics(part.levels, part.frames, self.config)
+        for feature, values in {**stats, **row_statistics(rows)}.items():
             entry |= {f"stats/{feature}/{name}": value.tolist() for name, value in values.items()}
         return pa.table({name: [value] for name, value in entry.items()})
 
@@ -187,18 +191,18 @@ class LerobotDataset:
 
     def _tell_statistics(self) -> None:
         """stats.json of all episodes; it may lag behind until the dataset is closed."""
-        rows = statistics.read_rows(self.root, self._frames)
-        videos = statistics.video_statistics(self._levels, self._frames, self.config)
-        files.write_stats(self.root, {**videos, **statistics.row_statistics(rows)})
-        statistics.save_levels(self.root, self.episodes, self._levels)
+        rows = read_rows(self.root, self._frames)
+        videos = video_statistics(self._levels, self._frames, self.config)
+        schema.write_stats(self.root, {**videos, **row_statistics(rows)})
+        save_levels(self.root, self.episodes, self._levels)
         self._told = self.episodes
 
     def _tell_info(self, summary: Mapping) -> None:
-        files.write_info(
+        schema.write_info(
             self.root, summary["features"], self._rate, summary["robot_type"], self.episodes,
             self._frames, len(self._tasks),
         )  # fmt: skip
-        self._info = files.read_info(self.root)
+        self._info = schema.read_info(self.root)
 
     def _check_same(self, features: Mapping) -> None:
         """Every episode holds the same; so does what the config announces."""
@@ -235,7 +239,7 @@ class LerobotDataset:
 
     def _count_again(self, recount: bool) -> None:
         """The levels of all adopted videos: kept counts, and the rest from the videos."""
-        self._counted, self._levels = statistics.load_levels(self.root)
+        self._counted, self._levels = load_levels(self.root)
         if recount or self._counted > self.episodes:
             self._counted, self._levels = 0, {}
         self._told = self._counted
@@ -250,7 +254,7 @@ class LerobotDataset:
     def _lengths_from(self, first: int) -> dict[int, tuple[int, int]]:
         """(frames before it in its file, frames) of each adopted episode from `first` on."""
         found = {}
-        for path in files.files_below(self.root, schema.EPISODES):
+        for path in schema.files_below(self.root, schema.EPISODES):
             before = 0
             for row in pq.read_table(path, columns=["episode_index", "length"]).to_pylist():
                 if first <= row["episode_index"] < self.episodes:

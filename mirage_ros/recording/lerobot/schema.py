@@ -1,4 +1,5 @@
-"""What a LeRobot dataset v3.0 of ours holds: features, columns, depth codes, file names.
+"""What a LeRobot dataset v3.0 of ours holds: features, columns, depth codes, and its files, each written under a
+temporary name and renamed.
 
 The format: `lerobot.datasets` of LeRobot 0.6, whose loader is what the datasets are tried with.
 The numbers of an episode are written in batches that a kill cannot take back.
@@ -15,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from jaxtyping import Float, UInt16
 from transforms3d.quaternions import mat2quat
 
 from mirage_ros.errors import MirageError
+from mirage_ros.files import atomic_path, write_file
 from mirage_ros.protocol import Frame
 from mirage_ros.recording.recorder import Feature, RecordingConfig
 from mirage_ros.recording.video import ENCODERS, KEYFRAME_EVERY, Encoder
@@ -293,3 +296,101 @@ def read_row_stream(path: Path) -> pa.Table | None:
     except (pa.ArrowInvalid, OSError):
         return None
     return pa.Table.from_batches(batches, fields).combine_chunks()
+
+
+def read_info(root: Path) -> dict | None:
+    """info.json, None without one. Raises MirageError when it is of another format version."""
+    path = root / INFO
+    if not path.is_file():
+        return None
+    try:
+        info = json.loads(path.read_text())
+        version = info["codebase_version"]
+    except (OSError, ValueError, KeyError) as error:
+        raise MirageError(f"{path} cannot be read ({error}); restore or remove it.") from error
+    if version != VERSION or not set(OWN) <= set(info["features"]):
+        raise MirageError(
+            f"{root} is a LeRobot dataset of version {version} that was not written by mirage_ros; "
+            "give another folder."
+        )
+    return info
+
+
+def write_info(
+    root: Path, features: Mapping, rate_hz: int, robot_type: str, episodes: int, frames: int,
+    tasks: int,
+) -> None:  # fmt: skip
+    """The last file to be written: what it counts is part of the dataset."""
+    info = {
+        "codebase_version": VERSION,
+        "fps": rate_hz,
+        "features": dict(features),
+        "total_episodes": episodes,
+        "total_frames": frames,
+        "total_tasks": tasks,
+        "chunks_size": FILES_PER_FOLDER,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 200,
+        "data_path": DATA,
+        "video_path": VIDEO,
+        "robot_type": robot_type,
+        "splits": {"train": f"0:{episodes}"},
+    }
+    write_file(root / INFO, to_json(info))
+
+
+def read_tasks(root: Path) -> list[str]:
+    path = root / TASKS
+    return pq.read_table(path).column("task").to_pylist() if path.is_file() else []
+
+
+def write_tasks(root: Path, tasks: Sequence[str]) -> None:
+    """Tasks by number, with the index that pandas looks for."""
+    column = {"field_name": "task", "name": "task", "metadata": None}
+    number = {"field_name": "task_index", "name": "task_index", "metadata": None}
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [],
+        "columns": [
+            {**number, "pandas_type": "int64", "numpy_type": "int64"},
+            {**column, "pandas_type": "unicode", "numpy_type": "object"},
+        ],
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.0.0",
+    }
+    numbers = pa.array(range(len(tasks)), pa.int64())
+    table = pa.table({"task_index": numbers, "task": pa.array(tasks, pa.string())})
+    table = table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+    with atomic_path(root / TASKS) as new:
+        pq.write_table(table, new)
+
+
+def append_rows(path: Path, kept: int, table: pa.Table) -> None:
+    """Keeps the first `kept` row groups of a file and adds one of `table`'s rows.
+
+    One episode is one row group. Groups beyond `kept` stem from an adoption that was cut off.
+    """
+
+    with (
+        atomic_path(path) as new,
+        pq.ParquetWriter(new, table.schema, compression="snappy") as writer,
+    ):
+        if kept:
+            with pq.ParquetFile(path) as old:
+                for group in range(kept):
+                    writer.write_table(old.read_row_group(group))
+        writer.write_table(table)
+
+
+def files_below(root: Path, pattern: str) -> list[Path]:
+    """All files of a numbered pattern such as `DATA`, in order."""
+    folder, _, rest = pattern.partition("chunk-")
+    return sorted((root / folder).glob(f"chunk-*/file-*{Path(rest).suffix}"))
+
+
+def write_stats(root: Path, stats: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    plain = {
+        feature: {name: np.asarray(value).tolist() for name, value in entries.items()}
+        for feature, entries in stats.items()
+    }
+    write_file(root / STATS, to_json(plain))
