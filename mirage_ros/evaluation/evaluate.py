@@ -159,7 +159,7 @@ class EvaluationConfig:
         folder: posed RGB-D, walked from `seed_frame` on.
         frames: of the walk, the seed counted; None is 33, or all of a folder.
         kind: of scene, None as the seed draws it.
-        memories, ablations, checkpoints: see variants.parse_variants.
+        memories, ablations, checkpoints: see parse_variants.
         seed_depth: give the seed's true depth.
         noise_seed: of the worlds' noise.
         forget_moving: as in WorldConfig; "" is "all" for scenes, whose bodies the shipped perceiver

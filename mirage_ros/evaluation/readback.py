@@ -65,7 +65,7 @@ class WalkReadBack:
 
     Attributes:
         left_out: frames that share less than 2 % of the picture with memory.
-        lost, no_depth: shares of the seed's cells, see rolling.seed_lost.
+        lost, no_depth: shares of the seed's cells, see worlds.seed_lost.
     """
 
     frames: tuple[ReadBack, ...]

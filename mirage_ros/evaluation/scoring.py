@@ -95,7 +95,7 @@ class Scored:
         imagined, true: (n, d) latent patches of imagined regions, as made and in truth.
         seconds: (chunks, 5) by stage.
         made: frames made, the seed not counted.
-        lost, no_depth: shares of the seed's cells, see rolling.seed_lost.
+        lost, no_depth: shares of the seed's cells, see worlds.seed_lost.
     """
 
     frames: dict[str, np.ndarray]
