@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int8, Int64, UInt8
 
 from mirage_ros.geometry.camera import Camera
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 else:  # the node's own process imports this module and does without torch
     Tensor = Any
 
+FREE, OCCUPIED, UNKNOWN = 0, 100, -1  # cells of floor plans
 SECOND_NS = 1_000_000_000  # stamps are integer nanoseconds
 
 
@@ -37,6 +38,21 @@ class Scan:
     range_min_m: float
     range_max_m: float
     world_from_scan: Float[np.ndarray, "4 4"]
+
+
+@dataclass(frozen=True)
+class FloorPlan:
+    """Cells of equal sides.
+
+    Attributes:
+        cells: FREE, OCCUPIED or UNKNOWN; the first index goes along y, the second along x.
+        origin_m: x and y of the outer corner of cell (0, 0).
+        resolution_m: side of a cell.
+    """
+
+    cells: Int8[np.ndarray, "h w"]
+    origin_m: Float[np.ndarray, "2"]
+    resolution_m: float
 
 
 @dataclass(frozen=True)
@@ -156,6 +172,26 @@ class SpatialMemory(Protocol):
     def fork(self) -> SpatialMemory:
         """A memory of its own with the same content."""
         ...
+
+
+@runtime_checkable
+class Surfaces(Protocol):
+    """A memory that can be measured, as LatentMemory."""
+
+    def measure(self, cameras: Camera) -> tuple[Float32[np.ndarray, "f h w"], Bool[np.ndarray, "f h w"]]: ...
+
+
+@runtime_checkable
+class FreeSpace(Protocol):
+    """What was seen to be free, as FreeSpaceViews."""
+
+    cameras: Camera
+    reach_m: np.ndarray
+    real: np.ndarray
+
+    def seen_free(
+        self, points: Float[np.ndarray, "n 3"], margin: float, only_real: bool = False
+    ) -> Bool[np.ndarray, "n"]: ...
 
 
 @runtime_checkable

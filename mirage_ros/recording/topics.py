@@ -22,12 +22,13 @@ from transforms3d.quaternions import mat2quat
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.protocol import SECOND_NS, Frame
+from mirage_ros.protocol import SECOND_NS, FloorPlan, Frame
 
 Fields = dict[str, Any]
 
 IMAGE, INFO, LASER = "sensor_msgs/msg/Image", "sensor_msgs/msg/CameraInfo", "sensor_msgs/msg/LaserScan"
 COMPRESSED, CLOUD = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/PointCloud2"
+GRID = "nav_msgs/msg/OccupancyGrid"
 TRANSFORMS = "tf2_msgs/msg/TFMessage"
 # rosbag2 writes this span for a deadline, lifespan or lease that was not set.
 FOREVER = {"sec": 9223372036, "nsec": 854775807}
@@ -92,8 +93,8 @@ class Topic:
         per_camera: each camera of a rig publishes it, below the camera's prefix.
         on_demand: made only while somebody subscribes, and by nothing that only looks around.
         recorded: EVERYWHERE, BY_NODE or NOWHERE.
-        sensor: the attribute of Frame that it is made of and that is measured for its subscribers alone,
-            "" for none.
+        sensor: what the worker measures for its subscribers alone, "" for nothing; of a topic of every frame
+            the attribute of Frame.
     """
 
     name: str
@@ -113,7 +114,7 @@ COLOR, COLOR_INFO, OBSERVED = "color/image_raw", "color/camera_info", "observed/
 DEPTH, DEPTH_INFO = "depth/image_rect", "depth/camera_info"
 COMPRESSED_COLOR, COMPRESSED_DEPTH = f"{COLOR}/compressed", f"{DEPTH}/compressedDepth"
 POINTS, DELTAS, MARKERS, STATUS = "cache/points", "cache/deltas", "markers", "status"
-SCAN = "scan"
+SCAN, MAP = "scan", "map"
 TF, TF_STATIC = "/tf", "/tf_static"
 
 
@@ -200,6 +201,23 @@ def cloud_fields(points: np.ndarray, stamp_ns: int, frame_id: str, is_dense: boo
         "row_step": size * width,
         "data": np.ascontiguousarray(points).reshape(-1).view(np.uint8),
         "is_dense": is_dense,
+    }
+
+
+def map_fields(plan: FloorPlan, stamp_ns: int, frame_id: str) -> Fields:
+    """nav_msgs/OccupancyGrid: 0 free, 100 occupied, -1 unknown; rows along y."""
+    (x, y), (height, width) = (float(value) for value in plan.origin_m), plan.cells.shape
+    position = {"x": x, "y": y, "z": 0.0}
+    return {
+        "header": header_fields(stamp_ns, frame_id),
+        "info": {
+            "map_load_time": stamp_fields(stamp_ns),
+            "resolution": plan.resolution_m,
+            "width": width,
+            "height": height,
+            "origin": {"position": position, "orientation": quaternion_fields(np.eye(3))},
+        },
+        "data": plan.cells.reshape(-1),
     }
 
 
@@ -319,14 +337,13 @@ TOPICS = (
           recorded=NOWHERE),
     Topic(POINTS, CLOUD, LATCHED),
     Topic(DELTAS, CLOUD, _queued(100), on_demand=True, recorded=BY_NODE),
+    Topic(MAP, GRID, LATCHED, on_demand=True, recorded=NOWHERE, sensor="map"),
     Topic(STATUS, "mirage_ros/msg/RolloutStatus", _queued(None)),
     Topic(TF_STATIC, TRANSFORMS, LATCHED),
     Topic("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", _queued(10)),
     Topic("/clock", "rosgraph_msgs/msg/Clock", LATCHED, recorded=BY_NODE),
 )  # fmt: skip
 BY_NAME = {topic.name: topic for topic in TOPICS}
-# What the worker measures for subscribers: attributes of Frame.
-SENSORS = tuple(topic.sensor for topic in TOPICS if topic.sensor)
 # The names of what `mirage record` keeps, and of the messages that make a recorded frame complete.
 RECORDED = tuple(topic.name for topic in TOPICS if topic.recorded == EVERYWHERE)
 PICTURES = tuple(name for name in RECORDED if BY_NAME[name].per_camera)

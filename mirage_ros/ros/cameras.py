@@ -18,6 +18,7 @@ from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker.commands import Planned, View, WorkerConfig
+from mirage_ros.world.floor_plan import MapConfig
 from mirage_ros.world.sensors import ScanConfig
 
 KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", "xyz", "wxyz"}
@@ -145,6 +146,7 @@ def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) ->
         anchored=config.anchor == "tf",
         views=tuple(camera.view for camera in rig) or (single,),
         scan=scan_config(config),
+        map=map_config(config),
     )
 
 
@@ -156,6 +158,19 @@ def scan_config(config: NodeConfig) -> ScanConfig:
         config.scan_range_min_m,
         config.scan_range_max_m,
         config.scan_height_m,
+    )
+
+
+def map_config(config: NodeConfig) -> MapConfig:
+    """Raises MirageError for parameters that do not go together."""
+    return MapConfig(
+        config.map_resolution_m,
+        config.map_size_m,
+        config.map_floor_m,
+        config.map_floor_margin_m,
+        config.map_robot_height_m,
+        config.map_imagined,
+        config.map_period_s,
     )
 
 

@@ -10,15 +10,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from mirage_ros.errors import MirageError
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Health
-from mirage_ros.ros.plan import Mark, Plan, Planned
+from mirage_ros.ros.plan import FrameSource, Mark, Plan, Planned, Timing
 from mirage_ros.ros.worker.commands import (
+    CHANGING,
     Cloud,
     Command,
     Died,
@@ -30,6 +31,7 @@ from mirage_ros.ros.worker.commands import (
     Result,
     Revived,
     Step,
+    Survey,
     Unload,
     WorkerConfig,
 )
@@ -43,32 +45,6 @@ PACE_S = 0.1  # for each frame while one is stuck: nobody knows then whether the
 Then = Callable[[Done | Failed], None]
 
 
-@runtime_checkable
-class Source(Protocol):
-    """What hands out frames for good, and takes those back that were not rendered.
-
-    Attributes:
-        follows_plan: its poses are those of the plan, which may still change.
-    """
-
-    follows_plan: bool
-
-    def commit(self, planned: Planned) -> None: ...
-
-    def take_back(self, planned: Planned, mark: Mark) -> None: ...
-
-
-@runtime_checkable
-class Timing(Protocol):
-    """Decides when the next chunk is due; see chunk_timing.py."""
-
-    def hear(self, now_s: float) -> None: ...
-
-    def next(
-        self, config: NodeConfig, chunk: int, idle_worker: bool, now_s: float, ros_ns: int
-    ) -> tuple[Planned, Source] | None: ...
-
-
 @dataclass
 class HandedOut:
     """A chunk that is not rendered yet.
@@ -80,7 +56,7 @@ class HandedOut:
 
     step: Step
     mark: Mark
-    source: Source
+    source: FrameSource
     outdated: bool = False
 
 
@@ -122,6 +98,7 @@ class Rollout:
         self.mount_missing = ""
         self._cloud_is_old = False
         self._cloud_s = 0.0
+        self._map_is_old, self._map_s = True, 0.0
         self._results: deque[Result] = deque()
         self._then: dict[int, tuple[Command, Then]] = {}
         self._steps: list[HandedOut] = []
@@ -189,7 +166,16 @@ class Rollout:
                 self.has_world = False
             self._cloud_is_old = result.points is None
             self._cloud_s = self._cloud_s if self._cloud_is_old else time.monotonic()
+            self._note_map(result)
         return result
+
+    def _note_map(self, done: Done) -> None:
+        """Another world's floor plan is due at once."""
+        if done.floor_plan is not None:
+            self._map_is_old, self._map_s = False, time.monotonic()
+        elif isinstance(done.command, CHANGING):
+            self._map_is_old = True
+            self._map_s = 0.0 if isinstance(done.command, (Reset, Load)) else self._map_s
 
     def answer(self, result: Done | Failed) -> None:
         """Calls back whoever submitted the command; without a model, everybody who still waits."""
@@ -218,6 +204,9 @@ class Rollout:
         elif self._cloud_is_old and idle_worker and now_s - self._cloud_s >= config.cloud_period_s:
             self._cloud_is_old = False
             self.submit(Cloud())
+        elif "map" in sensors and self._map_is_old and idle_worker and now_s - self._map_s >= config.map_period_s:
+            self._map_is_old = False
+            self.submit(Survey())
 
     def replan(self) -> None:
         """Takes back chunks that are not at work yet: the plan has changed."""
@@ -256,7 +245,7 @@ class Rollout:
         return not all(np.allclose(*pair, *SAME) for pair in zip(then, now, strict=True))
 
     def _step(
-        self, planned: Planned, source: Source, cloud_period_s: float, sensors: tuple[str, ...]
+        self, planned: Planned, source: FrameSource, cloud_period_s: float, sensors: tuple[str, ...]
     ) -> None:
         try:
             poses = self._mounts(planned)

@@ -59,6 +59,13 @@ class NodeConfig:
     scan_range_min_m: float = 0.1
     scan_range_max_m: float = 10.0
     scan_height_m: float = 0.0
+    map_resolution_m: float = 0.05
+    map_size_m: float = 40.0
+    map_floor_m: float = 0.0
+    map_floor_margin_m: float = 0.1
+    map_robot_height_m: float = 0.5
+    map_imagined: bool = True
+    map_period_s: float = 2.0
     worker_silence_s: float = 60.0
 
 

@@ -17,7 +17,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from mirage_ros.errors import MirageError
-from mirage_ros.ros.cameras import scan_config
+from mirage_ros.ros.cameras import map_config, scan_config
 from mirage_ros.ros.config import NodeConfig
 
 
@@ -193,6 +193,13 @@ TABLE: dict[str, Row] = {
     "scan_height_m": Row(
         "Height of scan's plane above z = 0 of the world, metres; 0 is the camera's height.", low=0.0, high=100.0
     ),
+    "map_resolution_m": Row("Side of a cell of map, metres.", low=0.01, high=1.0),
+    "map_size_m": Row("Sides of the square around the camera that map is cut to, metres.", low=1.0, high=1000.0),
+    "map_floor_m": Row("Height of the floor in world_frame, metres.", low=-1000.0, high=1000.0),
+    "map_floor_margin_m": Row("Surfaces up to this above the floor are floor, metres.", low=0.0, high=1.0),
+    "map_robot_height_m": Row("Surfaces above this do not stop the robot, metres.", low=0.01, high=100.0),
+    "map_imagined": Row("What was imagined counts as known in map; false: only what real pictures showed."),
+    "map_period_s": Row("Least wall time between two maps; the last state is always sent.", low=0.0, high=3600.0),
     "worker_silence_s": Row(
         "An inference worker whose work gets nowhere for so long is replaced; one call of a network "
         "has to be faster.",
@@ -244,6 +251,7 @@ def check(config: NodeConfig) -> None:
             "or leave both at 0."
         )
     scan_config(config)
+    map_config(config)
 
 
 def declare(node: Node) -> NodeConfig:

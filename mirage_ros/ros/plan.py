@@ -12,6 +12,7 @@ from transforms3d.quaternions import mat2quat
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.rigid import advance, from_rows
 from mirage_ros.protocol import SECOND_NS
+from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.tracks import Track, TransformError, Transforms
 from mirage_ros.ros.worker.commands import Planned
 
@@ -357,3 +358,29 @@ class Plan:
             return last
         share = beyond_ns / (span[1] - before_ns)
         return advance(source.pose(before_ns), last, share)
+
+
+@runtime_checkable
+class FrameSource(Protocol):
+    """What hands out frames for good, and takes those back that were not rendered.
+
+    Attributes:
+        follows_plan: its poses are those of the plan, which may still change.
+    """
+
+    follows_plan: bool
+
+    def commit(self, planned: Planned) -> None: ...
+
+    def take_back(self, planned: Planned, mark: Mark) -> None: ...
+
+
+@runtime_checkable
+class Timing(Protocol):
+    """Decides when the next chunk is due, as Pacing."""
+
+    def hear(self, now_s: float) -> None: ...
+
+    def next(
+        self, config: NodeConfig, chunk: int, idle_worker: bool, now_s: float, ros_ns: int
+    ) -> tuple[Planned, FrameSource] | None: ...

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mirage_ros.errors import MirageError
-from mirage_ros.protocol import SECOND_NS, Frame, Points
+from mirage_ros.protocol import SECOND_NS, FloorPlan, Frame, Points
 from mirage_ros.ros.cameras import CameraStates, plan_config
 from mirage_ros.ros.chunk_timing import Pacing, PriorityRollout, Stepper
 from mirage_ros.ros.chunks import Delivery, FrameQueue, Item, Rollout, Then
@@ -46,6 +46,8 @@ class Output(Protocol):
     def instant(self, frames: Sequence[Frame]) -> None: ...
 
     def cloud(self, points: Points, stamp_ns: int) -> None: ...
+
+    def map(self, plan: FloorPlan, stamp_ns: int) -> None: ...
 
     def start(self, world_from_camera: Float[np.ndarray, "4 4"]) -> None: ...
 
@@ -330,6 +332,8 @@ class Session:
                 for frames in zip(done.chunk.frames, *done.others, strict=True):
                     self.queue.put(self._publish_frames, frames, is_frame=True)
                 self.queue.put(self.host.status, done, self)
+        if done.floor_plan is not None:
+            self.queue.put(self.host.output.map, done.floor_plan, done.stamp_ns)
         if done.points is not None:
             self.queue.put(self.host.output.cloud, done.points, done.stamp_ns)
 

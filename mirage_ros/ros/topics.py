@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from nav_msgs.msg import OccupancyGrid
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.msg import RolloutStatus
-from mirage_ros.protocol import Frame, Points
+from mirage_ros.protocol import FloorPlan, Frame, Points
 from mirage_ros.recording import topics
 from mirage_ros.recording.topics import BY_NAME, TOPICS, FrameIds, Topic
 from mirage_ros.ros.callbacks import LazyPublisher
@@ -169,6 +170,7 @@ class Publishers:
         self._status = self._publisher(topics.STATUS)
         self._tf = self._publisher(topics.TF)
         self._static = self._publisher(topics.TF_STATIC)
+        self._map = self._publisher(topics.MAP)
         # Made with the first cloud.
         self._deltas: DeltaPublisher | None = None
 
@@ -181,6 +183,9 @@ class Publishers:
     def sensors(self) -> tuple[str, ...]:
         """What the worker has to measure for those who subscribe now, of any camera."""
         wanted = set().union(*(camera.sensors() for camera in self._pictures))
+        # Latched, but nobody who comes later is waited for with work.
+        if self._map.get_subscription_count():
+            wanted.add(BY_NAME[topics.MAP].sensor)
         return tuple(sorted(wanted))
 
     def shared(self) -> dict[str, list[str]]:
@@ -217,6 +222,11 @@ class Publishers:
             lazy = lazy_publisher(self._node, self._config, BY_NAME[topics.DELTAS])
             self._deltas = DeltaPublisher(lazy, world_frame, self._config.delta_bytes_per_s)
         self._deltas.offer(points, stamp_ns)
+
+    def map(self, plan: FloorPlan, stamp_ns: int) -> None:
+        """The floor plan of the whole world."""
+        fields = topics.map_fields(plan, stamp_ns, self._config.world_frame)
+        self._map.publish(message_of(OccupancyGrid, fields))
 
     def status(self, message: RolloutStatus) -> None:
         self._status.publish(message)

@@ -101,6 +101,25 @@ def load_world(folder: str | os.PathLike, model: WorldModel, config: MemoryConfi
     )
 
 
+def load_surroundings(folder: str | os.PathLike) -> tuple[LatentMemory, FreeSpaceViews, Camera]:
+    """What a saved world holds of space, whatever model made it: memory, free space, the last frame's camera.
+
+    Raises MirageError for a folder that is missing, damaged or of another version.
+    """
+    folder = Path(folder)
+    try:
+        with _locked(folder, fcntl.LOCK_SH):
+            tensors, info = load_tensors(world_file(folder, LATENTS), KIND)
+            pose = np.array(info["world_from_camera"])
+            camera = Camera(np.array(info["intrinsics"]), pose, tuple(info["size"]))
+            return LatentMemory.load(world_file(folder, MEMORY)), _free_space_of(tensors), camera
+    except (OSError, *UNREADABLE) as error:
+        reason = getattr(error, "strerror", None) or f"{error!r:.100}"
+        raise MirageError(
+            f"{folder} holds no whole saved world ({reason}); give the folder that save_world wrote."
+        ) from error
+
+
 def _read_world(folder: Path, header: dict, model: WorldModel, config: MemoryConfig) -> WorldState:
     tensors, info = load_tensors(world_file(folder, LATENTS), KIND)
     if info != header:

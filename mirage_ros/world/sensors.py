@@ -8,14 +8,13 @@ saw anything. No torch is imported here: the node's own process knows the scanne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.protocol import Scan
+from mirage_ros.protocol import FreeSpace, Scan, Surfaces
 
 FREE_MARGIN = 0.05
 """Share of its depth by which a point has to lie before the surface behind it to be seen free."""
@@ -26,22 +25,6 @@ BLIND_M = 2.0
 camera does not see below itself."""
 COLUMNS_PER_BEAM = 2
 FINEST_DEG = 0.05
-
-
-@runtime_checkable
-class Surfaces(Protocol):
-    """A memory that can be measured, as LatentMemory."""
-
-    def measure(self, cameras: Camera) -> tuple[Float32[np.ndarray, "f h w"], Bool[np.ndarray, "f h w"]]: ...
-
-
-@runtime_checkable
-class FreeSpace(Protocol):
-    """What was seen to be free, as FreeSpaceViews."""
-
-    def seen_free(
-        self, points: Float[np.ndarray, "n 3"], margin: float, only_real: bool = False
-    ) -> Bool[np.ndarray, "n"]: ...
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mirage_ros.data.seeds import Seed, load_seed
-from mirage_ros.protocol import Chunk, Frame, Points
+from mirage_ros.protocol import Chunk, FloorPlan, Frame, Points
+from mirage_ros.world.floor_plan import MapConfig
 from mirage_ros.world.sensors import ScanConfig
 
 
@@ -66,6 +67,7 @@ class WorkerConfig:
         anchored: a named seed's camera stands at the first frame's pose, and its world with it.
         snapshots: folder for the worker's own snapshots; None keeps none.
         scan: the range scanner at each camera's place.
+        map: how floor plans are made.
     """
 
     world_seed: int = 0
@@ -78,6 +80,7 @@ class WorkerConfig:
     anchored: bool = False
     snapshots: str | None = None
     scan: ScanConfig = field(default_factory=ScanConfig)
+    map: MapConfig = field(default_factory=MapConfig)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ class Step:
     Attributes:
         planned: the frames' stamps, and the poses of a single camera.
         poses: world_from_camera of each camera of a rig, (f, 4, 4); empty for a single one.
-        sensors: what is measured besides, at each camera's place: attributes of Frame.
+        sensors: what is measured besides: attributes of Frame, at each camera's place, and "map", the floor plan,
+            if the last one is older than its period.
     """
 
     planned: Planned
@@ -131,6 +135,11 @@ class Redate:
 @dataclass(frozen=True)
 class Cloud:
     """Send the cloud as it is now."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Send the floor plan as it is now."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +208,7 @@ class Unload:
 
 
 Command = (
-    Reset | Step | Redate | Cloud | Save | Load | Erase | Fork | Restore | Observe | Prompt | Unload
+    Reset | Step | Redate | Cloud | Survey | Save | Load | Erase | Fork | Restore | Observe | Prompt | Unload
 )
 CHANGING = (Reset, Step, Redate, Load, Erase, Fork, Restore, Observe, Prompt, Unload)
 
@@ -221,6 +230,7 @@ class Done:
         chunk: what the first camera saw; of a reset the seed itself; None where nothing was seen.
         seconds: wall time of all of it.
         points: the memory's cloud, where it is due.
+        floor_plan: the same.
         stamp_ns: planned time of the world's last frame.
         others: the other cameras' frames, in the order of their views.
         values: what else a command answers, such as {"erased": 12}.
@@ -237,6 +247,7 @@ class Done:
     values: dict[str, Any] = field(default_factory=dict)
     snapshot: str | None = None
     unsaved: str = ""
+    floor_plan: FloorPlan | None = None
 
 
 @dataclass(frozen=True)

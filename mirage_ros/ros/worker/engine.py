@@ -21,7 +21,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import seed_warnings
 from mirage_ros.progress import LONG_S, report
-from mirage_ros.protocol import Chunk, Frame, Perception, Points, WorldModel
+from mirage_ros.protocol import Chunk, FloorPlan, Frame, Perception, Points, Surfaces, WorldModel
 from mirage_ros.ros.worker.commands import (
     CHANGING,
     Cloud,
@@ -38,12 +38,14 @@ from mirage_ros.ros.worker.commands import (
     Save,
     SeedName,
     Step,
+    Survey,
     Unload,
     View,
     WorkerConfig,
 )
 from mirage_ros.ros.worker.shared import Snapshots
-from mirage_ros.world.sensors import Surfaces, scan
+from mirage_ros.world.floor_plan import floor_plan
+from mirage_ros.world.sensors import scan
 from mirage_ros.world.world import Rig, World, WorldConfig
 
 SIZE, STRIDE, CHANNELS = (32, 32), 8, 4
@@ -120,13 +122,14 @@ class Engine:
         self.model = model
         self._snapshots = Snapshots(config.snapshots)
         self._dating = Dating()
-        self._cloud_sent_s = -np.inf
+        self._cloud_sent_s = self._map_sent_s = -np.inf
         self._start()
         self._actions = {
             Reset: self._reset,
             Step: self._step,
             Redate: self._redate,
             Cloud: self._cloud,
+            Survey: self._cloud,
             Save: self._save,
             Load: self._load,
             Erase: self._erase,
@@ -154,10 +157,10 @@ class Engine:
         snapshot = None
         if isinstance(command, CHANGING) and self._world.frames_seen and self._dating.done:
             snapshot = self._snapshots.take(self._world, force=isinstance(command, FORCING))
-        points = self._due_points(command)
+        points, plan = self._due_points(command), self._due_plan(command)
         seconds = time.perf_counter() - start_s
         stamp_ns = self._world.stamp_ns if self._world.frames_seen else 0
-        done = replace(done, seconds=seconds, points=points, stamp_ns=stamp_ns)
+        done = replace(done, seconds=seconds, points=points, floor_plan=plan, stamp_ns=stamp_ns)
         return replace(done, snapshot=snapshot, unsaved=self._snapshots.failure)
 
     def _start(self) -> None:
@@ -213,7 +216,7 @@ class Engine:
         self._dating = replace(dating, given_ns=None) if dating.movable else Dating(False)
         return _done(command)
 
-    def _cloud(self, command: Cloud) -> Done:
+    def _cloud(self, command: Cloud | Survey) -> Done:
         self._world.memory  # noqa: B018 - raises without a world
         return _done(command)
 
@@ -274,7 +277,7 @@ class Engine:
         return _done(command)
 
     def _due_points(self, command: Command) -> Points | None:
-        if not self._world.frames_seen or isinstance(command, (Save, Fork, Redate)):
+        if not self._world.frames_seen or isinstance(command, (Save, Fork, Redate, Survey)):
             return None
         period_s = getattr(command, "cloud_period_s", 0.0)
         now_s = time.monotonic()
@@ -282,6 +285,17 @@ class Engine:
             return None
         self._cloud_sent_s = now_s
         return self._world.memory.to_points()
+
+    def _due_plan(self, command: Command) -> FloorPlan | None:
+        """The floor plan where it is asked for, or is wanted and the last one is old enough."""
+        old = time.monotonic() - self._map_sent_s >= self.config.map.period_s
+        due = isinstance(command, Survey) or ("map" in getattr(command, "sensors", ()) and old)
+        if not due or not self._world.frames_seen or not isinstance(self._world.memory, Surfaces):
+            return None
+        state = self._world.state
+        plan = floor_plan(state.memory, state.free_space, state.camera.position_world, self.config.map)
+        self._map_sent_s = time.monotonic()
+        return plan
 
     def _settle(self, first_ns: int, first_pose: Float[np.ndarray, "4 4"]) -> dict[str, np.ndarray]:
         """A world begins before its first frame, whatever clock its stamp is from.
