@@ -1,6 +1,6 @@
 # make demo   a room from one picture, over real DDS: out/demo.mp4, demo.png, demo.mcap, report.json
 # make test   every test
-# make prove  what takes longer: hundreds of kills, a thousand calls, ten thousand hostile messages, half an hour of streaming (an hour)
+# make prove  what takes longer: hundreds of kills, a thousand calls, ten thousand hostile messages, long streaming and driving (an hour)
 # make setup  .venv with all that both need; they call it themselves
 # make clean  remove .venv and out/
 PYTHON ?= python3
@@ -24,6 +24,7 @@ prove: $(READY)
 	MIRAGE_KILLS=20 $(PROVE) -k killed test/test_cut_off.py
 	MIRAGE_FUZZ=2026:0-9999 MIRAGE_FUZZ_NODE=mini $(PROVE) test/test_fuzz.py
 	MIRAGE_SOAK_S=1800 $(PROVE) test/test_soak.py
+	MIRAGE_DRIVE_S=600 MIRAGE_DRIVE_KEYS=30 $(PROVE) -k seen test/test_drive.py
 
 setup: $(READY)
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 
 PART = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])|([^\x1b])", re.DOTALL)
 CUT_OFF = re.compile(r"\x1b(\[[?\d;]*)?$")
-SIZE = (100, 42)
+SIZE, SETTLE_S = (120, 50), 3.0
 INK, PAPER = (220, 220, 220), (0, 0, 0)
 CELL_PX = (8, 16)
 
@@ -35,13 +35,14 @@ class Screen:
         letters: one string a line.
         above, below: (lines, columns, 3) colours of ink and paper.
         alternate, cursor: whether the alternate screen, and the cursor, are shown.
+        updating: what is seen is not whole yet.
     """
 
     def __init__(self, columns: int, lines: int) -> None:
         self.letters = [[" "] * columns for _ in range(lines)]
         self.above = np.full((lines, columns, 3), INK, np.uint8)
         self.below = np.full((lines, columns, 3), PAPER, np.uint8)
-        self.alternate, self.cursor = False, True
+        self.alternate, self.cursor, self.updating = False, True, False
         self._row = self._column = 0
         self._ink, self._paper = INK, PAPER
 
@@ -59,6 +60,8 @@ class Screen:
                 self._erase(slice(None), 0)
             elif arguments == "?1049":
                 self.alternate = command == "h"
+            elif arguments == "?2026":
+                self.updating = command == "h"
             elif arguments == "?25":
                 self.cursor = command == "h"
 
@@ -187,6 +190,8 @@ def main(out: str, seconds: str, keys: str, *arguments: str) -> None:
     while time.monotonic() < end:
         program.type(keys)
         time.sleep(0.2)
+    time.sleep(SETTLE_S)
+    program.wait_for(lambda: not program.screen.updating)
     program.screen.image().save(Path(out))
     program.type("\x1b")
     print(program.end())

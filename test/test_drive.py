@@ -222,7 +222,7 @@ def test_it_tells_poses_of_the_present_at_twenty_hertz_with_covariances(driver):
     assert np.allclose(camera[:3, 3], (-1.5, -2.5, 1.2), atol=1e-6)
 
 
-DRIVE_S = float(os.environ.get("MIRAGE_DRIVE_S", "15"))
+DRIVE_S = float(os.environ.get("MIRAGE_DRIVE_S", "8"))
 SOON_S = 2.0
 KEYS = int(os.environ.get("MIRAGE_DRIVE_KEYS", "3"))
 

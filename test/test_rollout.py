@@ -142,6 +142,17 @@ def test_all_that_is_planned_is_rendered_the_last_chunk_in_part(fed):
     one.run(lambda fed: fed.results[-1].points is not None)
 
 
+@pytest.mark.parametrize(("late_plan", "kept"), [("all", stamps(10)), ("skip", stamps(10)[-1:])])
+def test_step_frames_are_a_chunk_in_stream_time_as_well(fed, late_plan, kept):
+    one = fed(config=NodeConfig(camera_frame="camera", step_frames=1, late_plan=late_plan, plan_idle_s=60.0))
+    feed(one.buffer, stamps(10))
+    one.seed()
+    one.run(lambda fed: len(fed.rendered()) == len(kept))
+    assert one.rendered() == kept
+    chunks = [r for r in one.results if isinstance(r, Done) and isinstance(r.command, Step)]
+    assert [len(result.chunk.frames) for result in chunks] == [1] * len(kept)
+
+
 def test_hold_goes_on_in_full_chunks_after_the_plan(fed):
     config = NodeConfig(camera_frame="camera", plan_idle_s=0.2, on_missing_plan="hold")
     one = fed(config=config)

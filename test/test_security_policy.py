@@ -14,6 +14,7 @@ import rclpy
 from make_seed import write_seed
 from rclpy.context import Context
 from ros_client import NodeProcess
+from terminal import Pty
 
 ROOT = Path(__file__).parents[1]
 POLICY = ElementTree.parse(ROOT / "config/sros2/mirage.policy.xml").getroot()
@@ -29,7 +30,7 @@ SCHEMA = {
     "services": ({"service"}, set(), {"request", "reply"}),
     "actions": ({"action"}, set(), {"call", "execute"}),
 }
-NODES = ("mirage_node", "mirage_base", "mirage_wander")
+NODES = ("mirage_node", "mirage_base", "mirage_wander", "mirage_teleop")
 PATIENCE_S = 60.0
 
 
@@ -97,6 +98,7 @@ def graph(tmp_path_factory):
         )
         for words in (["base", "--seed", seed], ["wander"])
     ]  # fmt: skip
+    teleop = Pty([sys.executable, "-m", "mirage_ros.cli", "teleop"], node.environment)
     context = Context()
     rclpy.init(context=context, domain_id=node.domain)
     probe = rclpy.create_node("probe", context=context)
@@ -114,6 +116,7 @@ def graph(tmp_path_factory):
         for process in others:
             process.kill()
             process.wait()
+        teleop.close()
         node.close()
         rclpy.shutdown(context=context)
 

@@ -171,6 +171,8 @@ class Gamepad:
 
 ENTER_SCREEN, LEAVE_SCREEN = "\x1b[?1049h\x1b[2J", "\x1b[0m\x1b[?1049l"
 HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+# Most terminals then show what comes between at once; the others do not mind.
+UPDATE, UPDATED = "\x1b[?2026h", "\x1b[?2026l"
 LINES_BELOW = 2
 
 
@@ -243,7 +245,7 @@ class Terminal:
         below = (status, HELP)[: min(LINES_BELOW, lines)]
         for row, words in enumerate(below, max(1, lines - LINES_BELOW + 1)):
             text += f"\x1b[{row};1H{words[: columns - 1]}\x1b[K"
-        self.write(text)
+        self.write(UPDATE + text + UPDATED)
 
     def write(self, text: str) -> None:
         """All of it; a terminal that is gone is no error but the end."""

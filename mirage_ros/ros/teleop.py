@@ -151,8 +151,8 @@ def run_teleop(
 def _drive(node: TeleopNode, terminal: Terminal, gamepad: Gamepad, check: Callable[[], None]) -> None:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    keys, full = Keys(), _full_twist(node.config)
-    command_s = draw_s = 0.0
+    keys, full = Keys(), np.array([node.config.speed_mps] * 3 + [node.config.turn_rps] * 3)
+    command_s, draw_s, commanded = 0.0, 0.0, np.zeros(6)
     drawn = None
     with terminal:
         while rclpy.ok() and not keys.ended and not terminal.ended:
@@ -160,20 +160,17 @@ def _drive(node: TeleopNode, terminal: Terminal, gamepad: Gamepad, check: Callab
             executor.spin_once(timeout_sec=TICK_S)
             now_s = time.monotonic()
             keys.feed(terminal.read(), now_s)
-            if now_s - command_s >= COMMAND_S:
-                held = np.clip(keys.held(now_s) + gamepad.held(), -1, 1)
-                node.command(held * full * keys.scale)
-                command_s = now_s
+            twist = np.clip(keys.held(now_s) + gamepad.held(), -1, 1) * full * keys.scale
+            # What has changed goes out at once.
+            if now_s - command_s >= COMMAND_S or not np.array_equal(twist, commanded):
+                node.command(twist)
+                command_s, commanded = now_s, twist
             fresh = node.picture is not drawn and now_s - draw_s >= DRAW_S
             if fresh or now_s - draw_s >= STATUS_S:
                 drawn, draw_s = node.picture, now_s
                 _draw(node, terminal, node.status(keys.scale, now_s))
         if rclpy.ok():
             node.command(np.zeros(6))
-
-
-def _full_twist(config: TeleopConfig) -> np.ndarray:
-    return np.array([config.speed_mps] * 3 + [config.turn_rps] * 3)
 
 
 def _draw(node: TeleopNode, terminal: Terminal, status: str) -> None:
