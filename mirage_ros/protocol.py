@@ -41,6 +41,22 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class ImuSample:
+    """What an inertial sensor measured, along its own axes.
+
+    Attributes:
+        angular_velocity: rad/s.
+        acceleration: m/s^2, of the sensor against free fall: at rest gravity's opposite.
+        gyro_std, accel_std: of the noise in each.
+    """
+
+    angular_velocity: Float[np.ndarray, "3"]
+    acceleration: Float[np.ndarray, "3"]
+    gyro_std: float
+    accel_std: float
+
+
+@dataclass(frozen=True)
 class FloorPlan:
     """Cells of equal sides.
 

@@ -12,6 +12,7 @@ from analytic import cameras, look, raycast, remember, room
 from fakes import PixelModel
 from nav_msgs.msg import OccupancyGrid
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import Imu as ImuMessage
 from sensor_msgs.msg import LaserScan
 from sim_client import OK, PERIOD, START
 from test_worker import seed, step
@@ -19,9 +20,10 @@ from test_worker import seed, step
 from mirage_ros.cli import main
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.rigid import exp_rotation
 from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
-from mirage_ros.protocol import FREE, OCCUPIED, UNKNOWN, FloorPlan
+from mirage_ros.protocol import FREE, OCCUPIED, UNKNOWN, FloorPlan, ImuSample
 from mirage_ros.recording.topics import BY_NAME, SCAN, FrameIds
 from mirage_ros.ros import parameters
 from mirage_ros.ros.config import NodeConfig
@@ -29,7 +31,7 @@ from mirage_ros.ros.messages.conversions import stamp_from_ros, transform_from_r
 from mirage_ros.ros.worker.commands import Reset, Survey, WorkerConfig
 from mirage_ros.ros.worker.engine import Engine
 from mirage_ros.world.floor_plan import MapConfig, floor_plan
-from mirage_ros.world.sensors import ScanConfig, scan, scan_pose
+from mirage_ros.world.sensors import Imu, ImuConfig, ScanConfig, scan, scan_pose
 from mirage_ros.world.world import World
 
 HERE = (0.5, -1.0, 1.2)
@@ -250,6 +252,81 @@ def test_a_scans_message_says_its_angles():
     beams = len(fields["ranges"])
     assert fields["angle_max"] == pytest.approx(fields["angle_min"] + (beams - 1) * fields["angle_increment"])
     assert beams == 360 and fields["angle_min"] == pytest.approx(-np.pi)
+
+
+def driven(seconds: np.ndarray) -> np.ndarray:
+    """Poses of a level camera on a circle of 2 m around the origin, at 0.5 rad/s, that looks along its way."""
+    poses = []
+    for angle in 0.5 * seconds:
+        at = np.array([2 * np.cos(angle), 2 * np.sin(angle), 1.0])
+        poses.append(look(at, at + [-np.sin(angle), np.cos(angle), 0]))
+    return np.stack(poses)
+
+
+def samples(imu: Imu, seconds: np.ndarray, poses: np.ndarray) -> list[ImuSample]:
+    found = []
+    for second, pose in zip(seconds, poses, strict=True):
+        imu.moved(round(second * 1e9), pose)
+        found.append(imu.measure())
+    return found
+
+
+def test_an_imu_feels_gravity_turns_and_the_pull_to_the_middle():
+    seconds = np.arange(1, 40) * 0.02
+    found = samples(Imu(ImuConfig()), seconds, driven(seconds))
+    np.testing.assert_allclose(found[0].acceleration, [0, -9.80665, 0], atol=1e-9)
+    # Up is -y, and the middle of a left turn lies at -x.
+    np.testing.assert_allclose(found[-1].angular_velocity, [0, -0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(found[-1].acceleration, [-0.5, -9.80665, 0], atol=1e-2)
+
+
+def test_samples_add_up_to_the_poses():
+    seconds = np.arange(1, 40) * 0.1
+    poses, step = driven(seconds), 0.1
+    found = samples(Imu(ImuConfig()), seconds, poses)
+    rotation, at = poses[1][:3, :3], poses[1][:3, 3]
+    velocity = (poses[1][:3, 3] - poses[0][:3, 3]) / step
+    for sample, pose in zip(found[2:], poses[2:], strict=True):
+        rotation = rotation @ exp_rotation(sample.angular_velocity * step)
+        velocity = velocity + (rotation @ sample.acceleration - [0, 0, 9.80665]) * step
+        at = at + velocity * step
+        np.testing.assert_allclose(rotation, pose[:3, :3], atol=1e-9)
+        np.testing.assert_allclose(at, pose[:3, 3], atol=1e-9)
+
+
+def test_noise_has_its_density_and_follows_from_seed_and_stamp():
+    seconds = np.arange(1, 2001) * 0.01
+    still = np.repeat(AHEAD[None], len(seconds), 0)
+    noisy = ImuConfig(gyro_noise=0.02, accel_noise=0.1, seed=3)
+    first, again = (samples(Imu(noisy), seconds, still) for _ in range(2))
+    other = samples(Imu(replace(noisy, seed=4)), seconds, still)
+    turning = np.stack([sample.angular_velocity for sample in first])
+    assert first[5].gyro_std == pytest.approx(0.2) and first[5].accel_std == pytest.approx(1.0)
+    assert turning.std() == pytest.approx(0.2, rel=0.05) and abs(turning.mean()) < 0.01
+    assert np.array_equal(turning, np.stack([sample.angular_velocity for sample in again]))
+    assert not np.array_equal(turning[1], other[1].angular_velocity)
+
+
+def test_motion_begins_anew_after_a_gap_and_back_in_time():
+    poses = driven(np.arange(5.0))
+    for stamps in ((1.0, 1.1, 1.2, 9.0), (5.0, 5.1, 5.2, 1.0)):
+        last = samples(Imu(ImuConfig()), np.array(stamps), poses[:4])[-1]
+        np.testing.assert_array_equal(last.angular_velocity, np.zeros(3))
+        assert np.linalg.norm(last.acceleration) == pytest.approx(9.80665)
+
+
+def test_an_imu_comes_with_the_pictures_for_who_subscribes(sim):
+    got: list[ImuMessage] = []
+    subscription = sim.node.create_subscription(ImuMessage, "imu", got.append, 20)
+    sim.spin(lambda: sim.node.count_publishers("imu") == 1)
+    sim.spin_for(0.5)
+    assert sim.step(4).result == OK
+    sim.spin(lambda: len(got) >= 4)
+    assert [stamp_from_ros(message.header.stamp) for message in got] == [START + PERIOD * k for k in (1, 2, 3, 4)]
+    assert got[0].header.frame_id == "mirage_camera_optical_frame"
+    force = got[-1].linear_acceleration
+    assert np.linalg.norm([force.x, force.y, force.z]) == pytest.approx(9.80665)
+    sim.node.destroy_subscription(subscription)
 
 
 def test_a_map_comes_to_who_subscribes_before_anything_moves_and_again_when_something_changed(sim):

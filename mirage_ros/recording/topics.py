@@ -22,7 +22,7 @@ from transforms3d.quaternions import mat2quat
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.protocol import SECOND_NS, FloorPlan, Frame
+from mirage_ros.protocol import SECOND_NS, FloorPlan, Frame, ImuSample
 
 Fields = dict[str, Any]
 
@@ -114,7 +114,7 @@ COLOR, COLOR_INFO, OBSERVED = "color/image_raw", "color/camera_info", "observed/
 DEPTH, DEPTH_INFO = "depth/image_rect", "depth/camera_info"
 COMPRESSED_COLOR, COMPRESSED_DEPTH = f"{COLOR}/compressed", f"{DEPTH}/compressedDepth"
 POINTS, DELTAS, MARKERS, STATUS = "cache/points", "cache/deltas", "markers", "status"
-SCAN, MAP = "scan", "map"
+SCAN, MAP, IMU = "scan", "map", "imu"
 TF, TF_STATIC = "/tf", "/tf_static"
 
 
@@ -218,6 +218,20 @@ def map_fields(plan: FloorPlan, stamp_ns: int, frame_id: str) -> Fields:
             "origin": {"position": position, "orientation": quaternion_fields(np.eye(3))},
         },
         "data": plan.cells.reshape(-1),
+    }
+
+
+def imu_fields(sample: ImuSample, rotation: Float[np.ndarray, "3 3"], stamp_ns: int, frame_id: str) -> Fields:
+    """sensor_msgs/Imu; the orientation is the planned one and has no covariance."""
+    turning, force = ((float(x), float(y), float(z)) for x, y, z in (sample.angular_velocity, sample.acceleration))
+    return {
+        "header": header_fields(stamp_ns, frame_id),
+        "orientation": quaternion_fields(rotation),
+        "orientation_covariance": np.zeros(9),
+        "angular_velocity": dict(zip("xyz", turning, strict=True)),
+        "angular_velocity_covariance": sample.gyro_std**2 * np.eye(3).reshape(-1),
+        "linear_acceleration": dict(zip("xyz", force, strict=True)),
+        "linear_acceleration_covariance": sample.accel_std**2 * np.eye(3).reshape(-1),
     }
 
 
@@ -333,6 +347,7 @@ TOPICS = (
     _on_demand("depth/image_raw", IMAGE, _depth_millimetres),
     _on_demand("depth/color/points", CLOUD, _color_points),
     _on_demand(SCAN, LASER, _scan, sensor="scan"),
+    _on_demand(IMU, "sensor_msgs/msg/Imu"),
     Topic(MARKERS, "visualization_msgs/msg/MarkerArray", _queued(5), per_camera=True, on_demand=True,
           recorded=NOWHERE),
     Topic(POINTS, CLOUD, LATCHED),

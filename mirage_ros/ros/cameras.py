@@ -19,7 +19,7 @@ from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker.commands import Planned, View, WorkerConfig
 from mirage_ros.world.floor_plan import MapConfig
-from mirage_ros.world.sensors import ScanConfig
+from mirage_ros.world.sensors import ImuConfig, ScanConfig
 
 KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", "xyz", "wxyz"}
 Twist = tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]
@@ -172,6 +172,11 @@ def map_config(config: NodeConfig) -> MapConfig:
         config.map_imagined,
         config.map_period_s,
     )
+
+
+def imu_config(config: NodeConfig) -> ImuConfig:
+    gap_ns = round(config.plan_gap_s * SECOND_NS)
+    return ImuConfig(config.imu_gyro_noise, config.imu_accel_noise, config.world_seed, gap_ns)
 
 
 class CameraStates:

@@ -59,6 +59,8 @@ class NodeConfig:
     scan_range_min_m: float = 0.1
     scan_range_max_m: float = 10.0
     scan_height_m: float = 0.0
+    imu_gyro_noise: float = 0.0
+    imu_accel_noise: float = 0.0
     map_resolution_m: float = 0.05
     map_size_m: float = 40.0
     map_floor_m: float = 0.0

@@ -193,6 +193,12 @@ TABLE: dict[str, Row] = {
     "scan_height_m": Row(
         "Height of scan's plane above z = 0 of the world, metres; 0 is the camera's height.", low=0.0, high=100.0
     ),
+    "imu_gyro_noise": Row(
+        "Density of the white noise in imu's angular velocity, rad/s per square root of Hz.", low=0.0, high=10.0
+    ),
+    "imu_accel_noise": Row(
+        "Density of the white noise in imu's acceleration, m/s^2 per square root of Hz.", low=0.0, high=100.0
+    ),
     "map_resolution_m": Row("Side of a cell of map, metres.", low=0.01, high=1.0),
     "map_size_m": Row("Sides of the square around the camera that map is cut to, metres.", low=1.0, high=1000.0),
     "map_floor_m": Row("Height of the floor in world_frame, metres.", low=-1000.0, high=1000.0),

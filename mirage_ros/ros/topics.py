@@ -15,6 +15,7 @@ from nav_msgs.msg import OccupancyGrid
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import Imu as ImuMessage
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.msg import RolloutStatus
@@ -22,6 +23,7 @@ from mirage_ros.protocol import FloorPlan, Frame, Points
 from mirage_ros.recording import topics
 from mirage_ros.recording.topics import BY_NAME, TOPICS, FrameIds, Topic
 from mirage_ros.ros.callbacks import LazyPublisher
+from mirage_ros.ros.cameras import imu_config
 from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.messages.conversions import (
     cloud_to_ros,
@@ -34,6 +36,7 @@ from mirage_ros.ros.messages.images import (
     compressed_picture_to_ros,
 )
 from mirage_ros.ros.overlays import DeltaPublisher, FrustumPublisher
+from mirage_ros.world.sensors import Imu
 
 TF_DEPTH = 1000  # a plan may come as one burst of single transforms
 UNNAMED = "_NODE_NAME_UNKNOWN_"
@@ -110,6 +113,8 @@ class CameraPublishers:
                 self.all[topic.name] = lazy_publisher(node, config, topic, camera.prefix)
         markers = lazy_publisher(node, config, BY_NAME[topics.MARKERS], camera.prefix)
         self.frustum = FrustumPublisher(markers, config.world_frame, camera.name)
+        self._imu, self._frame_id = Imu(imu_config(config)), camera.frame_id
+        self.inertia = lazy_publisher(node, config, BY_NAME[topics.IMU], camera.prefix)
 
     def frame(self, frame: Frame) -> None:
         for name, publisher in self.all.items():
@@ -117,6 +122,14 @@ class CameraPublishers:
             if not (sensor := BY_NAME[name].sensor) or getattr(frame, sensor) is not None:
                 publisher.publish(self._makers[name], frame)
         self.frustum.frame(frame)
+        # Who subscribes later gets the motion since then, too.
+        self._imu.moved(frame.stamp_ns, frame.camera.world_from_camera)
+        self.inertia.publish(self._imu_message, frame)
+
+    def _imu_message(self, frame: Frame) -> ImuMessage:
+        rotation = frame.camera.world_from_camera[:3, :3]
+        fields = topics.imu_fields(self._imu.measure(), rotation, frame.stamp_ns, self._frame_id)
+        return message_of(ImuMessage, fields)
 
     def sensors(self) -> set[str]:
         """What has to be measured for those who subscribe now."""

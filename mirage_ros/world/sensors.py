@@ -1,4 +1,4 @@
-"""What range sensors measure in a world: exact readouts of its memory. Nothing here changes the world.
+"""What sensors measure in a world, and changes nothing: ranges from its memory, inertia from planned motion.
 
 A scan is a ring of up to four pinhole readouts of one row each, 90 degrees wide, whose columns are at least as
 fine as the beams. What no surface stops is `inf` where views saw the space to be free, and NaN where nobody
@@ -7,6 +7,7 @@ saw anything. No torch is imported here: the node's own process knows the scanne
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,8 @@ from jaxtyping import Bool, Float, Float32
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.protocol import FreeSpace, Scan, Surfaces
+from mirage_ros.geometry.rigid import log_rotation
+from mirage_ros.protocol import SECOND_NS, FreeSpace, ImuSample, Scan, Surfaces
 
 FREE_MARGIN = 0.05
 """Share of its depth by which a point has to lie before the surface behind it to be seen free."""
@@ -133,3 +135,58 @@ def _free(
     gap = ~seen & (np.arange(len(distances)) >= first[:, None])
     free[some] = ~gap.any(1) & (distances[first] <= max(BLIND_M, STEP_M))
     return free
+
+
+GRAVITY_M_S2 = 9.80665
+
+
+@dataclass(frozen=True)
+class ImuConfig:
+    """An inertial sensor at a camera.
+
+    Attributes:
+        gyro_noise, accel_noise: densities of white noise, rad/s and m/s^2 per square root of Hz.
+        seed: of the noise.
+        gap_ns: poses further apart than this are no motion.
+    """
+
+    gyro_noise: float = 0.0
+    accel_noise: float = 0.0
+    seed: int = 0
+    gap_ns: int = SECOND_NS
+
+
+class Imu:
+    """Differentiates a camera's poses, as they come.
+
+    Angular velocity is the mean since the pose before, acceleration the change between the last two mean velocities:
+    who adds the samples up, step by step, comes to the poses again. The noise of a stamp is always the same.
+    """
+
+    def __init__(self, config: ImuConfig) -> None:
+        self.config = config
+        self._poses: deque[tuple[int, np.ndarray]] = deque(maxlen=3)
+
+    def moved(self, stamp_ns: int, world_from_camera: Float[np.ndarray, "4 4"]) -> None:
+        """The next pose. After a gap, or back in time, motion begins anew."""
+        if self._poses and not 0 < stamp_ns - self._poses[-1][0] <= self.config.gap_ns:
+            self._poses.clear()
+        self._poses.append((stamp_ns, world_from_camera))
+
+    def measure(self) -> ImuSample:
+        """At the last pose; where there are too few before it the sensor was at rest, or in even motion."""
+        poses, config = list(self._poses), self.config
+        stamp_ns, now = poses[-1]
+        steps = [((b - a) / SECOND_NS, one, two) for (a, one), (b, two) in zip(poses, poses[1:], strict=False)]
+        turning, change = np.zeros(3), np.zeros(3)
+        if steps:
+            seconds, before, _ = steps[-1]
+            turning = log_rotation(before[:3, :3].T @ now[:3, :3]) / seconds
+        if len(steps) == 2:
+            earlier, later = ((two[:3, 3] - one[:3, 3]) / seconds for seconds, one, two in steps)
+            change = (later - earlier) / (0.5 * (steps[0][0] + steps[1][0]))
+        force = now[:3, :3].T @ (change + [0.0, 0.0, GRAVITY_M_S2])
+        rate = 1 / steps[-1][0] if steps else 0.0
+        gyro_std, accel_std = config.gyro_noise * rate**0.5, config.accel_noise * rate**0.5
+        noise = np.random.default_rng([config.seed, stamp_ns]).standard_normal((2, 3))
+        return ImuSample(turning + gyro_std * noise[0], force + accel_std * noise[1], gyro_std, accel_std)
