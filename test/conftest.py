@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def ros_domain(monkeypatch: pytest.MonkeyPatch) -> int:
     """A ROS domain that nobody uses; child processes inherit it."""
-    from mirage_ros.processes import free_domain
+    from mirage_ros.machine import free_domain
 
     domain = free_domain(next(_count))
     monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))

@@ -27,7 +27,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.processes import free_domain
+from mirage_ros.machine import free_domain
 from mirage_ros.ros.messages.conversions import (
     pose_to_ros,
     stamp_from_ros,

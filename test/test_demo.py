@@ -17,7 +17,7 @@ from PIL import Image
 
 from mirage_ros.apps.demo import DemoConfig, describe, run_demo
 from mirage_ros.errors import MirageError
-from mirage_ros.processes import Children, free_domain, private_environment
+from mirage_ros.machine import Children, free_domain, private_environment
 
 FAKE_NODE = (sys.executable, str(Path(__file__).parent / "fake_node.py"))
 FRAMES = 18  # not a multiple of the chunk

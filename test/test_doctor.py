@@ -13,7 +13,7 @@ import pytest
 from ros_client import LOCAL, end, new_domain
 
 from mirage_ros.cli import main
-from mirage_ros.doctor import (
+from mirage_ros.machine import (
     FAULT,
     OK,
     SHARED_MEMORY,

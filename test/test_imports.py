@@ -24,7 +24,7 @@ ORDER = """
     world
     models data
     scenes recording
-    env training evaluation doctor processes
+    env training evaluation machine
     generate loop
     ros
     apps
@@ -51,7 +51,7 @@ ROS_LIBRARIES = {
 
 
 def folder_of(path: Path) -> str:
-    """`geometry` for mirage_ros/geometry/camera.py, `doctor` for mirage_ros/doctor.py."""
+    """`geometry` for mirage_ros/geometry/camera.py, `machine` for mirage_ros/machine.py."""
     return path.relative_to(ROOT / "mirage_ros").parts[0].removesuffix(".py")
 
 

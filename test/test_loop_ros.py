@@ -21,7 +21,7 @@ from mirage_ros.apps.loop import LoopConfig, base_arguments, node_arguments, run
 from mirage_ros.errors import MirageError
 from mirage_ros.loop.base import BasePose, Command
 from mirage_ros.loop.drive import DriveConfig
-from mirage_ros.processes import Children, mirage_command, private_environment
+from mirage_ros.machine import Children, mirage_command, private_environment
 from mirage_ros.ros.base_node import LATCHED, BaseConfig, Motion
 from mirage_ros.ros.loop_nodes import LoopWatch
 from mirage_ros.ros.messages.conversions import stamp_from_ros, stamp_to_ros

@@ -17,8 +17,8 @@ from mirage_ros.data.tour import central_depth_m
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_json
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.machine import Children, mirage_command, private_environment
 from mirage_ros.models.pretrained import load_model
-from mirage_ros.processes import Children, mirage_command, private_environment
 from mirage_ros.protocol import WorldModel
 from mirage_ros.recording.mcap import clear
 from mirage_ros.world.world import World, WorldConfig

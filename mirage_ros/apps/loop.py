@@ -20,7 +20,7 @@ from mirage_ros.files import share_path, write_json
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.loop.base import Footprint
 from mirage_ros.loop.drive import DriveConfig, Trace, compare, drive, trace_figures
-from mirage_ros.processes import Children, mirage_command, private_environment
+from mirage_ros.machine import Children, mirage_command, private_environment
 from mirage_ros.recording.drawing import (
     colour_depth,
     colour_observed,

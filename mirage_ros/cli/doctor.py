@@ -52,7 +52,7 @@ def add_info(parsers) -> None:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    from mirage_ros.doctor import describe, exit_code
+    from mirage_ros.machine import describe, exit_code
     from mirage_ros.ros.doctor import DoctorConfig, examine
 
     findings = examine(

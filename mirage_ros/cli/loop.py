@@ -238,7 +238,7 @@ def drive(arguments: argparse.Namespace, node_command: Sequence[str] = ()) -> in
     from mirage_ros.data.seeds import load_seed
     from mirage_ros.loop.base import live_base_under
     from mirage_ros.loop.teleop import check_terminal
-    from mirage_ros.processes import Children, child_environment, mirage_command
+    from mirage_ros.machine import Children, child_environment, mirage_command
     from mirage_ros.ros.teleop import TeleopConfig, run_teleop
 
     check_terminal()

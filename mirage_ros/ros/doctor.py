@@ -1,6 +1,6 @@
 """What `mirage doctor` runs: it listens to a ROS graph for a while and judges what it heard.
 
-Nodes, QoS, clocks, transforms and diagnostics are checked, and the machine (see mirage_ros.doctor).
+Nodes, QoS, clocks, transforms and diagnostics are checked, and the machine (see mirage_ros.machine).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, PointCloud2
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.doctor import FAULT, OK, WARN, Finding, check_gpu, check_shared_memory
 from mirage_ros.errors import MirageError
+from mirage_ros.machine import FAULT, OK, WARN, Finding, check_gpu, check_shared_memory
 from mirage_ros.recording.topics import CLOUD, INFO, TF, TF_STATIC, TOPICS
 from mirage_ros.ros.messages.conversions import stamp_from_ros
 from mirage_ros.ros.tf_buffer import Buffer
