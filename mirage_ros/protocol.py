@@ -41,6 +41,20 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class LidarCloud:
+    """What a lidar measured in one turn, at one instant.
+
+    Attributes:
+        points_m: (ring, beam) in its own axes, the lowest ring first, beams from right to left; NaN where there
+            is no return.
+        world_from_lidar: its pose, x ahead, y left, z up.
+    """
+
+    points_m: Float32[np.ndarray, "r b 3"]
+    world_from_lidar: Float[np.ndarray, "4 4"]
+
+
+@dataclass(frozen=True)
 class ImuSample:
     """What an inertial sensor measured, along its own axes.
 
@@ -82,7 +96,7 @@ class Frame:
         depth_m: along z; NaN invalid, +inf beyond range (REP 117, 118).
         observed: True where the model took the pixel from memory, latent cell by latent cell, False
             where it imagined it (chunking.from_memory).
-        scan: of a scanner at the camera's place; None unless it was asked for.
+        scan, lidar: of sensors at the camera's place; None unless they were asked for.
     """
 
     stamp_ns: int
@@ -91,6 +105,7 @@ class Frame:
     depth_m: Float[np.ndarray, "h w"]
     observed: Bool[np.ndarray, "h w"]
     scan: Scan | None = None
+    lidar: LidarCloud | None = None
 
 
 @dataclass(frozen=True)

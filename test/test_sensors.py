@@ -24,14 +24,15 @@ from mirage_ros.geometry.rigid import exp_rotation
 from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.protocol import FREE, OCCUPIED, UNKNOWN, FloorPlan, ImuSample
-from mirage_ros.recording.topics import BY_NAME, SCAN, FrameIds
+from mirage_ros.recording.topics import BY_NAME, LIDAR, RING_POINT, SCAN, FrameIds
 from mirage_ros.ros import parameters
+from mirage_ros.ros.cameras import lidar_config
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.messages.conversions import stamp_from_ros, transform_from_ros
 from mirage_ros.ros.worker.commands import Reset, Survey, WorkerConfig
 from mirage_ros.ros.worker.engine import Engine
 from mirage_ros.world.floor_plan import MapConfig, floor_plan
-from mirage_ros.world.sensors import Imu, ImuConfig, ScanConfig, scan, scan_pose
+from mirage_ros.world.sensors import Imu, ImuConfig, LidarConfig, ScanConfig, lidar, scan, scan_pose
 from mirage_ros.world.world import World
 
 HERE = (0.5, -1.0, 1.2)
@@ -70,6 +71,58 @@ def test_ranges_are_those_of_the_surfaces(around, height_m):
     assert found.world_from_scan[2, 3] == (height_m or HERE[2])
     assert len(found.ranges_m) == 720 and np.isfinite(found.ranges_m).mean() > 0.97
     assert np.nanmedian(error) < 0.005 and np.nanpercentile(error, 90) < 0.03
+
+
+def test_a_lidar_measures_the_surfaces_ring_by_ring(around):
+    config = LidarConfig((-30.0, -12.0, 0.0, 7.0), azimuth_step_deg=2.0, fov_deg=200.0)
+    found = lidar(around, AHEAD, config)
+    points = found.points_m
+    assert points.shape == (4, 101, 3)
+    pose = found.world_from_lidar
+    ends = points.reshape(-1, 3) @ pose[:3, :3].T + pose[:3, 3]
+    truth = raycast(Camera.from_hfov(90.0, (1, 1), np.stack([look(HERE, end) for end in ends])), room())[0]
+    distance = np.linalg.norm(points, axis=-1).reshape(-1)
+    error = np.abs(distance / truth.reshape(-1) - 1)
+    assert np.isfinite(distance).mean() > 0.97
+    assert np.nanmedian(error) < 0.005 and np.nanpercentile(error, 90) < 0.03
+    elevation = np.degrees(np.arcsin(points[..., 2] / distance.reshape(4, -1)))
+    np.testing.assert_allclose(elevation, np.array([-30, -12, 0, 7.0])[:, None] * np.ones(101), atol=1e-3)
+    level = scan(around, FreeSpaceViews.none(), AHEAD, ScanConfig(fov_deg=200.0, resolution_deg=2.0))
+    np.testing.assert_allclose(distance.reshape(4, -1)[2], level.ranges_m, rtol=1e-6)
+    far = lidar(around, AHEAD, replace(config, range_max_m=3.0)).points_m
+    assert np.nanmax(np.linalg.norm(far, axis=-1)) <= 3.0 and np.isnan(far).any()
+
+
+def test_a_lidars_message_has_rings():
+    (frame, *_), *_ = rolled(("lidar",), LidarConfig((-5.0, 0.0, 5.0), azimuth_step_deg=5.0))
+    assert frame.scan is None
+    fields = BY_NAME[LIDAR].fields(frame, FrameIds(lidar="spinner"))
+    assert (fields["height"], fields["width"], fields["header"]["frame_id"]) == (3, 72, "spinner")
+    names = [(one["name"], one["offset"], one["datatype"]) for one in fields["fields"]]
+    assert names == [("x", 0, 7), ("y", 4, 7), ("z", 8, 7), ("ring", 12, 4), ("time", 14, 7)]
+    points = fields["data"].view(RING_POINT).reshape(3, 72)
+    assert (points["ring"] == np.arange(3)[:, None]).all() and np.isfinite(points["x"]).any()
+    children = [one["child_frame_id"] for one in BY_NAME["/tf"].fields(frame, FrameIds(lidar="spinner"))["transforms"]]
+    assert children == ["mirage_camera_optical_frame", "spinner"]
+
+
+def test_lidar_patterns_are_read_or_refused(tmp_path):
+    shipped = lidar_config(NodeConfig(lidar_height_m=0.4))
+    assert len(shipped.elevations_deg) == 16 and shipped.height_m == 0.4
+    for text, words in (
+        ("elevations_deg: [1, 0]", "2 rings at"),
+        ("elevations_deg: [80]", "within 60 degrees of level"),
+        ("elevations_deg: []", "0 rings"),
+        ("azimuth_step_deg: 1", "cannot be read"),
+        ("elevations_deg: [0]\ncolour: 3", "cannot be read"),
+        ("elevations_deg: [0]\nrange_max_m: .nan", "ranges from"),
+        ("elevations_deg: [0]\nazimuth_step_deg: 0.01", "steps of 0.01"),
+    ):
+        (tmp_path / "lidar.yaml").write_text(text)
+        with pytest.raises(MirageError, match=words):
+            parameters.check(NodeConfig(lidar=str(tmp_path / "lidar.yaml")))
+    with pytest.raises(MirageError, match="nowhere.yaml' does not come with"):
+        parameters.check(NodeConfig(lidar="nowhere"))
 
 
 def test_a_scanner_stands_level_where_the_camera_looks():
@@ -219,8 +272,8 @@ def test_parameters_that_do_not_go_together_are_refused(values, words):
     assert str(error.value).count(". ") == 0, "one sentence"
 
 
-def rolled(sensors: tuple[str, ...]):
-    engine = Engine(PixelModel(), WorkerConfig(period_ns=PERIOD))
+def rolled(sensors: tuple[str, ...], pattern: LidarConfig = LidarConfig((0.0,))):
+    engine = Engine(PixelModel(), WorkerConfig(period_ns=PERIOD, lidar=pattern))
     engine.carry_out(Reset(seed(), 0, "test"))
     return [engine.carry_out(replace(step(chunk), sensors=sensors)).chunk.frames for chunk in range(3)]
 

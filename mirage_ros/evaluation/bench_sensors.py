@@ -22,7 +22,7 @@ from mirage_ros.scenes import Renderer, Scene, make_scene
 from mirage_ros.scenes.gl import mujoco
 from mirage_ros.scenes.paths import best_view
 from mirage_ros.world.floor_plan import MARGIN, MapConfig, floor_plan
-from mirage_ros.world.sensors import ScanConfig, scan
+from mirage_ros.world.sensors import LidarConfig, ScanConfig, lidar, scan
 from mirage_ros.world.state import WorldState
 from mirage_ros.world.world import World
 
@@ -31,6 +31,8 @@ SAME_SURFACE_SHARE = 0.03
 HEIGHTS_M = (0.0, 0.3)
 """Of the scanner; 0 is the camera's own height."""
 REPEATS = 5
+SIXTEEN = LidarConfig(tuple(np.arange(-15.0, 16.0, 2.0).tolist()))
+"""As config/lidars/sixteen.yaml."""
 TRUTH_PX = (512, 640)
 """Of the picture that tells which cells of the map the seed shows."""
 
@@ -71,6 +73,27 @@ class ScanFigures:
 
     seed: int
     height_m: float
+    shown: int
+    median_error: float
+    p90_error: float
+    lost: float
+    unknown: float
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class LidarFigures:
+    """One lidar's turn against truth.
+
+    Attributes:
+        shown: beams whose surface the seed shows, within range.
+        median_error, p90_error: relative, of their ranges.
+        lost: share of them without a point.
+        unknown: share of all others without one.
+        milliseconds: that a turn takes.
+    """
+
+    seed: int
     shown: int
     median_error: float
     p90_error: float
@@ -176,6 +199,26 @@ def judge_scan(place: Place, seed: int, config: ScanConfig) -> tuple[ScanFigures
     return figures, found
 
 
+def judge_lidar(place: Place, seed: int, config: LidarConfig) -> LidarFigures:
+    """A turn at the seed's place, and how right it is."""
+    memory, pose, seconds = place.state.memory, place.camera.world_from_camera, []
+    for _ in range(REPEATS):
+        start_s = time.perf_counter()
+        found = lidar(memory, pose, config)
+        seconds.append(time.perf_counter() - start_s)
+    ranges = np.linalg.norm(found.points_m, axis=-1).reshape(-1)
+    origin, away = found.world_from_lidar[:3, 3], config.beams.reshape(-1, 3) @ found.world_from_lidar[:3, :3].T
+    truth = Truth(place.scene)
+    true = np.array([truth.cast(origin, beam) for beam in away])
+    within = (true >= config.range_min_m) & (true <= config.range_max_m)
+    shown = within & place.shows(origin + np.where(within, true, 0)[:, None] * away)
+    measured = shown & np.isfinite(ranges)
+    errors = np.abs(ranges[measured] / true[measured] - 1)
+    median, p90 = (float(np.percentile(errors, share)) for share in (50, 90))
+    lost, unknown = float(1 - measured.sum() / max(shown.sum(), 1)), float(np.isnan(ranges[~shown]).mean())
+    return LidarFigures(seed, int(shown.sum()), median, p90, lost, unknown, 1e3 * float(np.median(seconds)))
+
+
 def judge_map(place: Place, seed: int, config: MapConfig) -> tuple[MapFigures, FloorPlan]:
     """The map of a world that has just begun, and how right it is."""
     state, seconds = place.state, []
@@ -219,28 +262,38 @@ def shown_cells(place: Place, plan: FloorPlan, config: MapConfig) -> Bool[np.nda
 
 def run_bench(model: WorldModel, seeds: Sequence[int], kind: str, picture: Path | None) -> dict:
     """Judges the sensors in each room; draws what they measured where a picture is wanted."""
-    scans, maps, drawn = [], [], []
+    scans, lidars, maps, drawn = [], [], [], []
     for seed in seeds:
         place = begin(model, seed, kind)
         for height_m in HEIGHTS_M:
             figures, found = judge_scan(place, seed, ScanConfig(height_m=height_m))
             scans.append(figures)
+        lidars.append(judge_lidar(place, seed, SIXTEEN))
         figures, plan = judge_map(place, seed, MapConfig())
         maps.append(figures)
         drawn.append((place, found, plan))
     if picture is not None:
         draw(drawn, picture)
-    return {"kind": kind, "scans": [asdict(row) for row in scans], "maps": [asdict(row) for row in maps]}
+    rows = {"scans": scans, "lidars": lidars, "maps": maps}
+    return {"kind": kind} | {name: [asdict(row) for row in found] for name, found in rows.items()}
 
 
 def describe(report: dict) -> str:
     """The report as tables."""
     lines = ["scan: beams whose surface the seed shows, and the others",
-             f"{'room':>8} {'height':>7} {'shown':>6} {'median':>7} {'p90':>6} {'lost':>6} {'others NaN':>11} {'ms':>5}"]
+             f"{'room':>8} {'height':>7} {'shown':>6} {'median':>7} {'p90':>6} {'lost':>6} {'others NaN':>11} "
+             f"{'ms':>5}"]
     for row in report["scans"]:
         height = f"{row['height_m']:g} m" if row["height_m"] else "camera"
         lines.append(
             f"{row['seed']:>8} {height:>7} {row['shown']:>6} {row['median_error']:>7.2%} {row['p90_error']:>6.1%} "
+            f"{row['lost']:>6.1%} {row['unknown']:>11.1%} {row['milliseconds']:>5.1f}"
+        )
+    lines += ["", "lidar: beams of 16 rings whose surface the seed shows, and the others",
+              f"{'room':>8} {'shown':>6} {'median':>7} {'p90':>6} {'lost':>6} {'others NaN':>11} {'ms':>5}"]
+    for row in report["lidars"]:
+        lines.append(
+            f"{row['seed']:>8} {row['shown']:>6} {row['median_error']:>7.2%} {row['p90_error']:>6.1%} "
             f"{row['lost']:>6.1%} {row['unknown']:>11.1%} {row['milliseconds']:>5.1f}"
         )
     lines += ["", "map: cells that the seed shows, against the true floor plan",

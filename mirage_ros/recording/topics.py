@@ -32,8 +32,8 @@ GRID = "nav_msgs/msg/OccupancyGrid"
 TRANSFORMS = "tf2_msgs/msg/TFMessage"
 # rosbag2 writes this span for a deadline, lifespan or lease that was not set.
 FOREVER = {"sec": 9223372036, "nsec": 854775807}
-# PointField.datatype: the packed colour is float32 by convention.
-FLOAT32 = 7
+# PointField.datatype by numpy's: the packed colour is float32 by convention.
+DATATYPES = {"<f4": 7, "<u4": 7, "<u2": 4}
 COLOR_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4")])
 
 
@@ -73,11 +73,13 @@ class Qos:
 
 @dataclass(frozen=True)
 class FrameIds:
-    """What the coordinate frames are called: `world` the world's, `camera` the pictures', `scan` the scanner's."""
+    """What the coordinate frames are called: `world` the world's, `camera` the pictures', `scan` the scanner's and
+    `lidar` the lidar's."""
 
     world: str = "world"
     camera: str = "mirage_camera_optical_frame"
     scan: str = "mirage_scan_frame"
+    lidar: str = "mirage_lidar_frame"
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ COLOR, COLOR_INFO, OBSERVED = "color/image_raw", "color/camera_info", "observed/
 DEPTH, DEPTH_INFO = "depth/image_rect", "depth/camera_info"
 COMPRESSED_COLOR, COMPRESSED_DEPTH = f"{COLOR}/compressed", f"{DEPTH}/compressedDepth"
 POINTS, DELTAS, MARKERS, STATUS = "cache/points", "cache/deltas", "markers", "status"
-SCAN, MAP, IMU = "scan", "map", "imu"
+SCAN, MAP, IMU, LIDAR = "scan", "map", "imu", "lidar/points"
+RING_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("ring", "<u2"), ("time", "<f4")])
 TF, TF_STATIC = "/tf", "/tf_static"
 
 
@@ -185,7 +188,7 @@ def image_fields(pixels: np.ndarray, encoding: str, stamp_ns: int, frame_id: str
 
 
 def cloud_fields(points: np.ndarray, stamp_ns: int, frame_id: str, is_dense: bool = True) -> Fields:
-    """sensor_msgs/PointCloud2 of a structured array, (n,) or organised (h, w), of numbers of 4 bytes."""
+    """sensor_msgs/PointCloud2 of a structured array, (n,) or organised (h, w), of numbers as in DATATYPES."""
     height, width = points.shape if points.ndim == 2 else (1, len(points))
     size = points.dtype.itemsize
     return {
@@ -193,8 +196,8 @@ def cloud_fields(points: np.ndarray, stamp_ns: int, frame_id: str, is_dense: boo
         "height": height,
         "width": width,
         "fields": [
-            {"name": name, "offset": offset, "datatype": FLOAT32, "count": 1}
-            for name, (_, offset) in points.dtype.fields.items()
+            {"name": name, "offset": offset, "datatype": DATATYPES[kind.str], "count": 1}
+            for name, (kind, offset) in points.dtype.fields.items()
         ],
         "is_bigendian": False,
         "point_step": size,
@@ -255,6 +258,8 @@ def _pose(frame: Frame, ids: FrameIds) -> Fields:
     poses = {ids.camera: frame.camera.world_from_camera}
     if frame.scan is not None:
         poses[ids.scan] = frame.scan.world_from_scan
+    if frame.lidar is not None:
+        poses[ids.lidar] = frame.lidar.world_from_lidar
     return {"transforms": [transform_fields(p, ids.world, child, frame.stamp_ns) for child, p in poses.items()]}
 
 
@@ -316,6 +321,15 @@ def _scan(frame: Frame, ids: FrameIds) -> Fields:
     }
 
 
+def _lidar(frame: Frame, ids: FrameIds) -> Fields:
+    """Organised, a row for each ring; x y z are NaN without a return. All is of one instant: time is 0."""
+    measured = frame.lidar.points_m
+    points = np.zeros(measured.shape[:2], RING_POINT)
+    points["x"], points["y"], points["z"] = np.moveaxis(measured, -1, 0)
+    points["ring"] = np.arange(len(points))[:, None]
+    return cloud_fields(points, frame.stamp_ns, ids.lidar, is_dense=False)
+
+
 def _picture(name: str, type_name: str, fields: Callable, part: str = "") -> Topic:
     """Published of every frame and recorded."""
     return Topic(name, type_name, Qos(), fields, part, per_camera=True)
@@ -347,6 +361,7 @@ TOPICS = (
     _on_demand("depth/image_raw", IMAGE, _depth_millimetres),
     _on_demand("depth/color/points", CLOUD, _color_points),
     _on_demand(SCAN, LASER, _scan, sensor="scan"),
+    _on_demand(LIDAR, CLOUD, _lidar, sensor="lidar"),
     _on_demand(IMU, "sensor_msgs/msg/Imu"),
     Topic(MARKERS, "visualization_msgs/msg/MarkerArray", _queued(5), per_camera=True, on_demand=True,
           recorded=NOWHERE),

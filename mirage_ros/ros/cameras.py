@@ -19,7 +19,7 @@ from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker.commands import Planned, View, WorkerConfig
 from mirage_ros.world.floor_plan import MapConfig
-from mirage_ros.world.sensors import ImuConfig, ScanConfig
+from mirage_ros.world.sensors import ImuConfig, LidarConfig, ScanConfig
 
 KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", "xyz", "wxyz"}
 Twist = tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]
@@ -45,14 +45,14 @@ class RigCamera:
 
     @property
     def output(self) -> CameraOutput:
-        frames = f"mirage_{self.name}_optical_frame", f"mirage_{self.name}_scan_frame"
+        frames = (f"mirage_{self.name}_{what}_frame" for what in ("optical", "scan", "lidar"))
         return CameraOutput(self.name, f"{self.name}/", *frames)
 
 
 def single_camera(config: NodeConfig) -> tuple[View, CameraOutput]:
     """The one camera of a node without a rig."""
     size = (config.image_height, config.image_width) if config.image_width else None
-    output = CameraOutput("camera", "", config.rendered_camera_frame, config.scan_frame)
+    output = CameraOutput("camera", "", config.rendered_camera_frame, config.scan_frame, config.lidar_frame)
     return View(size, config.hfov_deg), output
 
 
@@ -146,6 +146,7 @@ def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) ->
         anchored=config.anchor == "tf",
         views=tuple(camera.view for camera in rig) or (single,),
         scan=scan_config(config),
+        lidar=lidar_config(config),
         map=map_config(config),
     )
 
@@ -159,6 +160,24 @@ def scan_config(config: NodeConfig) -> ScanConfig:
         config.scan_range_max_m,
         config.scan_height_m,
     )
+
+
+def lidar_config(config: NodeConfig) -> LidarConfig:
+    """The pattern of a YAML file (see `user_path`), or a shipped one's name. Raises MirageError."""
+    file = user_path(config.lidar)
+    if config.lidar.isidentifier() and not file.exists():
+        file = share_path("config", "lidars", f"{config.lidar}.yaml")
+    try:
+        with open_file(file) as text:
+            pattern = dict(yaml.safe_load(text))
+        rings = tuple(float(angle) for angle in pattern.pop("elevations_deg"))
+        others = {name: float(value) for name, value in pattern.items()}
+        return LidarConfig(rings, **others, height_m=config.lidar_height_m)
+    except (OSError, yaml.YAMLError, *UNREADABLE) as error:
+        raise MirageError(
+            f"The lidar {config.lidar} cannot be read ({error!r:.100}); it needs elevations_deg, a list, and may have "
+            "azimuth_step_deg, fov_deg, range_min_m and range_max_m."
+        ) from error
 
 
 def map_config(config: NodeConfig) -> MapConfig:

@@ -30,6 +30,7 @@ class NodeConfig:
     rendered_camera_frame: str = "mirage_camera_optical_frame"
     start_frame: str = "mirage_start_optical_frame"
     scan_frame: str = "mirage_scan_frame"
+    lidar_frame: str = "mirage_lidar_frame"
     anchor: str = "seed"
     frame_rate_hz: float = 10.0
     image_width: int = 0
@@ -59,6 +60,8 @@ class NodeConfig:
     scan_range_min_m: float = 0.1
     scan_range_max_m: float = 10.0
     scan_height_m: float = 0.0
+    lidar: str = "sixteen"
+    lidar_height_m: float = 0.0
     imu_gyro_noise: float = 0.0
     imu_accel_noise: float = 0.0
     map_resolution_m: float = 0.05
@@ -79,10 +82,11 @@ class CameraOutput:
         name: of the camera, as an entity.
         prefix: put before its topics: "" or "left/".
         frame_id: of the pictures; their pose is published on TF.
-        scan_frame: of the scanner at the camera's place, likewise while somebody subscribes to it.
+        scan_frame, lidar_frame: of the sensors at the camera's place, likewise while somebody subscribes to them.
     """
 
     name: str
     prefix: str
     frame_id: str
     scan_frame: str = "mirage_scan_frame"
+    lidar_frame: str = "mirage_lidar_frame"

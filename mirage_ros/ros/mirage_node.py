@@ -176,7 +176,11 @@ class MirageNode(GuardedNode):
             start_over=self._start_over,
             go_on=lambda: self._more_tf.trigger(),
         )
-        own = {frame for camera in self.output.cameras for frame in (camera.frame_id, camera.scan_frame)}
+        own = {
+            frame
+            for camera in self.output.cameras
+            for frame in (camera.frame_id, camera.scan_frame, camera.lidar_frame)
+        }
         own |= {config.start_frame}
         cameras = [c.frame for c in self._rig if c.planned_from_camera is None]
         return PlanIntake(

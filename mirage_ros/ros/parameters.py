@@ -17,7 +17,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from mirage_ros.errors import MirageError
-from mirage_ros.ros.cameras import map_config, scan_config
+from mirage_ros.ros.cameras import lidar_config, map_config, scan_config
 from mirage_ros.ros.config import NodeConfig
 
 
@@ -92,6 +92,7 @@ TABLE: dict[str, Row] = {
         "Frame id of scan: x ahead, y left, z up; its pose is published on TF while somebody subscribes.",
         frame=True,
     ),
+    "lidar_frame": Row("Frame id of lidar/points, likewise.", frame=True),
     "anchor": Row(
         "Where the world stands in world_frame. seed: its camera is where the seed says; tf: the "
         "world is put so that the seed's camera stands at the first frame's planned pose. Live "
@@ -193,6 +194,10 @@ TABLE: dict[str, Row] = {
     "scan_height_m": Row(
         "Height of scan's plane above z = 0 of the world, metres; 0 is the camera's height.", low=0.0, high=100.0
     ),
+    "lidar": Row("Pattern of lidar/points: a YAML file or a shipped name (sixteen)."),
+    "lidar_height_m": Row(
+        "Height of the lidar above z = 0 of the world, metres; 0 is the camera's height.", low=0.0, high=100.0
+    ),
     "imu_gyro_noise": Row(
         "Density of the white noise in imu's angular velocity, rad/s per square root of Hz.", low=0.0, high=10.0
     ),
@@ -242,7 +247,7 @@ def check(config: NodeConfig) -> None:
         if row.frame and (not value or value.startswith("/")):
             raise MirageError(f"{name} is '{value}'; set a frame name without a leading slash.")
     others = [config.camera_frame, config.world_frame]
-    for name in ("rendered_camera_frame", "start_frame", "scan_frame"):
+    for name in ("rendered_camera_frame", "start_frame", "scan_frame", "lidar_frame"):
         frame = getattr(config, name)
         if frame in others:
             raise MirageError(f"{name} is '{frame}', which others publish; set a frame of its own.")
@@ -258,6 +263,7 @@ def check(config: NodeConfig) -> None:
         )
     scan_config(config)
     map_config(config)
+    lidar_config(config)
 
 
 def declare(node: Node) -> NodeConfig:

@@ -155,7 +155,7 @@ def _maker(topic: Topic, config: NodeConfig, camera: CameraOutput) -> Callable[[
 
 
 def _frame_ids(config: NodeConfig, camera: CameraOutput) -> FrameIds:
-    return FrameIds(config.world_frame, camera.frame_id, camera.scan_frame)
+    return FrameIds(config.world_frame, camera.frame_id, camera.scan_frame, camera.lidar_frame)
 
 
 def _compressed_color(frame: Frame, config: NodeConfig, frame_id: str) -> CompressedImage:

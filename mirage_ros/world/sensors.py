@@ -1,8 +1,9 @@
 """What sensors measure in a world, and changes nothing: ranges from its memory, inertia from planned motion.
 
 A scan is a ring of up to four pinhole readouts of one row each, 90 degrees wide, whose columns are at least as
-fine as the beams. What no surface stops is `inf` where views saw the space to be free, and NaN where nobody
-saw anything. No torch is imported here: the node's own process knows the scanners' configs.
+fine as the beams; a lidar's are as high as its rings need. What no surface stops is `inf` in a scan where views saw
+the space to be free, and NaN where nobody saw anything. No torch is imported here: the node's own process knows the
+sensors' configs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float, Float32
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.rigid import log_rotation
-from mirage_ros.protocol import SECOND_NS, FreeSpace, ImuSample, Scan, Surfaces
+from mirage_ros.protocol import SECOND_NS, FreeSpace, ImuSample, LidarCloud, Scan, Surfaces
 
 FREE_MARGIN = 0.05
 """Share of its depth by which a point has to lie before the surface behind it to be seen free."""
@@ -26,7 +27,8 @@ BLIND_M = 2.0
 """Space so near to the sensor may be unseen where the beam is free beyond: the robot itself stands there, and a
 camera does not see below itself."""
 COLUMNS_PER_BEAM = 2
-FINEST_DEG = 0.05
+FINEST_DEG, FINEST_LIDAR_DEG = 0.05, 0.2
+STEEPEST_DEG, MOST_RINGS = 60.0, 128
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,61 @@ class ScanConfig:
 
     @property
     def angles_rad(self) -> Float[np.ndarray, "n"]:
-        """Of the beams, from the right to the left; 0 is ahead. A full turn does not end where it began."""
-        steps = int(np.floor(self.fov_deg / self.resolution_deg + 1e-9))
-        beams = steps if self.fov_deg >= 360 else steps + 1
-        return np.radians(self.resolution_deg) * (np.arange(beams) - steps / 2)
+        """Of the beams, from the right to the left; 0 is ahead."""
+        return _around(self.fov_deg, self.resolution_deg)
+
+
+@dataclass(frozen=True)
+class LidarConfig:
+    """A lidar whose rings are measured at once.
+
+    Attributes:
+        elevations_deg: of the rings, rising.
+        azimuth_step_deg: from one beam of a ring to the next.
+        fov_deg: centred ahead; 360 is all around.
+        range_min_m, range_max_m: what is nearer or farther gives no point.
+        height_m: above z = 0 of the world; 0 is the camera's height.
+    """
+
+    elevations_deg: tuple[float, ...]
+    azimuth_step_deg: float = 1.0
+    fov_deg: float = 360.0
+    range_min_m: float = 0.3
+    range_max_m: float = 30.0
+    height_m: float = 0.0
+
+    def __post_init__(self) -> None:
+        rings = np.array(self.elevations_deg, np.float64)
+        rise = (np.abs(rings) <= STEEPEST_DEG).all() and (np.diff(rings) > 0).all()
+        if not rise or not 1 <= len(rings) <= MOST_RINGS:
+            raise MirageError(
+                f"A lidar got {len(rings)} rings at {str(list(self.elevations_deg))[:60]} degrees; give 1 to "
+                f"{MOST_RINGS} that rise, within {STEEPEST_DEG:g} degrees of level."
+            )
+        if not FINEST_LIDAR_DEG <= self.azimuth_step_deg <= self.fov_deg <= 360:
+            raise MirageError(
+                f"A lidar got a field of view of {self.fov_deg:g} degrees and steps of {self.azimuth_step_deg:g}; give "
+                f"at most 360, and steps from {FINEST_LIDAR_DEG:g} to the field of view."
+            )
+        if not 0 <= self.range_min_m < self.range_max_m < np.inf:
+            raise MirageError(
+                f"A lidar got ranges from {self.range_min_m:g} to {self.range_max_m:g} m; give a least one of 0 or "
+                "more, below the largest."
+            )
+
+    @property
+    def beams(self) -> Float[np.ndarray, "r b 3"]:
+        """Unit directions in the lidar's axes."""
+        azimuth, elevation = _around(self.fov_deg, self.azimuth_step_deg), np.radians(self.elevations_deg)[:, None]
+        flat, up = np.cos(elevation), np.sin(elevation) * np.ones_like(azimuth)
+        return np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), up], -1)
+
+
+def _around(fov_deg: float, step_deg: float) -> Float[np.ndarray, "n"]:
+    """Angles in radians, from the right to the left; 0 is ahead. A full turn does not end where it began."""
+    steps = int(np.floor(fov_deg / step_deg + 1e-9))
+    beams = steps if fov_deg >= 360 else steps + 1
+    return np.radians(step_deg) * (np.arange(beams) - steps / 2)
 
 
 def scan_pose(world_from_camera: Float[np.ndarray, "4 4"], height_m: float) -> Float[np.ndarray, "4 4"]:
@@ -88,7 +141,7 @@ def scan(
         memory, free_space: of a WorldState.
     """
     pose, angles = scan_pose(world_from_camera, config.height_m), config.angles_rad
-    ranges = _ranges(memory, pose, angles, config)
+    ranges = _ranges(memory, pose, angles, np.zeros(1), config.resolution_deg)[0]
     unstopped = np.flatnonzero(np.isnan(ranges) | (ranges > config.range_max_m))
     ranges[unstopped] = np.where(_free(free_space, pose, angles[unstopped], config), np.inf, np.nan)
     ranges[ranges < config.range_min_m] = -np.inf
@@ -96,20 +149,34 @@ def scan(
     return Scan(ranges, float(angles[0]), step, config.range_min_m, config.range_max_m, pose)
 
 
+def lidar(memory: Surfaces, world_from_camera: Float[np.ndarray, "4 4"], config: LidarConfig) -> LidarCloud:
+    """What a lidar at a camera's place measures."""
+    pose = scan_pose(world_from_camera, config.height_m)
+    azimuth, elevation = _around(config.fov_deg, config.azimuth_step_deg), np.radians(config.elevations_deg)
+    ranges = _ranges(memory, pose, azimuth, elevation, config.azimuth_step_deg)
+    ranges[(ranges < config.range_min_m) | (ranges > config.range_max_m)] = np.nan
+    return LidarCloud((ranges[..., None] * config.beams).astype(np.float32), pose)
+
+
 def _ranges(
-    memory: Surfaces, world_from_scan: np.ndarray, angles: np.ndarray, config: ScanConfig
-) -> Float32[np.ndarray, "n"]:
-    """To the first surface along each beam; NaN where there is none."""
+    memory: Surfaces, world_from_scan: np.ndarray, angles: np.ndarray, elevations: np.ndarray, step_deg: float
+) -> Float32[np.ndarray, "r n"]:
+    """To the first surface along the beams of each ring; NaN where there is none."""
     sector = np.rint(angles / (np.pi / 2)).astype(int)
     within = angles - sector * (np.pi / 2)
-    width = 2 * int(np.ceil(COLUMNS_PER_BEAM / np.radians(config.resolution_deg)))
+    width = 2 * int(np.ceil(COLUMNS_PER_BEAM / np.radians(step_deg)))
     focal = width / 2
-    intrinsics = np.array([[focal, 0, (width - 1) / 2], [0, focal, 0], [0, 0, 1.0]])
+    # A ring is no straight line in a pinhole's picture: it rises towards both sides.
+    rise = np.tan(elevations)[:, None] / np.cos(within)
+    above, below = (int(np.ceil(focal * max(edge, 0))) for edge in (rise.max(), -rise.min()))
+    intrinsics = np.array([[focal, 0, (width - 1) / 2], [0, focal, above], [0, 0, 1.0]])
     sectors = np.unique(sector)
     poses = np.stack([world_from_scan @ _ahead_along(k * np.pi / 2) for k in sectors])
-    depth_m, _ = memory.measure(Camera(intrinsics, poses, (1, width)))
+    depth_m, _ = memory.measure(Camera(intrinsics, poses, (above + below + 1, width)))
     column = np.rint((width - 1) / 2 - focal * np.tan(within)).astype(int).clip(0, width - 1)
-    return depth_m[np.searchsorted(sectors, sector), 0, column] / np.cos(within).astype(np.float32)
+    row = np.rint(above - focal * rise).astype(int).clip(0, above + below)
+    found = depth_m[np.searchsorted(sectors, sector), row, column]
+    return found / (np.cos(within) * np.cos(elevations)[:, None]).astype(np.float32)
 
 
 def _ahead_along(angle_rad: float) -> Float[np.ndarray, "4 4"]:

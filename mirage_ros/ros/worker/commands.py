@@ -17,7 +17,7 @@ from jaxtyping import Float
 from mirage_ros.data.seeds import Seed, load_seed
 from mirage_ros.protocol import Chunk, FloorPlan, Frame, Points
 from mirage_ros.world.floor_plan import MapConfig
-from mirage_ros.world.sensors import ScanConfig
+from mirage_ros.world.sensors import LidarConfig, ScanConfig
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class WorkerConfig:
         anchored: a named seed's camera stands at the first frame's pose, and its world with it.
         snapshots: folder for the worker's own snapshots; None keeps none.
         scan: the range scanner at each camera's place.
+        lidar: likewise.
         map: how floor plans are made.
     """
 
@@ -80,6 +81,7 @@ class WorkerConfig:
     anchored: bool = False
     snapshots: str | None = None
     scan: ScanConfig = field(default_factory=ScanConfig)
+    lidar: LidarConfig = LidarConfig((0.0,))
     map: MapConfig = field(default_factory=MapConfig)
 
 

@@ -45,7 +45,7 @@ from mirage_ros.ros.worker.commands import (
 )
 from mirage_ros.ros.worker.shared import Snapshots
 from mirage_ros.world.floor_plan import floor_plan
-from mirage_ros.world.sensors import scan
+from mirage_ros.world.sensors import lidar, scan
 from mirage_ros.world.world import Rig, World, WorldConfig
 
 SIZE, STRIDE, CHANNELS = (32, 32), 8, 4
@@ -202,13 +202,16 @@ class Engine:
     def _measured(self, chunk: Chunk, sensors: tuple[str, ...]) -> Chunk:
         """With what the sensors measure, all that the chunk wrote being there. Changes nothing."""
         state = self._world.state
-        if "scan" not in sensors or not isinstance(state.memory, Surfaces):
+        memory, frames = state.memory, chunk.frames
+        if not isinstance(memory, Surfaces):
             return chunk
-        frames = tuple(
-            replace(f, scan=scan(state.memory, state.free_space, f.camera.world_from_camera, self.config.scan))
-            for f in chunk.frames
-        )
-        return replace(chunk, frames=frames)
+        if "scan" in sensors:
+            config, free_space = self.config.scan, state.free_space
+            frames = [replace(f, scan=scan(memory, free_space, f.camera.world_from_camera, config)) for f in frames]
+        if "lidar" in sensors:
+            config = self.config.lidar
+            frames = [replace(f, lidar=lidar(memory, f.camera.world_from_camera, config)) for f in frames]
+        return replace(chunk, frames=tuple(frames))
 
     def _redate(self, command: Redate) -> Done:
         self._world.memory  # noqa: B018 - raises without a world
