@@ -114,17 +114,13 @@ class Screen:
 
 
 class Pty:
-    """A program in a terminal of its own. What it writes is taken in by a thread.
-
-    Attributes:
-        screen: what is seen now.
-    """
+    """A program in a terminal of its own. A thread takes in what it writes; it is only drawn when somebody looks."""
 
     def __init__(self, command: list[str], environment: dict, columns: int = 80, lines: int = 24) -> None:
         self.domain = int(environment["ROS_DOMAIN_ID"])
         self.environment = environment
-        self.screen = Screen(columns, lines)
-        self._text = ""
+        self._screen = Screen(columns, lines)
+        self._text, self._shown = "", 0
         self._outer, self._inner = pty.openpty()
         fcntl.ioctl(self._inner, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.before = termios.tcgetattr(self._inner)
@@ -144,8 +140,15 @@ class Pty:
             cut = CUT_OFF.search(pending)
             whole = cut.start() if cut else len(pending)
             self._text += pending[:whole]
-            self.screen.feed(pending[:whole])
             pending = pending[whole:]
+
+    @property
+    def screen(self) -> Screen:
+        """What is seen now."""
+        text = self._text
+        self._screen.feed(text[self._shown :])
+        self._shown = len(text)
+        return self._screen
 
     def type(self, keys: str) -> None:
         os.write(self._outer, keys.encode())

@@ -15,6 +15,7 @@ import rclpy
 from geometry_msgs.msg import Twist, TwistStamped
 from make_seed import write_seed
 from nav_msgs.msg import Odometry
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_client import LOCAL, RENDERED, Client, NodeProcess, new_domain
 from sensor_msgs.msg import Image
@@ -223,20 +224,39 @@ def test_it_tells_poses_of_the_present_at_twenty_hertz_with_covariances(driver):
 
 
 DRIVE_S = float(os.environ.get("MIRAGE_DRIVE_S", "8"))
-SOON_S = 2.0
 KEYS = int(os.environ.get("MIRAGE_DRIVE_KEYS", "3"))
 
 
-class Watcher(Client):
-    """Somebody who looks on: when each picture came, and where each was taken from."""
+class Watcher:
+    """Somebody who looks on: when each picture came, and where each was taken from. Looks at no more than that."""
 
     def __init__(self, program: Pty) -> None:
-        super().__init__(program)
+        self.program = program
         self.came_s: dict[int, float] = {}
         self.poses: dict[int, np.ndarray] = {}
         self.ages_s: list[float] = []
-        self.node.create_subscription(Image, "color/image_raw", self._on_picture, 100)
-        self.node.create_subscription(TFMessage, "/tf", self._on_tf, 1000)
+        self.context = rclpy.context.Context()
+        rclpy.init(context=self.context, domain_id=program.domain)
+        self.node = rclpy.create_node("watcher", context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.node.create_subscription(Image, "color/image_raw", self._on_picture, 20)
+        self.node.create_subscription(TFMessage, "/tf", self._on_tf, 100)
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        rclpy.shutdown(context=self.context)
+
+    def spin(self, until, patience_s: float = 120.0) -> None:
+        deadline = time.monotonic() + patience_s
+        while not until():
+            assert time.monotonic() < deadline and self.program.process.poll() is None, self.program.text()[-2000:]
+            self.executor.spin_once(timeout_sec=0.05)
+
+    def spin_for(self, seconds: float) -> None:
+        end_s = time.monotonic() + seconds
+        while (left_s := end_s - time.monotonic()) > 0:
+            self.executor.spin_once(timeout_sec=left_s)
 
     def _on_picture(self, message: Image) -> None:
         stamp_ns = stamp_from_ros(message.header.stamp)
@@ -253,18 +273,18 @@ class Watcher(Client):
         return self.poses[max(self.poses)]
 
     def rest(self) -> None:
-        """Until two pictures half a second apart show the same."""
+        """Until two pictures half a second apart, or more, show the same."""
         while True:
-            before = self.pose()
+            before, stamp_ns = self.pose(), max(self.poses)
             self.spin_for(0.5)
-            self.clear()
+            self.spin(lambda: max(self.poses) > stamp_ns)
             if np.allclose(before, self.pose(), atol=1e-5):
                 return
 
     def seconds_to_an_effect(self, key: str) -> float:
         """From a key to the first picture from elsewhere."""
         rest, began_s, pressed_ns = self.pose(), time.monotonic(), time.time_ns()
-        self.process.type(key)
+        self.program.type(key)
 
         def moved() -> list[int]:
             return [stamp for stamp, pose in self.poses.items() if stamp > pressed_ns and stamp in self.came_s
@@ -302,15 +322,16 @@ def test_a_key_is_seen_soon_and_nothing_lags_more_and_more(driven):
     while (driven_s := time.monotonic() - began_s) < DRIVE_S:
         program.type("wasdqe"[int(driven_s / 2) % 6])
         watcher.spin_for(0.2)
-        watcher.clear()
     ages = np.array(watcher.ages_s)
     fifth = len(ages) // 5
     early, late = np.median(ages[:fifth]), np.median(ages[-fifth:])
+    rate_hz = len(ages) / driven_s
     print(f"load {os.getloadavg()[0]:.1f}; {KEYS} keys to the first picture: median {np.median(seconds):.3f} s, p95 "
-          f"{np.percentile(seconds, 95):.3f} s; {driven_s:.0f} s driven, {len(ages) / driven_s:.1f} frames/s, pictures "
+          f"{np.percentile(seconds, 95):.3f} s; {driven_s:.0f} s driven, {rate_hz:.1f} frames/s, pictures "
           f"{early:.3f} s old at first, {late:.3f} s at last, at most {ages.max():.3f} s")  # fmt: skip
     assert late < 1.5 * early + 0.2
-    assert np.median(seconds) < SOON_S
+    # A picture under way and the one that shows it: no more than that waits, however slow the machine.
+    assert np.median(seconds) < 3 / rate_hz + 0.5
 
 
 @pytest.mark.alone

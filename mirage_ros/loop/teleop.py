@@ -12,6 +12,7 @@ import shutil
 import struct
 import sys
 import termios
+import threading
 import tty
 from collections.abc import Iterator
 from contextlib import suppress
@@ -174,10 +175,14 @@ HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 # Most terminals then show what comes between at once; the others do not mind.
 UPDATE, UPDATED = "\x1b[?2026h", "\x1b[?2026l"
 LINES_BELOW = 2
+# For a picture that is being written when all ends.
+LAST_S = 1.0
 
 
 class Terminal:
     """Context manager: a terminal that gives each key at once and is as it was afterwards.
+
+    A thread draws, the newest alone: a terminal behind a slow line delays no key.
 
     Args:
         screen: draw on the alternate screen, pictures above and the status below; otherwise the status
@@ -192,6 +197,11 @@ class Terminal:
         self._screen = screen
         self._in, self._out = sys.stdin.fileno(), sys.stdout.fileno()
         self._size = (0, 0)
+        self._drawn: np.ndarray | None = None
+        self._next: tuple[np.ndarray | None, str] | None = None
+        self._changed = threading.Condition()
+        self._closing = False
+        self._artist = threading.Thread(target=self._draw_newest, daemon=True)
         self.ended = False
 
     def __enter__(self) -> Terminal:
@@ -201,14 +211,19 @@ class Terminal:
         # Ctrl-C is a key here, so that it ends everything in order; Ctrl-Z would leave a robot under way.
         mode[3] &= ~termios.ISIG
         termios.tcsetattr(self._in, termios.TCSANOW, mode)
-        self.write(HIDE_CURSOR + (ENTER_SCREEN if self._screen else ""))
+        self._write(HIDE_CURSOR + (ENTER_SCREEN if self._screen else ""))
+        self._artist.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._artist.join(LAST_S)
         try:
-            self.write((LEAVE_SCREEN if self._screen else "\r\n") + SHOW_CURSOR)
+            self._write((LEAVE_SCREEN if self._screen else "\r\n") + SHOW_CURSOR)
         finally:
             with suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(self._in, termios.TCSADRAIN, self._before)
@@ -233,28 +248,44 @@ class Terminal:
         return data
 
     def draw(self, rgb: UInt8[np.ndarray, "h w 3"] | None, status: str) -> None:
-        """The picture as large as it fits, and the status; on a terminal of another size, all anew."""
+        """Has the picture drawn as large as it fits, and the status; in place of what is not drawn yet."""
+        with self._changed:
+            self._next = rgb, status
+            self._changed.notify()
+
+    def _draw_newest(self) -> None:
+        while not self.ended:
+            with self._changed:
+                self._changed.wait_for(lambda: self._next is not None or self._closing)
+                if self._closing:
+                    return
+                (rgb, status), self._next = self._next, None
+            self._write(self._text_of(rgb, status))
+
+    def _text_of(self, rgb: np.ndarray | None, status: str) -> str:
+        """The picture only where it is another one; on a terminal of another size, all anew."""
         columns, lines = self.size
         if not self._screen:
-            self.write(f"\r{status[: columns - 1]}\x1b[K")
-            return
-        text = "" if (columns, lines) == self._size else "\x1b[2J"
-        self._size = columns, lines
-        if rgb is not None and lines > LINES_BELOW:
+            return f"\r{status[: columns - 1]}\x1b[K"
+        text = ""
+        if (columns, lines) != self._size:
+            text, self._size, self._drawn = "\x1b[2J", (columns, lines), None
+        if rgb is not None and rgb is not self._drawn and lines > LINES_BELOW:
             text += half_blocks(rgb, columns, lines - LINES_BELOW)
+            self._drawn = rgb
         below = (status, HELP)[: min(LINES_BELOW, lines)]
         for row, words in enumerate(below, max(1, lines - LINES_BELOW + 1)):
             text += f"\x1b[{row};1H{words[: columns - 1]}\x1b[K"
-        self.write(UPDATE + text + UPDATED)
+        return UPDATE + text + UPDATED
 
-    def write(self, text: str) -> None:
+    def _write(self, text: str) -> None:
         """All of it; a terminal that is gone is no error but the end."""
         data = text.encode()
         while data and not self.ended:
             try:
                 data = data[os.write(self._out, data) :]
             except BlockingIOError:
-                select.select([], [self._out], [], 1.0)
+                select.select([], [self._out], [], LAST_S)
             except OSError:
                 self.ended = True
 

@@ -153,7 +153,7 @@ def _drive(node: TeleopNode, terminal: Terminal, gamepad: Gamepad, check: Callab
     executor.add_node(node)
     keys, full = Keys(), np.array([node.config.speed_mps] * 3 + [node.config.turn_rps] * 3)
     command_s, draw_s, commanded = 0.0, 0.0, np.zeros(6)
-    drawn = None
+    message, rgb = None, None
     with terminal:
         while rclpy.ok() and not keys.ended and not terminal.ended:
             check()
@@ -165,17 +165,20 @@ def _drive(node: TeleopNode, terminal: Terminal, gamepad: Gamepad, check: Callab
             if now_s - command_s >= COMMAND_S or not np.array_equal(twist, commanded):
                 node.command(twist)
                 command_s, commanded = now_s, twist
-            fresh = node.picture is not drawn and now_s - draw_s >= DRAW_S
+            fresh = node.picture is not message and now_s - draw_s >= DRAW_S
+            if fresh:
+                message = node.picture
+                rgb = _picture(node, message)
             if fresh or now_s - draw_s >= STATUS_S:
-                drawn, draw_s = node.picture, now_s
-                _draw(node, terminal, node.status(keys.scale, now_s))
+                terminal.draw(rgb, node.status(keys.scale, now_s))
+                draw_s = now_s
         if rclpy.ok():
             node.command(np.zeros(6))
 
 
-def _draw(node: TeleopNode, terminal: Terminal, status: str) -> None:
+def _picture(node: TeleopNode, message: Image) -> np.ndarray | None:
     try:
-        rgb = None if node.picture is None else picture_from_ros(node.picture)
+        return picture_from_ros(message)
     except MirageError as error:
-        rgb, status = None, str(error)
-    terminal.draw(rgb, status)
+        node.get_logger().warning(str(error), once=True)
+        return None
