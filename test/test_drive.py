@@ -387,10 +387,29 @@ def test_a_child_that_dies_ends_the_drive_with_its_log(tmp_path):
     environment = {**os.environ, **LOCAL, "ROS_DOMAIN_ID": str(new_domain())}
     arguments = ["drive", "room", "--model", "nowhere", "--out", str(tmp_path)]
     program = Pty([sys.executable, *PROGRAM, *arguments], environment)
-    program.wait_for(lambda: (tmp_path / "base.log").exists())
-    (base,) = [child for child in descendants(program.process.pid) if " base " in command_of(child)]
-    os.kill(base, signal.SIGKILL)
+
+    def bases() -> list[int]:
+        return [child for child in descendants(program.process.pid) if " base " in command_of(child)]
+
+    program.wait_for(bases)
+    os.kill(bases()[0], signal.SIGKILL)
     assert program.end() == 2
     assert "mirage: The base ended with exit code -9" in program.text() and str(tmp_path / "base.log") in program.text()
     assert program.mode() == program.before and not program.screen.alternate
+    program.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_ends_all_of_a_drive(tmp_path, number):
+    """SIGHUP is what a terminal's window sends when it is closed."""
+    environment = {**os.environ, **LOCAL, "ROS_DOMAIN_ID": str(new_domain())}
+    arguments = ["drive", "room", "--model", "nowhere", "--out", str(tmp_path)]
+    program = Pty([sys.executable, *PROGRAM, *arguments], environment)
+    program.wait_for(lambda: "starting, see" in program.text())
+    below = [child for child in descendants(program.process.pid) if "mirage" in command_of(child)]
+    assert len(below) >= 2
+    program.process.send_signal(number)
+    assert program.end() == 130
+    assert program.mode() == program.before and not program.screen.alternate and program.screen.cursor
+    assert not [child for child in below if "mirage" in command_of(child)]
     program.close()
