@@ -11,7 +11,7 @@ import rclpy
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Frame, Points
-from mirage_ros.recording.topics import BY_NAME, DELTAS, MARKERS
+from mirage_ros.recording.topics import BY_NAME, DELTAS, IMU, MARKERS
 from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.overlays import DeltaPublisher
 from mirage_ros.ros.topics import CameraPublishers, lazy_publisher
@@ -47,7 +47,7 @@ def main() -> None:
     config = NodeConfig()
     pictures = CameraPublishers(node, config, CameraOutput("camera", "", "camera"))
     deltas = DeltaPublisher(lazy_publisher(node, config, BY_NAME[DELTAS]), "world", bytes_per_s)
-    lazy = {**pictures.all, MARKERS: pictures.frustum.markers, DELTAS: deltas.cloud}
+    lazy = {**pictures.all, MARKERS: pictures.frustum.markers, DELTAS: deltas.cloud, IMU: pictures.inertia}
     index = 0
 
     def tick() -> None:
