@@ -29,6 +29,7 @@ from mirage_ros.ros import parameters
 from mirage_ros.ros.cameras import lidar_config
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.messages.conversions import stamp_from_ros, transform_from_ros
+from mirage_ros.ros.worker import engine as engines
 from mirage_ros.ros.worker.commands import Reset, Survey, WorkerConfig
 from mirage_ros.ros.worker.engine import Engine
 from mirage_ros.world.floor_plan import MapConfig, floor_plan
@@ -288,7 +289,8 @@ def test_the_same_plan_gives_the_same_scans_and_scans_change_no_frame():
         np.testing.assert_array_equal(without.depth_m, first.depth_m)
 
 
-def test_maps_come_when_they_are_wanted_and_at_most_once_a_period():
+def test_maps_come_when_they_are_wanted_and_at_most_once_a_period(monkeypatch):
+    monkeypatch.setattr(engines, "MAP_SHARE", np.inf)
     engine = Engine(PixelModel(), WorkerConfig(period_ns=PERIOD, map=MapConfig(period_s=1e9)))
     assert engine.carry_out(Reset(seed(), 0, "test")).floor_plan is None
     wanted = [replace(step(chunk), sensors=("map",)) for chunk in range(2)]
@@ -296,6 +298,10 @@ def test_maps_come_when_they_are_wanted_and_at_most_once_a_period():
     assert first is not None and second is None
     surveyed = engine.carry_out(Survey())
     assert surveyed.floor_plan is not None and surveyed.points is None and surveyed.chunk is None
+    monkeypatch.setattr(engines, "MAP_SHARE", 1e-9)
+    assert engine.carry_out(Survey()).floor_plan is None, "it would take more than its share of the time"
+    engine.carry_out(Reset(seed(), 0, "test"))
+    assert engine.carry_out(Survey()).floor_plan is not None, "another world's is due at once"
 
 
 def test_a_scans_message_says_its_angles():

@@ -173,6 +173,9 @@ class Rollout:
         """Another world's floor plan is due at once."""
         if done.floor_plan is not None:
             self._map_is_old, self._map_s = False, time.monotonic()
+        elif isinstance(done.command, Survey):
+            # Too soon after the last one: asked again after a period.
+            self._map_is_old, self._map_s = True, time.monotonic()
         elif isinstance(done.command, CHANGING):
             self._map_is_old = True
             self._map_s = 0.0 if isinstance(done.command, (Reset, Load)) else self._map_s

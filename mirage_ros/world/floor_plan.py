@@ -84,7 +84,7 @@ def floor_plan(
     """
     cameras, depth_m = _looked_through(memory, free_space, config)
     endless = np.isinf(depth_m)
-    ends = cameras.lift(np.where(endless, config.size_m, depth_m * (1 + BEHIND)))
+    ends = _lifted(cameras, np.where(endless, config.size_m, depth_m * (1 + BEHIND)))
     corners = centre[:2] - config.size_m / 2, centre[:2] + config.size_m / 2
     reached = np.concatenate([ends[np.isfinite(depth_m) | endless], cameras.position_world])[:, :2]
     places = np.floor(np.clip(reached, *corners) / config.resolution_m).astype(int)
@@ -115,6 +115,14 @@ def _looked_through(
         depth[~real] = np.nan
     # What a view kept of a cell is the nearest that it saw there: tokens that reach in front of it are too wide.
     return cameras, np.fmax(depth, reach)
+
+
+def _lifted(cameras: Camera, depth_m: Float[np.ndarray, "v h w"]) -> Float[np.ndarray, "v h w 3"]:
+    """As Camera.lift, in a fifth of the time and not to the same bit."""
+    height, width = cameras.size
+    points = (cameras.rays() * depth_m[..., None]).reshape(len(depth_m), height * width, 3)
+    pose = cameras.world_from_camera
+    return (points @ pose[:, :3, :3].swapaxes(1, 2) + pose[:, None, :3, 3]).reshape(*depth_m.shape, 3)
 
 
 def _nearest_around(depth_m: Float32[np.ndarray, "v h w"]) -> Float32[np.ndarray, "v h w"]:

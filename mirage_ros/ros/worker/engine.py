@@ -91,6 +91,8 @@ warm()
 
 MOST_UNDATED = 16
 LONGEST_FORK = 100
+# At most this share of the time goes into floor plans; they take longer the more views are kept.
+MAP_SHARE = 0.1
 # What could not be repeated from what lies on disk by then; all else waits for its time.
 FORCING = (Load, Fork)
 
@@ -123,6 +125,7 @@ class Engine:
         self._snapshots = Snapshots(config.snapshots)
         self._dating = Dating()
         self._cloud_sent_s = self._map_sent_s = -np.inf
+        self._map_took_s = 0.0
         self._start()
         self._actions = {
             Reset: self._reset,
@@ -181,6 +184,7 @@ class Engine:
         with seed_warnings() as warnings:
             seed = command.seed.load() if isinstance(command.seed, SeedName) else command.seed
             chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns or 0)
+        self._map_sent_s = -np.inf  # it was another world's
         movable = self.config.anchored and isinstance(command.seed, SeedName)
         self._dating = Dating(False, seed, given_ns=command.stamp_ns, movable=movable)
         return _done(command, chunk, warnings=tuple(warnings))
@@ -231,6 +235,7 @@ class Engine:
 
     def _load(self, command: Load) -> Done:
         self._world.load(command.path)
+        self._map_sent_s = -np.inf
         self._dating = Dating(command.stamp_ns is not None or not command.redate)
         if command.stamp_ns is not None:
             self._world.redate(command.stamp_ns)
@@ -290,14 +295,21 @@ class Engine:
         return self._world.memory.to_points()
 
     def _due_plan(self, command: Command) -> FloorPlan | None:
-        """The floor plan where it is asked for, or is wanted and the last one is old enough."""
-        old = time.monotonic() - self._map_sent_s >= self.config.map.period_s
-        due = isinstance(command, Survey) or ("map" in getattr(command, "sensors", ()) and old)
-        if not due or not self._world.frames_seen or not isinstance(self._world.memory, Surfaces):
+        """The floor plan where it is asked for, or is wanted and the last one is old enough; it takes its share of
+        the time and no more."""
+        surveys = isinstance(command, Survey)
+        wait_s = self._map_took_s / MAP_SHARE
+        if not surveys:
+            wait_s = max(wait_s, self.config.map.period_s)
+        start_s = time.monotonic()
+        if not (surveys or "map" in getattr(command, "sensors", ())) or start_s - self._map_sent_s < wait_s:
+            return None
+        if not self._world.frames_seen or not isinstance(self._world.memory, Surfaces):
             return None
         state = self._world.state
         plan = floor_plan(state.memory, state.free_space, state.camera.position_world, self.config.map)
         self._map_sent_s = time.monotonic()
+        self._map_took_s = self._map_sent_s - start_s
         return plan
 
     def _settle(self, first_ns: int, first_pose: Float[np.ndarray, "4 4"]) -> dict[str, np.ndarray]:
