@@ -16,8 +16,8 @@ from mirage_ros.errors import MirageError
 
 # Command -> its module here, whose function `add_COMMAND` adds the command's parser.
 COMMANDS = {
-    "demo": "node", "node": "node", "plan": "node", "record": "record", "recover": "record", "readback": "bench",
-    "train": "train", "data": "train", "bench": "bench", "evaluate": "bench", "doctor": "doctor", "info": "doctor",
+    "demo": "node", "node": "node", "plan": "node", "record": "record", "recover": "record", "readback": "evaluate",
+    "train": "train", "data": "train", "bench": "bench", "evaluate": "evaluate", "doctor": "doctor", "info": "doctor",
     "export": "record", "generate": "record", "convert": "train", "loop": "loop", "base": "loop", "wander": "loop",
     "drive": "loop", "teleop": "loop",
 }  # fmt: skip
