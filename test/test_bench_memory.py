@@ -27,7 +27,8 @@ from mirage_ros.evaluation.bench_common import (
 from mirage_ros.evaluation.bench_memory import BenchConfig, grids
 from mirage_ros.evaluation.point_cloud import CloudConfig
 from mirage_ros.evaluation.rgb_cache import RgbMemory
-from mirage_ros.geometry.images import cell_depth, upsample
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import upsample
 from mirage_ros.models.pretrained import load_model
 
 SEEDS = (2000100, 2000103, 2000104)

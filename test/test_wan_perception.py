@@ -13,7 +13,7 @@ from fakes import PixelModel
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_depth
+from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.models.depth_estimators import (
     ESTIMATORS,
     DepthEstimator,

@@ -14,7 +14,8 @@ from fakes import PixelModel
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_depth, completed, fit_seed, resize_rgb
+from mirage_ros.geometry.depth import cell_depth, completed
+from mirage_ros.geometry.images import fit_seed, resize_rgb
 from mirage_ros.memory.surfels import Surfels
 from mirage_ros.protocol import Perception
 from mirage_ros.world.world import World, WorldConfig

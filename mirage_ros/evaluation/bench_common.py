@@ -24,7 +24,8 @@ from numba import njit
 from mirage_ros.evaluation.point_cloud import BARE_POINT_BYTES, CloudConfig
 from mirage_ros.evaluation.rgb_cache import RgbMemory
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_colours, cell_depth
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import cell_colours
 from mirage_ros.geometry.rigid import exp_rotation
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 

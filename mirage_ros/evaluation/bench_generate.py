@@ -28,7 +28,8 @@ from mirage_ros.evaluation.bench_common import (
 )
 from mirage_ros.evaluation.point_cloud import BARE_POINT_BYTES, CloudConfig
 from mirage_ros.evaluation.rgb_cache import RgbMemory, fill_holes
-from mirage_ros.geometry.images import cell_colours, cell_depth
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import cell_colours
 from mirage_ros.memory.memory import LatentMemory
 from mirage_ros.models.mini.codec import condition_from_readout
 from mirage_ros.models.wan.model import WanModel

@@ -20,7 +20,8 @@ from mirage_ros.errors import MirageError
 from mirage_ros.evaluation.metrics import zncc
 from mirage_ros.evaluation.worlds import seed_lost, seed_remembered
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_depth, fit_seed, upsample
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import fit_seed, upsample
 from mirage_ros.protocol import SpatialMemory, WorldModel
 from mirage_ros.recording.drawing import colour_observed, compose_row, save_picture
 from mirage_ros.world.chunking import latent_size, readout_size

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Float16
 from numba import njit
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_depth, upsample
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import upsample
 from mirage_ros.memory.blocks import SplatRule
 from mirage_ros.protocol import Perception
 

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from numba import njit
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_depth, cell_share, upsample
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import cell_share, upsample
 from mirage_ros.memory.rows import tiles_of
 from mirage_ros.memory.surfels import COLUMN, ROW, VIEW_SIDE, octahedral, of_views, packed
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_depth
+from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.models.parts import InputRule, network_input, picture_sized
 from mirage_ros.progress import report
 

@@ -25,7 +25,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirage_ros.geometry.images import cell_depth
+from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.models.mini.codec import GEOMETRY_CHANNELS, Aligner, MiniCodec
 from mirage_ros.models.parts import picture_from_rgb
 from mirage_ros.training.clips import StoredClip

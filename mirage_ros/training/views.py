@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_depth
+from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.rigid import inverse
 from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS
 from mirage_ros.training.clips import StoredClip

@@ -26,7 +26,8 @@ from tqdm import tqdm
 from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path, write_json
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_depth, cell_share
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import cell_share
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import find_folder, pick_device, picture_from_rgb, read_json
 from mirage_ros.models.pretrained import load_model

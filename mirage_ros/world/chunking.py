@@ -26,7 +26,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_depth, cell_share, completed
+from mirage_ros.geometry.depth import cell_depth, completed
+from mirage_ros.geometry.images import cell_share
 from mirage_ros.memory.rows import LARGEST, representable
 from mirage_ros.protocol import Perception, Readout, WorldModel
 

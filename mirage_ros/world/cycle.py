@@ -36,7 +36,8 @@ from jaxtyping import Float, Int
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_colours, cell_depth, cell_share, fit_seed, upsample, warn_of_cropping
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed, upsample, warn_of_cropping
 from mirage_ros.memory.free_space import FreeSpaceViews, carved
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.progress import report

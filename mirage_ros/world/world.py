@@ -26,7 +26,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_colours, cell_depth, cell_share, completed, fit_seed
+from mirage_ros.geometry.depth import cell_depth, completed
+from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed
 from mirage_ros.memory.memory import LatentMemory
 from mirage_ros.memory.rows import FIRST_OBSERVED
 from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel

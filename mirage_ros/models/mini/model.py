@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.images import cell_depth, cell_share
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.images import cell_share
 from mirage_ros.models.mini.borrowing import borrow_detail
 from mirage_ros.models.mini.codec import (
     MiniCodec,
