@@ -194,7 +194,7 @@ def test_colcon_builds_one_package_with_messages_code_and_launch(tmp_path: Path)
         cwd=tmp_path,
     )
     prefix = tmp_path / "install/mirage_ros"
-    packages = next(prefix.glob("l*/**/mirage_ros/core")).parents[1]
+    packages = next(prefix.glob("l*/**/mirage_ros/memory")).parents[1]
 
     where = (
         WHERE + "; from mirage_ros.msg import RolloutStatus; print(RolloutStatus(frames=4).frames)"
