@@ -141,6 +141,7 @@ def test_a_world_that_is_changed_meanwhile_is_told_so(tmp_path):
         next(chunks)
 
 
+@pytest.mark.alone  # beside other tests it failed once in four runs; alone never, nor in 11 tries beside other work
 def test_the_large_model_overlaps_with_its_own_bits(tmp_path):
     """33 + 32 + 32 frames of a tiny random checkpoint: stream decoder, perceiver and memory."""
     size = (64, 96)
@@ -157,7 +158,8 @@ def test_the_large_model_overlaps_with_its_own_bits(tmp_path):
         rollout = world.rollout(cameras, stamps) if threads else inlined(
             world, in_chunks(world, cameras, stamps))  # fmt: skip
         told.append(shown + frames(rollout))
-    assert same(*told) and len(told[0]) == 97
+    assert len(told[0]) == len(told[1]) == 97
+    assert [index for index, pair in enumerate(zip(*told, strict=True)) if not same(*([one] for one in pair))] == []
     assert [frame.stamp_ns for frame in told[0]] == [0, *stamps.tolist()]
     assert np.array_equal(told[0][-1].depth_m, told[1][-1].depth_m, equal_nan=True)
 
