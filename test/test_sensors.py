@@ -32,8 +32,17 @@ from mirage_ros.ros.messages.conversions import stamp_from_ros, transform_from_r
 from mirage_ros.ros.worker import engine as engines
 from mirage_ros.ros.worker.commands import Reset, Survey, WorkerConfig
 from mirage_ros.ros.worker.engine import Engine
-from mirage_ros.world.floor_plan import MapConfig, floor_plan
-from mirage_ros.world.sensors import Imu, ImuConfig, LidarConfig, ScanConfig, lidar, scan, scan_pose
+from mirage_ros.world.sensors import (
+    Imu,
+    ImuConfig,
+    LidarConfig,
+    MapConfig,
+    ScanConfig,
+    floor_plan,
+    lidar,
+    scan,
+    scan_pose,
+)
 from mirage_ros.world.world import World
 
 HERE = (0.5, -1.0, 1.2)

@@ -162,8 +162,9 @@ def export(arguments: argparse.Namespace) -> int:
 
 
 def _export_map(arguments: argparse.Namespace) -> int:
+    from mirage_ros.recording.pictures import write_plan
     from mirage_ros.world.files import load_surroundings
-    from mirage_ros.world.floor_plan import MapConfig, floor_plan, write_plan
+    from mirage_ros.world.sensors import MapConfig, floor_plan
 
     out = arguments.out or arguments.path.with_suffix(".yaml")
     if out.suffix != ".yaml":

@@ -21,8 +21,7 @@ from mirage_ros.protocol import FREE, OCCUPIED, UNKNOWN, FloorPlan, Scan, WorldM
 from mirage_ros.scenes import Renderer, Scene, make_scene
 from mirage_ros.scenes.gl import mujoco
 from mirage_ros.scenes.paths import best_view
-from mirage_ros.world.floor_plan import MARGIN, MapConfig, floor_plan
-from mirage_ros.world.sensors import LidarConfig, ScanConfig, lidar, scan
+from mirage_ros.world.sensors import MARGIN, LidarConfig, MapConfig, ScanConfig, floor_plan, lidar, scan
 from mirage_ros.world.state import WorldState
 from mirage_ros.world.world import World
 

@@ -3,12 +3,13 @@
 An episode's folder holds `color/NNNNNN.png`, `observed/NNNNNN.png` (white where memory knew), `K.txt`,
 `world_from_camera.txt`, `stamps_ns.txt`, `values.jsonl`, and the depth as 16-bit millimetres in
 `depth/NNNNNN.png` (0 invalid, 65535 beyond range), which walks and seeds are read from, or as exact float32
-metres in `depth/NNNNNN.exr`, channel Z, NaN invalid, infinite beyond range.
+metres in `depth/NNNNNN.exr`, channel Z, NaN invalid, infinite beyond range. Floor plans are pictures, too.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from jaxtyping import Float, UInt16
 
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_file
-from mirage_ros.protocol import Frame
+from mirage_ros.protocol import FREE, OCCUPIED, UNKNOWN, FloorPlan, Frame
 from mirage_ros.recording.episodes import Episode, PathLock, disk_errors, remove
 from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 
 LAST_MM = 65534
+SHADES = {FREE: 254, OCCUPIED: 0, UNKNOWN: 205}
 POSES, STAMPS, VALUES = "world_from_camera.txt", "stamps_ns.txt", "values.jsonl"
 
 
@@ -207,3 +209,22 @@ class SingleDataset:
 
     def close(self) -> None:
         """Nothing is left to do."""
+
+
+def write_plan(path: str | os.PathLike, plan: FloorPlan) -> None:
+    """Writes PATH.yaml and beside it PATH.pgm, as map_server reads them."""
+    path = Path(path).with_suffix(".yaml")
+    picture = path.with_suffix(".pgm")
+    shades = np.full(plan.cells.shape, SHADES[UNKNOWN], np.uint8)
+    for value in (FREE, OCCUPIED):
+        shades[plan.cells == value] = SHADES[value]
+    height, width = shades.shape
+    # The picture's first row is the one of the largest y.
+    write_file(picture, b"P5\n%d %d\n255\n" % (width, height) + shades[::-1].tobytes())
+    x, y = (float(value) for value in plan.origin_m)
+    # Shade 205 stands for 0.19608 occupied, which is neither free nor occupied by these thresholds.
+    text = (
+        f"image: {picture.name}\nmode: trinary\nresolution: {plan.resolution_m:.9g}\n"
+        f"origin: [{x:.9g}, {y:.9g}, 0.0]\nnegate: 0\noccupied_thresh: 0.65\nfree_thresh: 0.196\n"
+    )
+    write_file(path, text.encode())

@@ -18,8 +18,7 @@ from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker.commands import Planned, View, WorkerConfig
-from mirage_ros.world.floor_plan import MapConfig
-from mirage_ros.world.sensors import ImuConfig, LidarConfig, ScanConfig
+from mirage_ros.world.sensors import ImuConfig, LidarConfig, MapConfig, ScanConfig
 
 KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", "xyz", "wxyz"}
 Twist = tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]

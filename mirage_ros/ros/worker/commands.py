@@ -16,8 +16,7 @@ from jaxtyping import Float
 
 from mirage_ros.data.seeds import Seed, load_seed
 from mirage_ros.protocol import Chunk, FloorPlan, Frame, Points
-from mirage_ros.world.floor_plan import MapConfig
-from mirage_ros.world.sensors import LidarConfig, ScanConfig
+from mirage_ros.world.sensors import LidarConfig, MapConfig, ScanConfig
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,7 @@ from mirage_ros.ros.worker.commands import (
     WorkerConfig,
 )
 from mirage_ros.ros.worker.shared import Snapshots
-from mirage_ros.world.floor_plan import floor_plan
-from mirage_ros.world.sensors import lidar, scan
+from mirage_ros.world.sensors import floor_plan, lidar, scan
 from mirage_ros.world.world import Rig, World, WorldConfig
 
 SIZE, STRIDE, CHANNELS = (32, 32), 8, 4
