@@ -383,18 +383,24 @@ def test_motion_begins_anew_after_a_gap_and_back_in_time():
         assert np.linalg.norm(last.acceleration) == pytest.approx(9.80665)
 
 
-def test_an_imu_comes_with_the_pictures_for_who_subscribes(sim):
-    got: list[ImuMessage] = []
-    subscription = sim.node.create_subscription(ImuMessage, "imu", got.append, 20)
-    sim.spin(lambda: sim.node.count_publishers("imu") == 1)
+def heard_in_a_step(sim, kind: type, topic: str) -> list:
+    """What comes of four frames, each with its picture's stamp, once somebody subscribes."""
+    got: list = []
+    subscription = sim.node.create_subscription(kind, topic, got.append, 20)
+    sim.spin(lambda: sim.node.count_publishers(topic) == 1)
     sim.spin_for(0.5)
     assert sim.step(4).result == OK
     sim.spin(lambda: len(got) >= 4)
     assert [stamp_from_ros(message.header.stamp) for message in got] == [START + PERIOD * k for k in (1, 2, 3, 4)]
+    sim.node.destroy_subscription(subscription)
+    return got
+
+
+def test_an_imu_comes_with_the_pictures_for_who_subscribes(sim):
+    got = heard_in_a_step(sim, ImuMessage, "imu")
     assert got[0].header.frame_id == "mirage_camera_optical_frame"
     force = got[-1].linear_acceleration
     assert np.linalg.norm([force.x, force.y, force.z]) == pytest.approx(9.80665)
-    sim.node.destroy_subscription(subscription)
 
 
 def test_a_map_comes_to_who_subscribes_before_anything_moves_and_again_when_something_changed(sim):
@@ -419,16 +425,9 @@ def test_a_map_comes_to_who_subscribes_before_anything_moves_and_again_when_some
 
 
 def test_scans_come_with_the_pictures_for_who_subscribes(sim):
-    got: list[LaserScan] = []
-    subscription = sim.node.create_subscription(LaserScan, "scan", got.append, 20)
-    sim.spin(lambda: sim.node.count_publishers("scan") == 1)
-    sim.spin_for(0.5)
-    assert sim.step(4).result == OK
-    sim.spin(lambda: len(got) >= 4)
-    assert [stamp_from_ros(message.header.stamp) for message in got] == [START + PERIOD * k for k in (1, 2, 3, 4)]
+    got = heard_in_a_step(sim, LaserScan, "scan")
     assert got[0].header.frame_id == "mirage_scan_frame" and len(got[0].ranges) == 360
     assert np.isfinite(got[0].ranges).any()
     scanners = [t for m in sim.got["/tf"] for t in m.transforms if t.child_frame_id == "mirage_scan_frame"]
     assert [stamp_from_ros(t.header.stamp) for t in scanners] == [START + PERIOD * k for k in (1, 2, 3, 4)]
     assert transform_from_ros(scanners[0])[2, 2] == pytest.approx(1)
-    sim.node.destroy_subscription(subscription)

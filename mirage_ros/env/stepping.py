@@ -27,7 +27,7 @@ import numpy as np
 from mirage_ros.data.seeds import Seed, load_seed, shipped_seeds
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.protocol import Chunk, Frame, Perception, WorldModel
+from mirage_ros.protocol import SECOND_NS, Chunk, Frame, Perception, WorldModel
 from mirage_ros.world.state import WorldState
 from mirage_ros.world.world import World, WorldConfig
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from mirage_ros.scenes.worlds import GoalRoom, Scene
 
 PROCEDURAL = ("scenes", "boxes")
-SECOND_NS = 1_000_000_000
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A beam is *shown* where the seed's picture shows the surface that it truly meets. All others go where nobody saw
 anything, and should say so. A cell of the map is shown where that picture, drawn finer, shows a surface that stops
-the robot in it, or sees past all heights of it; whether it is truly occupied is told by rays cast through it.
+the robot in it, or sees past all heights of it; rays cast through it say whether it is truly occupied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mirage_ros.protocol import FREE, OCCUPIED, UNKNOWN, FloorPlan, Scan, WorldM
 from mirage_ros.scenes import Renderer, Scene, make_scene
 from mirage_ros.scenes.gl import mujoco
 from mirage_ros.scenes.paths import best_view
-from mirage_ros.world.sensors import MARGIN, LidarConfig, MapConfig, ScanConfig, floor_plan, lidar, scan
+from mirage_ros.world.sensors import PLAN_MARGIN, LidarConfig, MapConfig, ScanConfig, floor_plan, lidar, scan
 from mirage_ros.world.state import WorldState
 from mirage_ros.world.world import World
 
@@ -249,7 +249,7 @@ def shown_cells(place: Place, plan: FloorPlan, config: MapConfig) -> Bool[np.nda
     past = np.ones(len(row), bool)
     for height_m in config.heights_m:
         points = np.stack([column + 0.5, row + 0.5, np.zeros(len(row))], -1) * plan.resolution_m
-        past &= seen.seen_free(points + [*plan.origin_m, height_m], MARGIN)
+        past &= seen.seen_free(points + [*plan.origin_m, height_m], PLAN_MARGIN)
     shown, (low, high) = past.reshape(plan.cells.shape), config.heights_m[[0, -1]]
     points = cameras.lift(depth_m)[np.isfinite(depth_m)]
     points = points[(points[:, 2] >= low) & (points[:, 2] <= high)]
@@ -284,17 +284,11 @@ def describe(report: dict) -> str:
              f"{'ms':>5}"]
     for row in report["scans"]:
         height = f"{row['height_m']:g} m" if row["height_m"] else "camera"
-        lines.append(
-            f"{row['seed']:>8} {height:>7} {row['shown']:>6} {row['median_error']:>7.2%} {row['p90_error']:>6.1%} "
-            f"{row['lost']:>6.1%} {row['unknown']:>11.1%} {row['milliseconds']:>5.1f}"
-        )
+        lines.append(f"{row['seed']:>8} {height:>7} {_beam_columns(row)}")
     lines += ["", "lidar: beams of 16 rings whose surface the seed shows, and the others",
               f"{'room':>8} {'shown':>6} {'median':>7} {'p90':>6} {'lost':>6} {'others NaN':>11} {'ms':>5}"]
     for row in report["lidars"]:
-        lines.append(
-            f"{row['seed']:>8} {row['shown']:>6} {row['median_error']:>7.2%} {row['p90_error']:>6.1%} "
-            f"{row['lost']:>6.1%} {row['unknown']:>11.1%} {row['milliseconds']:>5.1f}"
-        )
+        lines.append(f"{row['seed']:>8} {_beam_columns(row)}")
     lines += ["", "map: cells that the seed shows, against the true floor plan",
               f"{'room':>8} {'shown':>6} {'known':>6} {'not free':>9} {'not occupied':>13} {'wrong':>6} {'ms':>5}"]
     for row in report["maps"]:
@@ -303,6 +297,13 @@ def describe(report: dict) -> str:
             f"{row['wrong']:>6.2%} {row['milliseconds']:>5.0f}"
         )
     return "\n".join(lines)
+
+
+def _beam_columns(row: dict) -> str:
+    return (
+        f"{row['shown']:>6} {row['median_error']:>7.2%} {row['p90_error']:>6.1%} "
+        f"{row['lost']:>6.1%} {row['unknown']:>11.1%} {row['milliseconds']:>5.1f}"
+    )
 
 
 def draw(drawn: Sequence[tuple[Place, Scan, FloorPlan]], path: Path) -> None:

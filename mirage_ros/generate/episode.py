@@ -24,7 +24,7 @@ from mirage_ros.generate.pool import Event
 from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.models.pretrained import model_digest
-from mirage_ros.protocol import Frame, WorldModel
+from mirage_ros.protocol import SECOND_NS, Frame, WorldModel
 from mirage_ros.recording.formats import begin_episode
 from mirage_ros.recording.recorder import Feature, RecordingConfig
 from mirage_ros.world.world import World, WorldConfig
@@ -33,7 +33,6 @@ SPEED_MPS, TURN_RPS = 0.8, 1.0
 ROOM_M = 0.35
 CANDIDATES = 48
 OBSTACLES = 800
-SECOND_NS = 1_000_000_000
 
 TWIST = ("vx_m_s", "vy_m_s", "vz_m_s", "wx_rad_s", "wy_rad_s", "wz_rad_s")
 POSE = ("x_m", "y_m", "z_m", "qw", "qx", "qy", "qz")

@@ -31,7 +31,7 @@ from mirage_ros.protocol import (
     Surfaces,
 )  # fmt: skip
 
-FREE_MARGIN = 0.05
+SCAN_MARGIN = 0.05
 """Share of its depth by which a point has to lie before the surface behind it to be seen free."""
 STEP_M = 0.1
 """Free space is looked up along a beam in steps of this."""
@@ -43,8 +43,8 @@ FINEST_DEG, FINEST_LIDAR_DEG = 0.05, 0.2
 STEEPEST_DEG, MOST_RINGS = 60.0, 128
 FINER = 4
 """Pixels to a side of each cell of a view."""
-MARGIN = 0.02
-"""Share of its depth by which a point has to lie before the surface behind it to be seen free."""
+PLAN_MARGIN = 0.02
+"""The same for a floor plan, which looks through finer pixels."""
 BEHIND = 0.01
 """Surfaces are marked so much farther off than they are measured, as a share of depth: a face right at the border
 of a cell marks the one that it belongs to, rather than the free one before it."""
@@ -75,11 +75,7 @@ class ScanConfig:
                 f"A scan got a field of view of {self.fov_deg:g} degrees and a resolution of {self.resolution_deg:g}; "
                 f"give at most 360, and a resolution from {FINEST_DEG:g} to the field of view."
             )
-        if not 0 <= self.range_min_m < self.range_max_m < np.inf:
-            raise MirageError(
-                f"A scan got ranges from {self.range_min_m:g} to {self.range_max_m:g} m; give a least one of 0 or "
-                "more, below the largest."
-            )
+        _check_ranges("scan", self.range_min_m, self.range_max_m)
 
     @property
     def angles_rad(self) -> Float[np.ndarray, "n"]:
@@ -119,11 +115,7 @@ class LidarConfig:
                 f"A lidar got a field of view of {self.fov_deg:g} degrees and steps of {self.azimuth_step_deg:g}; give "
                 f"at most 360, and steps from {FINEST_LIDAR_DEG:g} to the field of view."
             )
-        if not 0 <= self.range_min_m < self.range_max_m < np.inf:
-            raise MirageError(
-                f"A lidar got ranges from {self.range_min_m:g} to {self.range_max_m:g} m; give a least one of 0 or "
-                "more, below the largest."
-            )
+        _check_ranges("lidar", self.range_min_m, self.range_max_m)
 
     @property
     def beams(self) -> Float[np.ndarray, "r b 3"]:
@@ -131,6 +123,13 @@ class LidarConfig:
         azimuth, elevation = _around(self.fov_deg, self.azimuth_step_deg), np.radians(self.elevations_deg)[:, None]
         flat, up = np.cos(elevation), np.sin(elevation) * np.ones_like(azimuth)
         return np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), up], -1)
+
+
+def _check_ranges(what: str, least_m: float, most_m: float) -> None:
+    if not 0 <= least_m < most_m < np.inf:
+        raise MirageError(
+            f"A {what} got ranges from {least_m:g} to {most_m:g} m; give a least one of 0 or more, below the largest."
+        )
 
 
 def _around(fov_deg: float, step_deg: float) -> Float[np.ndarray, "n"]:
@@ -216,9 +215,9 @@ def _free(
     free = np.zeros(len(angles), bool)
     # Far points decide most beams: only those that are free there are looked at whole.
     at_end = world_from_scan[:3, 3] + config.range_max_m * away
-    some = np.flatnonzero(free_space.seen_free(at_end, FREE_MARGIN))
+    some = np.flatnonzero(free_space.seen_free(at_end, SCAN_MARGIN))
     points = world_from_scan[:3, 3] + distances[None, :, None] * away[some, None]
-    seen = free_space.seen_free(points.reshape(-1, 3), FREE_MARGIN).reshape(points.shape[:2])
+    seen = free_space.seen_free(points.reshape(-1, 3), SCAN_MARGIN).reshape(points.shape[:2])
     first = seen.argmax(1)
     gap = ~seen & (np.arange(len(distances)) >= first[:, None])
     free[some] = ~gap.any(1) & (distances[first] <= max(BLIND_M, STEP_M))
@@ -385,7 +384,7 @@ def _mark_free(plan: FloorPlan, seen: FreeSpace, config: MapConfig) -> None:
     for height_m in config.heights_m:
         points = np.stack([column + 0.5, row + 0.5, np.zeros(len(row))], -1) * plan.resolution_m
         points += [*plan.origin_m, height_m]
-        free = seen.seen_free(points, MARGIN)
+        free = seen.seen_free(points, PLAN_MARGIN)
         row, column = row[free], column[free]
     plan.cells[row, column] = FREE
 
