@@ -204,11 +204,11 @@ def test_nothing_imagined_takes_the_place_of_what_a_real_picture_showed():
 
     def put(value, camera, depth, real=False, new=False):
         size = (1, *camera.size)
-        told = np.full(size, depth, np.float32), np.ones(size, bool), np.zeros(1, np.int64)
+        depth_m, static, stamps = np.full(size, depth, np.float32), np.ones(size, bool), np.zeros(1, np.int64)
         rgb, ids = np.zeros((*size, 3), np.uint8), np.zeros(1, np.int64)
         latents = torch.full((1, 4, *camera.size), float(value))
         write = memory.write_new if new else memory.write
-        return write(latents, camera, *told, rgb, ids, real=real)
+        return write(latents, camera, depth_m, static, stamps, rgb, ids, real=real)
 
     def values(camera):
         return set(memory.read(camera).latents[0, 0].unique().tolist())
@@ -328,8 +328,8 @@ def test_references_are_the_birth_frames_with_most_winners():
 def test_references_count_winners_as_brute_force_does():
     memory = written(loop(8), room())
     readout = memory.read(loop(5))
-    births = memory.source_frames(readout)[readout.visible].tolist()
-    ranked = sorted(set(births), key=lambda frame: (-births.count(frame), frame))
+    sources = memory.source_frames(readout)[readout.visible].tolist()
+    ranked = sorted(set(sources), key=lambda frame: (-sources.count(frame), frame))
     assert memory.references(readout, 99) == ranked and len(ranked) == 8
 
 

@@ -129,8 +129,8 @@ def test_a_file_that_does_not_tell_real_pictures_goes_by_their_ids(tmp_path, mon
     memory.save(tmp_path / "old")
     monkeypatch.undo()
     store = LatentMemory.load(tmp_path / "old")._store
-    told = dict(zip(store.views["frame_ids"].tolist(), store.views["real"].tolist(), strict=True))
-    assert told == {i: i != 7 for i in told} and 2**30 + 1 in told
+    real_by_frame = dict(zip(store.views["frame_ids"].tolist(), store.views["real"].tolist(), strict=True))
+    assert real_by_frame == {i: i != 7 for i in real_by_frame} and 2**30 + 1 in real_by_frame
 
 
 def test_unfit_files_are_refused_with_the_reason(saved, tmp_path):

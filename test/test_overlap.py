@@ -60,11 +60,11 @@ class Meeting(NoisyModel):
         super().__init__()
         self.generating, self.decoding, self.met = Event(), Event(), []
 
-    def generate(self, *told):
+    def generate(self, *arguments):
         if len(self.calls) == 1:
             self.generating.set()
             self.met.append(self.decoding.wait(20))
-        return super().generate(*told)
+        return super().generate(*arguments)
 
     def decode(self, latents):
         if len(self.calls) == 1:
@@ -86,9 +86,9 @@ class Watching(NoisyModel):
         super().__init__()
         self.visible, self.anchors = [], []
 
-    def generate(self, readout, *told):
+    def generate(self, readout, *arguments):
         self.visible.append(readout.visible.copy())
-        return super().generate(readout, *told)
+        return super().generate(readout, *arguments)
 
     def perceive(self, rgb, cameras, anchor_depth_m):
         self.anchors.append(anchor_depth_m)
@@ -112,10 +112,10 @@ def test_memory_lags_by_one_chunk_in_what_is_shown_and_not_in_depth():
 
 def test_a_rollout_that_fails_or_ends_early_leaves_the_world_after_its_last_chunk():
     class Failing(NoisyModel):
-        def generate(self, *told):
+        def generate(self, *arguments):
             if len(self.calls) == 2:
                 raise MirageError("The third chunk cannot be.")
-            return super().generate(*told)
+            return super().generate(*arguments)
 
     world, given = started(Failing(), overlap_decode=True), []
     with pytest.raises(MirageError, match="third chunk"):
@@ -148,7 +148,7 @@ def test_the_large_model_overlaps_with_its_own_bits(tmp_path):
     folder = write_tiny_checkpoint(tmp_path / "tiny")
     model = load_model(str(folder), "cpu", {"size": list(size), "steps": 2})
     seed = np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)
-    start, told = Camera.from_hfov(60.0, size), []
+    start, runs = Camera.from_hfov(60.0, size), []
     poses = np.tile(np.eye(4), (96, 1, 1))
     poses[:, 0, 3] = 0.01 * np.arange(1, 97)
     cameras, stamps = Camera(start.intrinsics, poses, size), np.arange(1, 97) * 100_000_000
@@ -157,11 +157,11 @@ def test_the_large_model_overlaps_with_its_own_bits(tmp_path):
         shown = frames([world.reset(seed, start, np.full(size, 2.0, np.float32))])
         rollout = world.rollout(cameras, stamps) if threads else inlined(
             world, in_chunks(world, cameras, stamps))  # fmt: skip
-        told.append(shown + frames(rollout))
-    assert len(told[0]) == len(told[1]) == 97
-    assert [index for index, pair in enumerate(zip(*told, strict=True)) if not same(*([one] for one in pair))] == []
-    assert [frame.stamp_ns for frame in told[0]] == [0, *stamps.tolist()]
-    assert np.array_equal(told[0][-1].depth_m, told[1][-1].depth_m, equal_nan=True)
+        runs.append(shown + frames(rollout))
+    assert len(runs[0]) == len(runs[1]) == 97
+    assert [index for index, pair in enumerate(zip(*runs, strict=True)) if not same(*([one] for one in pair))] == []
+    assert [frame.stamp_ns for frame in runs[0]] == [0, *stamps.tolist()]
+    assert np.array_equal(runs[0][-1].depth_m, runs[1][-1].depth_m, equal_nan=True)
 
 
 def test_models_without_a_network_need_no_more_than_before():

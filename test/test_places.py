@@ -6,7 +6,7 @@ from analytic import cameras, look, offsets, raycast, remember, room
 
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 
-BIRTH = cameras([look((0, -2, 1.2), (0, 4, 1.0))])
+SOURCE = cameras([look((0, -2, 1.2), (0, 4, 1.0))])
 LATER = [
     look((0.1, -1.2, 1.2), (0.2, 4, 1.0)),  # on towards the wall: the floor is stretched
     look((0.4, -2.2, 1.5), (-0.5, 4, 0.8), roll_deg=10),
@@ -18,7 +18,7 @@ def truth_of(later, readout):
     """(du, dv) by ray casting, and where cell and token show the same rectangle."""
     depth, number, _ = raycast(later, room())
     points = later.lift(depth)[0]
-    seen = BIRTH[0].project(points.reshape(-1, 3))[0].reshape(*number.shape[1:], 2)
+    seen = SOURCE[0].project(points.reshape(-1, 3))[0].reshape(*number.shape[1:], 2)
     tokens, shown = _token_cells(readout)
     same = readout.visible[0] & (shown == number[0])
     return (seen - tokens).transpose(2, 0, 1), same
@@ -33,7 +33,7 @@ def _token_cells(readout):
         s, t = (readout.latents[0, k].numpy()[..., None] for k in (1, 2))
         here = np.asarray(quad.corner) + s * np.asarray(quad.a) + t * np.asarray(quad.b)
         point[number == i] = here[number == i]
-    cells = BIRTH[0].project(point.reshape(-1, 3))[0].reshape(*number.shape, 2)
+    cells = SOURCE[0].project(point.reshape(-1, 3))[0].reshape(*number.shape, 2)
     return np.rint(cells), number
 
 
@@ -41,7 +41,7 @@ def _token_cells(readout):
 @pytest.mark.parametrize("finer", [1, 4])
 def test_a_cell_knows_its_place_in_the_token_that_it_shows(pose, finer):
     memory = LatentMemory(MemoryConfig(channels=4, dtype="float16"))
-    remember(memory, BIRTH, room())
+    remember(memory, SOURCE, room())
     later = cameras([pose], (44 * finer, 80 * finer))
     readout = memory.read(later)
     true, same = truth_of(later, readout)
@@ -55,6 +55,6 @@ def test_a_cell_knows_its_place_in_the_token_that_it_shows(pose, finer):
 
 def test_a_camera_at_home_finds_every_centre_in_the_middle():
     memory = LatentMemory(MemoryConfig(channels=4))
-    remember(memory, BIRTH, room())
-    readout = memory.read(BIRTH)
+    remember(memory, SOURCE, room())
+    readout = memory.read(SOURCE)
     assert np.abs(readout.place).max() < 1e-4

@@ -165,9 +165,9 @@ def test_deltas_add_up_to_the_memory():
 def test_a_replaced_token_is_sent_again_and_a_dropped_one_is_forgotten():
     deltas, points = Deltas(0.0), make_points(20)
     assert deltas.take(points).all()
-    births = points.written_ns.copy()
-    births[5] += 10**12
-    assert np.flatnonzero(deltas.take(points._replace(written_ns=births))).tolist() == [5]
+    written_ns = points.written_ns.copy()
+    written_ns[5] += 10**12
+    assert np.flatnonzero(deltas.take(points._replace(written_ns=written_ns))).tolist() == [5]
     fewer = type(points)(*(values[:4] for values in points))
     assert not deltas.take(fewer).any()
     assert np.flatnonzero(deltas.take(points)).tolist() == list(range(4, 20))

@@ -211,11 +211,11 @@ def describe(report: dict) -> str:
     if "view" in report:
         lines += ["", f"All stored is in view ({title})", *_times(report["view"])]
     if "files" in report:
-        lines += ["", f"Files and forks ({config['channels']} channels)", *_files_bench_report(report["files"])]
+        lines += ["", f"Files and forks ({config['channels']} channels)", *_file_lines(report["files"])]
     if "walk" in report:
         lines += ["", "The same walk: bytes, and reading views never taken", *_walk(report["walk"])]
     if "loops" in report:
-        lines += ["", "Rounds of one closed walk", *_loops_bench_report(report["loops"])]
+        lines += ["", "Rounds of one closed walk", *_loop_lines(report["loops"])]
     return "\n".join(lines)
 
 
@@ -229,7 +229,7 @@ def _times(rows: list[dict]) -> list[str]:
     ]
 
 
-def _files_bench_report(rows: list[dict]) -> list[str]:
+def _file_lines(rows: list[dict]) -> list[str]:
     return [
         f"  {row['step']}  {row['tokens']:,} tokens, {row['file_bytes'] / 2**20:.0f} MiB:"
         f"{row['ms']:>10.3f} ms (at most {row['slowest_ms']:.3f})"
@@ -262,7 +262,7 @@ def _walk(rows: list[dict]) -> list[str]:
     ]
 
 
-def _loops_bench_report(rows: list[dict]) -> list[str]:
+def _loop_lines(rows: list[dict]) -> list[str]:
     lines = ["  camera   round     tokens  growth  visible   merged points  growth"]
     for shaken in (False, True):
         part = [row for row in rows if row["shaken"] == shaken]

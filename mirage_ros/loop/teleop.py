@@ -318,7 +318,7 @@ def half_blocks(rgb: UInt8[np.ndarray, "h w 3"], columns: int, lines: int) -> st
 
 
 def _cells(line: list[list[int]]) -> Iterator[str]:
-    """One line of cells; colours are only told where they change."""
+    """One line of cells; a colour is written only where it changes."""
     last_above = last_below = None
     for red, green, blue, *below in line:
         if (red, green, blue) != last_above:

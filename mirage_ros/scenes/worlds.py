@@ -201,7 +201,7 @@ LANE_M = 0.4  # free to either side of the straight way to the box
 NEAREST_M, FARTHEST_M = 2.0, 4.5
 MOST_BEARING_DEG = 30.0  # the box begins inside the picture
 GOAL_KINDS = ("room", "hall")
-TRIES_GOALS = 4000
+GOAL_TRIES = 4000
 WORLDS = 20
 
 
@@ -295,7 +295,7 @@ def _upright(solids: Solids) -> Solids:
 
 def _free_way(rng, solids: Solids, low, high):
     """Places of box and robot with a free lane between them, and where the robot looks."""
-    for _ in range(TRIES_GOALS // 100):
+    for _ in range(GOAL_TRIES // 100):
         box = rng.uniform(low[:2] + 0.6, high[:2] - 0.6, (100, 2))
         robot = rng.uniform(low[:2] + 0.5, high[:2] - 0.5, (100, 2))
         away = np.linalg.norm(box - robot, axis=1)

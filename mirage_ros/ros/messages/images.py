@@ -129,7 +129,7 @@ def _bridge(message: Image, encoding: str) -> np.ndarray:
 HEADER = struct.Struct("<iff")
 INVERSE_DEPTH = 0
 LAST_VALUE = 65535
-DEPTH_ENCODINGS_TRANSPORT_CONVERSIONS = ("32FC1", "16UC1")
+COMPRESSED_ENCODINGS = ("32FC1", "16UC1")
 DEPTH_TRANSPORTS = ("compressedDepth", "compressedDepth png")
 # Level 1 takes half the time of level 6 for a tenth more bytes of colour.
 PNG_FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -180,7 +180,7 @@ def compressed_depth_to_ros(
     Args:
         quantization_m: depth q at which a step is about a metre wide; A = q (q + 1).
     """
-    if encoding not in DEPTH_ENCODINGS_TRANSPORT_CONVERSIONS:
+    if encoding not in COMPRESSED_ENCODINGS:
         raise MirageError(f"Depth was to be compressed as '{encoding}'; use 32FC1 or 16UC1.")
     depth = np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.inf).astype(np.float64)
     if encoding == "16UC1":
@@ -202,7 +202,7 @@ def depth_from_compressed(message: CompressedImage) -> Float[np.ndarray, "h w"]:
         MirageError: another format, or data cut off.
     """
     encoding, _, transport = (part.strip() for part in message.format.partition(";"))
-    if encoding not in DEPTH_ENCODINGS_TRANSPORT_CONVERSIONS or transport not in DEPTH_TRANSPORTS:
+    if encoding not in COMPRESSED_ENCODINGS or transport not in DEPTH_TRANSPORTS:
         raise MirageError(
             f"The compressed depth has the format '{message.format}'; send 32FC1 or 16UC1 as "
             "'compressedDepth png'."
