@@ -16,6 +16,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ TAIL_LINES = 12
 DOMAINS = 100
 DISCOVERY_PORT = 7400
 PORTS_PER_DOMAIN = 250
+RESERVED_DOMAINS = 8
+_reserved: deque[socket.socket] = deque(maxlen=RESERVED_DOMAINS)
 
 
 class Children:
@@ -75,11 +78,18 @@ class Children:
     def failure(self, name: str) -> MirageError:
         """What to say about a process that ended when it should not have."""
         code = self._running[name].poll()
-        lines = self.log_path(name).read_text(errors="replace").strip().splitlines()
-        tail = "\n  ".join(lines[-TAIL_LINES:]) or "(its log is empty)"
         return MirageError(
-            f"The {name} ended with exit code {code}; see {self.log_path(name)}:\n  {tail}"
+            f"The {name} ended with exit code {code}; see {self.log_path(name)}:\n{self._log_end(name)}"
         )
+
+    def silence(self, text: str) -> MirageError:
+        """What to say about processes that run and do nothing: the text, and the ends of all their logs."""
+        ends = [f"{name}:\n{self._log_end(name)}" for name in self._running]
+        return MirageError("\n".join([f"{text} See {self.log_folder}.", *ends]))
+
+    def _log_end(self, name: str) -> str:
+        lines = self.log_path(name).read_text(errors="replace").strip().splitlines()
+        return textwrap.indent("\n".join(lines[-TAIL_LINES:]) or "(its log is empty)", "  ")
 
     def events(self, name: str) -> Events:
         """The JSON lines that a process started with `read_stdout` prints."""
@@ -165,7 +175,10 @@ def private_environment() -> dict[str, str]:
 
 
 def free_domain(first: int | None = None) -> int:
-    """A ROS domain whose discovery port nobody here has bound.
+    """A ROS domain whose discovery port nobody here has bound and that no other program here was just given.
+
+    Whoever gets it starts its nodes later, so its port says nothing yet: the last few that this process was given stay
+    reserved until it ends.
 
     Args:
         first: the number to begin to look at; by default another one in each process.
@@ -173,10 +186,15 @@ def free_domain(first: int | None = None) -> int:
     for attempt in range(DOMAINS):
         domain = 1 + ((os.getpid() if first is None else first) + attempt) % DOMAINS
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            reservation = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             try:
                 probe.bind(("", DISCOVERY_PORT + PORTS_PER_DOMAIN * domain))
+                # A name without a file, which Linux frees with the process.
+                reservation.bind(f"\0mirage_ros/domain/{domain}")
             except OSError:
+                reservation.close()
                 continue
+            _reserved.append(reservation)
             return domain
     raise MirageError(
         f"All ROS domains from 1 to {DOMAINS} are in use on this machine; end other ROS programs."

@@ -1,7 +1,9 @@
 """The demo for real: three processes over DDS, with a model that needs no weights."""
 
+import contextlib
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -146,3 +148,16 @@ def test_a_domain_in_use_is_not_taken():
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("", 7400 + 250 * domain))
         assert free_domain() != domain
+
+
+def test_a_domain_that_another_program_was_given_is_not_taken():
+    """Its nodes have not started yet, so its port is still free."""
+    ask = "import sys; from mirage_ros.machine import free_domain; print(free_domain(40), flush=True); sys.stdin.read()"
+    with contextlib.ExitStack() as stack:
+        given = set()
+        for _ in range(3):
+            program = stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", ask], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            given.add(int(program.stdout.readline()))
+    assert len(given) == 3

@@ -17,7 +17,7 @@ from plans import START, expect_the_plan, sideways, stamps
 from rcl_interfaces.srv import DescribeParameters
 from rclpy.context import Context
 from rclpy.node import Node
-from ros_client import CAMERA, FAKE_NODE, LOCAL, PATIENCE_S, PICTURES, Client, NodeProcess
+from ros_client import CAMERA, FAKE_NODE, LOCAL, PATIENCE_S, PICTURES, Client, NodeProcess, new_domain
 
 from mirage_ros.errors import MirageError
 from mirage_ros.ros import parameters
@@ -202,7 +202,7 @@ def test_ctrl_c_in_a_terminal_is_silent_while_the_worker_is_starting():
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, **LOCAL, "ROS_DOMAIN_ID": "99"},
+        env={**os.environ, **LOCAL, "ROS_DOMAIN_ID": str(new_domain())},
     )
     deadline = time.monotonic() + PATIENCE_S
     while not any(catches(child, signal.SIGINT) for child in forkservers(started.pid)):
@@ -234,7 +234,7 @@ def test_ctrl_c_while_the_node_is_still_starting_is_silent():
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, **LOCAL, "ROS_DOMAIN_ID": "100"},
+        env={**os.environ, **LOCAL, "ROS_DOMAIN_ID": str(new_domain())},
     )
     # Its own handlers are there, so Python itself has started; the imports take longer than that.
     deadline = time.monotonic() + PATIENCE_S
