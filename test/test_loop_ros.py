@@ -17,7 +17,7 @@ from rclpy.context import Context
 from ros_client import FAKE_NODE, PATIENCE_S, Client, NodeProcess
 from rosgraph_msgs.msg import Clock
 
-from mirage_ros.apps.loop import LoopConfig, base_arguments, node_arguments, run_loop
+from mirage_ros.apps.loop import LoopConfig, base_arguments, node_arguments, policy_arguments, run_loop
 from mirage_ros.errors import MirageError
 from mirage_ros.loop.base import BasePose, Command
 from mirage_ros.loop.drive import DriveConfig
@@ -120,23 +120,22 @@ def drive_with_deaths(config: LoopConfig, folder) -> list:
     """The same drive, but the policy is killed after every other step. Returns its trace."""
     (seed,) = config.worlds
     environment = private_environment()
-    with Children(folder, environment) as children:
+    with LoopWatch(environment, config.drive.wander.footprint, 4) as watch, Children(folder, environment) as children:
         children.start("node", node_arguments(config, seed))
         children.start("base", base_arguments(config, seed))
-        policy = children.start("wander", mirage_command("wander"))
-        with LoopWatch(environment, config.drive.wander.footprint, 4) as watch:
-            deadline, killed_at = time.monotonic() + 200, 0
-            while watch.frames() < 4 * (DECISIONS + 1):
-                assert time.monotonic() < deadline, watch.frames()
-                watch.spin(0.02)
-                if watch.frames() >= killed_at + 8:
-                    killed_at = watch.frames()
-                    policy.kill()
-                    policy.wait()
-                    watch.spin(0.3)
-                    policy = children.start("wander", mirage_command("wander"))
-            watch.settle()
-            return watch.trace(), killed_at
+        policy = children.start("wander", policy_arguments())
+        deadline, killed_at = time.monotonic() + 200, 0
+        while watch.frames() < 4 * (DECISIONS + 1):
+            assert time.monotonic() < deadline, watch.frames()
+            watch.spin(0.02)
+            if watch.frames() >= killed_at + 8:
+                killed_at = watch.frames()
+                policy.kill()
+                policy.wait()
+                watch.spin(0.3)
+                policy = children.start("wander", policy_arguments())
+        watch.settle()
+        return watch.trace(), killed_at
 
 
 def test_a_policy_that_dies_and_comes_back_loses_nothing(config, whole, tmp_path):
@@ -149,6 +148,27 @@ def test_a_policy_that_dies_and_comes_back_loses_nothing(config, whole, tmp_path
     assert [snap.sha256 for snap in trace.snaps][:count] == path["frames_sha256"][:count]
     poses = [[snap.pose.x_m, snap.pose.y_m, snap.pose.yaw_rad] for snap in trace.snaps]
     np.testing.assert_allclose(poses[:count], path["poses_x_y_yaw"][1 : count + 1], atol=1e-9)
+
+
+def test_the_loop_is_never_faster_than_its_record(config, tmp_path):
+    """A record that stops taking messages in for a while stops the drive, and misses no frame of it."""
+    (seed,) = config.worlds
+    environment = private_environment()
+    with LoopWatch(environment, config.drive.wander.footprint, 4) as watch, Children(tmp_path, environment) as children:
+        children.start("node", node_arguments(config, seed))
+        children.start("base", base_arguments(config, seed))
+        children.start("wander", policy_arguments())
+        deadline = time.monotonic() + 200
+        while watch.frames() < 12:
+            assert time.monotonic() < deadline, watch.frames()
+            watch.spin(0.02)
+            time.sleep(0.5)
+        before = watch.frames()
+        time.sleep(3)
+        watch.settle()
+        stamps = [snap.stamp_ns for snap in watch.trace().snaps]
+    assert len(stamps) >= before and np.diff(stamps).tolist() == [PERIOD_NS] * (len(stamps) - 1)
+    assert stamps[0] == 10**9 + PERIOD_NS, "the first picture counts as well"
 
 
 def test_the_base_heeds_only_the_command_of_its_picture(tmp_path):

@@ -244,15 +244,16 @@ def _world(name: str, folder: Path):
 def _drive_over_ros(config: LoopConfig, seed: str, folder: Path) -> Trace:
     from mirage_ros.ros.loop_nodes import LoopWatch
 
-    environment = private_environment()
-    with Children(folder / "logs", environment) as children:
+    environment, footprint = private_environment(), config.drive.wander.footprint
+    with (
+        LoopWatch(environment, footprint, config.step_frames) as watch,
+        Children(folder / "logs", environment) as children,
+    ):
         children.start("node", node_arguments(config, seed))
         children.start("base", base_arguments(config, seed))
-        children.start("wander", mirage_command("wander"))
-        footprint = config.drive.wander.footprint
-        with LoopWatch(environment, footprint, config.step_frames) as watch:
-            _follow(config, children, watch)
-            return watch.trace()
+        children.start("wander", policy_arguments())
+        _follow(config, children, watch)
+        return watch.trace()
 
 
 def _follow(config: LoopConfig, children: Children, watch) -> None:
@@ -270,10 +271,7 @@ def _follow(config: LoopConfig, children: Children, watch) -> None:
                 bar.set_description("driving")
                 bar.update(watch.way_m() - bar.n)
             elif time.monotonic() - since_s > patience_s:
-                raise MirageError(
-                    f"No new frame came for {patience_s:.0f} s; see the logs in "
-                    f"{children.log_folder}."
-                )
+                raise children.silence(f"No new frame came for {patience_s:.0f} s.")
     watch.settle()
 
 
@@ -291,6 +289,13 @@ def node_arguments(config: LoopConfig, seed: str) -> list[str]:
 def base_arguments(config: LoopConfig, seed: str) -> list[str]:
     rate = ["--rate", str(1 / config.drive.period_s), "--step-frames", str(config.step_frames)]
     return mirage_command("base", "--seed", seed, *rate)
+
+
+def policy_arguments() -> list[str]:
+    """The policy, whose commands the watch passes on to the base."""
+    from mirage_ros.ros.loop_nodes import DECIDED
+
+    return mirage_command("wander", "--ros-args", "-r", f"cmd_vel:={DECIDED}")
 
 
 def _drive_truth(config: LoopConfig, scene, seed: str, trace: Trace) -> Trace:

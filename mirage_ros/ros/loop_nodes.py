@@ -4,12 +4,15 @@ The policy takes depth pictures and odometry in and gives stamped velocity comma
 command bears the stamp of the picture it was decided on. Pictures and odometry of one stamp belong
 together; either may come first. Nothing of the simulator's memory is looked at.
 
-The monitor keeps a drive's trace: pictures, odometry and the memory's cloud. `LoopWatch` gives it
-a ROS context of its own, for a process that is not otherwise a ROS one.
+The monitor keeps a drive's trace: pictures, odometry and the memory's cloud. It stands between the
+policy and the base and passes a command on once it has all pictures that the command was decided
+on, so the loop is never faster than its record. `LoopWatch` gives it a ROS context of its own, for
+a process that is not otherwise a ROS one.
 """
 
 from __future__ import annotations
 
+import bisect
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -52,8 +55,12 @@ from mirage_ros.ros.tf_buffer import Buffer
 # Kept by the publishers and given to a policy that comes (back) later.
 KEPT = QoSProfile(depth=64, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 STREAMED = QoSProfile(depth=64)
+COMMANDS = QoSProfile(depth=50)
 MOST_WAITING = 64
 SETTLE_S = 1.0
+REPEAT_S = 1.0
+# What the policy publishes in place of cmd_vel where the monitor records the drive.
+DECIDED = "decided/cmd_vel"
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,10 @@ class WanderNode(Node):
         self._policy: Wanderer | None = None
         self._buffer = Buffer()
         self._waiting: dict[str, dict[int, object]] = {"depth": {}, "info": {}, "odom": {}}
-        self._command = self.create_publisher(TwistStamped, "cmd_vel", QoSProfile(depth=50))
+        self._command = self.create_publisher(TwistStamped, "cmd_vel", COMMANDS)
+        self._last: TwistStamped | None = None
+        # The base may be found after a command went out, and time waits for it.
+        self.create_timer(REPEAT_S, self._repeat)
         pictures = KEPT if config.kept_pictures else STREAMED
         for kind, message_type, topic, qos in (
             ("depth", Image, DEPTH, pictures),
@@ -115,7 +125,7 @@ class WanderNode(Node):
 
     def _begin_anew(self) -> None:
         """Time jumped back: a new world, where the old map is worth nothing."""
-        self._policy = None
+        self._policy = self._last = None
         for waiting in self._waiting.values():
             waiting.clear()
 
@@ -162,7 +172,12 @@ class WanderNode(Node):
         message.twist.linear.x = float(command.speed_mps)
         message.twist.angular.z = float(command.turn_rps)
         self._command.publish(message)
+        self._last = message
         self.decisions += 1
+
+    def _repeat(self) -> None:
+        if self._last is not None:
+            self._command.publish(self._last)
 
 
 def base_from_odometry(message: Odometry) -> tuple[BasePose, Command]:
@@ -175,6 +190,8 @@ def base_from_odometry(message: Odometry) -> tuple[BasePose, Command]:
 
 class LoopMonitor(Node):
     """Keeps every message by its stamp; `trace` puts them together.
+
+    Start it before the simulator, which must keep its last pictures (image_durability transient_local).
 
     Args:
         step_frames: frames that follow one command.
@@ -191,19 +208,44 @@ class LoopMonitor(Node):
         self._footprint, self._step = footprint, step_frames
         self._rendered = rendered_frame
         self._got: dict[str, dict[int, object]] = {name: {} for name in [*PARTS, "odom", "tf"]}
+        self._stamps: list[int] = []
+        self._decision: TwistStamped | None = None
         self._clouds: dict[int, PointCloud2] = {}
+        self._command = self.create_publisher(TwistStamped, "cmd_vel", COMMANDS)
+        self.create_subscription(TwistStamped, DECIDED, self._on_decision, COMMANDS)
         for name in PARTS:
             kind = message_class(BY_NAME[name].type_name)
-            self.create_subscription(kind, name, self._keep(name), QoSProfile(depth=200))
+            self.create_subscription(kind, name, self._keep(name), KEPT)
         self.create_subscription(Odometry, "odom", self._keep("odom"), KEPT)
         self.create_subscription(PointCloud2, POINTS, self._on_cloud, KEPT)
         self.create_subscription(TFMessage, TF, self._on_tf, QoSProfile(depth=1000))
 
     def _keep(self, name: str):
         def callback(message) -> None:
-            self._got[name][stamp_from_ros(message.header.stamp)] = message
+            self._take(name, stamp_from_ros(message.header.stamp), message)
 
         return callback
+
+    def _take(self, name: str, stamp_ns: int, value: object) -> None:
+        known = stamp_ns in self._got[name]
+        self._got[name][stamp_ns] = value
+        if not known and all(stamp_ns in found for found in self._got.values()):
+            bisect.insort(self._stamps, stamp_ns)
+            self._pass_on()
+
+    def _on_decision(self, message: TwistStamped) -> None:
+        self._decision = message
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        """The policy's command, once all pictures of its step are here."""
+        if self._decision is None:
+            return
+        stamp_ns = stamp_from_ros(self._decision.header.stamp)
+        count = bisect.bisect_right(self._stamps, stamp_ns)
+        if count and count % self._step == 0 and self._stamps[count - 1] == stamp_ns:
+            self._command.publish(self._decision)
+            self._decision = None
 
     def _on_cloud(self, message: PointCloud2) -> None:
         self._clouds[stamp_from_ros(message.header.stamp)] = message
@@ -212,11 +254,11 @@ class LoopMonitor(Node):
         for transform in message.transforms:
             if transform.child_frame_id == self._rendered:
                 stamp_ns = stamp_from_ros(transform.header.stamp)
-                self._got["tf"][stamp_ns] = transform_from_ros(transform)
+                self._take("tf", stamp_ns, transform_from_ros(transform))
 
     def instants(self) -> list[int]:
         """Stamps (ns) of which all has come, in order."""
-        return sorted(set.intersection(*(set(found) for found in self._got.values())))
+        return list(self._stamps)
 
     def way_m(self) -> float:
         """Length of the way so far."""
