@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from test_plan import PERIOD, SECOND, START, feed, pose_at, stamps
 
 from mirage_ros.ros.messages.conversions import stamp_to_ros, transform_from_ros, transform_to_ros
 from mirage_ros.ros.tf_buffer import Buffer, make_buffer
-from mirage_ros.ros.tracks import ConnectivityException, ExtrapolationException, LookupException
+from mirage_ros.ros.tracks import ConnectivityException, ExtrapolationException, LookupException, Pose
 
 has_tf2 = pytest.mark.skipif(
     importlib.util.find_spec("tf2_ros") is None,
@@ -100,3 +101,27 @@ def test_static_frames_stay_when_what_moves_is_forgotten(make):
     np.testing.assert_allclose(buffer.matrix("base", "camera", START), pose_at(0.3, 1.0), atol=1e-6)
     with pytest.raises(LookupException, match="no frame 'world'"):
         buffer.matrix("world", "camera", START)
+
+
+def test_a_failed_look_up_costs_no_more_with_thousands_of_frames():
+    """It is made whenever the node looks for something to render."""
+
+    def seconds(frames: int) -> float:
+        buffer = Buffer(60.0)
+        for index in range(frames):
+            buffer.add_static(Pose("world", f"shelf_{index}", 0, np.zeros(3), np.array([1.0, 0, 0, 0])))
+        since_s = time.process_time()
+        for _ in range(500):
+            with pytest.raises(LookupException, match="no frame 'camera'"):
+                buffer.matrix("world", "camera", START)
+        return time.process_time() - since_s
+
+    assert seconds(9000) < 5 * seconds(9)
+
+
+def test_frames_that_move_to_another_parent_leave_their_old_one():
+    buffer = Buffer(60.0)
+    for parent in ("table", "shelf", "table"):
+        buffer.set_transform_static(transform_to_ros(pose_at(0.0), parent, "cup", 0))
+    with pytest.raises(LookupException, match=r"no frame 'shelf' \(known: cup, table\)"):
+        buffer.matrix("shelf", "cup", START)

@@ -250,7 +250,7 @@ class Session:
     def _report_waiting(self) -> None:
         """Why nothing is rendered though it should be; a frame that is missing is an error once
         anything moves: before that, static transforms may just have come first."""
-        moves = any(not track.static for track in self.buffer.tracks.values())
+        moves = self.buffer.newest_ns is not None
         if not self.waiting:
             self.health.ok("plan")
         elif (self.rollout.mount_missing or self.pacing.missing_frame) and moves:

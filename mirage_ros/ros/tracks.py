@@ -6,7 +6,9 @@ stream, hence these.
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -152,6 +154,9 @@ class Transforms:
         self.tracks: dict[str, Track] = {}
         self.newest_ns: int | None = None
         self.cleared = 0
+        # How many tracks name each frame: thousands may come, and a look-up that fails is made for every poll.
+        self._frames: Counter[str] = Counter()
+        self._known: str | None = None
 
     def add(self, pose: Pose) -> None:
         """Adds one pose. Raises MirageError where it has no stamp or names no two frames."""
@@ -180,6 +185,8 @@ class Transforms:
     def clear(self) -> None:
         """Forgets what moves; static transforms are published once and stay."""
         self.tracks = {name: track for name, track in self.tracks.items() if track.static}
+        self._frames = Counter(name for child, track in self.tracks.items() for name in (child, track.parent))
+        self._known = None
         self.newest_ns = None
         self.cleared += 1
 
@@ -195,8 +202,18 @@ class Transforms:
                 f"TF names more than {MOST_FRAMES} frames; '{child}' is left out: publish fewer."
             )
         if track is None or track.static != static or track.parent != parent:
+            self._count(child, parent, track)
             track = self.tracks[child] = Track(parent, static)
         return track
+
+    def _count(self, child: str, parent: str, before: Track | None) -> None:
+        """A track comes in the place of another, or of none."""
+        self._frames.update((child, parent))
+        for name in (child, before.parent) if before else ():
+            self._frames[name] -= 1
+            if not self._frames[name]:
+                del self._frames[name]
+        self._known = None
 
     def matrix(self, target: str, source: str, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
         """target_from_source as a map."""
@@ -247,21 +264,20 @@ class Transforms:
                 widest = (before, after)
         return widest
 
-    def _has(self, frame: str) -> bool:
-        return frame in self.tracks or any(track.parent == frame for track in self.tracks.values())
-
-    def _known(self) -> str:
-        """Some of the frames, for messages."""
-        frames = sorted(set(self.tracks) | {track.parent for track in self.tracks.values()})
-        more = f" and {len(frames) - MOST_KNOWN} more" if len(frames) > MOST_KNOWN else ""
-        return (", ".join(frames[:MOST_KNOWN]) or "none") + more
+    def _some_frames(self) -> str:
+        """For messages."""
+        if self._known is None:
+            frames = heapq.nsmallest(MOST_KNOWN, self._frames)
+            more = f" and {len(self._frames) - MOST_KNOWN} more" if len(self._frames) > MOST_KNOWN else ""
+            self._known = (", ".join(frames) or "none") + more
+        return self._known
 
     def _branches(self, target: str, source: str) -> tuple[list[str], list[str]]:
         """Child frames on the way up from either frame to their nearest common ancestor."""
-        missing = " or ".join(f"'{name}'" for name in (source, target) if not self._has(name))
+        missing = " or ".join(f"'{name}'" for name in (source, target) if name not in self._frames)
         if missing:
             raise LookupException(
-                f"TF has no frame {missing} (known: {self._known()}); publish it on /tf or /tf_static."
+                f"TF has no frame {missing} (known: {self._some_frames()}); publish it on /tf or /tf_static."
             )
         from_target, from_source = self._ancestors(target), self._ancestors(source)
         common = next((name for name in from_source if name in from_target), None)
