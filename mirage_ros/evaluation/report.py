@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mirage_ros.evaluation.metrics import FEWEST_WINDOWS, likeness_known
 from mirage_ros.evaluation.scoring import Evaluation
 from mirage_ros.files import atomic_file
 from mirage_ros.recording.drawing import compose_row, save_picture
@@ -41,6 +42,19 @@ vacated: PSNR where the seed's moving bodies stood and none is any more; depth e
 error; drift: of depth's scale, last tenth of the walk; gradients: energy of imagined regions over that
 of the truth there; Frechet: distance of imagined to true patches over that of two halves of the true
 ones, in the codec's latents."""
+IMAGINED = (
+    ("middle", "like_middle", "{:.3f}"),
+    ("last", "like_last", "{:.3f}"),
+    ("spread", "spread_middle", "{:.2f}"),
+    ("spread", "spread_last", "{:.2f}"),
+    ("apart", "apart", "{:.2f}"),
+    ("floor", "floor", "{:.3f}"),
+    ("95 %", "floor_95", "{:.3f}"),
+)
+IMAGINED_LEGEND = """middle, last: kernel distance of imagined windows to true ones, on a middle and the last layer of
+EfficientNet-Lite0, as the share of the way from the truth (0) to the truth blurred (1); spread: of their features over
+the truth's, by layer; apart: mean difference of pictures to the first variant's, over its own to the truth;
+floor, 95 %: median and 95th percentile of the distance of imagined floors from the ground plane, metres."""
 TILE = 1.0
 
 
@@ -74,8 +88,23 @@ def describe(evaluation: Evaluation) -> str:
     lines += ["", LEGEND, "", *report["no_return"]]
     if unjudged:
         lines.append(f"Columns left out, because nothing is there to judge: {', '.join(unjudged)}.")
-    lines += [*_model_lines(report), *_stage_lines(report)]
+    lines += [*_imagination_lines(report), *_model_lines(report), *_stage_lines(report)]
     return "\n".join([*lines, *_seed_lines(report)])
+
+
+def _imagination_lines(report: dict) -> list[str]:
+    """A table of what the seed cannot know; a sentence where there is too little of it, or no package to judge it."""
+    variants = report["variants"]
+    count = int(next(iter(variants.values()))["mean"]["windows"])
+    if not likeness_known():
+        return ["What is imagined is not judged: pip install 'mirage_ros[evaluate]' for that.", ""]
+    if count < FEWEST_WINDOWS:
+        return [f"What is imagined is not judged: {count} windows of it are too few, {FEWEST_WINDOWS} are needed.", ""]
+    title = f"imagined, {count} windows"
+    lines = [f"{title:<24}" + "".join(f"{name:>9}" for name, _, _ in IMAGINED)]
+    for name, variant in variants.items():
+        lines.append(f"{name:<24}" + "".join(f"{_text(variant['mean'][k], f):>9}" for _, k, f in IMAGINED))
+    return [*lines, "", IMAGINED_LEGEND, ""]
 
 
 def _known(report: dict, name: str) -> bool:

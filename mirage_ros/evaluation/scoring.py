@@ -14,9 +14,14 @@ from jaxtyping import Bool, Float, UInt8
 from mirage_ros.evaluation.metrics import (
     SMALLEST_SHARE,
     grey,
+    FEWEST_WINDOWS,
+    floor_heights_m,
+    likeness,
+    likeness_known,
     lpips_of,
     psnr_where,
     ssim_where,
+    windows,
     zncc,
 )
 from mirage_ros.evaluation.worlds import Rolled, TrueWorld, seed_lost
@@ -82,6 +87,8 @@ def shrunk(mask: Bool[np.ndarray, "f h w"], pixels: int) -> Bool[np.ndarray, "f 
 
 
 PATCHES_A_FRAME = 24
+#: True floors lie at most this far from z = 0 where z = 0 is the ground.
+GROUND_M = 0.02
 CHECKED_FRAMES = 32
 MAX_DYNAMIC_SHARE = 0.25
 
@@ -97,6 +104,9 @@ class Scored:
         seconds: (chunks, 5) by stage.
         made: frames made, the seed not counted.
         lost, no_depth: shares of the seed's cells, see worlds.seed_lost.
+        windows: (n, s, s, 3) of new views, made and true, of what the seed cannot know.
+        floor_m: heights above the ground of the floors that were imagined there.
+        apart: mean differences in grey levels there: to the first variant, and of that to the truth.
     """
 
     frames: dict[str, np.ndarray]
@@ -107,16 +117,18 @@ class Scored:
     made: int
     lost: float
     no_depth: float
+    windows: tuple[np.ndarray, np.ndarray]
+    floor_m: np.ndarray
+    apart: tuple[float, float]
 
 
-def score(
-    truth: TrueWorld, rolled: Rolled, seen: Bool[np.ndarray, "f h w"], model: WorldModel
-) -> Scored:
+def score(truth: TrueWorld, rolled: Rolled, first: Rolled, model: WorldModel) -> Scored:
     """Judges one rollout.
 
     Args:
-        seen: where the main variant's memory saw something; all variants are judged there.
+        first: the main variant's: all are judged where its memory saw something.
     """
+    seen = first.observed
     where = truth.grounded & seen
     vacated = truth.vacated
     still = ~(truth.moving | truth.moving[np.maximum(truth.first_shown, 0)])
@@ -135,16 +147,17 @@ def score(
             columns["zncc_seen"][i] = zncc(made, true, where[i])
         if len(rolled.bare):
             columns["psnr_bare"][i] = psnr_where(rolled.bare[i], true, where[i])
-        if (first := truth.first_shown[i]) >= 0:
-            columns["psnr_shown"][i] = psnr_where(made, rolled.rgb[first], still[i])
-            columns["ssim_shown"][i] = ssim_where(made, rolled.rgb[first], still[i])
+        if (when := truth.first_shown[i]) >= 0:
+            columns["psnr_shown"][i] = psnr_where(made, rolled.rgb[when], still[i])
+            columns["ssim_shown"][i] = ssim_where(made, rolled.rgb[when], still[i])
         columns["depth_error"][i], columns["depth_scale"][i] = _judge_depth(
             rolled.depth_m[i], truth.depth_m[i], truth.grounded[i]
         )
     columns["observed"] = rolled.observed.mean((1, 2))
     columns["tokens"], columns["bytes"] = rolled.tokens.astype(float), rolled.nbytes.astype(float)
     lost = seed_lost(rolled.remembered, rolled.depth_m[0], truth.moving[0])
-    return Scored(columns, *_imagined(truth, rolled, model), rolled.seconds, count - 1, *lost)
+    imagination = _unknowable(truth, rolled, first, model.chunk_frames)
+    return Scored(columns, *_imagined(truth, rolled, model), rolled.seconds, count - 1, *lost, *imagination)
 
 
 def summarise(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> dict[str, float]:
@@ -160,7 +173,7 @@ def summarise(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> dict[str
     """
     rows = [_means(truth, one) for truth, one in zip(truths, scored, strict=True)]
     means = {name: _mean([row[name] for row in rows]) for name in rows[0]}
-    return means | _judge_imagined(scored) | _speed(scored)
+    return means | _judge_imagined(scored) | _judge_unknowable(scored) | _speed(scored)
 
 
 def _means(truth: TrueWorld, one: Scored) -> dict[str, float]:
@@ -259,6 +272,39 @@ def _imagined(truth: TrueWorld, rolled: Rolled, model: WorldModel):
         for pictures in (rolled.rgb, truth.rgb)
     ]
     return energy, *patches
+
+
+def _unknowable(truth: TrueWorld, rolled: Rolled, first: Rolled, step: int):
+    """What the seed cannot know, in one new view of each chunk: windows, floors, and how far worlds are apart."""
+    new = np.nonzero(~truth.returns & (np.arange(len(truth)) > 0))[0][step - 1 :: step]
+    open_ = ~truth.grounded[new] & ~truth.moving[new]
+    pairs = windows(rolled.rgb[new], open_), windows(truth.rgb[new], open_)
+    made_floor, true_floor = (floor_heights_m(one.depth_m[new], truth.cameras[new], open_) for one in (rolled, truth))
+    # A recorded walk's ground need not be at z = 0.
+    floor = made_floor if len(true_floor) and abs(np.median(true_floor)) < GROUND_M else made_floor[:0]
+    made, main, true = (one.rgb[new][open_].astype(np.float32) for one in (rolled, first, truth))
+    apart = [float(np.abs(a - b).mean()) if open_.any() else float("nan") for a, b in ((made, main), (main, true))]
+    return pairs, floor, tuple(apart)
+
+
+def _judge_unknowable(scored: Sequence[Scored]) -> dict[str, float]:
+    """Kernel distance and spread of features by layer, floors in metres; NaN where there is too little to judge.
+
+    like_middle, like_last: see metrics.Likeness. floor, floor_95: median and 95th percentile of the distance between
+    imagined floors and the ground plane. apart: how far the worlds are from the first variant's, over its own distance
+    from the truth.
+    """
+    names = ("like_middle", "like_last", "spread_middle", "spread_last")
+    made, true = (np.concatenate([one.windows[i] for one in scored]) for i in (0, 1))
+    found = dict.fromkeys(names, float("nan"))
+    if likeness_known() and len(true) >= FEWEST_WINDOWS:
+        like = likeness(made, true)
+        found = dict(zip(names, (*like.share, *like.spread), strict=True))
+    floor = np.abs(np.concatenate([one.floor_m for one in scored]))
+    at = (np.percentile(floor, (50, 95)) if len(floor) else np.full(2, np.nan)).tolist()
+    ours, true_apart = (_mean([one.apart[i] for one in scored]) for i in (0, 1))
+    apart = ours / true_apart if true_apart else float("nan")
+    return found | {"windows": float(len(true)), "floor": at[0], "floor_95": at[1], "apart": apart}
 
 
 def _encode(model: WorldModel, rgb: np.ndarray) -> torch.Tensor:

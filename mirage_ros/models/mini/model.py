@@ -202,12 +202,7 @@ class MiniModel:
         What memory does not show takes its detail from what it shows and from the reference.
         """
         count = len(readout.visible)
-        frames = np.minimum(np.arange(self.chunk_frames), count - 1)
-        target = condition_from_readout(readout, self.readout_cells)[:, frames]
-        context = preceding[-1:].float().transpose(0, 1)
-        before = condition_from_context(context, self.readout_cells)
-        condition = torch.cat([before, target], 1)[None].to(self.device)
-        context = context[None].to(self.device)
+        condition, context = self._condition(readout, preceding)
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self.channels, self.chunk_frames, *context.shape[-2:])
         noise = torch.randn(shape, generator=generator).to(self.device) * self.config.sampler.noise
@@ -221,6 +216,32 @@ class MiniModel:
             return output[:, :, context.shape[2] :]
 
         latents = sample(network, noise, self.config.sampler)[0, :, :count].transpose(0, 1).cpu()
+        return self._with_detail(latents, readout, cameras, preceding, references)
+
+    @torch.inference_mode()
+    def recall(
+        self,
+        readout: Readout,
+        cameras: Camera,
+        preceding: Float[Tensor, "p c lh lw"],
+        references: Float[Tensor, "r c lh lw"],
+    ) -> Float[Tensor, "f c lh lw"]:
+        """What `generate` would make without its denoiser: the aligned readout and borrowed detail."""
+        condition, context = self._condition(readout, preceding)
+        first = context.shape[2]
+        latents = self.denoiser.branch.aligned(condition)[0, :, first : first + len(readout.visible)]
+        return self._with_detail(latents.transpose(0, 1).cpu(), readout, cameras, preceding, references)
+
+    def _condition(self, readout: Readout, preceding: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given of memory, a frame each, and the frames that it follows."""
+        frames = np.minimum(np.arange(self.chunk_frames), len(readout.visible) - 1)
+        target = condition_from_readout(readout, self.readout_cells)[:, frames]
+        context = preceding[-1:].float().transpose(0, 1)
+        before = condition_from_context(context, self.readout_cells)
+        return torch.cat([before, target], 1)[None].to(self.device), context[None].to(self.device)
+
+    def _with_detail(self, latents, readout: Readout, cameras: Camera, preceding, references) -> Tensor:
+        """Latents of which those that memory does not show have borrowed detail."""
         unseen = ~self.from_memory(readout)
         exemplar = references[0] if len(references) else preceding[-1]
         align = self.denoiser.branch.align
