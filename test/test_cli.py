@@ -18,7 +18,7 @@ from mirage_ros.errors import MirageError
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ["demo", "node", "plan", "record", "readback", "train", "data preview", "data furniture", "doctor",
-            "loop", "base", "wander", "drive", "teleop", "info"]  # fmt: skip
+            "loop", "base", "wander", "drive", "teleop", "studio", "info"]  # fmt: skip
 
 
 def mirage(*arguments: str, **kwargs) -> subprocess.CompletedProcess:

@@ -19,7 +19,7 @@ COMMANDS = {
     "demo": "node", "node": "node", "plan": "node", "record": "record", "recover": "record", "readback": "evaluate",
     "train": "train", "data": "train", "bench": "bench", "evaluate": "evaluate", "doctor": "doctor", "info": "doctor",
     "export": "record", "generate": "record", "convert": "train", "loop": "loop", "base": "loop", "wander": "loop",
-    "drive": "loop", "teleop": "loop",
+    "drive": "loop", "teleop": "loop", "studio": "loop",
 }  # fmt: skip
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -30,6 +30,7 @@ EPILOG = """examples:
   mirage plan --seed room --frames 72           a planner for a running node
   mirage record out/walk.mcap --idle 10         record a running node for Foxglove and rosbag2
   mirage drive room                             drive in a generated world from this terminal
+  mirage studio                                 walk in a generated world in a browser
   mirage loop                                   a policy that drives by generated pictures alone
   mirage doctor                                 what is wrong with this machine and its ROS graph
 

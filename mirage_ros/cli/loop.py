@@ -1,4 +1,5 @@
-"""Who drives: a policy (`mirage loop`, `base`, `wander`) or somebody at a keyboard (`mirage drive`, `teleop`)."""
+"""Who drives: a policy (`mirage loop`, `base`, `wander`) or somebody at a keyboard (`mirage drive`, `teleop`) or in a
+browser (`mirage studio`)."""
 
 from __future__ import annotations
 
@@ -136,6 +137,29 @@ def add_drive(parsers) -> None:
                         help="record the drive; the ending says the format, as for `mirage record`")  # fmt: skip
     parser.add_argument("--no-picture", action="store_true", help="draw the status line alone")
     parser.add_argument("--out", type=user_path, default=Path("out/drive"), help="logs (default: out/drive)")
+
+
+def add_studio(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "studio",
+        studio,
+        "walk in a generated world in a browser; ROS is not needed",
+        "examples:\n  mirage studio\n  mirage studio street.jpg --hfov 65\n  mirage studio --host 0.0.0.0\n\n"
+        "Open the address that it prints. W A S D walk, a drag or the arrows look around. The panel begins worlds from\n"
+        "photographs, keeps moments to go back to, records and saves; all files go to the folder. Other machines are let\n"
+        "in with --host alone, and need the token of the printed address. Ctrl-C ends it.",
+    )
+    parser.add_argument("seed", nargs="?", default="room", metavar="SEED",
+                        help="a shipped seed's name, a seed folder or any picture (default: room)")  # fmt: skip
+    parser.add_argument("--hfov", type=float, metavar="DEG",
+                        help="horizontal field of view of a picture, degrees (default: 60)")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--port", type=int, default=8080, help="(default: 8080; 0: any that is free)")
+    parser.add_argument("--folder", type=user_path, default=Path("out/studio"), help="(default: out/studio)")
+    parser.add_argument("--light", action="store_true", help="begin with a light page")
+    add_model(parser)
+    add_world_seed(parser)
 
 
 def _add_speeds(parser: argparse.ArgumentParser) -> None:
@@ -278,3 +302,29 @@ def _node_words(arguments: argparse.Namespace) -> list[str]:
     if arguments.record is not None:
         words += ["--ros-args", "-p", f"record:={json.dumps(str(arguments.record), ensure_ascii=False)}"]
     return words
+
+
+def studio(arguments: argparse.Namespace) -> int:
+    from importlib.util import find_spec
+
+    if find_spec("viser") is None:
+        raise MirageError("The studio needs the package viser, which is missing; pip install 'mirage_ros[studio]'.")
+    from mirage_ros.apps.studio.gate import opened
+    from mirage_ros.apps.studio.page import Page
+    from mirage_ros.data.seeds import load_seed
+    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.world.state import WorldConfig
+
+    seed = load_seed(arguments.seed, arguments.hfov)
+    config = WorldConfig(seed=arguments.world_seed)
+    print(f"Loading the model {arguments.model}", flush=True)
+    page = Page(load_model(arguments.model), arguments.folder.absolute(), config, dark=not arguments.light)
+    try:
+        page.make.begin(seed)
+        with opened(arguments.host, arguments.port, page.address) as gate:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            print(f"Walk in at {gate.url}\nCtrl-C ends the studio; its files are in {arguments.folder}", flush=True)
+            signal.pause()
+    finally:
+        page.close()
+    return 0

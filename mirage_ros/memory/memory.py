@@ -256,6 +256,11 @@ class LatentMemory:
         return self._owned_store().keep(~rows)
 
     @property
+    def from_real(self) -> Bool[np.ndarray, "n"]:
+        """Which tokens a real picture showed, in the order of `to_points`."""
+        return of_views(self._store["places"], self._store.views["real"])
+
+    @property
     def positions_m(self) -> Float32[np.ndarray, "n 3"]:
         """Where each token lies in the world, in the order of `to_points`."""
         return positions_of(self._store.surfels)

@@ -1,0 +1,390 @@
+"""What can be made in the studio: worlds, moments to come back to, paths, recordings, pictures.
+
+Everything is saved below one folder. Names are checked before they become paths, and what is uploaded
+passed the gate.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import time
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+import viser
+from jaxtyping import Float, UInt8
+from viser import _messages as messages
+
+from mirage_ros.apps.studio.gate import UploadGuard, decoded
+from mirage_ros.apps.studio.walk import View, Walk
+from mirage_ros.data.seeds import DEFAULT_HFOV_DEG, Seed, find_seed, load_seed, read_picture, shipped_seeds
+from mirage_ros.data.tour import central_depth_m, plan_tour
+from mirage_ros.errors import MirageError
+from mirage_ros.files import UNREADABLE, WORLD, read_json, write_file, write_json
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.images import seed_warnings
+from mirage_ros.geometry.rigid import exp, inverse, log
+from mirage_ros.recording.drawing import write_ply
+
+THUMB_PX = 81
+STEP_M, STEP_DEG = 0.15, 6.0
+TOUR_FRAMES = 36
+NAME = re.compile(r"\w[\w .-]{0,59}")
+RECORDINGS = ("mp4", "mcap", "lerobot")
+NONE_YET = "none yet"
+
+
+@runtime_checkable
+class Host(Protocol):
+    """What the panel needs of its page."""
+
+    view: View | None
+
+    def camera_of(self, client_id: int) -> np.ndarray | None: ...
+
+    def show_scene(self, client_id: int) -> None: ...
+
+    def client(self, client_id: int) -> viser.ClientHandle | None: ...
+
+    def told(self, sentence: str, good: bool) -> None: ...
+
+
+def checked_name(text: str) -> str:
+    """A name that is a plain file name. Raises MirageError for any other."""
+    name = text.strip()
+    if not NAME.fullmatch(name):
+        raise MirageError(
+            f"The name is {text[:60]!r}; give up to 60 letters, digits, spaces, dots, hyphens or underscores, "
+            "beginning with a letter or digit."
+        )
+    return name
+
+
+def thumbnail(rgb: UInt8[np.ndarray, "h w 3"], caption: str) -> str:
+    """HTML of a small picture with words below."""
+    scale = THUMB_PX / rgb.shape[1]
+    small = cv2.resize(rgb, (THUMB_PX, max(1, round(rgb.shape[0] * scale))), interpolation=cv2.INTER_AREA)
+    data = base64.b64encode(cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1]).decode()
+    return (
+        f'<figure style="margin:0;width:{THUMB_PX}px"><img alt="{escape(caption)}" src="data:image/jpeg;base64,{data}" '
+        'style="width:100%;height:64px;object-fit:cover;border-radius:4px;display:block">'
+        f'<figcaption style="font-size:11px;opacity:.75;overflow:hidden;text-overflow:ellipsis;white-space:nowrap">'
+        f"{escape(caption)}</figcaption></figure>"
+    )
+
+
+def strip(thumbnails: list[str], empty: str) -> str:
+    """HTML of small pictures side by side, line after line."""
+    inside = "".join(thumbnails) or f'<span style="opacity:.6;font-size:12px">{escape(empty)}</span>'
+    return f'<div style="display:flex;flex-wrap:wrap;gap:6px;padding:2px 10px 8px">{inside}</div>'
+
+
+def between(poses: list[Float[np.ndarray, "4 4"]]) -> Float[np.ndarray, "n 4 4"]:
+    """Poses along keyframes, `STEP_M` or `STEP_DEG` apart, from the first to the last."""
+    path = [poses[0]]
+    for start, end in zip(poses, poses[1:], strict=False):
+        twist = log(inverse(start) @ end)
+        steps = np.linalg.norm(twist[:3]) / STEP_M, np.degrees(np.linalg.norm(twist[3:])) / STEP_DEG
+        count = max(1, math.ceil(max(steps)))
+        path += [start @ exp(twist * (k / count)) for k in range(1, count)] + [end]
+    return np.stack(path)
+
+
+def looked_at(view: View) -> Float[np.ndarray, "3"]:
+    """The point in the middle of the picture, on the surface that is seen there."""
+    camera, depth_m = view.frame.camera, view.frame.depth_m
+    middle = depth_m[depth_m.shape[0] // 2, depth_m.shape[1] // 2]
+    away = float(middle) if np.isfinite(middle) else central_depth_m(depth_m)
+    return camera.position_world + away * camera.world_from_camera[:3, 2]
+
+
+class MakePanel:
+    """The tab that makes things, and the part of the walk's tab that draws paths.
+
+    Args:
+        folder: all that is saved goes below it.
+    """
+
+    def __init__(self, server: viser.ViserServer, walk: Walk, folder: Path, page: Host) -> None:
+        self._server, self._walk, self._folder, self._page = server, walk, folder, page
+        self._keyframes: list[np.ndarray] = []
+        self._line: viser.LineSegmentsHandle | None = None
+        self._box: viser.TransformControlsHandle | None = None
+        self._inside: viser.BoxHandle | None = None
+        self._thumbnails: dict[tuple, str] = {}
+        self.uploads = UploadGuard(server, self._refused)
+
+    # What stands in the panel.
+
+    def build_path(self) -> None:
+        """Fills the folder of the walk's tab."""
+        gui = self._server.gui
+        with gui.add_folder("Path", expand_by_default=False):
+            self._path_told = gui.add_markdown("No keyframes. *Play* without any walks a tour.")
+            self._on(gui.add_button("Add a keyframe here", icon=viser.Icon.PLUS), self._add_keyframe)
+            self._on(gui.add_button("Play", icon=viser.Icon.PLAYER_PLAY), self._play)
+            self._on(gui.add_button("Clear", icon=viser.Icon.ERASER), self._clear_path)
+            self._path_name = gui.add_text("Name", "path")
+            self._path_file = gui.add_button_group("File", ("Save", "Load"))
+            self._on(self._path_file, self._path_saved_or_loaded)
+
+    def build(self) -> None:
+        """Fills the tab that is open."""
+        gui = self._server.gui
+        self._beginnings = gui.add_folder("Begin a world")
+        with self._beginnings:
+            self._gallery = gui.add_html("")
+            self._seed = gui.add_dropdown("From", self._seeds())
+            self._hfov = gui.add_slider("Photograph's view", 20, 120, 1, round(DEFAULT_HFOV_DEG),
+                                        hint="Its horizontal field of view in degrees; read from EXIF where that tells.")  # fmt: skip
+            self._on(gui.add_button("Begin here", color="teal"), self._begin)
+            self._add_upload()
+        with gui.add_folder("Moments"):
+            self._timeline = gui.add_html("")
+            self._on(gui.add_button("Keep this moment", icon=viser.Icon.BOOKMARK), self._keep)
+            self._moment = gui.add_dropdown("Moment", (NONE_YET,))
+            self._on(gui.add_button("Go back to it", icon=viser.Icon.ARROW_BACK_UP), self._restore)
+            self._on(gui.add_button("Dream again", icon=viser.Icon.SPARKLES,
+                                    hint="What was seen stays, what was imagined is imagined anew."), self._dream)  # fmt: skip
+        self._build_record()
+        with gui.add_folder("Saved worlds", expand_by_default=False):
+            self._name = gui.add_text("Name", "my world")
+            self._on(gui.add_button("Save", icon=viser.Icon.DEVICE_FLOPPY), self._save)
+            self._saved = gui.add_dropdown("World", self._worlds())
+            self._on(gui.add_button("Load", icon=viser.Icon.FOLDER_OPEN), self._load)
+        with gui.add_folder("Erase a box", expand_by_default=False):
+            self._shows_box = gui.add_checkbox("Show the box", False, hint="Drag its arrows to where it shall be.")
+            self._size = gui.add_vector3("Size", (0.8, 0.8, 0.8), min=(0.05, 0.05, 0.05), max=(20.0, 20.0, 20.0), step=0.05)
+            self._on(gui.add_button("Erase what is inside", color="red"), self._erase)
+        self._shows_box.on_update(self._show_box)
+        self._size.on_update(self._resize_box)
+        self.refresh()
+
+    def _build_record(self) -> None:
+        gui = self._server.gui
+        with gui.add_folder("Record"):
+            self._format = gui.add_dropdown("As", RECORDINGS)
+            self._recorded = gui.add_button("Record", icon=viser.Icon.PLAYER_RECORD, color="red")
+            self._on(self._recorded, self._record)
+            self._on(gui.add_button("Screenshot", icon=viser.Icon.CAMERA), self._screenshot)
+            self._on(gui.add_button("Export points (PLY)", icon=viser.Icon.DOWNLOAD), self._export)
+
+    def _on(self, handle: viser.GuiButtonHandle | viser.GuiButtonGroupHandle, do: Callable) -> None:
+        """What a click does; a refusal is told to who clicked."""
+
+        async def clicked(event: viser.GuiEvent) -> None:
+            try:
+                do(event)
+            except MirageError as error:
+                self._page.told(str(error), good=False)
+
+        handle.on_click(clicked)
+
+    def _add_upload(self) -> None:
+        """The button, or a new one in its place: viser's stays blocked after an upload that was refused."""
+        self._upload = self._server.gui.add_upload_button(
+            "A photograph of yours", mime_type="image/jpeg,image/png,image/webp", icon=viser.Icon.PHOTO_UP,
+            hint="Or drop one on the page.",
+        )  # fmt: skip
+
+        @self._upload.on_upload
+        async def _(_: object) -> None:
+            file, hfov = self._upload.value, float(self._hfov.value)
+            self.uploads.done()
+            self._walk.ask("Reading the photograph", lambda: self._begin_photograph(file.name, file.content, hfov))
+
+    def _refused(self, client_id: int, upload: str, sentence: str) -> None:
+        client = self._page.client(client_id)
+        self._page.told(sentence, good=False)
+        if client is not None:
+            client.gui._websock_interface.queue_message(messages.RemoveNotificationMessage(f"upload-{upload}"))
+        self._upload.remove()
+        with self._beginnings:
+            self._add_upload()
+
+    def refresh(self) -> None:
+        """Brings lists and small pictures up to date; called after each job, by the walk's thread."""
+        seeds, worlds, moments = self._seeds(), self._worlds(), self._walk.moments
+        self._gallery.content = strip([self._seed_thumbnail(name) for name in seeds], "")
+        names = tuple(moment.name for moment in moments) or (NONE_YET,)
+        for dropdown, options in ((self._seed, seeds), (self._saved, worlds), (self._moment, names)):
+            if tuple(dropdown.options) != options:
+                dropdown.options = options
+                if dropdown is self._moment:
+                    dropdown.value = options[-1]
+        self._timeline.content = strip([thumbnail(one.frame.rgb, f"moment {one.name}") for one in moments], "None kept yet.")
+        self._recorded.label = "Record" if self._walk.recording is None else "End the recording"
+
+    def _seed_thumbnail(self, name: str) -> str:
+        path = self._seed_path(name)
+        path = path / "color.png" if path.is_dir() else path
+        key = name, path.stat().st_mtime_ns
+        if key not in self._thumbnails:
+            self._thumbnails[key] = thumbnail(read_picture(path), name)
+        return self._thumbnails[key]
+
+    # Worlds.
+
+    def _seeds(self) -> tuple[str, ...]:
+        return (*shipped_seeds(), *sorted(path.stem for path in self._folder.glob("photographs/*.png")))
+
+    def _seed_path(self, name: str) -> Path:
+        own = self._folder / "photographs" / f"{checked_name(name)}.png"
+        return own if own.is_file() else find_seed(name)[0]
+
+    def _begin(self, _: viser.GuiEvent) -> None:
+        path, hfov = self._seed_path(self._seed.value), float(self._hfov.value)
+        self.begin(load_seed(path, hfov))
+
+    def begin(self, seed: Seed) -> None:
+        """Has a world begun around a seed."""
+        self._walk.ask("Beginning a world", lambda: self._begun(seed))
+
+    def _begun(self, seed: Seed) -> str:
+        with seed_warnings() as notes:
+            return " ".join([self._walk.begin(seed), *notes])
+
+    def _begin_photograph(self, name: str, data: bytes, hfov: float) -> str:
+        rgb, told_deg = decoded(Path(name).name[:80] or "The file", data)
+        stem = re.sub(r"[^\w .-]", "_", Path(name).stem)[:50].strip(" ._-") or "photograph"
+        path = self._folder / "photographs" / f"{stem}.png"
+        write_file(path, cv2.imencode(".png", rgb[..., ::-1])[1].tobytes())
+        if told_deg is not None:
+            self._hfov.value = hfov = float(np.clip(round(told_deg), 20, 120))
+        sentence = self._begun(load_seed(path, hfov))
+        self.refresh()
+        self._seed.value = stem
+        return sentence
+
+    def _worlds(self) -> tuple[str, ...]:
+        return tuple(sorted(path.parent.name for path in self._folder.glob(f"worlds/*/{WORLD}"))) or (NONE_YET,)
+
+    def _save(self, _: viser.GuiEvent) -> None:
+        folder = self._folder / "worlds" / checked_name(self._name.value)
+        self._walk.ask("Saving the world", lambda: self._walk.save(folder))
+
+    def _load(self, _: viser.GuiEvent) -> None:
+        folder = self._folder / "worlds" / checked_name(self._saved.value)
+        self._walk.ask("Loading the world", lambda: self._walk.load(folder))
+
+    def _keep(self, _: viser.GuiEvent) -> None:
+        self._walk.ask("Keeping the moment", self._walk.keep)
+
+    def _restore(self, _: viser.GuiEvent) -> None:
+        name = self._moment.value
+        self._walk.ask("Going back", lambda: self._walk.restore(name))
+
+    def _dream(self, _: viser.GuiEvent) -> None:
+        self._walk.ask("Dreaming again", self._walk.dream_again)
+
+    # A box to erase.
+
+    async def _show_box(self, event: viser.GuiEvent) -> None:
+        view = self._page.view
+        if self._box is None and view is not None:
+            place = looked_at(view)
+            scene = self._server.scene
+            self._box = scene.add_transform_controls("/box", 0.5, disable_rotations=True, depth_test=False, position=place)
+            self._inside = scene.add_box("/box/inside", (255, 60, 60), self._size.value, wireframe=True)
+        if self._box is not None:
+            self._box.visible = self._inside.visible = self._shows_box.value
+        if self._shows_box.value and event.client_id is not None:
+            self._page.show_scene(event.client_id)
+
+    async def _resize_box(self, _: object) -> None:
+        if self._inside is not None:
+            self._inside.dimensions = self._size.value
+
+    def _erase(self, _: viser.GuiEvent) -> None:
+        if self._box is None:
+            raise MirageError("There is no box yet; show it and drag it to what shall go.")
+        middle, half = np.array(self._box.position), np.array(self._size.value) / 2
+        self._walk.ask("Erasing", lambda: self._walk.erase(middle - half, middle + half))
+
+    # Records.
+
+    def _fresh(self, kind: str, ending: str) -> Path:
+        """A path that nothing has, named by the time."""
+        stem, count = time.strftime("%Y-%m-%d %H.%M.%S"), 1
+        path = self._folder / kind / f"{stem}.{ending}"
+        while path.exists():
+            path, count = self._folder / kind / f"{stem} {count}.{ending}", count + 1
+        return path
+
+    def _record(self, _: viser.GuiEvent) -> None:
+        if self._walk.recording is not None:
+            self._walk.ask("Ending the recording", self._walk.end_recording)
+            return
+        path = self._fresh("recordings", self._format.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._walk.ask("Recording", lambda: self._walk.record(path))
+
+    def _screenshot(self, event: viser.GuiEvent) -> None:
+        view, path = self._seen(), self._fresh("pictures", "png")
+        data = cv2.imencode(".png", view.frame.rgb[..., ::-1])[1].tobytes()
+        write_file(path, data)
+        if event.client is not None:
+            event.client.send_file_download(path.name, data)
+        self._page.told(f"Saved as {path}.", good=True)
+
+    def _export(self, _: viser.GuiEvent) -> None:
+        view, path = self._seen(), self._fresh("exports", "ply")
+        points = view.state.memory.to_points()
+        write_ply(path, points)
+        self._page.told(f"Saved as {path}, {len(points.xyz):,} points.", good=True)
+
+    def _seen(self) -> View:
+        if self._page.view is None:
+            raise MirageError("There is no picture yet; begin a world first.")
+        return self._page.view
+
+    # Paths.
+
+    def _add_keyframe(self, event: viser.GuiEvent) -> None:
+        pose = None if event.client_id is None else self._page.camera_of(event.client_id)
+        if pose is not None:
+            self._draw_path([*self._keyframes, pose])
+
+    def _clear_path(self, _: viser.GuiEvent) -> None:
+        self._draw_path([])
+
+    def _draw_path(self, keyframes: list[np.ndarray]) -> None:
+        self._keyframes = keyframes
+        count = len(keyframes)
+        self._path_told.content = f"{count} keyframes." if count else "No keyframes. *Play* without any walks a tour."
+        if self._line is not None:
+            self._line.remove()
+            self._line = None
+        if count > 1:
+            places = between(keyframes)[:, :3, 3]
+            segments = np.stack([places[:-1], places[1:]], 1)
+            self._line = self._server.scene.add_line_segments(
+                "/path", segments, (80, 220, 120), thickness=3.0, thickness_units="screen"
+            )
+
+    def _play(self, _: viser.GuiEvent) -> None:
+        frame = self._seen().frame
+        if len(self._keyframes) > 1:
+            camera = frame.camera
+            cameras = Camera(camera.intrinsics, between(self._keyframes), camera.size)
+        else:
+            cameras = plan_tour(frame.camera, TOUR_FRAMES, frame.depth_m)
+        self._walk.ask("Walking the path", lambda: self._walk.play(cameras))
+
+    def _path_saved_or_loaded(self, event: viser.GuiEvent) -> None:
+        path = self._folder / "paths" / f"{checked_name(self._path_name.value)}.json"
+        if self._path_file.value == "Save":
+            write_json(path, {"world_from_camera": [pose.tolist() for pose in self._keyframes]})
+            self._page.told(f"Saved as {path}, {len(self._keyframes)} keyframes.", good=True)
+            return
+        try:
+            poses = np.array(read_json(path)["world_from_camera"], np.float64).reshape(-1, 4, 4)
+        except (OSError, *UNREADABLE) as error:
+            raise MirageError(f"{path} holds no path ({error!s:.100}); save one under that name first.") from error
+        self._draw_path(list(poses))

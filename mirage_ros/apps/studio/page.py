@@ -1,0 +1,398 @@
+"""The page: a viser server, who looks on, and the picture that they see. Its panels are in see.py and make.py.
+
+viser's own camera is what walks: its keys, drags and touches move it in the browser, it tells where it is, and the
+picture from there is laid over the whole view. One browser drives; the cameras of the others follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import threading
+import time
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import viser
+from jaxtyping import Float, UInt8
+from transforms3d.quaternions import quat2mat
+from viser import _messages as messages
+
+from mirage_ros.apps.studio.gate import guard, hidden_loopback
+from mirage_ros.apps.studio.make import MakePanel
+from mirage_ros.apps.studio.see import Gauges, SeePanel
+from mirage_ros.apps.studio.walk import View, Walk
+from mirage_ros.geometry.camera import Camera, floor_axes
+from mirage_ros.protocol import WorldModel
+from mirage_ros.world.state import WorldConfig
+
+LOOK_M = 0.05
+"""A drag turns the camera about a point so far ahead: nearly in place."""
+SETTLED_S = 0.15
+JUMP_S = 0.3
+"""For so long after the camera was placed, what a browser says of where it is was said before."""
+ENLARGED = 4
+QUALITY = 88
+AROUND = (16, 17, 20)
+TOLD_S = 6.0
+BRAND = (60, 130, 200)
+WALK, OVER, SPACE = "Walk", "Points over the picture", "Memory in 3D"
+MODES = (WALK, OVER, SPACE)
+KEYS = (
+    "**W A S D** walk · **arrows** or **drag** look · **wheel** ahead and back · **Q E** down and up "
+    "(off the ground) · a gamepad's sticks do the same"
+)
+CONTROLS = Path(__file__).with_name("controls.js").read_text()
+
+
+@dataclass
+class Visitor:
+    """A browser.
+
+    Attributes:
+        mode: one of MODES.
+        aspect: width over height of the view that its picture was made for.
+        deaf_until_s: what it says of its camera counts from then on (monotonic clock).
+        settle: looks after its camera once it has come to rest.
+    """
+
+    client: viser.ClientHandle
+    mode: str = WALK
+    aspect: float = 0.0
+    deaf_until_s: float = 0.0
+    settle: asyncio.TimerHandle | None = None
+    chooser: viser.GuiDropdownHandle | None = None
+    status: viser.GuiMarkdownHandle | None = None
+
+
+@dataclass
+class Page:
+    """A walk and the page that shows it; a `Listener` of the walk.
+
+    Attributes:
+        folder: all that is saved goes below it, and nothing else is read or written.
+        walk, server: made with it.
+        driver: id of the browser that drives, None without any.
+        view: what was seen last, None before the first picture.
+
+    Raises:
+        MirageError: a viser that this was not made for.
+    """
+
+    model: WorldModel
+    folder: Path
+    config: WorldConfig = field(default_factory=WorldConfig)
+    dark: bool = True
+
+    def __post_init__(self) -> None:
+        self.driver: int | None = None
+        self._visitors: dict[int, Visitor] = {}
+        self.view: View | None = None
+        self._world, self._grounded_m = 0, 0.0
+        self._said: dict[str, float] = {}
+        self._changed, self._closing, self._jumped = threading.Condition(), False, False
+        self._due: View | None = None
+        with redirect_stdout(io.StringIO()):  # it would print the address that nobody is to know
+            self.server = viser.ViserServer(hidden_loopback(), 0, verbose=False)
+        self.walk = Walk(self.model, self.config, self)
+        self._build()
+        self.server.on_client_connect(self._came)
+        self.server.on_client_disconnect(self._left)
+        self._painter = threading.Thread(target=self._paint, name="paint", daemon=True)
+        self._painter.start()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where the page's server listens, for the gate alone."""
+        return self.server.get_host(), self.server.get_port()
+
+    def close(self) -> None:
+        """Ends the walk, its recording and the server."""
+        self.walk.close()
+        self.see.close()
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._painter.join()
+        with redirect_stdout(io.StringIO()):
+            self.server.stop()
+
+    # The listener's part: called by the walk's thread.
+
+    def saw(self, view: View, jumped: bool) -> None:
+        with self._changed:
+            self.view = self._due = view
+            self._jumped |= jumped
+            self._changed.notify()
+        self.see.saw(view)
+
+    def told(self, sentence: str, good: bool) -> None:
+        """Says it in every browser, but not the same again and again."""
+        now = time.monotonic()
+        if now - self._said.get(sentence, -TOLD_S) < TOLD_S:
+            return
+        self._said = {said: when for said, when in self._said.items() if now - when < TOLD_S} | {sentence: now}
+        for visitor in list(self._visitors.values()):
+            visitor.client.add_notification(
+                "Done" if good else "Not done", sentence, auto_close_seconds=TOLD_S if good else 2 * TOLD_S,
+                color="teal" if good else "red",
+            )  # fmt: skip
+        self.make.refresh()
+
+    def working(self, what: str | None, share: float) -> None:
+        self._bar.visible = self._stop.visible = self._doing.visible = what is not None
+        if what is not None:
+            self._bar.value, self._doing.content = 100 * share, what
+
+    # The page.
+
+    def _build(self) -> None:
+        server, gui = self.server, self.server.gui
+        guard(server)
+        self._colour(self.dark)
+        gui.set_panel_label("mirage studio")
+        gui.main_panel.dock_right()
+        self._doing = gui.add_markdown("", visible=False)
+        self._bar = gui.add_progress_bar(0.0, animated=True, visible=False)
+        self._stop = gui.add_button("Stop", color="red", visible=False)
+        self._stop.on_click(self._stopped)
+        self.see = SeePanel(server, self._watched)
+        self.make = MakePanel(server, self.walk, self.folder, self)
+        tabs = gui.add_tab_group()
+        with tabs.add_tab("Walk", viser.Icon.WALK):
+            self._build_walk()
+        with tabs.add_tab("See", viser.Icon.EYE):
+            self.see.build()
+        with tabs.add_tab("Make", viser.Icon.WAND):
+            self.make.build()
+
+    def _colour(self, dark: bool) -> None:
+        self.server.gui.configure_theme(dark_mode=dark, show_logo=False, show_share_button=False, brand_color=BRAND)
+
+    def _build_walk(self) -> None:
+        gui = self.server.gui
+        self._ground = gui.add_checkbox("Stay on the ground", True, hint="At the height where the world began.")
+        self._take = gui.add_button("Drive from this browser", icon=viser.Icon.STEERING_WHEEL,
+                                    hint="One browser drives, the others look on.")  # fmt: skip
+        self._take.on_click(self._taken)
+        gui.add_markdown(KEYS)
+        self._gauges = Gauges(gui)
+        self.make.build_path()
+        self._is_dark = gui.add_checkbox("Dark", self.dark)
+        self._is_dark.on_update(self._recoloured)
+
+    def camera_of(self, client_id: int) -> Float[np.ndarray, "4 4"] | None:
+        """Where a browser's camera is; None for one that has gone."""
+        visitor = self._visitors.get(client_id)
+        return None if visitor is None else pose_of(visitor.client.camera)
+
+    def show_scene(self, client_id: int) -> None:
+        """Has a browser that only sees the picture show the scene over it."""
+        visitor = self._visitors.get(client_id)
+        if visitor is not None and visitor.mode == WALK:
+            self._switch(visitor, OVER)
+
+    def client(self, client_id: int) -> viser.ClientHandle | None:
+        visitor = self._visitors.get(client_id)
+        return None if visitor is None else visitor.client
+
+    def _watched(self) -> bool:
+        return any(visitor.mode != WALK for visitor in list(self._visitors.values()))
+
+    # Callbacks run in the server's loop and wait for nothing, so that a flood of events fills no queue.
+
+    async def _stopped(self, _: object) -> None:
+        self.walk.stop()
+
+    async def _recoloured(self, _: object) -> None:
+        self._colour(self._is_dark.value)
+
+    async def _taken(self, event: viser.GuiEvent) -> None:
+        self.driver = event.client_id
+        self._tell_who_drives()
+
+    async def _came(self, client: viser.ClientHandle) -> None:
+        visitor = Visitor(client)
+        self._visitors[client.client_id] = visitor
+        if self.driver is None:
+            self.driver = client.client_id
+        run_in_page(client, CONTROLS)
+        mode = client.gui.add_dropdown("View", MODES, order=-2.0)
+        visitor.status = client.gui.add_markdown("", order=-1.0)
+
+        @mode.on_update
+        async def _(_: object) -> None:
+            self._switch(visitor, mode.value)
+
+        visitor.chooser = mode
+        client.scene.set_global_visibility(False)
+        client.camera.on_update(self._moved)
+        if self.view is not None:
+            self._place(visitor, self.view.frame.camera)
+            self._repaint()
+        self._tell_who_drives()
+
+    async def _left(self, client: viser.ClientHandle) -> None:
+        visitor = self._visitors.pop(client.client_id, None)
+        if visitor is not None and visitor.settle is not None:
+            visitor.settle.cancel()
+        if self.driver == client.client_id:
+            self.driver = min(self._visitors, default=None)
+        self._tell_who_drives()
+
+    async def _moved(self, camera: viser.CameraHandle) -> None:
+        visitor = self._visitors.get(camera.client.client_id)
+        if visitor is None or visitor.mode == SPACE:
+            return
+        if visitor.settle is not None:
+            visitor.settle.cancel()
+        visitor.settle = asyncio.get_running_loop().call_later(SETTLED_S, self._settled, visitor)
+        if visitor.aspect and abs(aspect_of(camera) / visitor.aspect - 1) > 0.01:
+            self._repaint()
+        if camera.client.client_id == self.driver and time.monotonic() >= visitor.deaf_until_s:
+            self.walk.look(self._allowed(pose_of(camera)))
+
+    def _settled(self, visitor: Visitor) -> None:
+        """Puts right what a browser's camera may not do: orbit about a far point, leave the ground, go where nobody drives."""
+        camera, view = visitor.client.camera, self.view
+        if view is None:
+            return
+        if visitor.client.client_id != self.driver:
+            self._place(visitor, view.frame.camera)
+            return
+        pose = pose_of(camera)
+        allowed = self._allowed(pose)
+        away = float(np.linalg.norm(camera.look_at - camera.position))
+        if not 0.5 * LOOK_M < away < 2 * LOOK_M or abs(allowed[2, 3] - pose[2, 3]) > 1e-3:
+            with visitor.client.atomic():
+                camera.position = allowed[:3, 3]
+                camera.look_at = allowed[:3, 3] + LOOK_M * allowed[:3, 2]
+
+    def _allowed(self, pose: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
+        if self._ground.value and self._world:
+            pose = pose.copy()
+            pose[2, 3] = self._grounded_m
+        return pose
+
+    def _tell_who_drives(self) -> None:
+        visitors = list(self._visitors.values())
+        for visitor in visitors:
+            mine = visitor.client.client_id == self.driver
+            others = len(visitors) - 1
+            seen = "" if not others else f" {others} other browser{'s' * (others > 1)} here."
+            visitor.status.content = ("You drive." if mine else "You look on, somebody else drives.") + seen
+        self._take.visible = len(visitors) > 1
+
+    def _switch(self, visitor: Visitor, mode: str) -> None:
+        visitor.mode = mode
+        visitor.chooser.value = mode
+        visitor.client.scene.set_global_visibility(mode != WALK)
+        if self.view is None:
+            return
+        if mode == SPACE:
+            visitor.client.scene.set_background_image(None)
+            self._step_back(visitor, self.view.frame.camera)
+        else:
+            self._place(visitor, self.view.frame.camera)
+            self._repaint()
+        self.see.saw(self.view)
+
+    # The picture.
+
+    def _repaint(self) -> None:
+        """Has the picture given out again, in place of none that is newer."""
+        with self._changed:
+            self._due = self.view
+            self._changed.notify()
+
+    def _paint(self) -> None:
+        """Gives every browser the newest picture; one that is slow gets fewer."""
+        painted = None
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._due is not None)
+                if self._closing:
+                    return
+                view, self._due = self._due, None
+                jumped, self._jumped = self._jumped, False
+            if view.world != self._world:
+                self._settle_world(view)
+            for visitor in list(self._visitors.values()):
+                if visitor.mode != SPACE:
+                    self._give(visitor, view, jumped)
+            if view is not painted:
+                self._gauges.saw(view)
+            painted = view
+
+    def _give(self, visitor: Visitor, view: View, jumped: bool) -> None:
+        camera = visitor.client.camera
+        visitor.aspect = aspect_of(camera)
+        if jumped or visitor.client.client_id != self.driver:
+            self._place(visitor, view.frame.camera)
+        picture, vfov = fitted(view.frame.rgb, view.frame.camera, visitor.aspect)
+        camera.fov = vfov
+        visitor.client.scene.set_background_image(picture, "jpeg", jpeg_quality=QUALITY)
+        visitor.client.flush()
+
+    def _settle_world(self, view: View) -> None:
+        """Where up and the ground are in a new world, for browsers that are here and for those that come."""
+        camera = view.frame.camera
+        self._world, self._grounded_m = view.world, float(camera.position_world[2])
+        self.server.scene.set_up_direction(floor_axes(camera.world_from_camera)[0])
+        start = self.server.initial_camera
+        start.position = camera.position_world
+        start.look_at = camera.position_world + LOOK_M * camera.world_from_camera[:3, 2]
+
+    def _place(self, visitor: Visitor, camera: Camera) -> None:
+        """Moves a browser's camera to a pose."""
+        visitor.deaf_until_s = time.monotonic() + JUMP_S
+        pose, handle = camera.world_from_camera, visitor.client.camera
+        with visitor.client.atomic():
+            handle.up_direction, handle.position = floor_axes(pose)[0], pose[:3, 3]
+            handle.look_at = pose[:3, 3] + LOOK_M * pose[:3, 2]
+
+    def _step_back(self, visitor: Visitor, camera: Camera) -> None:
+        """Puts a browser's camera behind and above the one that walks, to look at the memory as a whole."""
+        up, ahead, right = floor_axes(camera.world_from_camera)
+        handle = visitor.client.camera
+        with visitor.client.atomic():
+            handle.up_direction, handle.position = up, camera.position_world - 2.5 * ahead + 2.5 * up + 0.8 * right
+            handle.look_at = camera.position_world + 1.5 * ahead
+            handle.fov = math.radians(60)
+
+
+def aspect_of(camera: viser.CameraHandle) -> float:
+    """Width over height of a browser's view; a view that is hidden counts for a square."""
+    return camera.image_width / camera.image_height if camera.image_width and camera.image_height else 1.0
+
+
+def pose_of(camera: viser.CameraHandle) -> Float[np.ndarray, "4 4"]:
+    """world_from_camera, optical axes."""
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = quat2mat(camera.wxyz), camera.position
+    return pose
+
+
+def fitted(
+    rgb: UInt8[np.ndarray, "h w 3"], camera: Camera, aspect: float
+) -> tuple[UInt8[np.ndarray, "H W 3"], float]:
+    """The picture enlarged, whole, within a view of an aspect (width over height), and the view's vertical field of
+    view in radians with which points lie where the picture shows them."""
+    height, width = (side * ENLARGED for side in rgb.shape[:2])
+    large = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LANCZOS4)
+    tall, wide = max(height, round(width / aspect)), max(width, round(height * aspect))
+    canvas = np.full((tall, wide, 3), AROUND, np.uint8)
+    top, left = (tall - height) // 2, (wide - width) // 2
+    canvas[top : top + height, left : left + width] = large
+    vfov = 2 * math.atan(camera.size[0] / 2 / camera.intrinsics[1, 1] * tall / height)
+    return canvas, vfov
+
+
+def run_in_page(client: viser.ClientHandle, source: str) -> None:
+    """Runs JavaScript in a browser."""
+    client.gui._websock_interface.queue_message(messages.RunJavascriptMessage(source))
+

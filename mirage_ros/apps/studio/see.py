@@ -1,0 +1,299 @@
+"""What the studio shows beside the picture: memory as points, where the camera was, what it measures, how fast it goes.
+
+Memory is sent in changes: tokens that came are one more cloud of points, and only a cloud that lost tokens goes. A thread
+of its own draws at most `DRAWN_HZ` times a second, so the picture waits for none of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import viser
+from jaxtyping import Float, Int, UInt8, UInt64
+from transforms3d.quaternions import mat2quat
+from viser import uplot
+
+from mirage_ros.apps.studio.walk import View
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory.memory import LatentMemory
+from mirage_ros.protocol import FREE, OCCUPIED, SECOND_NS
+from mirage_ros.recording.drawing import colour_depth, colour_observed, depth_range_m, enlarge
+from mirage_ros.world.sensors import MapConfig, ScanConfig, floor_plan, scan
+
+DRAWN_HZ = 2.0
+MOST_CLOUDS = 32
+"""When there are more, all points are sent as one."""
+COLOURINGS = ("picture", "seen or imagined", "age")
+SEEN, IMAGINED, TRACK = (60, 160, 255), (255, 140, 40), (255, 200, 60)
+TRAIL_KEPT = 400
+FRUSTUM_M = 0.35
+PLOTTED = 120
+PANEL_PX = 288
+STAGES = ("read", "generate", "decode", "perceive", "write")
+COLOURS = ("#8ab4f8", "#f28b82", "#fdd663", "#81c995", "#c58af9")
+
+
+@dataclass
+class CloudChanges:
+    """Which points a viewer has, in clouds by number.
+
+    Attributes:
+        clouds: the keys of each cloud's points, in their order.
+    """
+
+    clouds: dict[int, UInt64[np.ndarray, "n"]] = field(default_factory=dict)
+    _next: int = 0
+
+    def update(self, xyz: Float[np.ndarray, "n 3"]) -> tuple[list[int], tuple[int, Int[np.ndarray, "m"]] | None]:
+        """What has changed: numbers of clouds to remove, and the number and rows of a cloud to add."""
+        keys = point_keys(xyz)
+        gone = [number for number, held in self.clouds.items() if not np.isin(held, keys).all()]
+        if len(self.clouds) - len(gone) >= MOST_CLOUDS:
+            gone = list(self.clouds)
+        for number in gone:
+            del self.clouds[number]
+        known = np.concatenate([*self.clouds.values(), np.empty(0, np.uint64)])
+        rows = np.flatnonzero(~np.isin(keys, known))
+        if not len(rows):
+            return gone, None
+        number, self._next = self._next, self._next + 1
+        self.clouds[number] = keys[rows]
+        return gone, (number, rows)
+
+    def rows(self, xyz: Float[np.ndarray, "n 3"]) -> dict[int, Int[np.ndarray, "m"]]:
+        """Of each cloud, where its points are among those that were last given."""
+        keys = point_keys(xyz)
+        order = np.argsort(keys)
+        return {number: order[np.searchsorted(keys, held, sorter=order)] for number, held in self.clouds.items()}
+
+
+def point_keys(xyz: Float[np.ndarray, "n 3"]) -> UInt64[np.ndarray, "n"]:
+    """A number for each place, to the last bit; two places share one about never."""
+    words = np.ascontiguousarray(xyz, np.float32).view(np.uint32).astype(np.uint64)
+    primes = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
+    mixed = words * primes
+    return (mixed ^ (mixed >> np.uint64(29))) @ np.array([1, 0x2545F4914F6CDD1D, 0x9FB21C651E98DF25], np.uint64)
+
+
+def coloured(memory: LatentMemory, now_ns: int, colouring: str) -> UInt8[np.ndarray, "n 3"]:
+    """Colours of a memory's points by one of COLOURINGS; old is dark blue, new is yellow."""
+    points = memory.to_points()
+    if colouring == "picture":
+        return points.rgb
+    if colouring == "age":
+        oldest = int(points.written_ns.min(initial=now_ns))
+        share = (points.written_ns - oldest) / max(now_ns - oldest, 1)
+        shades = np.rint(255 * share).astype(np.uint8)[:, None]
+        return cv2.applyColorMap(shades, cv2.COLORMAP_CIVIDIS)[:, 0, ::-1]
+    return np.where(memory.from_real[:, None], np.uint8(SEEN), np.uint8(IMAGINED))
+
+
+class Memory3D:
+    """The memory as clouds of points in a scene."""
+
+    def __init__(self, scene: viser.SceneApi) -> None:
+        self._scene = scene
+        self._changes = CloudChanges()
+        self._handles: dict[int, viser.PointCloudHandle] = {}
+        self._coloured_by = ""
+
+    def draw(self, view: View, colouring: str, point_m: float) -> int:
+        """Sends what has changed; returns how many points were sent."""
+        memory = view.state.memory
+        xyz = memory.positions_m
+        gone, come = self._changes.update(xyz)
+        for number in gone:
+            self._handles.pop(number).remove()
+        colours = coloured(memory, view.frame.stamp_ns, colouring)
+        if come is not None:
+            number, rows = come
+            self._handles[number] = self._scene.add_point_cloud(
+                f"/memory/{number}", xyz[rows], colours[rows], point_size=point_m, point_shape="rounded",
+                precision="float32", point_shading="flat",
+            )  # fmt: skip
+        if colouring != self._coloured_by or colouring == "age":
+            for number, rows in self._changes.rows(xyz).items():
+                self._handles[number].colors = colours[rows]
+        for handle in self._handles.values():
+            if handle.point_size != point_m:
+                handle.point_size = point_m
+        self._coloured_by = colouring
+        return 0 if come is None else len(come[1])
+
+
+class Track3D:
+    """Where the camera is and was, in a scene."""
+
+    def __init__(self, scene: viser.SceneApi) -> None:
+        self._scene = scene
+        self._trail: deque[np.ndarray] = deque(maxlen=TRAIL_KEPT)
+        self._frustum: viser.CameraFrustumHandle | None = None
+        self._line: viser.LineSegmentsHandle | None = None
+
+    def been(self, camera: Camera) -> None:
+        """Notes where the camera was, drawn or not."""
+        here = camera.position_world.copy()
+        if not self._trail or np.linalg.norm(here - self._trail[-1]) > 0.02:
+            self._trail.append(here)
+
+    def forget(self) -> None:
+        """Where it was, not where it is."""
+        self._trail.clear()
+
+    def draw(self, view: View) -> None:
+        camera, rgb = view.frame.camera, view.frame.rgb
+        vfov = 2 * np.arctan(camera.size[0] / 2 / camera.intrinsics[1, 1])
+        pose = {"wxyz": mat2quat(camera.world_from_camera[:3, :3]), "position": camera.position_world}
+        if self._frustum is None:
+            self._frustum = self._scene.add_camera_frustum(
+                "/camera", vfov, camera.size[1] / camera.size[0], scale=FRUSTUM_M, thickness=2.0, thickness_units="screen",
+                color=TRACK, image=rgb, **pose,
+            )  # fmt: skip
+        self._frustum.fov, self._frustum.aspect = float(vfov), camera.size[1] / camera.size[0]
+        self._frustum.image, self._frustum.wxyz, self._frustum.position = rgb, pose["wxyz"], pose["position"]
+        points = np.stack([*self._trail, self._trail[-1]])
+        segments = np.stack([points[:-1], points[1:]], 1)
+        if self._line is None:
+            self._line = self._scene.add_line_segments("/trail", segments, TRACK, thickness=2.0, thickness_units="screen")
+        else:
+            self._line.points = segments
+
+
+def plan_picture(view: View, side_px: int = PANEL_PX) -> UInt8[np.ndarray, "h w 3"]:
+    """The floor plan with a laser scan from where the camera is: north (y) is up, the camera in the middle."""
+    camera, state = view.frame.camera, view.state
+    plan = floor_plan(state.memory, state.free_space, camera.position_world, MapConfig(size_m=10.0))
+    shades = np.full((*plan.cells.shape, 3), 70, np.uint8)
+    shades[plan.cells == FREE], shades[plan.cells == OCCUPIED] = 235, (30, 30, 40)
+    scanned = scan(state.memory, state.free_space, camera.world_from_camera, ScanConfig())
+    angles = scanned.angle_min_rad + scanned.angle_step_rad * np.arange(len(scanned.ranges_m))
+    hits = np.isfinite(scanned.ranges_m)
+    flat = np.stack([np.cos(angles), np.sin(angles), np.zeros_like(angles)], -1) * scanned.ranges_m[:, None]
+    ends = (flat[hits] @ scanned.world_from_scan[:3, :3].T + scanned.world_from_scan[:3, 3])[:, :2]
+    scale = side_px / max(shades.shape[:2])
+    picture = cv2.resize(shades, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+
+    def pixel(place: np.ndarray) -> tuple[int, int]:
+        column, row = (place[:2] - plan.origin_m) / plan.resolution_m * scale
+        return round(float(column)), round(float(row))
+
+    for end in ends:
+        cv2.circle(picture, pixel(end), 2, (220, 50, 50), -1)
+    here = camera.position_world
+    cv2.arrowedLine(picture, pixel(here), pixel(here + 0.6 * camera.world_from_camera[:3, 2]), (30, 110, 230), 2, tipLength=0.4)
+    return np.ascontiguousarray(picture[::-1])
+
+
+class SeePanel:
+    """The tab that says what is shown, and the thread that shows it.
+
+    Args:
+        watched: whether anybody looks at the scene; what nobody looks at is not sent.
+    """
+
+    def __init__(self, server: viser.ViserServer, watched: Callable[[], bool]) -> None:
+        self._server, self._watched = server, watched
+        self.memory, self.track = Memory3D(server.scene), Track3D(server.scene)
+        self._newest: View | None = None
+        self._changed, self._closing = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name="see", daemon=True)
+
+    def build(self) -> None:
+        """Fills the tab that is open."""
+        gui = self._server.gui
+        self._colouring = gui.add_dropdown("Points by", COLOURINGS, hint="Blue was seen, orange was imagined.")
+        self._point = gui.add_slider("Point size", 0.005, 0.1, 0.005, 0.03, hint="Metres.")
+        blank = np.full((128, 160, 3), 40, np.uint8)
+        self._pictures: dict[str, tuple[viser.GuiCheckboxHandle, viser.GuiImageHandle]] = {}
+        for name, hint in (("Depth", "Near is warm, far is cool."), ("From memory", "Teal was remembered, amber imagined."),
+                           ("Map and scan", "White is free, dark is occupied, grey unknown; red is a laser scan.")):  # fmt: skip
+            box = gui.add_checkbox(name, name == "Depth", hint=hint)
+            self._pictures[name] = box, gui.add_image(blank, visible=name == "Depth")
+            box.on_update(self._again)
+        for handle in (self._colouring, self._point):
+            handle.on_update(self._again)
+        self._thread.start()
+
+    async def _again(self, _: object) -> None:
+        self._changed.set()
+
+    def saw(self, view: View) -> None:
+        """There is a new picture; never waits."""
+        if self._newest is None or view.world != self._newest.world:
+            self.track.forget()
+        self.track.been(view.frame.camera)
+        self._newest = view
+        self._changed.set()
+
+    def close(self) -> None:
+        self._closing = True
+        self._changed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while self._changed.wait() and not self._closing:
+            self._changed.clear()
+            if (view := self._newest) is not None:
+                self._draw(view)
+            pause.wait(1 / DRAWN_HZ)
+
+    def _draw(self, view: View) -> None:
+        if self._watched():
+            self.memory.draw(view, self._colouring.value, self._point.value)
+            self.track.draw(view)
+        for name, (box, handle) in self._pictures.items():
+            handle.visible = box.value
+            if box.value:
+                handle.image = _panel_picture(name, view)
+
+
+def _panel_picture(name: str, view: View) -> UInt8[np.ndarray, "h w 3"]:
+    frame = view.frame
+    factor = PANEL_PX / frame.rgb.shape[1]
+    if name == "Depth":
+        return enlarge(colour_depth(frame.depth_m, depth_range_m([frame.depth_m])), factor)
+    if name == "From memory":
+        return enlarge(colour_observed(frame.rgb, frame.observed), factor)
+    try:
+        return plan_picture(view)
+    except MirageError:
+        return np.full((8, 8, 3), 70, np.uint8)
+
+
+class Gauges:
+    """How fast it goes: a sentence, and two small graphs of the last pictures."""
+
+    def __init__(self, gui: viser.GuiApi) -> None:
+        self._rows: deque[tuple[float, ...]] = deque(maxlen=PLOTTED)
+        self._told = gui.add_markdown("No picture yet.")
+        axis = {"stroke": "#888", "grid": {"stroke": "#8883", "width": 1}, "size": 34, "font": "10px sans-serif"}
+        axes = (uplot.Axis(**{**axis, "show": False}), uplot.Axis(**axis))
+        scales = {"x": uplot.Scale(time=False)}
+        rate = (uplot.Series(label="picture"), uplot.Series(label="pictures/s", stroke=COLOURS[0], width=2))
+        self._rate = gui.add_uplot(self._columns(1), rate, title="pictures/s", height=120, padding=(10, 14, 8, 0), scales=scales, axes=axes,
+                                   legend=uplot.Legend(show=False))  # fmt: skip
+        stages = [uplot.Series(label=stage, stroke=colour, width=1.5) for stage, colour in zip(STAGES, COLOURS, strict=True)]
+        self._stages = gui.add_uplot(self._columns(len(STAGES)), (uplot.Series(label="picture"), *stages), scales=scales,
+                                     title="seconds by stage", height=190, axes=axes, padding=(10, 14, 8, 0))  # fmt: skip
+
+    def saw(self, view: View) -> None:
+        number = self._rows[-1][0] + 1 if self._rows else 0.0
+        self._rows.append((number, view.rate_hz, *(view.seconds.get(stage, 0.0) for stage in STAGES)))
+        memory, seconds = view.state.memory, view.frame.stamp_ns / SECOND_NS
+        self._told.content = (
+            f"**{view.rate_hz:.1f}** pictures/s, **{view.waited_s:.2f} s** from pose to picture, "
+            f"{view.observed_fraction:.0%} of it from memory  \n{memory.tokens:,} tokens, {memory.nbytes / 1e3:,.0f} kB, "
+            f"{seconds:.1f} s of world time"
+        )
+        table = np.array(self._rows).T
+        self._rate.data, self._stages.data = (table[0], table[1]), (table[0], *table[2:])
+
+    def _columns(self, count: int) -> tuple[np.ndarray, ...]:
+        return tuple(np.zeros(2) for _ in range(count + 1))

@@ -1,0 +1,313 @@
+"""A world that somebody walks in: one thread owns it, the newest pose wins, other work goes between two pictures.
+
+Nobody waits for a picture: `look` and `ask` only leave a note, and what comes of it is told to a listener. No page is
+known here. World time goes on by `PERIOD_NS` a picture, so that a recording plays evenly.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from mirage_ros.data.seeds import Seed
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory.free_space import FreeSpaceViews
+from mirage_ros.memory.rows import FIRST_OBSERVED
+from mirage_ros.protocol import SECOND_NS, Frame, WorldModel
+from mirage_ros.recording.formats import guess_format, open_recorder
+from mirage_ros.recording.recorder import Recorder, RecordingConfig
+from mirage_ros.world.state import WorldConfig, WorldState
+from mirage_ros.world.world import World
+
+PERIOD_NS = SECOND_NS // 10
+RATES_KEPT = 20
+MOST_KEPT = 24
+"""Kept moments: the oldest goes when there is one more."""
+STILL_M, STILL = 1e-4, 1e-5
+"""A pose that differs by less, in metres and in its rotation matrix, is the one that was shown."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture, and what it took.
+
+    Attributes:
+        frame: the picture with its camera, depth and mask.
+        state: the world after it; never changed.
+        seconds: by stage.
+        waited_s: from the pose that was asked for to the picture.
+        rate_hz: pictures a second, of the last ones.
+        observed_fraction: share of it that memory knew.
+        world: counts worlds: another number, another world.
+    """
+
+    frame: Frame
+    state: WorldState
+    seconds: dict[str, float]
+    waited_s: float
+    rate_hz: float
+    observed_fraction: float
+    world: int
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A world to come back to, and what was seen of it."""
+
+    name: str
+    state: WorldState
+    frame: Frame
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """Who hears of a walk; called by its thread."""
+
+    def saw(self, view: View, jumped: bool) -> None:
+        """A picture is there. `jumped`: the camera is not where somebody walked to."""
+        ...
+
+    def told(self, sentence: str, good: bool) -> None:
+        """Something is done, or could not be."""
+        ...
+
+    def working(self, what: str | None, share: float) -> None:
+        """How far long work is; None: it is over."""
+        ...
+
+
+class Stopped(MirageError):
+    """Long work was stopped by who had asked for it."""
+
+
+Job = Callable[[], str | None]
+
+
+class Walk:
+    """Owns a world and the thread that makes its pictures.
+
+    Attributes:
+        world: touched by this thread alone.
+        moments: to restore, the oldest first.
+        recording: where the pictures are being recorded to, None if they are not.
+        worlds: how many were begun or loaded.
+    """
+
+    def __init__(self, model: WorldModel, config: WorldConfig, listener: Listener) -> None:
+        self.world = World(model, config)
+        self.moments: tuple[Moment, ...] = ()
+        self.recording: Path | None = None
+        self.worlds = 0
+        self._listener = listener
+        self._recorder: Recorder | None = None
+        self._changed = threading.Condition()
+        self._jobs: deque[tuple[str, Job]] = deque()
+        self._wanted: tuple[np.ndarray, float] | None = None
+        self._shown: np.ndarray | None = None
+        self._ends: deque[float] = deque(maxlen=RATES_KEPT)
+        self._stop = self._closing = False
+        self._thread = threading.Thread(target=self._run, name="walk", daemon=True)
+        self._thread.start()
+
+    def look(self, world_from_camera: Float[np.ndarray, "4 4"]) -> None:
+        """The camera shall be here; in place of what was asked for and not begun yet."""
+        with self._changed:
+            self._wanted = np.asarray(world_from_camera, np.float64), time.perf_counter()
+            self._changed.notify()
+
+    def ask(self, what: str, job: Job) -> None:
+        """Has a job done between two pictures, in order; it returns what to tell, or raises MirageError."""
+        with self._changed:
+            self._jobs.append((what, job))
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """The long work that is going on ends after its next picture; without any it does nothing."""
+        self._stop = True
+
+    def close(self) -> None:
+        """Ends the thread and what is being recorded."""
+        with self._changed:
+            self._closing = self._stop = True
+            self._changed.notify()
+        self._thread.join()
+        with suppress(MirageError):
+            self.end_recording()
+
+    # What follows is for jobs: it runs in the thread.
+
+    def begin(self, seed: Seed) -> str:
+        """A new world around a seed; the moments of the old one go."""
+        chunk = self.world.reset(seed.rgb, seed.camera, seed.depth_m)
+        self.moments, self.worlds = (), self.worlds + 1
+        self._show(chunk.frames[0], chunk.seconds, sum(chunk.seconds.values()), 1.0, jumped=True)
+        return f"A world around {seed.name}, {chunk.tokens} tokens."
+
+    def save(self, folder: Path) -> str:
+        self.world.save(folder)
+        return f"Saved as {folder}, {self.world.memory.tokens} tokens."
+
+    def load(self, folder: Path) -> str:
+        self.world.load(folder)
+        self.moments, self.worlds = (), self.worlds + 1
+        self._step(self.world.camera.world_from_camera, jumped=True)
+        return f"Loaded {folder}, {self.world.memory.tokens} tokens."
+
+    def keep(self) -> str:
+        """Remembers this moment, to be restored."""
+        name = f"{len(self.moments) + 1}" if not self.moments else f"{int(self.moments[-1].name) + 1}"
+        moment = Moment(name, self.world.snapshot(), self._frame)
+        self.moments = (*self.moments, moment)[-MOST_KEPT:]
+        return f"Kept as moment {name}."
+
+    def restore(self, name: str) -> str:
+        """Back to a moment, with the picture that was seen then."""
+        moment = next((one for one in self.moments if one.name == name), None)
+        if moment is None:
+            raise MirageError(f"There is no moment {name}; keep one first.")
+        self.world.restore(moment.state)
+        self._show(moment.frame, {}, 0.0, 1.0, jumped=True)
+        return f"Back at moment {name}."
+
+    def dream_again(self) -> str:
+        """Forgets what was imagined, keeps what real pictures showed, and imagines with the next world seed."""
+        config = replace(self.world.config, seed=self.world.config.seed + 1)
+        fresh = World(self.world.model, config)
+        state, forgotten = only_seen(self.world.state)
+        fresh.restore(state)
+        self.world = fresh
+        self._step(self._frame.camera.world_from_camera, jumped=True)
+        return f"{forgotten} imagined tokens forgotten; dreaming with world seed {config.seed}."
+
+    def erase(self, low: np.ndarray, high: np.ndarray) -> str:
+        """Forgets a box and looks again."""
+        count = self.world.erase(low, high)
+        self._step(self._frame.camera.world_from_camera, jumped=True)
+        return f"{count} tokens erased."
+
+    def play(self, cameras: Camera) -> str:
+        """Walks along a path, picture by picture."""
+        for index, pose in enumerate(self._unstopped(cameras.world_from_camera)):
+            self._listener.working("Walking the path", index / len(cameras))
+            self._step(pose, jumped=True)
+        return f"Walked {len(cameras)} pictures."
+
+    def record(self, path: Path) -> str:
+        """Every picture from now on goes to a recording, whose format is told by the ending."""
+        if self._recorder is not None:
+            raise MirageError(f"{self.recording} is being recorded already; end it first.")
+        rate = SECOND_NS / PERIOD_NS
+        self._recorder = open_recorder(path, guess_format(path), RecordingConfig(rate), single=True)
+        self._recorder.start_episode("walking in the studio")
+        self.recording = path
+        return f"Recording to {path}."
+
+    def end_recording(self) -> str:
+        recorder, path = self._recorder, self.recording
+        if recorder is None:
+            raise MirageError("Nothing is being recorded; begin a recording first.")
+        self._recorder = self.recording = None
+        if not recorder.frames:
+            recorder.discard_episode()
+            recorder.close()
+            raise MirageError("No picture was made while recording, so there is no file; walk a bit while recording.")
+        recorder.close()
+        return f"{path}: {recorder.frames} pictures."
+
+    def _unstopped(self, poses: np.ndarray) -> Iterator[np.ndarray]:
+        self._stop = False
+        for index, pose in enumerate(poses):
+            if self._stop:
+                raise Stopped(f"Stopped after {index} of {len(poses)} pictures.")
+            yield pose
+
+    def _step(self, pose: np.ndarray, jumped: bool = False, asked_s: float | None = None) -> None:
+        begun = time.perf_counter() if asked_s is None else asked_s
+        camera = self.world.camera
+        cameras = Camera(camera.intrinsics, pose[None], camera.size)
+        chunk = self.world.step(cameras, np.array([self.world.stamp_ns + PERIOD_NS]))
+        self._ends.append(time.perf_counter())
+        self._record(chunk.frames[0])
+        waited = time.perf_counter() - begun
+        self._show(chunk.frames[0], chunk.seconds, waited, chunk.observed_fraction, jumped)
+
+    def _record(self, frame: Frame) -> None:
+        """A disk that is full ends the recording and not the walk."""
+        if self._recorder is None:
+            return
+        try:
+            self._recorder.add(frame)
+        except MirageError as error:
+            recorder, self._recorder, self.recording = self._recorder, None, None
+            with suppress(MirageError):
+                recorder.close()
+            self._listener.told(str(error), good=False)
+
+    def _show(self, frame: Frame, seconds: dict, waited_s: float, observed: float, jumped: bool) -> None:
+        self._frame, self._shown = frame, frame.camera.world_from_camera
+        span = self._ends[-1] - self._ends[0] if len(self._ends) > 1 else 0.0
+        rate = (len(self._ends) - 1) / span if span else 0.0
+        self._listener.saw(View(frame, self.world.snapshot(), seconds, waited_s, rate, observed, self.worlds), jumped)
+
+    def _due(self) -> bool:
+        """Whether a pose waits that is not the one that is shown."""
+        if self._wanted is None or self._shown is None:
+            return False
+        apart = np.abs(self._wanted[0] - self._shown)
+        if apart[:3, 3].max() < STILL_M and apart[:3, :3].max() < STILL:
+            self._wanted = None
+        return self._wanted is not None
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or self._jobs or self._due())
+                if self._closing:
+                    return
+                what, job = self._jobs.popleft() if self._jobs else ("Looking", self._look_now())
+            self._do(what, job)
+
+    def _look_now(self) -> Job:
+        (pose, asked_s), self._wanted = self._wanted, None
+        return lambda: self._step(pose, asked_s=asked_s)
+
+    def _do(self, what: str, job: Job) -> None:
+        """A job that fails is told of and harms nothing: the world changes whole or not at all."""
+        try:
+            if what != "Looking":
+                self._listener.working(what, 0.0)
+            if (sentence := job()) is not None:
+                self._listener.told(sentence, good=True)
+        except MirageError as error:
+            self._listener.told(str(error), good=isinstance(error, Stopped))
+        except Exception as error:  # noqa: BLE001 - one who walks on is better served than one whose page is dead
+            traceback.print_exc()
+            self._listener.told(f"{what} failed ({error!r:.200}); the terminal tells more.", good=False)
+        finally:
+            if what != "Looking":
+                self._listener.working(None, 1.0)
+
+
+def only_seen(state: WorldState) -> tuple[WorldState, int]:
+    """A state that knows what real pictures showed and nothing that was imagined, and how many tokens went.
+
+    The seed's latent precedes the next frame, as at the beginning.
+    """
+    fork = state.forked()
+    forgotten = fork.memory.forget(~fork.memory.from_real)
+    kept = {i: latent for i, latent in state.latents.items() if i == 0 or i >= FIRST_OBSERVED}
+    kept[state.latents_seen - 1] = state.latents[0]
+    views, real = state.free_space, state.free_space.real
+    free_space = FreeSpaceViews(views.cameras[real], views.reach_m[real], views.real[real])
+    return replace(fork, latents=kept, free_space=free_space), forgotten

@@ -1,0 +1,635 @@
+"""The studio: its page in a real browser, its gate over real sockets, its walk without either."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import re
+import socket
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import browser
+import cv2
+import numpy as np
+import pytest
+from fakes import PixelModel
+from PIL import Image
+
+pytest.importorskip("viser", reason="needs the package viser: pip install 'mirage_ros[studio]'")
+
+from mirage_ros.apps.studio.gate import MOST_BYTES, Gate, decoded, hidden_loopback, is_loopback
+from mirage_ros.apps.studio.make import between, checked_name
+from mirage_ros.apps.studio.page import Page, fitted
+from mirage_ros.apps.studio.see import MOST_CLOUDS, CloudChanges
+from mirage_ros.apps.studio.walk import Walk, only_seen
+from mirage_ros.data.seeds import load_seed
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.world.state import WorldConfig
+from mirage_ros.world.world import World
+
+SIZE = (96, 120)
+
+
+class Notes:
+    """A listener that keeps what it hears."""
+
+    def __init__(self):
+        self.views, self.sentences, self.shares = [], [], []
+        self.heard = threading.Condition()
+
+    def saw(self, view, jumped):
+        self._note(self.views, view)
+
+    def told(self, sentence, good):
+        self._note(self.sentences, (good, sentence))
+
+    def working(self, what, share):
+        self._note(self.shares, (what, share))
+
+    def _note(self, where, what):
+        with self.heard:
+            where.append(what)
+            self.heard.notify_all()
+
+    def wait(self, true):
+        with self.heard:
+            assert self.heard.wait_for(true, 30), (self.sentences, len(self.views))
+
+
+@pytest.fixture(scope="module")
+def seed(folder):
+    return load_seed(folder)
+
+
+@pytest.fixture
+def walk(seed):
+    notes = Notes()
+    one = Walk(PixelModel(SIZE), WorldConfig(), notes)
+    one.ask("begin", lambda: one.begin(seed))
+    notes.wait(lambda: notes.views and notes.sentences)
+    yield one, notes
+    one.close()
+
+
+def moved(pose, ahead_m=0.0, right_m=0.0):
+    pose = pose.copy()
+    pose[:3, 3] += ahead_m * pose[:3, 2] + right_m * pose[:3, 0]
+    return pose
+
+
+def did(walk, notes, job):
+    """Asks for a job and returns what was told of it."""
+    count = len(notes.sentences)
+    walk.ask("a job", job)
+    notes.wait(lambda: len(notes.sentences) > count)
+    return notes.sentences[-1]
+
+
+def test_the_newest_pose_wins(walk, monkeypatch):
+    one, notes = walk
+    start = notes.views[-1].frame.camera.world_from_camera
+    stuck, step = threading.Event(), one.world.model.generate
+    monkeypatch.setattr(one.world.model, "generate", lambda *given: (stuck.wait(20), step(*given))[1])
+    poses = [moved(start, 0.01 * k) for k in range(1, 60)]
+    for pose in poses:
+        one.look(pose)
+    stuck.set()
+    notes.wait(lambda: np.allclose(notes.views[-1].frame.camera.world_from_camera, poses[-1]))
+    assert len(notes.views) <= 3
+
+
+def test_the_pose_that_is_shown_is_not_shown_again(walk):
+    one, notes = walk
+    one.look(notes.views[-1].frame.camera.world_from_camera)
+    did(one, notes, lambda: "done")
+    assert len(notes.views) == 1
+
+
+def test_a_moment_comes_back_with_its_picture(walk):
+    one, notes = walk
+    assert did(one, notes, one.keep) == (True, "Kept as moment 1.")
+    first = notes.views[-1]
+    one.look(moved(first.frame.camera.world_from_camera, 0.4, 0.3))
+    notes.wait(lambda: len(notes.views) > 1)
+    assert not np.array_equal(notes.views[-1].frame.rgb, first.frame.rgb)
+    assert did(one, notes, lambda: one.restore("1"))[0]
+    assert np.array_equal(notes.views[-1].frame.rgb, first.frame.rgb)
+    assert notes.views[-1].state.memory.tokens == first.state.memory.tokens
+    good, sentence = did(one, notes, lambda: one.restore("7"))
+    assert not good and "no moment 7" in sentence
+
+
+def test_dreaming_again_keeps_what_was_seen(walk):
+    one, notes = walk
+    seen = notes.views[0].state.memory.tokens
+    one.look(moved(notes.views[0].frame.camera.world_from_camera, -0.8))
+    notes.wait(lambda: len(notes.views) > 1)
+    before = notes.views[-1].state
+    assert before.memory.tokens > seen
+    state, forgotten = only_seen(before)
+    assert state.memory.tokens == before.memory.tokens - forgotten and state.memory.from_real.all()
+    assert before.memory.tokens > state.memory.tokens  # the state that was given stays as it is
+    assert did(one, notes, one.dream_again)[0]
+    assert one.world.config.seed == 1
+
+
+def test_work_can_be_stopped_and_what_fails_changes_nothing(walk):
+    one, notes = walk
+    pose = notes.views[0].frame.camera
+    path = np.stack([moved(pose.world_from_camera, 0.001 * k) for k in range(1, 500)])
+    one.ask("walk", lambda: one.play(Camera(pose.intrinsics, path, pose.size)))
+    notes.wait(lambda: len(notes.views) > 3)
+    one.stop()
+    notes.wait(lambda: any("Stopped after" in sentence for _, sentence in notes.sentences))
+    assert len(notes.views) < 400
+    assert [share for what, share in notes.shares if what == "Walking the path"][1:3] == [1 / 499, 2 / 499]
+    tokens = one.world.memory.tokens
+    good, sentence = did(one, notes, lambda: one.erase(np.ones(3), np.zeros(3)))
+    assert not good and one.world.memory.tokens == tokens
+    one.look(np.full((4, 4), np.nan))
+    notes.wait(lambda: "NaN" in notes.sentences[-1][1])
+    good, sentence = did(one, notes, lambda: 1 / 0)
+    assert not good and "ZeroDivisionError" in sentence
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mcap"])
+def test_a_walk_is_recorded(walk, tmp_path, ending):
+    one, notes = walk
+    path = tmp_path / f"walk.{ending}"
+    assert did(one, notes, lambda: one.record(path))[0]
+    for k in range(1, 4):
+        one.look(moved(notes.views[0].frame.camera.world_from_camera, 0.1 * k))
+        notes.wait(lambda: len(notes.views) > k)  # noqa: B023
+    assert did(one, notes, one.end_recording) == (True, f"{path}: 3 pictures.")
+    if ending == "mp4":
+        assert int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)) == 3
+    else:
+        from mcap.reader import make_reader
+
+        with path.open("rb") as file:
+            counts = make_reader(file).get_summary().statistics.channel_message_counts
+        assert set(counts.values()) == {3}
+    assert not did(one, notes, one.end_recording)[0]
+
+
+def test_clouds_are_sent_as_changes():
+    rng = np.random.default_rng(1)
+    xyz = rng.normal(size=(500, 3)).astype(np.float32)
+    changes = CloudChanges()
+    gone, (number, rows) = changes.update(xyz[:300])
+    assert (gone, number, len(rows)) == ([], 0, 300)
+    assert changes.update(xyz[:300][::-1]) == ([], None)  # another order is no change
+    gone, (number, rows) = changes.update(xyz)
+    assert (gone, number) == ([], 1) and set(rows) == set(range(300, 500))
+    gone, (number, rows) = changes.update(xyz[1:])  # a point of the first cloud has gone
+    assert gone == [0] and len(rows) == 299
+    for held, where in changes.rows(xyz).items():
+        assert held in (1, 2) and len(where) in (200, 299)
+    for k in range(2 * MOST_CLOUDS):
+        changes.update(np.concatenate([xyz, rng.normal(size=(k + 1, 3)).astype(np.float32)]))
+        assert len(changes.clouds) <= MOST_CLOUDS + 1
+
+
+def test_pictures_are_fitted_whole_where_points_lie():
+    rgb = np.full((128, 160, 3), 200, np.uint8)
+    camera = Camera.from_hfov(70.0, (128, 160))
+    for aspect in (0.45, 1.25, 2.4):
+        canvas, vfov = fitted(rgb, camera, aspect)
+        height, width = canvas.shape[:2]
+        assert abs(width / height / aspect - 1) < 0.01
+        lit = (canvas == 200).all(-1)
+        assert lit.sum() == rgb.shape[0] * rgb.shape[1] * 16
+        # A point at the picture's right edge lies there in a view of that field of view.
+        half = np.tan(np.radians(70) / 2) / np.tan(vfov / 2) * height / 2
+        assert abs(np.flatnonzero(lit.any(0))[-1] + 1 - (width / 2 + half)) < 1.5
+
+
+def test_keyframes_are_joined_in_small_steps(seed):
+    poses = [seed.camera.world_from_camera, moved(seed.camera.world_from_camera, 1.0)]
+    path = between([*poses, poses[0]])
+    assert np.allclose(path[0], poses[0]) and np.allclose(path[-1], poses[0])
+    assert np.linalg.norm(np.diff(path[:, :3, 3], axis=0), axis=1).max() < 0.16
+    assert len(between(poses[:1])) == 1
+
+
+@pytest.mark.parametrize("name", ["", "../up", "/etc", "a/b", ".hidden", "x" * 61, "nul\0"])
+def test_names_that_are_paths_are_refused(name):
+    with pytest.raises(MirageError, match="The name is"):
+        checked_name(name)
+
+
+# Uploads.
+
+
+def photograph(kind="JPEG", size=(320, 240), focal_mm=None, orientation=None):
+    picture, exif = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), np.uint8)), Image.Exif()
+    if focal_mm:
+        exif.get_ifd(0x8769)[0xA405] = focal_mm
+    if orientation:
+        exif[0x0112] = orientation
+    out = io.BytesIO()
+    picture.save(out, kind, exif=exif)
+    return out.getvalue()
+
+
+def test_photographs_tell_their_field_of_view():
+    rgb, hfov = decoded("a.jpg", photograph(focal_mm=28))
+    assert rgb.shape == (240, 320, 3) and hfov == pytest.approx(65.5, abs=0.2)
+    rgb, upright = decoded("a.jpg", photograph(focal_mm=28, orientation=6))
+    assert rgb.shape == (320, 240, 3) and upright == pytest.approx(51.5, abs=0.2)
+    assert decoded("a.webp", photograph("WEBP"))[1] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("notes.jpg", b"only words", "no picture"),
+        ("cut.jpg", photograph()[:5000], "damaged"),
+        ("old.gif", photograph("GIF"), "no picture"),
+        ("large.png", b"\x89PNG" + bytes(MOST_BYTES), "at most 32 MiB"),
+        ("dot.png", photograph("PNG", (4, 4)), "at least 8 pixels"),
+    ],
+)  # fmt: skip
+def test_what_is_no_photograph_is_refused(name, data, words):
+    with pytest.raises(MirageError, match=words) as caught:
+        decoded(name, data)
+    assert name in str(caught.value) and str(caught.value).count(".") <= 3
+
+
+@pytest.mark.parametrize(("side", "words"), [(9_000, "at most 64 million"), (30_000, "900000000 pixels")])
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(side, words):
+    header = bytearray(photograph("PNG", (16, 16)))
+    header[16:24] = side.to_bytes(4, "big") * 2
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    with pytest.raises(MirageError, match=words):
+        decoded("bomb.png", bytes(header))
+
+
+# The gate.
+
+
+class Echo:
+    """A server that answers each request with its head and closes."""
+
+    def __init__(self):
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.heads = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                link, _ = self.socket.accept()
+            except OSError:
+                return
+            self.heads.append(link.recv(65536))
+            link.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nroom")
+            link.close()
+
+
+@pytest.fixture
+def gate():
+    opened, echo = [], Echo()
+
+    def open_gate(token=None):
+        opened.append(Gate("127.0.0.1", 0, echo.socket.getsockname(), token))
+        return opened[-1], echo
+
+    yield open_gate
+    for one in opened:
+        one.close()
+    echo.socket.close()
+
+
+def asked(gate, path="/", method="GET", **headers):
+    link = http.client.HTTPConnection("127.0.0.1", gate.port, timeout=20)
+    link.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    answer = link.getresponse()
+    return answer, answer.read().decode()
+
+
+def test_the_gate_lets_in_its_own_pages_alone(gate):
+    one, _ = gate()
+    here = f"127.0.0.1:{one.port}"
+    assert asked(one)[1] == "room"
+    assert asked(one, Origin=f"http://{here}")[1] == "room"
+    for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example"}, {"Host": "127.0.0.1.evil.example"}):
+        answer, words = asked(one, **headers)
+        assert answer.status == 403 and words.count("\n") == 1, headers
+    assert asked(one, method="POST")[0].status == 405
+
+
+def test_the_gate_asks_for_its_token(gate):
+    one, echo = gate("secret-token")
+    assert asked(one)[0].status == 403 and asked(one, "/?token=wrong")[0].status == 403
+    assert asked(one, Cookie="mirage_studio=wrong")[0].status == 403
+    assert not echo.heads  # nothing of these came through
+    answer, _ = asked(one, "/?token=secret-token")
+    cookie = answer.getheader("Set-Cookie")
+    assert answer.status == 303 and answer.getheader("Location") == "/" and "HttpOnly" in cookie
+    assert asked(one, Cookie=cookie.split(";")[0])[1] == "room"
+    assert one.url.endswith("/?token=secret-token")
+
+
+def test_nothing_comes_in_unjudged_behind_a_request(gate):
+    one, echo = gate()
+    with socket.create_connection(("127.0.0.1", one.port)) as link:
+        head = f"GET / HTTP/1.1\r\nHost: localhost:{one.port}\r\n\r\n".encode()
+        link.sendall(head + b"GET /second HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+        while link.recv(4096):
+            pass
+    assert len(echo.heads) == 1 and b"second" not in echo.heads[0]
+    with socket.create_connection(("127.0.0.1", one.port)) as link:
+        link.sendall(b"x" * 40_000 + b"\r\n\r\n")
+        assert b"400" in link.recv(4096)
+
+
+def test_the_gate_says_what_is_wrong_with_its_place(gate):
+    one, _ = gate()
+    with pytest.raises(MirageError, match="cannot listen on 127.0.0.1"):
+        Gate("127.0.0.1", one.port, ("127.0.0.1", 1), None)
+    with pytest.raises(MirageError, match="unknown"):
+        is_loopback("no.such.host.invalid")
+    assert is_loopback("localhost") and is_loopback("::1") and not is_loopback("0.0.0.0")
+    assert is_loopback(hidden_loopback()) and hidden_loopback() != hidden_loopback()
+
+
+# The page, in a browser.
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser.launched() as one:
+        yield one
+
+
+@pytest.fixture
+def studio(seed, tmp_path):
+    """A page with a model that needs no weights, and its gate."""
+    page = Page(PixelModel(SIZE), tmp_path / "studio")
+    page.make.begin(seed)
+    gate = Gate("127.0.0.1", 0, page.address, None)
+    yield page, gate
+    gate.close()
+    page.close()
+
+
+@pytest.fixture
+def tab(chromium, studio):
+    one = browser.Tab(chromium, studio[1].url)
+    one.says("You drive.")
+    one.wait_for(lambda: studio[0].view)
+    yield one
+    assert one.errors == []
+    one.close()
+
+
+def shown_psnr(tab, rgb):
+    """How near the view is to a picture, dB."""
+    canvas = tab.canvas()
+    height, width = canvas.shape[:2]
+    scale = min(height / rgb.shape[0], width / rgb.shape[1])
+    tall, wide = round(rgb.shape[0] * scale), round(rgb.shape[1] * scale)
+    top, left = (height - tall) // 2, (width - wide) // 2
+    small = cv2.resize(canvas[top : top + tall, left : left + wide], rgb.shape[1::-1], interpolation=cv2.INTER_AREA)
+    return 10 * np.log10(255**2 / np.mean((small.astype(float) - rgb) ** 2))
+
+
+def shows(tab, rgb, seconds=20.0):
+    """Waits until the view shows a picture."""
+    return tab.wait_for(lambda: shown_psnr(tab, rgb) > 24, seconds)
+
+
+def came_to_rest(tab, page):
+    """The view after the last pose that the browser told has been shown."""
+
+    def rested():
+        view = page.view
+        tab.page.wait_for_timeout(600)
+        return page.view is view and view
+
+    return tab.wait_for(rested)
+
+
+def test_a_key_moves_the_view_to_what_the_world_shows_there(tab, studio, seed):
+    page, _ = studio
+    first = page.view
+    shows(tab, first.frame.rgb)
+    tab.hold("w", 250)
+    view = tab.wait_for(lambda: page.view is not first and came_to_rest(tab, page))
+    shows(tab, view.frame.rgb)
+    assert shown_psnr(tab, first.frame.rgb) < 20
+    ahead = first.frame.camera.camera_from_world @ np.append(view.frame.camera.position_world, 1)
+    assert ahead[2] > 0.1 and abs(ahead[0]) < 0.02
+    height = first.frame.camera.position_world[2]
+    assert view.frame.camera.position_world[2] == pytest.approx(height, abs=1e-3)
+    # The same poses in a world of its own give the same picture.
+    world = World(PixelModel(SIZE), WorldConfig())
+    world.reset(seed.rgb, seed.camera, seed.depth_m)
+    camera = view.frame.camera
+    alone = world.step(Camera(camera.intrinsics, camera.world_from_camera[None], camera.size), np.array([10**9])).frames[0]
+    assert shown_psnr(tab, alone.rgb) > 24
+    tab.hold("ArrowLeft", 300)
+    turned = tab.wait_for(lambda: page.view is not view and came_to_rest(tab, page)).frame.camera
+    assert np.linalg.norm(turned.position_world - camera.position_world) < 0.1  # nearly in place
+    assert turned.world_from_camera[:3, 2] @ camera.world_from_camera[:3, 2] < np.cos(np.radians(3))
+
+
+def test_the_wheel_walks(tab, studio):
+    page, _ = studio
+    first = page.view.frame.camera
+    tab.page.mouse.move(300, 300)
+    tab.page.mouse.wheel(0, -100)
+    view = tab.wait_for(lambda: page.view.frame.camera is not first and came_to_rest(tab, page))
+    assert (first.camera_from_world @ np.append(view.frame.camera.position_world, 1))[2] > 0.03
+
+
+def test_a_moment_kept_and_gone_back_to_in_the_page(tab, studio):
+    page, _ = studio
+    first = page.view.frame.rgb
+    tab.open("Make")
+    tab.press("Keep this moment")
+    tab.says("Kept as moment 1.")
+    tab.page.mouse.click(300, 300)
+    tab.hold("w", 300)
+    view = tab.wait_for(lambda: page.view.frame.rgb is not first and came_to_rest(tab, page))
+    assert not np.array_equal(view.frame.rgb, first)
+    tab.press("Go back to it")
+    tab.says("Back at moment 1.")
+    shows(tab, first)
+    assert np.array_equal(came_to_rest(tab, page).frame.rgb, first)
+    tab.press("Dream again")
+    tab.says("dreaming with world seed 1")
+    assert page.walk.world.config.seed == 1
+
+
+def upload(tab, path):
+    tab.open("Make")
+    tab.page.locator("input[type=file]").first.set_input_files(str(path))
+
+
+def test_a_photograph_becomes_a_world(tab, studio, tmp_path):
+    page, _ = studio
+    first = page.view
+    file = tmp_path / "my street!.jpg"
+    picture = cv2.resize(np.random.default_rng(3).integers(0, 255, (6, 8, 3), np.uint8), (640, 480), interpolation=cv2.INTER_CUBIC)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 28
+    Image.fromarray(picture).save(file, exif=exif)
+    upload(tab, file)
+    tab.says("A world around my street")
+    view = came_to_rest(tab, page)
+    assert view.world == first.world + 1
+    cropped = np.degrees(2 * np.arctan(600 / 640 * np.tan(np.radians(65) / 2)))  # to the model's 5:4
+    assert view.frame.camera.hfov_deg == pytest.approx(cropped, abs=0.2)
+    shows(tab, view.frame.rgb)
+    assert [path.name for path in page.folder.glob("photographs/*")] == ["my street.png"]
+    tab.says("my street")  # in the gallery
+
+
+def test_what_is_no_photograph_is_refused_in_the_page(tab, studio, tmp_path):
+    page, _ = studio
+    first = page.view
+    words, large = tmp_path / "words.jpg", tmp_path / "large.jpg"
+    words.write_text("only words")
+    with large.open("wb") as file:
+        file.truncate(200 * 2**20)
+    upload(tab, words)
+    tab.says("words.jpg is no picture that can be read here; give a JPEG, PNG or WebP.")
+    tab.page.locator("input[type=file]").first.set_input_files(str(large))
+    tab.says("large.jpg has 200 MiB; give a photograph of at most 32 MiB.", 60)
+    assert page.make.uploads.held_bytes == 0 and page.view is first
+    upload(tab, words)  # the button works still
+    assert not list(page.folder.glob("photographs/*"))
+
+
+def test_a_world_is_saved_and_loaded_in_the_page(tab, studio):
+    page, _ = studio
+    tab.hold("w", 200)
+    before = came_to_rest(tab, page)
+    tab.open("Make")
+    tab.page.get_by_text("Saved worlds").click()
+    tab.press("Save")
+    tab.says("Saved as")
+    assert (page.folder / "worlds" / "my world" / "world.json").is_file()
+    tab.press("Begin here")
+    tab.wait_for(lambda: page.view.world == 2 and came_to_rest(tab, page))
+    tab.press("Load")
+    tab.says("Loaded")
+    view = tab.wait_for(lambda: page.view.world == 3 and came_to_rest(tab, page))
+    assert np.allclose(view.frame.camera.world_from_camera, before.frame.camera.world_from_camera)
+    assert view.state.memory.tokens >= before.state.memory.tokens
+
+
+def test_two_browsers_see_one_world_and_one_drives(chromium, tab, studio):
+    page, gate = studio
+    other = browser.Tab(chromium, gate.url)
+    other.says("You look on, somebody else drives.")
+    tab.says("1 other browser here.")
+    tab.hold("w", 250)
+    view = came_to_rest(tab, page)
+    shows(other, view.frame.rgb)
+    other.hold("s", 250)
+    other.page.wait_for_timeout(500)
+    assert page.view is view  # who looks on moves nothing
+    other.press("Drive from this browser")
+    other.says("You drive.")
+    tab.says("You look on, somebody else drives.")
+    other.hold("s", 250)
+    moved_on = other.wait_for(lambda: page.view is not view and came_to_rest(other, page))
+    shows(tab, moved_on.frame.rgb)
+    assert other.errors == []
+    other.close()
+    tab.says("You drive.")
+
+
+def test_a_box_is_erased_in_the_page(tab, studio):
+    page, _ = studio
+    tab.open("Make")
+    tab.page.get_by_text("Erase a box").click()
+    tab.page.get_by_label("Show the box").click()
+    tab.wait_for(lambda: page.make._box is not None)
+    tab.press("Erase what is inside")
+    tab.says("tokens erased.")
+    assert int(re.search(r"(\d+) tokens erased", tab.page.content())[1]) > 0
+
+
+def test_a_token_opens_the_page(chromium, studio):
+    page, _ = studio
+    gate = Gate("127.0.0.1", 0, page.address, "a-token")
+    refused = browser.Tab(chromium, f"http://127.0.0.1:{gate.port}/")
+    assert refused.response.status == 403
+    refused.says("needs its token")
+    refused.close()
+    accepted = browser.Tab(chromium, gate.url)
+    accepted.says("You drive.")
+    assert "token" not in accepted.page.url and accepted.errors == []
+    accepted.close()
+    gate.close()
+
+
+def test_browsers_that_come_and_leave_leave_nothing(studio):
+    """Fifty that speak viser's protocol as far as being there."""
+    from websockets.sync.client import connect
+
+    import viser
+
+    page, gate = studio
+    here, kind = f"127.0.0.1:{gate.port}", f"viser-v{viser.__version__}"
+    threads = threading.active_count()
+    for _ in range(5):
+        links = [connect(f"ws://{here}", origin=f"http://{here}", subprotocols=[kind]) for _ in range(10)]
+        for link in links:
+            assert link.recv()
+        assert gate.connections == 10
+        for link in links:
+            link.close()
+        deadline = time.monotonic() + 20
+        while gate.connections and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert gate.connections == 0 and not page.server.get_clients() and page.driver is None
+    assert threading.active_count() <= threads + 2
+
+
+SHOTS = os.environ.get("MIRAGE_SHOTS", "")
+
+
+@pytest.mark.skipif(not SHOTS, reason="draws the pictures of docs/studio.md: MIRAGE_SHOTS=docs")
+def test_the_pictures_of_the_docs(chromium, tmp_path):
+    """With the shipped model: the walk and the memory in space; and prints how long a key takes to be seen."""
+    from mirage_ros.models.pretrained import load_model
+
+    page = Page(load_model("mini"), tmp_path / "studio")
+    page.make.begin(load_seed("room"))
+    gate = Gate("127.0.0.1", 0, page.address, None)
+    try:
+        tab = browser.Tab(chromium, gate.url, (1180, 720))
+        tab.says("You drive.")
+        tab.wait_for(lambda: page.view)
+        tab.hold("ArrowRight", 60)
+        came_to_rest(tab, page)
+        shots, waits = {"studio": tab.shot(browser.NO_NOTIFICATIONS)}, []
+        for key in ["ArrowLeft", "ArrowRight"] * 8 + ["ArrowLeft"] * 3:
+            before, since_s = page.view, time.monotonic()
+            tab.hold(key, 60)
+            tab.wait_for(lambda before=before: page.view is not before)
+            waits.append(time.monotonic() - since_s)
+            came_to_rest(tab, page)
+        print(f"key to picture on the server: median {np.median(waits):.2f} s, 95 % {np.percentile(waits, 95):.2f} s")
+        tab.open("See")
+        tab.page.get_by_role("combobox", name="View").or_(tab.page.get_by_label("View")).first.click()
+        tab.page.get_by_role("option", name="Memory in 3D").click()
+        tab.page.mouse.move(400, 600)
+        tab.page.wait_for_timeout(6000)
+        shots["studio_memory"] = tab.shot(browser.NO_NOTIFICATIONS)
+        tab.close()
+    finally:
+        gate.close()
+        page.close()
+    for name, shot in shots.items():
+        Image.fromarray(shot).quantize(256).save(Path(SHOTS) / f"{name}.png", optimize=True)
