@@ -1,6 +1,12 @@
-"""The one error base of the project, and how text from outside is shown."""
+"""What everything here may say: the one error base, how text from outside is shown, and that work goes on.
+
+A thread of its own would tell that a process lives, not that it gets anywhere: so whoever works reports, and whoever
+supervises listens.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 # Nobody reads on after so much of a sentence.
 MOST_CHARACTERS = 1000
@@ -37,3 +43,25 @@ def legible(text: str, most: int = MOST_CHARACTERS) -> str:
         for one in text
     )
     return legible(shown, most) if len(shown) > most else shown
+
+
+LONG_S = 600.0
+"""For what cannot report meanwhile: loading a network, compiling."""
+
+_listener: Callable[[float], None] | None = None
+
+
+def report(allow_s: float = 0.0) -> None:
+    """The work goes on; cheap, so often is fine.
+
+    Args:
+        allow_s: what comes next may take so long until the next report.
+    """
+    if _listener is not None:
+        _listener(allow_s)
+
+
+def listen(listener: Callable[[float], None] | None) -> None:
+    """Who hears the reports of this process from now on."""
+    global _listener
+    _listener = listener

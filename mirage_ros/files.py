@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from mirage_ros.errors import MirageError
-from mirage_ros.progress import report
+from mirage_ros.errors import MirageError, report
 
 PIECE_BYTES = 64 * 2**20
 """Bytes that are written between two reports of progress."""

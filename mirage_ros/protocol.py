@@ -95,7 +95,7 @@ class Frame:
         rgb: the picture.
         depth_m: along z; NaN invalid, +inf beyond range (REP 117, 118).
         observed: True where the model took the pixel from memory, latent cell by latent cell, False
-            where it imagined it (chunking.from_memory).
+            where it imagined it (world/state.py).
         scan, lidar: of sensors at the camera's place; None unless they were asked for.
     """
 
@@ -231,7 +231,7 @@ class WorldModel(Protocol):
 
     A model may have `readout_cells` besides: it is shown a readout of so many cells to a side of
     each latent cell. And `from_memory(readout)`: which latents it takes from that readout, where
-    these are not the ones that memory shows at least half of (both in chunking.py). And
+    these are not the ones that memory shows at least half of (both in world/state.py). And
     `segmented(rgb)`: what moves in real pictures (f, h, w), by a segmenter that was asked for, or
     None if none was. And `device`, the torch device that it runs on, where that is not the CPU: memory
     is read there, too.
@@ -276,3 +276,19 @@ class WorldModel(Protocol):
     ) -> Perception:
         """Depth and masks of pictures; `anchor_depth_m` is the readout's depth (NaN unseen)."""
         ...
+
+
+MOSTLY = 0.5
+"""Share of a latent's readout cells from which memory is said to show it."""
+DecoderState = dict[str, Any]
+"""What a causal decoder remembers: tensors, which are never changed in place, so states share them."""
+
+
+def readout_cells(model: WorldModel) -> int:
+    """Cells of a readout to a side of each latent cell; 1 where the model asks for no more."""
+    return int(getattr(model, "readout_cells", 1))
+
+
+def readout_side(model: WorldModel) -> int:
+    """Pixels to a side of each cell of a readout."""
+    return model.stride // readout_cells(model)

@@ -9,9 +9,8 @@ import time
 import numpy as np
 import torch
 
-from mirage_ros.errors import MirageError
+from mirage_ros.errors import MirageError, report
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.progress import report
 from mirage_ros.protocol import Perception, Readout
 
 

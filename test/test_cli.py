@@ -89,7 +89,7 @@ def test_ctrl_c_gives_130(monkeypatch):
     def interrupted(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mirage_ros.cli.doctor.info", interrupted)
+    monkeypatch.setattr("mirage_ros.cli.node.info", interrupted)
     assert cli.main(["info"]) == 130
 
 

@@ -16,8 +16,9 @@ from mirage_ros.models.mini.codec import (
     condition_from_readout,
     condition_per_latent,
 )
+from mirage_ros.protocol import readout_side
 from mirage_ros.training.codec import planar_readout
-from mirage_ros.world.chunking import latent_size, readout_side, readout_size
+from mirage_ros.world.state import latent_size, readout_size
 from mirage_ros.world.world import World
 
 CELLS = (16, 20)

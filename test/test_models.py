@@ -10,8 +10,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from mirage_ros.data.seeds import load_seed
-from mirage_ros.data.tour import plan_tour
+from mirage_ros.data.seeds import load_seed, plan_tour
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import upsample

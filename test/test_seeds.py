@@ -10,8 +10,13 @@ from fakes import PixelModel
 from make_seed import write_seed
 from PIL import Image
 
-from mirage_ros.data.seeds import level_camera_pose, load_seed, shipped_seeds
-from mirage_ros.data.tour import central_depth_m, plan_tour
+from mirage_ros.data.seeds import (
+    central_depth_m,
+    level_camera_pose,
+    load_seed,
+    plan_tour,
+    shipped_seeds,
+)
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import seed_warnings

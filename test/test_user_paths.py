@@ -14,12 +14,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.files import user_path
 from mirage_ros.ros.cameras import read_rig
 from mirage_ros.ros.diagnostics import Health
-from mirage_ros.ros.worlds import (
-    UnknownWorld,
-    UnsupportedWorld,
-    available_worlds,
-    find_world,
-)
+from mirage_ros.ros.worlds import UnknownWorld, UnsupportedWorld, available_worlds, find_world
 
 DEEP = "[" * 100_000
 

@@ -12,8 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mirage_ros.apps import demo_report as figures
-from mirage_ros.data.seeds import Seed, load_seed
-from mirage_ros.data.tour import central_depth_m
+from mirage_ros.data.seeds import Seed, central_depth_m, load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_json
 from mirage_ros.geometry.camera import Camera

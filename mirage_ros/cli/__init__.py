@@ -17,7 +17,7 @@ from mirage_ros.errors import MirageError
 # Command -> its module here, whose function `add_COMMAND` adds the command's parser.
 COMMANDS = {
     "demo": "node", "node": "node", "plan": "node", "record": "record", "recover": "record", "readback": "evaluate",
-    "train": "train", "data": "train", "bench": "bench", "evaluate": "evaluate", "doctor": "doctor", "info": "doctor",
+    "train": "train", "data": "train", "bench": "evaluate", "evaluate": "evaluate", "doctor": "node", "info": "node",
     "export": "record", "generate": "record", "convert": "train", "loop": "loop", "base": "loop", "wander": "loop",
     "drive": "loop", "teleop": "loop", "studio": "loop",
 }  # fmt: skip

@@ -31,8 +31,7 @@ from mirage_ros.files import atomic_file
 from mirage_ros.memory.memory import LatentMemory
 from mirage_ros.memory.rows import SURFEL_FIELDS
 from mirage_ros.memory.store import row_bytes
-from mirage_ros.protocol import WorldModel
-from mirage_ros.world.chunking import readout_cells
+from mirage_ros.protocol import WorldModel, readout_cells
 
 SURFEL_BYTES = sum(np.dtype(d).itemsize * math.prod(s) for d, s in SURFEL_FIELDS.values())
 PARTS = ("stored", "view", "files", "walk", "loops")

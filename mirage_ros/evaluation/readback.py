@@ -24,7 +24,7 @@ from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import fit_seed, upsample
 from mirage_ros.protocol import SpatialMemory, WorldModel
 from mirage_ros.recording.drawing import colour_observed, compose_row, save_picture
-from mirage_ros.world.chunking import latent_size, readout_size
+from mirage_ros.world.state import latent_size, readout_size
 from mirage_ros.world.world import World
 
 SAME_SURFACE_SHARE = 0.08

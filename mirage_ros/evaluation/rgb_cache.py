@@ -20,10 +20,9 @@ from mirage_ros.evaluation.point_cloud import CloudConfig, Drawing, PointCloud
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share, upsample
-from mirage_ros.protocol import Readout, WorldModel
+from mirage_ros.protocol import Readout, WorldModel, readout_cells
 from mirage_ros.recording.pictures import LAST_MM, millimetres
-from mirage_ros.world.chunking import anchor_frames, frames_per_latent, readout_cells
-from mirage_ros.world.state import REWRITE_LOG_SCALE, Pictures
+from mirage_ros.world.state import REWRITE_LOG_SCALE, Pictures, anchor_frames, frames_per_latent
 from mirage_ros.world.world import World, WorldConfig
 
 JPEG_QUALITY = 90

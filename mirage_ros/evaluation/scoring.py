@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 
 from mirage_ros.evaluation.metrics import (
-    SMALLEST_SHARE,
-    grey,
     FEWEST_WINDOWS,
+    SMALLEST_SHARE,
     floor_heights_m,
+    grey,
     likeness,
     likeness_known,
     lpips_of,

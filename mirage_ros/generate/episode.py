@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from transforms3d.quaternions import mat2quat
 
-from mirage_ros.data.tour import central_depth_m, clearance_m, plan_tour
+from mirage_ros.data.seeds import central_depth_m, clearance_m, plan_tour
 from mirage_ros.env.environments import GOAL_RADIUS_M, PER_STEP, REACHED, drive_in, driven
 from mirage_ros.env.stepping import Start, draw_start
 from mirage_ros.errors import MirageError

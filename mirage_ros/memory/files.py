@@ -11,12 +11,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from mirage_ros.errors import MirageError
+from mirage_ros.errors import MirageError, report
 from mirage_ros.files import UNREADABLE, open_file, write_file
 from mirage_ros.geometry.camera import FARTHEST_M, LEAST_SIDES
-from mirage_ros.memory.rows import FEATURE_TYPES, FIRST_OBSERVED, VIEW_FIELDS, Fields, ViewTable, token_fields
+from mirage_ros.memory.rows import (
+    FEATURE_TYPES,
+    FIRST_OBSERVED,
+    VIEW_FIELDS,
+    Fields,
+    ViewTable,
+    token_fields,
+)
 from mirage_ros.memory.surfels import view_numbers
-from mirage_ros.progress import report
 
 VERSION, OLDEST = 4, 3
 """Of the memory and world files, as they are written and as they are still read. Version 1 kept tokens

@@ -21,11 +21,10 @@ from jaxtyping import Bool, Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mirage_ros.errors import MirageError
+from mirage_ros.errors import MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.models.parts import InputRule, network_input, picture_sized
-from mirage_ros.progress import report
 
 #: A frame with fewer anchored cells than this takes the fit of its whole chunk.
 MIN_ANCHORS = 32

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
-from mirage_ros.errors import MirageError
+from mirage_ros.errors import MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import upsample
 from mirage_ros.models import depth_estimators
@@ -27,8 +27,13 @@ from mirage_ros.models.depth_estimators import (
     disagreeing,
     load_depth_estimator,
 )
-from mirage_ros.models.parts import InputRule, block_means, network_input, picture_sized, stored_bytes
-from mirage_ros.progress import report
+from mirage_ros.models.parts import (
+    InputRule,
+    block_means,
+    network_input,
+    picture_sized,
+    stored_bytes,
+)
 from mirage_ros.protocol import Perception, WorldModel
 
 SKY_PROMPT = "sky"

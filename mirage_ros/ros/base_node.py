@@ -29,7 +29,14 @@ from rosgraph_msgs.msg import Clock
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.errors import MirageError
-from mirage_ros.loop.base import BasePose, Command, LiveBase, LiveBaseConfig, base_under, live_base_under
+from mirage_ros.loop.base import (
+    BasePose,
+    Command,
+    LiveBase,
+    LiveBaseConfig,
+    base_under,
+    live_base_under,
+)
 from mirage_ros.ros.messages.conversions import (
     SECOND_NS,
     pose_to_ros,

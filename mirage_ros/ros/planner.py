@@ -18,8 +18,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.data.seeds import load_seed
-from mirage_ros.data.tour import plan_tour
+from mirage_ros.data.seeds import load_seed, plan_tour
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_file
 from mirage_ros.geometry.camera import Camera

@@ -27,8 +27,7 @@ from mirage_ros.recording.recorder import Recorder, RecordingConfig
 from mirage_ros.recording.topics import BY_NAME, PICTURES, RECORDED, TF, Topic
 from mirage_ros.ros.callbacks import ending_with_ros
 from mirage_ros.ros.messages.conversions import message_class
-from mirage_ros.ros.messages.definitions import message_definition, offered_qos
-from mirage_ros.ros.playback import FrameAssembler
+from mirage_ros.ros.playback import FrameAssembler, message_definition, offered_qos
 
 SETTLE_S = 1.5
 FLUSH_S = 1.0

@@ -54,7 +54,7 @@ from mirage_ros.training.wan_trainer import (
     prepare_stage,
     split_trained,
 )
-from mirage_ros.world.chunking import anchor_frames, any_in_group
+from mirage_ros.world.state import anchor_frames, any_in_group
 from mirage_ros.world.world import WorldConfig
 
 #: Metres per unit of the track that are tried, and the width of the pictures compared.

@@ -34,17 +34,39 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from mirage_ros.errors import MirageError
+from mirage_ros.errors import MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
-from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed, upsample, warn_of_cropping
+from mirage_ros.geometry.images import (
+    cell_colours,
+    cell_share,
+    fit_seed,
+    upsample,
+    warn_of_cropping,
+)
 from mirage_ros.memory.free_space import FreeSpaceViews, carved
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
-from mirage_ros.progress import report
-from mirage_ros.protocol import Chunk, Frame, Perception, Readout, SpatialMemory, WorldModel
-from mirage_ros.world.chunking import (
-    FORGET_MOVING,
+from mirage_ros.protocol import (
+    Chunk,
     DecoderState,
+    Frame,
+    Perception,
+    Readout,
+    SpatialMemory,
+    WorldModel,
+    readout_cells,
+    readout_side,
+)
+from mirage_ros.world.state import (
+    FORGET_MOVING,
+    KEPT_LATENTS,
+    MAX_DEPTH_M,
+    REWRITE_LOG_SCALE,
+    Draft,
+    MakeBackend,
+    Pictures,
+    WorldConfig,
+    WorldState,
     anchor_frames,
     any_in_group,
     check_latents,
@@ -58,20 +80,8 @@ from mirage_ros.world.chunking import (
     latent_size,
     moving_in_real,
     perceive_seed,
-    readout_cells,
-    readout_side,
     readout_size,
     rows,
-)
-from mirage_ros.world.state import (
-    KEPT_LATENTS,
-    MAX_DEPTH_M,
-    REWRITE_LOG_SCALE,
-    Draft,
-    MakeBackend,
-    Pictures,
-    WorldConfig,
-    WorldState,
 )
 
 STAGES = ("read", "generate", "decode", "perceive", "write")

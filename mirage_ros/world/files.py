@@ -43,8 +43,7 @@ from mirage_ros.memory.files import VERSION, load_tensors, save_tensors
 from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.rows import representable
-from mirage_ros.protocol import WorldModel
-from mirage_ros.world.chunking import DecoderState
+from mirage_ros.protocol import DecoderState, WorldModel
 from mirage_ros.world.state import WorldState
 
 KIND = "world"

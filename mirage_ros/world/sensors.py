@@ -29,7 +29,7 @@ from mirage_ros.protocol import (
     LidarCloud,
     Scan,
     Surfaces,
-)  # fmt: skip
+)
 
 SCAN_MARGIN = 0.05
 """Share of its depth by which a point has to lie before the surface behind it to be seen free."""

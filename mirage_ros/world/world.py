@@ -30,20 +30,22 @@ from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed
 from mirage_ros.memory.memory import LatentMemory
 from mirage_ros.memory.rows import FIRST_OBSERVED
-from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel
-from mirage_ros.world.chunking import (
+from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel, readout_cells, readout_side
+from mirage_ros.world.cycle import Cycle, LatentBackend, Plan, memory_config, overlapped
+from mirage_ros.world.files import load_world, save_world
+from mirage_ros.world.state import (
+    KEPT_LATENTS,
+    MAX_DEPTH_M,
+    MakeBackend,
+    WorldConfig,
+    WorldState,
     check_latents,
     check_plan,
     frames_per_latent,
     latent_size,
     moving_in_real,
     perceive_seed,
-    readout_cells,
-    readout_side,
 )
-from mirage_ros.world.cycle import Cycle, LatentBackend, Plan, memory_config, overlapped
-from mirage_ros.world.files import load_world, save_world
-from mirage_ros.world.state import KEPT_LATENTS, MAX_DEPTH_M, MakeBackend, WorldConfig, WorldState
 
 __all__ = ["Rig", "World", "WorldConfig"]
 

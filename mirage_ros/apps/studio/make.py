@@ -23,8 +23,16 @@ from viser import _messages as messages
 
 from mirage_ros.apps.studio.gate import UploadGuard, decoded
 from mirage_ros.apps.studio.walk import View, Walk
-from mirage_ros.data.seeds import DEFAULT_HFOV_DEG, Seed, find_seed, load_seed, read_picture, shipped_seeds
-from mirage_ros.data.tour import central_depth_m, plan_tour
+from mirage_ros.data.seeds import (
+    DEFAULT_HFOV_DEG,
+    Seed,
+    central_depth_m,
+    find_seed,
+    load_seed,
+    plan_tour,
+    read_picture,
+    shipped_seeds,
+)
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, WORLD, read_json, write_file, write_json
 from mirage_ros.geometry.camera import Camera

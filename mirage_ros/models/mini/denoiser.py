@@ -31,14 +31,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from mirage_ros.errors import report
 from mirage_ros.models.mini.codec import (
     GEOMETRY_CHANNELS,
     Aligner,
     condition_per_latent,
     residual_stage,
 )
-from mirage_ros.progress import report
-from mirage_ros.world.chunking import MOSTLY
+from mirage_ros.protocol import MOSTLY
 
 TIMESTEPS = 1000.0
 

@@ -38,8 +38,7 @@ from mirage_ros.models.mini.denoiser import (
     sample,
 )
 from mirage_ros.models.parts import picture_from_rgb, rgb_from_picture
-from mirage_ros.protocol import Perception, Readout
-from mirage_ros.world.chunking import MOSTLY, readout_side
+from mirage_ros.protocol import MOSTLY, Perception, Readout, readout_side
 
 #: Pictures are padded to multiples of this (the coarsest level of the net).
 COARSEST = 32

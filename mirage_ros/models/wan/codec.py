@@ -14,8 +14,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, un
 from jaxtyping import Float
 from torch import Tensor
 
-from mirage_ros.progress import report
-from mirage_ros.world.chunking import DecoderState
+from mirage_ros.errors import report
+from mirage_ros.protocol import DecoderState
 
 #: diffusers marks a time convolution that has seen the first frame only with this word.
 FIRST_SEEN = "Rep"

@@ -22,16 +22,14 @@ from diffusers import AutoencoderKLWan, SchedulerMixin, WanTransformer3DModel
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from mirage_ros.errors import MirageError
+from mirage_ros.errors import LONG_S, MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models.mini.codec import condition_from_context, condition_from_readout
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import picture_from_rgb, rgb_from_picture
 from mirage_ros.models.wan.codec import WanCodec
 from mirage_ros.models.wan.config import WanConfig
-from mirage_ros.progress import LONG_S, report
-from mirage_ros.protocol import Perception, Readout
-from mirage_ros.world.chunking import DecoderState
+from mirage_ros.protocol import DecoderState, Perception, Readout
 
 GIB = 2**30
 #: Smaller pictures and chunks that a refusal tries, in this order.
@@ -282,7 +280,7 @@ class WanModel:
     def decode_stream(
         self, latents: Float[Tensor, "n c lh lw"], state: DecoderState | None
     ) -> tuple[UInt8[np.ndarray, "f h w 3"], DecoderState]:
-        """Pictures that follow on those after which `state` was returned (world/chunking.py)."""
+        """Pictures that follow on those after which `state` was returned (world/state.py)."""
         pictures, state = self.codec.decode_stream(latents.transpose(0, 1)[None], state)
         return _rgb(pictures), state
 

@@ -21,14 +21,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.ros.callbacks import Deferred, Endpoints
 from mirage_ros.ros.chunks import IN_FLIGHT
 from mirage_ros.ros.diagnostics import OK, WARN, Health, Status, worst
-from mirage_ros.ros.services import (
-    FAILED,
-    INCORRECT_STATE,
-    LOADING,
-    UNSUPPORTED,
-    answered,
-    outcome,
-)
+from mirage_ros.ros.services import FAILED, INCORRECT_STATE, LOADING, UNSUPPORTED, answered, outcome
 from mirage_ros.ros.session import Session
 from mirage_ros.ros.worker.commands import Failed
 

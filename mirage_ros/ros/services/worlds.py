@@ -19,7 +19,14 @@ from mirage_ros.files import user_path
 from mirage_ros.geometry.camera import check_place
 from mirage_ros.protocol import Points
 from mirage_ros.ros.callbacks import Deferred, Endpoints
-from mirage_ros.ros.services import FAILED, INCORRECT_STATE, NOT_FOUND, answered, outcome, tags_match
+from mirage_ros.ros.services import (
+    FAILED,
+    INCORRECT_STATE,
+    NOT_FOUND,
+    answered,
+    outcome,
+    tags_match,
+)
 from mirage_ros.ros.session import NO_WORLD, Session
 from mirage_ros.ros.worker.commands import (
     Command,

@@ -17,10 +17,9 @@ import torch
 from jaxtyping import Float
 
 from mirage_ros.data.seeds import Seed
-from mirage_ros.errors import MirageError
+from mirage_ros.errors import LONG_S, MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import seed_warnings
-from mirage_ros.progress import LONG_S, report
 from mirage_ros.protocol import Chunk, FloorPlan, Frame, Perception, Points, Surfaces, WorldModel
 from mirage_ros.ros.worker.commands import (
     CHANGING,

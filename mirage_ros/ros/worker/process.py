@@ -16,8 +16,7 @@ from multiprocessing.connection import Connection
 
 from numba.core import event
 
-from mirage_ros import progress
-from mirage_ros.errors import MirageError, legible
+from mirage_ros.errors import LONG_S, MirageError, legible, listen, report
 from mirage_ros.protocol import WorldModel
 from mirage_ros.ros.worker.commands import Beat, Command, Dying, Failed, ModelReady, WorkerConfig
 from mirage_ros.ros.worker.engine import Engine
@@ -67,7 +66,7 @@ class _Outbox:
         # Work may report from several threads.
         self._connection, self._lock = connection, threading.RLock()
         self._told_s, self._allow_s = 0.0, 0.0
-        progress.listen(self.beat)
+        listen(self.beat)
         event.register("numba:compile", _Compiling())
 
     def put(self, value) -> None:
@@ -89,15 +88,15 @@ class _Compiling(event.Listener):
 
     def on_start(self, event) -> None:
         self._depth += 1
-        progress.report(progress.LONG_S)
+        report(LONG_S)
 
     def on_end(self, event) -> None:
         self._depth -= 1
-        progress.report(progress.LONG_S if self._depth else 0.0)
+        report(LONG_S if self._depth else 0.0)
 
 
 def _load(outbox: _Outbox, make_model, config: WorkerConfig) -> Engine | None:
-    progress.report(progress.LONG_S)
+    report(LONG_S)
     try:
         model = make_model()
         engine = Engine(model, config)
