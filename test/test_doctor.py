@@ -6,7 +6,8 @@ import fcntl
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+import threading
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,15 @@ def test_the_command_prints_a_table_and_exits_1_on_a_fault(domain, capsys):
         assert '"state": "FAULT"' in capsys.readouterr().out
     assert main(["doctor", "--listen", "0.5"]) == 0
     assert "No other node" in capsys.readouterr().out
+
+
+def test_a_node_that_is_seen_late_is_listened_to(domain):
+    late = threading.Timer(2.5, lambda: started.enter_context(nodes("lost_camera")))
+    with ExitStack() as started:
+        late.start()
+        findings = examine(DoctorConfig(listen_s=1.0))
+        late.join()
+    assert "'lost_camera'" in next(item for item in findings if item.check == "tf").found
 
 
 @pytest.mark.parametrize("listen_s", ["0", "-1", "nan", "inf"])

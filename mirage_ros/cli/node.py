@@ -38,8 +38,9 @@ def add_doctor(parsers) -> None:
         "shared memory and the GPU's; exit code 1 with a fault.",
     )
     parser.add_argument(
-        "--listen", type=float, default=5.0, metavar="S", help="seconds to listen (default: 5)"
-    )
+        "--listen", type=float, default=5.0, metavar="S",
+        help="seconds to listen once another node is seen (default: 5)",
+    )  # fmt: skip
     parser.add_argument("--world-frame", default="world", help="(default: world)")
     parser.add_argument(
         "--frames", nargs="+", default=[], metavar="FRAME", help="frames that must be on TF"

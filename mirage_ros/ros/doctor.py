@@ -39,6 +39,10 @@ PLACED = {INFO: CameraInfo, CLOUD: PointCloud2}
 # To hear these would have them made.
 ON_DEMAND = tuple(f"/{topic.name}" for topic in TOPICS if topic.on_demand)
 SCAN_S = 0.25
+# Participants announce themselves every 3 s (Fast DDS): on a busy machine the first ones are lost.
+DISCOVERY_S = 10.0
+# A graph that grew within so long may not be known whole.
+SETTLED_S = 1.0
 NAME = "mirage_doctor"
 
 
@@ -75,6 +79,12 @@ class Graph:
     frames: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """How many nodes and endpoints of them there are."""
+        ends = (*self.publishers.values(), *self.subscriptions.values())
+        return len(self.nodes) + sum(map(len, ends))
+
 
 class GraphWatch:
     """Subscribes to /tf, /clock, /diagnostics and whatever is placed; fills a Graph."""
@@ -92,14 +102,23 @@ class GraphWatch:
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, lossy)
 
     def watch(self, seconds: float, spin: Callable[[float], None]) -> Graph:
-        """Listens for so long; `spin(timeout_s)` runs the callbacks."""
-        end_s, scan_s = time.monotonic() + seconds, 0.0
+        """Listens; `spin(timeout_s)` runs the callbacks.
+
+        Args:
+            seconds: how long from when another node is seen. It gets at most DISCOVERY_S longer:
+                where nobody is seen yet, or the graph still grows.
+        """
+        begin_s = time.monotonic()
+        end_s, size = begin_s + DISCOVERY_S, 0
         while (now_s := time.monotonic()) < end_s:
-            if now_s >= scan_s:
-                self._listen_to_placed()
-                scan_s = now_s + SCAN_S
-            spin(min(0.05, SCAN_S))
-        self._list_endpoints()
+            self._listen_to_placed()
+            self._list_endpoints()
+            if self.graph.size != size:
+                latest_s = begin_s + seconds + DISCOVERY_S
+                end_s = min(max((end_s if size else now_s + seconds), now_s + SETTLED_S), latest_s)
+                size = self.graph.size
+            while time.monotonic() < min(now_s + SCAN_S, end_s):
+                spin(0.05)
         return self.graph
 
     def _listen_to_placed(self) -> None:
@@ -120,6 +139,7 @@ class GraphWatch:
 
     def _list_endpoints(self) -> None:
         graph, node = self.graph, self._node
+        graph.publishers, graph.subscriptions = {}, {}
         graph.nodes = [
             _full_name(name, namespace)
             for name, namespace in node.get_node_names_and_namespaces()
