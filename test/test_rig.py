@@ -151,6 +151,20 @@ def test_real_pictures_beat_what_was_imagined_and_what_was_remembered():
     assert world.stamp_ns == 4
 
 
+def test_a_picture_that_only_adds_leaves_what_was_seen_as_finely():
+    world = started()
+    camera, tokens = world.camera, world.memory.tokens
+    same = np.full(SIZE, WALL_M * 1.01, np.float32)
+    assert world.observe(spotted(back=40), camera, same, 1, adds=True) == (0, 0)
+    finer = Camera(camera.intrinsics * np.array([[2], [2], [1]]), camera.world_from_camera, SIZE)
+    erased, stored = world.observe(spotted(back=40), finer, same, 2, adds=True)
+    assert erased == 0 and stored == tokens, "the same wall, twice as fine"
+    # What was measured clearly behind a token and all around contradicts it, even where it only adds.
+    inner = (SIZE[0] // STRIDE - 2) * (SIZE[1] // STRIDE - 2)
+    erased, stored = world.observe(spotted(), camera, same + 1, 3, adds=True)
+    assert erased > inner == stored
+
+
 def test_unknown_depth_changes_nothing_and_bad_observations_are_refused():
     world = started()
     camera, tokens = world.camera, world.memory.tokens

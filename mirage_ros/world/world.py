@@ -36,6 +36,7 @@ from mirage_ros.world.files import load_world, save_world
 from mirage_ros.world.state import (
     KEPT_LATENTS,
     MAX_DEPTH_M,
+    REWRITE_LOG_SCALE,
     MakeBackend,
     WorldConfig,
     WorldState,
@@ -167,9 +168,12 @@ class World:
                     )
 
     def observe(
-        self, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None, stamp_ns: int
+        self, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None, stamp_ns: int, adds: bool = False
     ) -> tuple[int, int]:
         """Writes one uint8 (H, W, 3) picture with metric (H, W) depth into memory.
+
+        It takes the place of what memory had there; where it only `adds`, what real pictures showed as
+        finely already stays, and what stands clearly before its surfaces goes.
 
         Holes in depth (NaN) are completed from what was measured around them (images.completed); where
         they stay nothing changes. +inf is free as far as one can see. Time and the camera stay where
@@ -178,7 +182,7 @@ class World:
         """
         return self.change(
             lambda state: observed(
-                self.model, self.config, state, rgb, camera, depth_m, stamp_ns
+                self.model, self.config, state, rgb, camera, depth_m, stamp_ns, adds
             )
         )
 
@@ -301,6 +305,7 @@ def observed(
     camera: Camera,
     depth_m: np.ndarray | None,
     stamp_ns: int,
+    adds: bool = False,
 ) -> tuple[WorldState, tuple[int, int]]:
     """A state with the picture in its memory, and how many tokens went and came; see World.observe."""
     if depth_m is None:
@@ -312,7 +317,7 @@ def observed(
     latents = check_latents(model.encode(rgb[None]), model, 1)
     number = max((i for i in state.latents if i >= FIRST_OBSERVED), default=FIRST_OBSERVED - 1) + 1
     fork = state.forked()
-    counts = _replaced(fork.memory, model, config, latents, rgb, camera, depth_m, stamp_ns, number)
+    counts = _replaced(fork.memory, model, config, latents, rgb, camera, depth_m, stamp_ns, number, adds)
     kept = {
         i: latent for i, latent in state.latents.items() if i < FIRST_OBSERVED or i > number - KEPT_OBSERVED
     }
@@ -331,6 +336,7 @@ def _replaced(
     depth_m: Float[np.ndarray, "h w"],
     stamp_ns: int,
     frame_id: int,
+    adds: bool,
 ) -> tuple[int, int]:
     """Writes a picture's tokens in place of those that its depth contradicts; how many went and came."""
     cameras = Camera.stack([camera])
@@ -344,7 +350,9 @@ def _replaced(
         lambda: perceive_seed(model, rgb[None], cameras, depth_m).dynamic,
     )
     known = np.isfinite(depth) & (cell_share(moving, model.stride) <= config.max_dynamic_share)
-    erased = memory.forget(contradicted(memory, cells[0], depth[0]))
+    erased = memory.forget(contradicted(memory, cells[0], depth[0], adds))
+    if adds:
+        known &= lacking(memory, cells)
     stored = memory.write_by_surfaces(
         latents,
         cells,
@@ -358,10 +366,21 @@ def _replaced(
     return erased, stored
 
 
+def lacking(memory: LatentMemory, cells: Camera) -> Bool[np.ndarray, "f h w"]:
+    """The cells of cameras at latent size of which no real picture showed as much yet."""
+    shown = memory.read(cells)
+    real = memory.measure(cells)[1]
+    return ~(shown.visible & real & (shown.log_scale <= REWRITE_LOG_SCALE))
+
+
 def contradicted(
-    memory: LatentMemory, camera: Camera, depth_m: Float[np.ndarray, "h w"]
+    memory: LatentMemory, camera: Camera, depth_m: Float[np.ndarray, "h w"], clearly: bool = False
 ) -> Bool[np.ndarray, "n"]:
-    """The tokens that lie at or before a depth measured at latent size, in view."""
+    """The tokens that lie at or before a depth measured at latent size, in view; or those `clearly` before it, and
+    before what was measured in the cells around: poses are a little off, and edges would be nibbled at."""
+    if clearly:
+        padded = np.pad(np.where(np.isnan(depth_m), -np.inf, depth_m), 1, constant_values=-np.inf)
+        depth_m = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).min((-2, -1))
     points = memory.positions_m.astype(np.float64)
     pixels, depth = camera.project(points)
     with np.errstate(invalid="ignore"):
@@ -373,5 +392,6 @@ def contradicted(
     measured = depth_m[row[index].astype(int), column[index].astype(int)]
     footprint = memory.footprints_m[index]
     with np.errstate(invalid="ignore"):
-        result[index] = depth[index] <= measured * (1 + TOLERANCE) + footprint
+        sign = -1 if clearly else 1
+        result[index] = depth[index] <= measured * (1 + sign * TOLERANCE) + sign * footprint
     return result
