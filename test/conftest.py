@@ -83,3 +83,17 @@ def sim(connected, folder):
 
     start_again(connected, folder)
     return connected
+
+
+@pytest.fixture(scope="session")
+def walked():
+    """Frames of a walk there and back in MuJoCo, as a depth camera would record them."""
+    pytest.importorskip("mujoco")
+    import numpy as np
+
+    from mirage_ros.data.seeds import PosedFrame
+    from mirage_ros.evaluation.worlds import scene_world
+
+    world = scene_world(2000101, 7, (96, 128))
+    depth = np.where(np.isfinite(world.depth_m), world.depth_m, np.nan).astype(np.float32)
+    return [PosedFrame(*parts) for parts in zip(world.rgb, depth, world.cameras, strict=True)]

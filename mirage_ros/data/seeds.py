@@ -139,36 +139,36 @@ def _poses(start: np.ndarray, yaw_rad, right_m, forward_m) -> Float[np.ndarray, 
 
 @dataclass(frozen=True)
 class PosedFrame:
-    """One frame: picture, metric depth (NaN invalid) and its camera."""
+    """One frame: picture, metric depth (NaN invalid, None where there is none) and its camera."""
 
     rgb: UInt8[np.ndarray, "h w 3"]
-    depth_m: Float[np.ndarray, "h w"]
+    depth_m: Float[np.ndarray, "h w"] | None
     camera: Camera
 
 
 class PosedRgbd:
     """A folder of posed RGB-D frames, read one at a time by number."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """Raises MirageError when the folder does not have the layout above."""
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, units_per_m: float = 1000.0) -> None:
+        """Raises MirageError when the folder does not have the layout above, save for other units of depth."""
+        self.folder, self.units_per_m = Path(folder), units_per_m
         for name in ("color", "K.txt", "world_from_camera.txt"):
             if not (self.folder / name).exists():
                 raise MirageError(
                     f"The folder {self.folder} has no {name}; a posed RGB-D folder holds color/, "
                     "depth/, K.txt and world_from_camera.txt."
                 )
-        self.intrinsics = _numbers(self.folder / "K.txt").reshape(3, 3)
-        self.world_from_camera = _numbers(self.folder / "world_from_camera.txt").reshape(-1, 4, 4)
-        self._names = sorted(path.stem for path in (self.folder / "color").glob("*.png"))
-        if len(self._names) != len(self.world_from_camera):
+        self.intrinsics = read_matrices(self.folder / "K.txt", 3)[0]
+        self.world_from_camera = read_matrices(self.folder / "world_from_camera.txt", 4)
+        self.names = sorted(path.stem for path in (self.folder / "color").glob("*.png"))
+        if len(self.names) != len(self.world_from_camera):
             raise MirageError(
-                f"The folder {self.folder} has {len(self._names)} pictures and "
+                f"The folder {self.folder} has {len(self.names)} pictures and "
                 f"{len(self.world_from_camera)} poses; give one pose per picture."
             )
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> PosedFrame:
         """Frame `index`; raises MirageError for a number outside the folder or a bad file."""
@@ -176,9 +176,9 @@ class PosedRgbd:
             raise MirageError(
                 f"Frame {index} of {self.folder} was asked for; it has frames 0 to {len(self) - 1}."
             )
-        name = self._names[index]
+        name = self.names[index]
         rgb = read_picture(self.folder / "color" / f"{name}.png")
-        depth_m = read_depth(self.folder / "depth" / f"{name}.png", rgb.shape[:2])
+        depth_m = read_depth(self.folder / "depth" / f"{name}.png", rgb.shape[:2], self.units_per_m)
         camera = Camera(self.intrinsics, self.world_from_camera[index], rgb.shape[:2])
         return PosedFrame(rgb, depth_m, camera)
 
@@ -226,8 +226,8 @@ def _decoded(path: str | Path, flags: int) -> np.ndarray | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
 
 
-def read_depth(path: str | Path, size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
-    """A uint16 millimetre picture as metres: 0 becomes NaN, 65535 becomes +inf.
+def read_depth(path: str | Path, size: tuple[int, int] | None, units_per_m: float = 1000.0) -> Float[np.ndarray, "h w"]:
+    """A uint16 picture as metres: 0 becomes NaN, 65535 becomes +inf. Any size will do where `size` is None.
 
     Raises:
         MirageError: not readable, not 16 bit, of another size, or nothing valid in it.
@@ -235,9 +235,7 @@ def read_depth(path: str | Path, size: tuple[int, int]) -> Float[np.ndarray, "h 
     try:
         raw = _decoded(path, cv2.IMREAD_UNCHANGED)
     except (OSError, cv2.error) as error:
-        raise MirageError(
-            f"The depth picture {path} cannot be read ({error}); give a 16-bit PNG."
-        ) from error
+        raise MirageError(f"The depth picture {path} cannot be read ({error}); give a 16-bit PNG.") from error
     if raw is None:
         raise MirageError(f"The depth picture {path} cannot be read; give a 16-bit PNG.")
     if raw.dtype != np.uint16 or raw.ndim != 2:
@@ -245,12 +243,12 @@ def read_depth(path: str | Path, size: tuple[int, int]) -> Float[np.ndarray, "h 
             f"The depth picture {path} holds {raw.dtype} of shape {raw.shape}; give one channel of "
             "16-bit millimetres."
         )
-    if raw.shape != tuple(size):
+    if size is not None and raw.shape != tuple(size):
         raise MirageError(
             f"The depth picture {path} is {raw.shape[1]}x{raw.shape[0]} but its colour picture is "
             f"{size[1]}x{size[0]}; register depth to colour first."
         )
-    depth_m = raw.astype(np.float32) / 1000
+    depth_m = raw.astype(np.float32) / np.float32(units_per_m)
     depth_m[raw == 0] = np.nan
     depth_m[raw == 65535] = np.inf
     if np.isnan(depth_m).all():
@@ -260,15 +258,16 @@ def read_depth(path: str | Path, size: tuple[int, int]) -> Float[np.ndarray, "h 
     return depth_m
 
 
-def _numbers(path: Path) -> np.ndarray:
+def read_matrices(path: Path, side: int) -> Float[np.ndarray, "n side side"]:
+    """The square matrices in a file of numbers; raises MirageError for anything else."""
     try:
         with open_file(path) as file:
             values = np.loadtxt(file)
     except (OSError, ValueError) as error:
         raise MirageError(f"The file {path} is not a table of numbers ({error}).") from error
-    if values.size % (9 if path.name == "K.txt" else 16):
-        raise MirageError(f"The file {path} holds {values.size} numbers, not whole matrices.")
-    return values
+    if not values.size or values.size % side**2:
+        raise MirageError(f"The file {path} holds {values.size} numbers, not whole {side}x{side} matrices.")
+    return values.reshape(-1, side, side)
 
 
 DEFAULT_HFOV_DEG = 60.0
