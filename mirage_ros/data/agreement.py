@@ -1,0 +1,304 @@
+"""Do the frames of a walk agree? Exposure, blur and poses, from pictures that show the same surfaces.
+
+Frames are compared in pairs: every pixel of one is looked up in the other, by its depth and both poses. From pairs
+follow one gain and offset for each frame and colour, which frames are blurred beside others of the same place, and
+whose poses or depth disagree with all that they are compared with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Float32, Int, UInt8
+
+from mirage_ros.data.seeds import PosedFrame
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.images import fit_seed
+
+STEPS = (1, 2, 5, 10)
+"""Each frame is compared with those so many frames later."""
+LOOPS = 2
+"""And with so many earlier ones that were taken from nearby much before."""
+LOOP_COSINE, LOOP_SHARE = 0.94, 0.35
+"""Nearby: this cosine between their axes at least, this distance over the median depth at most."""
+SAME_SURFACE = 0.1
+"""Share by which depths of one surface may differ."""
+LEAST_SHARED = 0.1
+"""Pairs that share less of the picture are not compared."""
+BLOCK = 8
+"""Exposure is compared in blocks of so many pixels: single ones are askew."""
+MEANS_COUNT = 0.25
+"""How much blocks' mean counts beside their spread in a gain: flat walls say nothing of spread."""
+SHARP = 0.6
+"""A frame is blurred from this share on of the sharpness of others at the same surfaces."""
+MOST_SHIFT, MOST_GAP, OUTLYING = 0.012, 0.08, 3.0
+"""A frame disagrees when its pictures lie apart by this share of their width, or its depths by that share, and by so
+many times more than is usual in its walk."""
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """A frame in small: what is compared.
+
+    Attributes:
+        edges: how much each pixel stands out from those around it, what blur takes away.
+    """
+
+    rgb: UInt8[np.ndarray, "h w 3"]
+    depth_m: Float32[np.ndarray, "h w"]
+    camera: Camera
+    edges: Float32[np.ndarray, "h w"]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of n frames.
+
+    Attributes:
+        gain, offset: a colour c of a frame is gain * c + offset in the walk's exposure, c from 0 to 255.
+        sharpness: against others of the same surfaces, 1 as sharp.
+        shift: by which share of their width pictures of the same surfaces lie apart, median over pairs.
+        gap: by which share depths of the same surfaces differ, likewise. All NaN where nothing was comparable.
+        pairs: how many were compared.
+    """
+
+    gain: Float[np.ndarray, "n 3"]
+    offset: Float[np.ndarray, "n 3"]
+    sharpness: Float[np.ndarray, "n"]
+    shift: Float[np.ndarray, "n"]
+    gap: Float[np.ndarray, "n"]
+    pairs: int
+
+    @property
+    def blurred(self) -> Int[np.ndarray, "k"]:
+        return np.nonzero(self.sharpness < SHARP)[0]
+
+    @property
+    def disagreeing(self) -> Int[np.ndarray, "k"]:
+        with np.errstate(invalid="ignore"):
+            shifted = self.shift > max(MOST_SHIFT, OUTLYING * usual(self.shift))
+            return np.nonzero(shifted | (self.gap > max(MOST_GAP, OUTLYING * usual(self.gap))))[0]
+
+
+def usual(values: Float[np.ndarray, "n"]) -> float:
+    """The median of what is known; 0 of nothing."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else 0.0
+
+
+def thumb_of(frame: PosedFrame, size: tuple[int, int]) -> Thumb:
+    """A frame with depth in small. Raises MirageError for one that is no picture with depth."""
+    rgb, camera, depth = fit_seed(frame.rgb, frame.camera, frame.depth_m, size)
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    edges = cv2.blur(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), (5, 5))
+    return Thumb(rgb, depth.astype(np.float32), camera, edges)
+
+
+def agreement_of(thumbs: list[Thumb]) -> Agreement:
+    """Compares the frames of a walk."""
+    count, pairs = len(thumbs), []
+    for a, b in pairs_of(thumbs):
+        if (found := compared(thumbs[a], thumbs[b])) is not None:
+            pairs.append((a, b, *found))
+    if not pairs:
+        nothing = np.full(count, np.nan)
+        return Agreement(np.ones((count, 3)), np.zeros((count, 3)), nothing, nothing, nothing, 0)
+    ends = np.array([pair[:2] for pair in pairs])
+    blocks = [pair[2] for pair in pairs]
+    gain, offset = exposures(count, ends, blocks)
+    apart, ratio, gaps = (np.array([pair[i] for pair in pairs]) for i in (3, 4, 5))
+    sharpness = _medians(count, np.concatenate([ends[:, 1], ends[:, 0]]), np.concatenate([ratio, 1 / ratio]))
+    both = ends.T.reshape(-1)
+    shift, gap = (_medians(count, both, np.tile(values, 2)) for values in (apart, gaps))
+    return Agreement(gain, offset, sharpness, shift, gap, len(pairs))
+
+
+def pairs_of(thumbs: list[Thumb]) -> list[tuple[int, int]]:
+    """Frames shortly after each other, and those of nearby cameras when somebody came back."""
+    count = len(thumbs)
+    poses = np.stack([thumb.camera.world_from_camera for thumb in thumbs])
+    median = np.array([usual(thumb.depth_m[np.isfinite(thumb.depth_m)]) for thumb in thumbs])
+    found = []
+    for i in range(count):
+        found += [(i, i + step) for step in STEPS if i + step < count]
+        early = slice(0, max(0, i - 2 * STEPS[-1]))
+        cosine = poses[early, :3, 2] @ poses[i, :3, 2]
+        apart = np.linalg.norm(poses[early, :3, 3] - poses[i, :3, 3], axis=1)
+        near = np.nonzero((cosine > LOOP_COSINE) & (apart < LOOP_SHARE * median[i]))[0]
+        found += [(int(j), i) for j in near[np.argsort(apart[near], kind="stable")[:LOOPS]]]
+    return found
+
+
+def compared(a: Thumb, b: Thumb):
+    """What two frames show of the same surfaces; None where that is too little.
+
+    Returns:
+        (2, k, 3) mean colours of blocks in `a` and `b`; by which share of their width the pictures lie apart; how sharp
+        `b` is against `a` at the same surfaces; by which share their depths differ there, median.
+    """
+    known = np.isfinite(b.depth_m)
+    pixels, z = a.camera.project(b.camera.lift(np.where(known, b.depth_m, 1.0)).reshape(-1, 3))
+    height, width = b.depth_m.shape
+    maps = np.where((z > 0)[:, None], pixels, -9).clip(-9, 1e4).astype(np.float32).reshape(height, width, 2)
+    there = cv2.remap(a.depth_m, maps, None, cv2.INTER_NEAREST, borderValue=np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        off = np.abs(there / z.reshape(height, width).astype(np.float32) - 1)
+        shared, near = known & (off < SAME_SURFACE), known & (off < 3 * SAME_SURFACE)
+    if shared.mean() < LEAST_SHARED:
+        return None
+    warped = cv2.remap(a.rgb, maps, None, cv2.INTER_LINEAR)
+    sound = shared & (np.minimum(warped, b.rgb).min(-1) > 4) & (np.maximum(warped, b.rgb).max(-1) < 250)
+    weight = cv2.resize(sound.astype(np.float32), (width // BLOCK, height // BLOCK), interpolation=cv2.INTER_AREA)
+    means = [
+        cv2.resize(picture * sound[..., None].astype(np.float32), weight.shape[::-1], interpolation=cv2.INTER_AREA)
+        for picture in (warped, b.rgb)
+    ]
+    full = weight > 0.5
+    blocks = np.stack([mean[full] / weight[full][:, None] for mean in means])
+    edges = cv2.remap(a.edges, maps, None, cv2.INTER_LINEAR)
+    sharper = float(b.edges[shared].sum() / max(float(edges[shared].sum()), 1e-3))
+    return blocks, displaced(warped, b.rgb, shared), max(sharper, 1e-3), float(np.median(off[near]))
+
+
+def exposures(count: int, ends: Int[np.ndarray, "p 2"], blocks: list[np.ndarray]):
+    """Gains and offsets (n, 3) with which all pairs agree best, of mean log 0 and mean 0 over the walk."""
+    slopes, weights = np.zeros((len(ends), 3)), np.zeros(len(ends))
+    for i, (a, b) in enumerate(blocks):
+        if len(a) < 4:
+            continue
+        ratio = b / np.maximum(a, 1)
+        usual_ratio = np.median(ratio, 0)
+        kept = (np.abs(ratio / usual_ratio - 1) < 0.25).all(-1)
+        if kept.sum() < 4:
+            continue
+        a, b = a[kept], b[kept]
+        spread = [x.var(0) + MEANS_COUNT * x.mean(0) ** 2 for x in (a, b)]
+        slopes[i], weights[i] = 0.5 * np.log(spread[1] / spread[0]), np.sqrt(len(a))
+    # What is brighter by `slope` takes the smaller gain.
+    gain = np.exp(-_levels(count, ends, slopes, weights))
+    steps = np.zeros((len(ends), 3))
+    for i, (a, b) in enumerate(blocks):
+        if weights[i]:
+            steps[i] = np.median(b * gain[ends[i, 1]] - a * gain[ends[i, 0]], 0)
+    return gain, -_levels(count, ends, steps, weights)
+
+
+def _levels(count: int, ends, steps: Float[np.ndarray, "p 3"], weights) -> Float[np.ndarray, "n 3"]:
+    """Levels of frames whose differences over pairs (second less first) are nearest to `steps`; mean 0.
+
+    Least squares, weighted anew so that single bad pairs do not count.
+    """
+    levels, robust = np.zeros((count, 3)), np.ones(len(ends))
+    for _ in range(3):
+        w = (weights * robust)[:, None]
+        right = np.zeros((count, 3))
+        np.add.at(right, ends[:, 1], w * steps)
+        np.add.at(right, ends[:, 0], -w * steps)
+        levels = _solved(count, ends, w, right)
+        off = np.abs(levels[ends[:, 1]] - levels[ends[:, 0]] - steps).max(1)
+        robust = 1 / np.maximum(1, off / max(1.5 * float(np.median(off)), 1e-6))
+    return levels - levels.mean(0)
+
+
+def _solved(count: int, ends, w, right) -> Float[np.ndarray, "n 3"]:
+    """Conjugate gradients on the graph's Laplacian, held lightly at 0."""
+    hold = 1e-4 * float(w.sum()) / count
+
+    def product(x: np.ndarray) -> np.ndarray:
+        across, out = w * (x[ends[:, 1]] - x[ends[:, 0]]), hold * x
+        np.add.at(out, ends[:, 1], across)
+        np.add.at(out, ends[:, 0], -across)
+        return out
+
+    x, rest = np.zeros_like(right), right.copy()
+    way, size = rest.copy(), (rest**2).sum(0)
+    for _ in range(4 * count):
+        if (size < 1e-18).all():
+            break
+        there = product(way)
+        step = size / np.maximum((way * there).sum(0), 1e-300)
+        x, rest = x + step * way, rest - step * there
+        size, before = (rest**2).sum(0), size
+        way = rest + size / np.maximum(before, 1e-300) * way
+    return x
+
+
+def displaced(warped: np.ndarray, real: np.ndarray, shared: np.ndarray) -> float:
+    """By which share of its width a picture lies apart from the other, brought to it, as one shift of all."""
+    first, second = (picture.mean(-1, dtype=np.float32) for picture in (warped, real))
+    # Two exposures of one surface: the same mean and spread.
+    first = (first - first[shared].mean()) / max(float(first[shared].std()), 1) * second[shared].std()
+    second = second - second[shared].mean()
+    first, second = (cv2.GaussianBlur(picture, (0, 0), 1.5) for picture in (first, second))
+    inner = cv2.erode(shared.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    gradient = np.stack([cv2.Sobel(second, cv2.CV_32F, *axis, ksize=3) / 8 for axis in ((1, 0), (0, 1))], -1)[inner]
+    rest = (first - second)[inner]
+    if len(rest) < 50:
+        return float("nan")
+    bound = 1.5 * float(np.median(np.abs(rest))) + 1
+    weight = np.minimum(1, bound / np.maximum(np.abs(rest), 1e-6))[:, None]
+    square = (gradient * weight).T @ gradient + 1e-3 * len(rest) * np.eye(2)
+    return float(np.linalg.norm(np.linalg.solve(square, (gradient * weight).T @ rest))) / real.shape[1]
+
+
+def _medians(count: int, frames: Int[np.ndarray, "p"], values) -> Float[np.ndarray, "n"]:
+    """Of each frame the median of its pairs' values; NaN without one."""
+    values, out = np.asarray(values, float), np.full(count, np.nan)
+    order = np.argsort(frames, kind="stable")
+    starts = np.searchsorted(frames[order], np.arange(count + 1))
+    for i in range(count):
+        own = values[order[starts[i] : starts[i + 1]]]
+        own = own[np.isfinite(own)]
+        if len(own):
+            out[i] = np.median(own)
+    return out
+
+
+SCALES = (0.1, 0.2, 0.25, 0.4, 0.5, 2.0, 2.5, 4.0, 5.0, 10.0)
+"""By which depth may be off when its unit was taken for another one."""
+PROBED = 24
+"""So many pairs tell whether other units or axes fit better."""
+FITS_BETTER, WORST = 0.4, 3.0
+"""Another reading of a walk is the right one where its misfit is this share of the given one's at most; a pair's misfit
+is counted up to WORST times what is usual in noisy recordings."""
+
+
+def other_readings(thumbs: list[Thumb]) -> dict[str, list[Thumb]]:
+    """What else poses and depth could mean, in words that follow on "as if"."""
+
+    def posed(thumb: Thumb, pose: np.ndarray) -> Thumb:
+        return replace(thumb, camera=replace(thumb.camera, world_from_camera=pose))
+
+    flip, found = np.diag([1.0, -1.0, -1.0, 1.0]), {}
+    for scale in SCALES:
+        words = f"depth were {scale:g} times as large (--depth-units)"
+        found[words] = [replace(one, depth_m=one.depth_m * np.float32(scale)) for one in thumbs]
+    found["the camera axes were those of OpenGL (y up, z back)"] = [
+        posed(one, one.camera.world_from_camera @ flip) for one in thumbs
+    ]
+    found["the poses were camera_from_world"] = [
+        posed(one, np.linalg.inv(one.camera.world_from_camera)) for one in thumbs
+    ]
+    return found
+
+
+def better_reading(thumbs: list[Thumb]) -> str:
+    """The other reading that fits a walk much better than the given one, in words; "" where none does."""
+    ends = [(i, i + step) for step in STEPS[:2] for i in range(len(thumbs) - step)]
+    ends = [ends[i] for i in np.unique(np.linspace(0, len(ends) - 1, PROBED).astype(int))] if ends else []
+    given, best, words = misfits(thumbs, ends), FITS_BETTER, ""
+    for what, reading in other_readings(thumbs).items():
+        other = misfits(reading, ends)
+        told = np.minimum(given, other) < WORST
+        if 2 * told.sum() >= len(ends) > 0 and (share := other[told].mean() / given[told].mean()) < best:
+            best, words = share, what
+    return words
+
+
+def misfits(thumbs: list[Thumb], ends: list[tuple[int, int]]) -> Float[np.ndarray, "p"]:
+    """How badly pairs fit, 1 as in a noisy recording, WORST of those that share nothing."""
+    found = [compared(thumbs[a], thumbs[b]) for a, b in ends]
+    parts = [WORST if one is None else np.nan_to_num(one[1], nan=WORST) / MOST_SHIFT + one[3] / MOST_GAP for one in found]
+    return np.minimum(np.array(parts, float), WORST)
