@@ -67,6 +67,21 @@ def psnr_where(first, second, where: Bool[np.ndarray, "h w"]) -> float:
     return min(float(peak_signal_noise_ratio(a, b, data_range=255.0)), 60.0)
 
 
+def compensated(
+    first: UInt8[np.ndarray, "h w 3"], second: UInt8[np.ndarray, "h w 3"], where: Bool[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The first picture with the gain and offset of each colour that bring it nearest to the second inside the mask:
+    cameras change their exposure, and that is not the fault of who shows a picture again."""
+    if not where.any():
+        return first
+    out = np.empty_like(first)
+    for colour in range(3):
+        x, y = first[where][:, colour].astype(float), second[where][:, colour].astype(float)
+        gain = ((x - x.mean()) * (y - y.mean())).mean() / max(float(x.var()), 1e-6)
+        out[..., colour] = np.clip(np.rint((first[..., colour] - x.mean()) * gain + y.mean()), 0, 255)
+    return out
+
+
 def ssim_where(first, second, where: Bool[np.ndarray, "h w"]) -> float:
     """Mean structural similarity over the masked pixels; NaN where the mask is too small."""
     if where.mean() < SMALLEST_SHARE:

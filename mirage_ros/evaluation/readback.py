@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from mirage_ros.data.building import USED, Built, fitted
 from mirage_ros.data.seeds import PosedFrame, PosedRgbd
+from mirage_ros.data.walks import Walk
 from mirage_ros.errors import MirageError
-from mirage_ros.evaluation.metrics import zncc
-from mirage_ros.evaluation.worlds import seed_lost, seed_remembered
+from mirage_ros.evaluation.metrics import compensated, psnr_where, zncc
+from mirage_ros.evaluation.worlds import seed_lost, seed_remembered, shown_by_seed
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import fit_seed, upsample
 from mirage_ros.protocol import SpatialMemory, WorldModel
 from mirage_ros.recording.drawing import colour_observed, compose_row, save_picture
@@ -30,6 +32,7 @@ from mirage_ros.world.world import World
 SAME_SURFACE_SHARE = 0.08
 SMALLEST_SHARE = 0.02
 SEARCH_PX = 3
+SHEET_ROWS = 6
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,67 @@ def warp_pixels(
     warped[target] = seed.rgb[valid][in_front][inside][order]
     covered[target] = True
     return warped, covered
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How well a built world shows frames that it was not built from.
+
+    Attributes:
+        figures: means in dB, plain and gain-compensated (_gain): where the frames' depth is known, of the world
+            ("built") and of one frame of it as a seed ("seed"); where the seed is seen, besides, of its pixels warped
+            ("warp", what a lossless memory of it could reach) and of the seed's world there ("seed_seen").
+        rows: (name, real, seed alone, built) pictures of a few frames.
+    """
+
+    figures: dict[str, float | int]
+    rows: tuple[tuple[str, np.ndarray, np.ndarray, np.ndarray], ...]
+
+
+def judge_held_out(built: Built, walk: Walk, rest: Walk, seed: int | None = None) -> HeldOut:
+    """Judges the world of `walk` on the frames of `rest`, beside that of one frame alone (default: the first used)."""
+    model, plan = built.world.model, built.plan
+    seed = built.verdicts.index(USED) if seed is None else seed
+    first = fitted(walk.read(seed), model.size, plan, seed)
+    alone = World(model)
+    alone.reset(first.rgb, first.camera, first.depth_m)
+    lossless = PosedFrame(first.rgb, completed(first.depth_m), first.camera)
+    scores: dict[str, list[float]] = {}
+    rows = []
+    for i in range(len(rest)):
+        try:
+            real = fitted(rest.read(i), model.size, plan)
+        except MirageError:
+            continue
+        shown = {"seed": view_of(alone, real.camera), "built": view_of(built.world, real.camera)}
+        warped, covered = warp_pixels(lossless, real.camera)
+        known = np.isfinite(real.depth_m)
+        both = covered & shown_by_seed(Camera.stack([first.camera, real.camera]),
+                                       np.stack([lossless.depth_m, real.depth_m]), np.zeros((2, *model.size), bool),
+                                       SAME_SURFACE_SHARE)[1]  # fmt: skip
+        for name, picture, where in (("seed", shown["seed"], known), ("built", shown["built"], known),
+                                     ("warp", warped, both), ("seed_seen", shown["seed"], both)):  # fmt: skip
+            if where.mean() >= SMALLEST_SHARE:
+                scores.setdefault(name, []).append(psnr_where(picture, real.rgb, where))
+                even = compensated(picture, real.rgb, where)
+                scores.setdefault(f"{name}_gain", []).append(psnr_where(even, real.rgb, where))
+        rows.append((rest.names[i], real.rgb, shown["seed"], shown["built"]))
+    figures = {name: float(np.nanmean(values)) for name, values in scores.items()}
+    return HeldOut({"frames": len(rows), **figures}, tuple(rows[:: max(1, len(rows) // SHEET_ROWS)][:SHEET_ROWS]))
+
+
+def view_of(world: World, camera: Camera) -> UInt8[np.ndarray, "h w 3"]:
+    """What a world shows to a camera next; the world stays as it is."""
+    stamps = np.array([world.stamp_ns + 1], np.int64)
+    return world.cycle.stepped(world.state, Camera.stack([camera]), stamps)[1].frames[0].rgb
+
+
+def draw_held_out(held: HeldOut, path: Path) -> None:
+    """Real pictures beside the seed's world and the built one, a frame a row, into a PNG."""
+    if held.rows:
+        rows = [compose_row([real, alone, built], [f"{Path(name).name}, real", "one frame alone", "built"], 2.0)
+                for name, real, alone, built in held.rows]  # fmt: skip
+        save_picture(path, np.concatenate(rows))
 
 
 def _fit(frame: PosedFrame, model: WorldModel) -> PosedFrame:
