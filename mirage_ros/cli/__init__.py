@@ -18,8 +18,8 @@ from mirage_ros.errors import MirageError
 COMMANDS = {
     "demo": "node", "node": "node", "plan": "node", "record": "record", "recover": "record", "readback": "evaluate",
     "train": "train", "data": "train", "bench": "evaluate", "evaluate": "evaluate", "doctor": "node", "info": "node",
-    "export": "record", "generate": "record", "convert": "train", "loop": "loop", "base": "loop", "wander": "loop",
-    "drive": "loop", "teleop": "loop", "studio": "loop",
+    "build": "worlds", "export": "worlds", "generate": "record", "convert": "train", "loop": "loop", "base": "loop",
+    "wander": "loop", "drive": "loop", "teleop": "loop", "studio": "loop",
 }  # fmt: skip
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -31,6 +31,7 @@ EPILOG = """examples:
   mirage record out/walk.mcap --idle 10         record a running node for Foxglove and rosbag2
   mirage drive room                             drive in a generated world from this terminal
   mirage studio                                 walk in a generated world in a browser
+  mirage build walk/ --out out/office           a world from a recording of your own room
   mirage loop                                   a policy that drives by generated pictures alone
   mirage doctor                                 what is wrong with this machine and its ROS graph
 

@@ -1,5 +1,4 @@
-"""`mirage record`, `mirage recover` and `mirage export`: files of a running node and of a saved world; `mirage
-generate`: many rollouts into one dataset."""
+"""`mirage record` and `mirage recover`: files of a running node; `mirage generate`: many rollouts into one dataset."""
 
 from __future__ import annotations
 
@@ -8,7 +7,6 @@ import json
 from contextlib import closing
 
 from mirage_ros.cli.arguments import add_command, add_json, add_model, add_namespace, add_ros_arguments, write_json
-from mirage_ros.errors import MirageError
 from mirage_ros.files import user_path
 from mirage_ros.recording import FORMATS
 
@@ -58,30 +56,6 @@ def add_recover(parsers) -> None:
         "give the path that was recorded to; everything that had reached the disk is kept.",
     )
     parser.add_argument("path", type=user_path, help="the file or folder that was recorded to")
-
-
-def add_export(parsers) -> None:
-    parser = add_command(
-        parsers,
-        "export",
-        export,
-        "write what a saved world remembers as a cloud of coloured points or a floor plan",
-        "examples:\n  mirage export out/world                    writes out/world.ply\n"
-        "  mirage export out/world/memory.safetensors --out cloud.ply\n"
-        "  mirage export out/world --to map           writes out/world.yaml and out/world.pgm\n"
-        "  mirage export out/world --to map --robot-height 1.2 --resolution 0.1 --real\n\n"
-        "the points are in the world's frame, metres, z up; each has a colour and a confidence\n"
-        "(1 seen frontally, towards 0 grazing). A map is what map_server reads.",
-    )
-    parser.add_argument("path", type=user_path, help="the folder of a saved world, or a saved memory")
-    parser.add_argument(
-        "--out", type=user_path, metavar="FILE", help="the file to write (default: next to it)"
-    )
-    parser.add_argument("--to", choices=("ply", "map"), default="ply", help="(default: ply)")
-    parser.add_argument("--resolution", type=float, default=0.05, metavar="M", help="of a map (default: 0.05)")
-    parser.add_argument("--robot-height", type=float, default=0.5, metavar="M",
-                        help="surfaces above it do not stop the robot (default: 0.5)")  # fmt: skip
-    parser.add_argument("--real", action="store_true", help="a map of what real pictures showed alone")
 
 
 def record(arguments: argparse.Namespace) -> int:
@@ -142,41 +116,6 @@ def recover(arguments: argparse.Namespace) -> int:
 
     for sentence in recover(arguments.path):
         print(sentence)
-    return 0
-
-
-def export(arguments: argparse.Namespace) -> int:
-    if arguments.to == "map":
-        return _export_map(arguments)
-    from mirage_ros.files import MEMORY, world_file
-    from mirage_ros.memory.memory import LatentMemory
-    from mirage_ros.recording.drawing import write_ply
-
-    path, out = arguments.path, arguments.out or arguments.path.with_suffix(".ply")
-    if out.suffix != ".ply":
-        raise MirageError(f"{out} does not end in .ply, the only kind that is written; rename it.")
-    memory = LatentMemory.load(world_file(path, MEMORY) if path.is_dir() else path)
-    write_ply(out, memory.to_points())
-    print(f"{out}: {memory.tokens:,} points")
-    return 0
-
-
-def _export_map(arguments: argparse.Namespace) -> int:
-    from mirage_ros.recording.pictures import write_plan
-    from mirage_ros.world.files import load_surroundings
-    from mirage_ros.world.sensors import MapConfig, floor_plan
-
-    out = arguments.out or arguments.path.with_suffix(".yaml")
-    if out.suffix != ".yaml":
-        raise MirageError(f"{out} does not end in .yaml, which map_server reads; rename it.")
-    config = MapConfig(
-        arguments.resolution, robot_height_m=arguments.robot_height, imagined=not arguments.real
-    )
-    memory, free_space, camera = load_surroundings(arguments.path)
-    plan = floor_plan(memory, free_space, camera.position_world, config)
-    write_plan(out, plan)
-    height, width = plan.cells.shape
-    print(f"{out} and {out.with_suffix('.pgm').name}: {width} x {height} cells of {config.resolution_m:g} m")
     return 0
 
 
