@@ -4,7 +4,7 @@ Nothing of it reaches the memory: a chunk is drawn when it is handed out. Depth 
 pixel's centre. What stands behind a surface of the world, or of another body, is hidden by it; where the world's depth is
 unknown a body is seen. Colours: a body's own times the light from six sides, which are the colours that memory holds
 around it, and a weak light from above, so that sides can be told apart. A contact shadow darkens what lies close to a
-body's box. docs/entities.md says what it costs.
+body's box.
 """
 
 from __future__ import annotations
