@@ -17,6 +17,7 @@ from mirage_ros.data.layouts import open_walk
 from mirage_ros.data.seeds import PosedFrame
 from mirage_ros.data.walks import Walk, WalkConfig
 from mirage_ros.errors import MirageError
+from mirage_ros.geometry.rigid import exp_rotation, log_rotation
 from mirage_ros.models.pretrained import load_model
 from mirage_ros.world.world import World
 
@@ -186,3 +187,35 @@ def test_a_real_walk_shows_frames_that_it_was_not_built_from(model, tmp_path):
     print(figures)
     assert figures["built_gain"] >= figures["seed_gain"] + 2
     assert figures["seed_seen_gain"] >= figures["warp_gain"] - 0.3, "of the seed itself nothing is lost"
+
+
+def shaken(frames: list[PosedFrame], shift_m: float, turn_deg: float) -> list[PosedFrame]:
+    """Poses with noise: so far to any side, and turned so far about any axis."""
+    rng, out = np.random.default_rng(0), []
+    for one in frames:
+        axis, move, pose = *rng.standard_normal((2, 3)), one.camera.world_from_camera.copy()
+        turn = np.radians(turn_deg) * axis / np.linalg.norm(axis)
+        pose[:3, :3] = exp_rotation(turn) @ pose[:3, :3]
+        pose[:3, 3] += shift_m * move / np.linalg.norm(move)
+        out.append(posed(one, pose))
+    return out
+
+
+def drift(poses: list[np.ndarray], true: list[np.ndarray]) -> tuple[float, float]:
+    """How far the motion from frame to frame is off: root mean square, metres and degrees."""
+    off = [np.linalg.inv(a) @ b @ np.linalg.inv(np.linalg.inv(c) @ d)
+           for a, b, c, d in zip(poses, poses[1:], true, true[1:], strict=False)]  # fmt: skip
+    shifts, turns = [np.linalg.norm(one[:3, 3]) for one in off], [np.linalg.norm(log_rotation(one[:3, :3])) for one in off]
+    return float(np.sqrt(np.mean(np.square(shifts)))), float(np.degrees(np.sqrt(np.mean(np.square(turns)))))
+
+
+def test_pose_noise_is_found_and_taken_away(walked, model):
+    """1 cm and half a degree: pictures are said to lie apart, and after refinement half of it is left at most."""
+    true, noisy = [one.camera.world_from_camera for one in walked], shaken(walked, 0.01, 0.5)
+    recorded = [one.camera.world_from_camera for one in noisy]
+    clean, before, after = (planned(walk_of(frames), model, BuildConfig(refine=refine), lambda *_: None)
+                            for frames, refine in ((walked, False), (noisy, False), (noisy, True)))  # fmt: skip
+    assert before.shift > 5 * clean.shift and after.shift < 0.5 * before.shift
+    found = drift(list(after.moves @ np.stack(recorded)), true)
+    print("motion off by", drift(recorded, true), "->", found, "m, deg")
+    assert np.all(np.array(found) < 0.5 * np.array(drift(recorded, true)))

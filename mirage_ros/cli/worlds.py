@@ -38,6 +38,7 @@ def add_build(parsers) -> None:
     add("--up", default="auto", help="the recording's axis that points up: +z, -y, ... (default: as cameras are held)")
     add("--intrinsics", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"), help="of colour, where a recording has none")
     add("--depth-units", type=float, metavar="N", help="of integer depth in a metre (default: the layout's, mostly 1000)")
+    add("--refine-poses", action="store_true", help="move poses so that pictures and depths of one place fit (1 min per 500 frames)")
     add("--as-exposed", action="store_true", help="do not bring frames to one exposure")
     add("--keep-bad", action="store_true", help="take blurred and disagreeing frames as well")
     add("--max-memory", type=int, default=512, metavar="MIB", help="of the world (default: 512)")
@@ -82,8 +83,8 @@ def build(arguments: argparse.Namespace) -> int:
 
     whole = open_walk(arguments.source, _walk_config(arguments))
     walk, rest = (whole, None) if not arguments.hold_out else whole.split(arguments.hold_out)
-    config = BuildConfig(arguments.least_added, arguments.up, not arguments.as_exposed, arguments.keep_bad,
-                         arguments.max_memory * 2**20)  # fmt: skip
+    config = BuildConfig(arguments.least_added, arguments.up, not arguments.as_exposed, arguments.refine_poses,
+                         arguments.keep_bad, arguments.max_memory * 2**20)  # fmt: skip
     model = load_model(arguments.model)
     with tqdm(total=2 * len(walk), unit="frame", desc="look") as bar:
 

@@ -7,6 +7,7 @@ whose poses or depth disagree with all that they are compared with.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -14,6 +15,8 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from mirage_ros.data.seeds import PosedFrame
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import fit_seed
 
@@ -72,6 +75,11 @@ class Agreement:
     pairs: int
 
     @property
+    def residual(self) -> float:
+        """Of the walk, 1 about where single frames are said to disagree."""
+        return usual(self.shift) / MOST_SHIFT + usual(self.gap) / MOST_GAP
+
+    @property
     def blurred(self) -> Int[np.ndarray, "k"]:
         return np.nonzero(self.sharpness < SHARP)[0]
 
@@ -94,6 +102,10 @@ def thumb_of(frame: PosedFrame, size: tuple[int, int]) -> Thumb:
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
     edges = cv2.blur(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), (5, 5))
     return Thumb(rgb, depth.astype(np.float32), camera, edges)
+
+
+def at_poses(thumbs: Iterable[Thumb], poses: Iterable[Float[np.ndarray, "4 4"]]) -> list[Thumb]:
+    return [replace(one, camera=replace(one.camera, world_from_camera=pose)) for one, pose in zip(thumbs, poses, strict=True)]
 
 
 def agreement_of(thumbs: list[Thumb]) -> Agreement:
@@ -267,20 +279,12 @@ is counted up to WORST times what is usual in noisy recordings."""
 
 def other_readings(thumbs: list[Thumb]) -> dict[str, list[Thumb]]:
     """What else poses and depth could mean, in words that follow on "as if"."""
-
-    def posed(thumb: Thumb, pose: np.ndarray) -> Thumb:
-        return replace(thumb, camera=replace(thumb.camera, world_from_camera=pose))
-
-    flip, found = np.diag([1.0, -1.0, -1.0, 1.0]), {}
+    flip, found, poses = np.diag([1.0, -1.0, -1.0, 1.0]), {}, [thumb.camera.world_from_camera for thumb in thumbs]
     for scale in SCALES:
         words = f"depth were {scale:g} times as large (--depth-units)"
         found[words] = [replace(one, depth_m=one.depth_m * np.float32(scale)) for one in thumbs]
-    found["the camera axes were those of OpenGL (y up, z back)"] = [
-        posed(one, one.camera.world_from_camera @ flip) for one in thumbs
-    ]
-    found["the poses were camera_from_world"] = [
-        posed(one, np.linalg.inv(one.camera.world_from_camera)) for one in thumbs
-    ]
+    found["the camera axes were those of OpenGL (y up, z back)"] = at_poses(thumbs, [pose @ flip for pose in poses])
+    found["the poses were camera_from_world"] = at_poses(thumbs, [rigid.inverse(pose) for pose in poses])
     return found
 
 
@@ -302,3 +306,95 @@ def misfits(thumbs: list[Thumb], ends: list[tuple[int, int]]) -> Float[np.ndarra
     found = [compared(thumbs[a], thumbs[b]) for a, b in ends]
     parts = [WORST if one is None else np.nan_to_num(one[1], nan=WORST) / MOST_SHIFT + one[3] / MOST_GAP for one in found]
     return np.minimum(np.array(parts, float), WORST)
+
+
+ROUNDS = ((2.5, 2), (2.5, 2), (1.5, 2), (1.5, 2), (1.0, 2), (1.0, 2), (1.0, 4), (1.0, 4))
+"""Of refinement: how many pixels pictures are blurred, first so that what lies far apart finds each other, and how steeply
+pixels lose weight that do not fit, at last so that edges and things that move hardly count."""
+TRUSTED = 0.02
+"""How far recorded poses are trusted (m, rad), beside pairs that count as so many independent pixels:"""
+PIXELS_COUNT = 100
+STEEPEST = 0.1
+"""Inverse depth that changes by a larger share from pixel to pixel is an edge's."""
+
+
+def refined(thumbs: list[Thumb], found: Agreement) -> Float[np.ndarray, "n 4 4"]:
+    """world_from_camera of all frames with which their pictures and depths fit each other best; needs scipy.
+
+    Gauss-Newton over all poses at once, on differences of brightness and of inverse depth, which is linear over planes (as
+    Kerl, Sturm and Cremers, Dense visual SLAM for RGB-D cameras, IROS 2013, take brightness and depth of two frames).
+    """
+    given = np.stack([thumb.camera.world_from_camera for thumb in thumbs])
+    poses, centre, pairs = given.copy(), np.eye(4), pairs_of(thumbs)
+    centre[:3, 3] = given[:, :3, 3].mean(0)
+    greys = [np.clip(thumb.rgb * gain + offset, 0, 255).mean(-1).astype(np.float32)
+             for thumb, gain, offset in zip(thumbs, found.gain, found.offset, strict=True)]  # fmt: skip
+    for blur, steep in ROUNDS:
+        layers = [(_sloped(cv2.GaussianBlur(grey, (0, 0), blur)), _sloped(1 / thumb.depth_m))
+                  for grey, thumb in zip(greys, thumbs, strict=True)]  # fmt: skip
+        cameras = [thumb.camera for thumb in at_poses(thumbs, poses)]
+        terms = {(a, b): _pull(layers[a], layers[b], cameras[a], cameras[b], centre[:3, 3], steep) for a, b in pairs}
+        for i, step in enumerate(_steps(given, poses, centre[:3, 3], terms)):
+            poses[i] = centre @ rigid.exp(step) @ rigid.inverse(centre) @ poses[i]
+    return poses
+
+
+def _sloped(values: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w 3"]:
+    """Values, and how they change from pixel to pixel to the right and down."""
+    return np.stack([values, *(cv2.Sobel(values, cv2.CV_32F, *axis, ksize=1) / 2 for axis in ((1, 0), (0, 1)))], -1)
+
+
+def _pull(first, second, a: Camera, b: Camera, centre: Float[np.ndarray, "3"], steep: int):
+    """Of two frames the normal equations (6, 6) and (6,) of the twist about `centre` that brings the second to the first."""
+    inverse_depth = second[1][1::2, 1::2, 0].reshape(-1)
+    points = b.lift(1 / second[1][..., 0])[1::2, 1::2].reshape(-1, 3)
+    pixels, z = a.project(points)
+    maps = np.where(np.isfinite(pixels) & (z > 0)[:, None], pixels, -9).clip(-9, 1e4).astype(np.float32)[:, None]
+    there = [cv2.remap(one, maps, None, cv2.INTER_LINEAR, borderValue=(np.nan,) * 3)[:, 0].astype(float) for one in first]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        seen = np.isfinite(there[0]).all(1) & (np.abs(there[1][:, 0] * z - 1) < SAME_SURFACE) & (inverse_depth > 0)
+        seen &= np.abs(there[1][:, 1:]).max(1) * z < STEEPEST
+    if seen.mean() < LEAST_SHARED:
+        return None
+    points, z, grey, inverse = points[seen], z[seen], there[0][seen], there[1][seen]
+    x, y, _ = a.camera_from_world[:3, :3] @ (points - a.position_world).T
+    zero, (fx, fy) = np.zeros_like(z), np.diag(a.intrinsics)[:2]
+    right, down = np.stack([fx / z, zero, -fx * x / z**2], 1), np.stack([zero, fy / z, -fy * y / z**2], 1)
+    brightness = grey[:, 0] - second[0][1::2, 1::2, 0].reshape(-1)[seen]
+    square, slope = np.zeros((6, 6)), np.zeros(6)
+    for rest, change, least, nearer in ((brightness - np.median(brightness), grey, 1.0, zero),
+                                        (inverse[:, 0] - 1 / z, inverse, 5e-4, 1 / z**2)):  # fmt: skip
+        rows = change[:, 1:2] * right + change[:, 2:] * down + np.stack([zero, zero, nearer], 1)
+        rows = rows @ a.camera_from_world[:3, :3]
+        rows = np.concatenate([rows, np.cross(points - centre, rows)], 1)
+        spread = 1.5 * float(np.median(np.abs(rest))) + least
+        weight = PIXELS_COUNT / (len(z) * spread**2 * np.maximum(1, np.abs(rest) / spread) ** steep)
+        square += (rows * weight[:, None]).T @ rows
+        slope += (rows * weight[:, None]).T @ rest
+    return square, slope
+
+
+def _steps(given, poses, centre: Float[np.ndarray, "3"], terms: dict) -> Float[np.ndarray, "n 6"]:
+    """Twists of all frames about `centre` that suit their pairs and the recorded poses best."""
+    try:
+        from scipy.sparse import bsr_array
+        from scipy.sparse.linalg import spsolve
+    except ImportError as error:
+        raise MirageError(f"Refining poses needs the package scipy ({error}); pip install 'mirage_ros[build]'.") from error
+    blocks, right = [], np.zeros((len(given), 6))
+    for i, (old, new) in enumerate(zip(given, poses, strict=True)):
+        lever = np.eye(6)
+        lever[:3, 3:] = -np.cross(np.eye(3), new[:3, 3] - centre)
+        off = np.concatenate([new[:3, 3] - old[:3, 3], rigid.log_rotation(new[:3, :3] @ old[:3, :3].T)])
+        blocks.append((i, i, lever.T / TRUSTED**2 @ lever))
+        right[i] -= lever.T / TRUSTED**2 @ off
+    for (a, b), term in terms.items():
+        if term is not None:
+            blocks += [(a, a, term[0]), (b, b, term[0]), (a, b, -term[0]), (b, a, -term[0])]
+            right[a] += term[1]
+            right[b] -= term[1]
+    rows, columns, values = zip(*blocks, strict=True)
+    order = np.argsort(rows, kind="stable")
+    starts = np.searchsorted(np.array(rows)[order], np.arange(len(given) + 1))
+    matrix = bsr_array((np.stack(values)[order], np.array(columns)[order], starts), shape=(right.size, right.size))
+    return spsolve(matrix.tocsc(), right.reshape(-1)).reshape(-1, 6)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from mirage_ros.data.agreement import Agreement, agreement_of, better_reading, thumb_of, usual
+from mirage_ros.data.agreement import Agreement, Thumb, agreement_of, at_poses, better_reading, refined, thumb_of, usual
 from mirage_ros.data.seeds import PosedFrame
 from mirage_ros.data.walks import Walk
 from mirage_ros.errors import MirageError
@@ -25,7 +25,7 @@ from mirage_ros.files import UNREADABLE, header_of_world, read_json, write_json
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import fit_seed
-from mirage_ros.geometry.rigid import from_quaternion
+from mirage_ros.geometry.rigid import from_quaternion, inverse, log_rotation
 from mirage_ros.protocol import WorldModel
 from mirage_ros.world.state import latent_size
 from mirage_ros.world.world import World, WorldConfig, lacking
@@ -52,6 +52,7 @@ class BuildConfig:
         least_added: share of a frame's cells of known depth that have to be new for it to be taken.
         up: the recording's axis that points up, one of UPS; "auto" takes the one that cameras hold up most.
         exposure: bring all frames to one exposure.
+        refine: move poses so that pictures and depths of one place fit each other; needs scipy.
         keep_bad: take blurred and disagreeing frames as well.
         max_memory_bytes: of the world.
     """
@@ -59,6 +60,7 @@ class BuildConfig:
     least_added: float = 0.05
     up: str = "auto"
     exposure: bool = True
+    refine: bool = False
     keep_bad: bool = False
     max_memory_bytes: int = 512 * 2**20
 
@@ -71,6 +73,7 @@ class Plan:
         verdicts: of each frame why it is left out, "" of sound ones.
         reasons: the sentences of those that could not be read, by frame.
         gain, offset: to one exposure, (n, 3).
+        moves: to refined poses: refined_from_camera = moves @ recorded_from_camera, both in the recording's world, (n, 4, 4).
         shift, gap: usual residuals of pictures (share of their width) and of depths.
         world_from_source: a turn by right angles that brings up to z.
     """
@@ -79,6 +82,7 @@ class Plan:
     reasons: dict[int, str]
     gain: Float[np.ndarray, "n 3"]
     offset: Float[np.ndarray, "n 3"]
+    moves: Float[np.ndarray, "n 4 4"]
     shift: float
     gap: float
     pairs: int
@@ -125,17 +129,28 @@ def planned(walk: Walk, model: WorldModel, config: BuildConfig, tick: Tick) -> P
         tick("look", i + 1)
     _check_read(walk, reasons)
     found = agreement_of(list(thumbs.values())) if thumbs else None
-    gain, offset = np.ones((len(walk), 3)), np.zeros((len(walk), 3))
+    gain, offset, moves = np.ones((len(walk), 3)), np.zeros((len(walk), 3)), np.tile(np.eye(4), (len(walk), 1, 1))
     if found is not None:
         _check_depth(walk, thumbs)
         numbers = np.array(list(thumbs))
+        if config.refine:
+            found, moves[numbers] = _refined(list(thumbs.values()), found)
         if config.exposure:
             gain[numbers], offset[numbers] = found.gain, found.offset
         if not config.keep_bad:
             _judge(walk, thumbs, found, verdicts)
     turn = upright([thumb.camera for thumb in thumbs.values()], config.up)
     shift, gap = (usual(found.shift), usual(found.gap)) if found else (np.nan, np.nan)
-    return Plan(tuple(verdicts), reasons, gain, offset, shift, gap, found.pairs if found else 0, turn)
+    return Plan(tuple(verdicts), reasons, gain, offset, moves, shift, gap, found.pairs if found else 0, turn)
+
+
+def _refined(thumbs: list[Thumb], found: Agreement) -> tuple[Agreement, Float[np.ndarray, "n 4 4"]]:
+    """How frames agree after refinement, and how each moved; where that does not bring them together, as they were."""
+    poses = refined(thumbs, found)
+    after = agreement_of(at_poses(thumbs, poses))
+    if not after.residual < found.residual:
+        return found, np.tile(np.eye(4), (len(thumbs), 1, 1))
+    return after, poses @ np.stack([inverse(thumb.camera.world_from_camera) for thumb in thumbs])
 
 
 def _judge(walk: Walk, thumbs: dict, found: Agreement, verdicts: list[str]) -> None:
@@ -201,11 +216,14 @@ def canonical(pose: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
 
 
 def fitted(frame: PosedFrame, size: tuple[int, int], plan: Plan, number: int | None = None) -> PosedFrame:
-    """A frame upright and at the model's size; with its number, in the walk's exposure as well."""
+    """A frame upright and at the model's size; with its number, in the walk's exposure and at its refined pose."""
     rgb = frame.rgb
     if number is not None and ((plan.gain[number] != 1).any() or (plan.offset[number] != 0).any()):
         rgb = np.clip(np.rint(rgb * plan.gain[number] + plan.offset[number]), 0, 255).astype(np.uint8)
-    pose = plan.world_from_source @ canonical(frame.camera.world_from_camera)
+    pose = canonical(frame.camera.world_from_camera)
+    if number is not None and (plan.moves[number] != np.eye(4)).any():
+        pose = canonical(plan.moves[number] @ pose)
+    pose = plan.world_from_source @ pose
     rgb, camera, depth_m = fit_seed(rgb, replace(frame.camera, world_from_camera=pose), frame.depth_m, size)
     return PosedFrame(rgb, depth_m, camera)
 
@@ -252,7 +270,7 @@ def _plan_of(path: Path, walk: Walk, model: WorldModel, config: BuildConfig, tic
     """The plan of a build that was killed, or a new one, which is kept."""
     try:
         kept = read_json(path)
-        arrays = {name: np.array(kept[name]) for name in ("gain", "offset", "world_from_source")}
+        arrays = {name: np.array(kept[name]) for name in ("gain", "offset", "moves", "world_from_source")}
         reasons = {int(i): text for i, text in kept["reasons"].items()}
         return Plan(**{**kept, **arrays, "verdicts": tuple(kept["verdicts"]), "reasons": reasons})
     except (OSError, *UNREADABLE):
@@ -324,6 +342,8 @@ def report_of(built: Built, walk: Walk) -> dict:
         "tokens": memory.tokens,
         "bytes": memory.nbytes,
         "pairs": plan.pairs,
+        "turned_deg": {name: round(float(np.degrees(np.linalg.norm(log_rotation(move[:3, :3])))), 4)
+                       for name, move in zip(walk.names, plan.moves, strict=True)},
         "picture_shift_share": plan.shift,
         "depth_gap_share": plan.gap,
         "gains": {name: gain.round(4).tolist() for name, gain in zip(walk.names, plan.gain, strict=True)},
