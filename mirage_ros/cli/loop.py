@@ -7,6 +7,7 @@ import argparse
 import json
 import signal
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from mirage_ros.cli.arguments import add_command, add_model, add_namespace, add_ros_arguments, add_world_seed
@@ -145,7 +146,8 @@ def add_studio(parsers) -> None:
         "studio",
         studio,
         "walk in a generated world in a browser; ROS is not needed",
-        "examples:\n  mirage studio\n  mirage studio street.jpg --hfov 65\n  mirage studio --host 0.0.0.0\n\n"
+        "examples:\n  mirage studio\n  mirage studio street.jpg --hfov 65\n  mirage studio --host 0.0.0.0\n"
+        "  mirage studio --foxglove 8765              open ws://localhost:8765 in Foxglove, layout config/foxglove/mirage.json\n\n"
         "Open the address that it prints. W A S D walk, a drag or the arrows look around. The panel begins worlds from\n"
         "photographs, keeps moments to go back to, records and saves; all files go to the folder. Other machines are let\n"
         "in with --host alone, and need the token of the printed address. Ctrl-C ends it.",
@@ -158,6 +160,8 @@ def add_studio(parsers) -> None:
     parser.add_argument("--port", type=int, default=8080, help="(default: 8080; 0: any that is free)")
     parser.add_argument("--folder", type=user_path, default=Path("out/studio"), help="(default: out/studio)")
     parser.add_argument("--light", action="store_true", help="begin with a light page")
+    parser.add_argument("--foxglove", type=int, metavar="PORT",
+                        help="feed Foxglove live, too, on this port of this machine (8765 is its usual one)")  # fmt: skip
     add_model(parser)
     add_world_seed(parser)
 
@@ -309,6 +313,8 @@ def studio(arguments: argparse.Namespace) -> int:
 
     if find_spec("viser") is None:
         raise MirageError("The studio needs the package viser, which is missing; pip install 'mirage_ros[studio]'.")
+    if arguments.foxglove is not None and find_spec("foxglove") is None:
+        raise MirageError("--foxglove needs the package foxglove-sdk, which is missing; pip install 'mirage_ros[foxglove]'.")
     from mirage_ros.apps.studio.gate import opened
     from mirage_ros.apps.studio.page import Page
     from mirage_ros.data.seeds import load_seed
@@ -318,13 +324,19 @@ def studio(arguments: argparse.Namespace) -> int:
     seed = load_seed(arguments.seed, arguments.hfov)
     config = WorldConfig(seed=arguments.world_seed)
     print(f"Loading the model {arguments.model}", flush=True)
-    page = Page(load_model(arguments.model), arguments.folder.absolute(), config, dark=not arguments.light)
-    try:
+    with ExitStack() as stack:
+        viewers = ()
+        if arguments.foxglove is not None:
+            from mirage_ros.apps.studio.foxglove import Bridge
+
+            bridge = stack.enter_context(Bridge(arguments.foxglove))
+            viewers = (bridge.saw,)
+            print(f"Foxglove: open ws://localhost:{bridge.port} with the layout config/foxglove/mirage.json", flush=True)
+        page = Page(load_model(arguments.model), arguments.folder.absolute(), config, not arguments.light, viewers)
+        stack.callback(page.close)
         page.make.begin(seed)
-        with opened(arguments.host, arguments.port, page.address) as gate:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            print(f"Walk in at {gate.url}\nCtrl-C ends the studio; its files are in {arguments.folder}", flush=True)
-            signal.pause()
-    finally:
-        page.close()
+        gate = stack.enter_context(opened(arguments.host, arguments.port, page.address))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        print(f"Walk in at {gate.url}\nCtrl-C ends the studio; its files are in {arguments.folder}", flush=True)
+        signal.pause()
     return 0

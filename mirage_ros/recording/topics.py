@@ -116,7 +116,7 @@ COLOR, COLOR_INFO, OBSERVED = "color/image_raw", "color/camera_info", "observed/
 DEPTH, DEPTH_INFO = "depth/image_rect", "depth/camera_info"
 COMPRESSED_COLOR, COMPRESSED_DEPTH = f"{COLOR}/compressed", f"{DEPTH}/compressedDepth"
 POINTS, DELTAS, MARKERS, STATUS = "cache/points", "cache/deltas", "markers", "status"
-SCAN, MAP, IMU, LIDAR = "scan", "map", "imu", "lidar/points"
+SCAN, MAP, IMU, LIDAR, LABELS = "scan", "map", "imu", "lidar/points", "labels/image"
 RING_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("ring", "<u2"), ("time", "<f4")])
 TF, TF_STATIC = "/tf", "/tf_static"
 
@@ -279,6 +279,12 @@ def _observed(frame: Frame, ids: FrameIds) -> Fields:
     return image_fields(mask_pixels(frame.observed), "mono8", frame.stamp_ns, ids.camera)
 
 
+def _labels(frame: Frame, ids: FrameIds) -> Fields:
+    """32SC1: the number of the entity that each pixel shows, 0 for the world."""
+    labels = np.zeros(frame.depth_m.shape, np.int32) if frame.labels is None else frame.labels
+    return image_fields(labels, "32SC1", frame.stamp_ns, ids.camera)
+
+
 def _depth_millimetres(frame: Frame, ids: FrameIds) -> Fields:
     """16UC1 in millimetres, as OpenNI gives depth; 0 where it is invalid, below or beyond 16 bits."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -360,6 +366,7 @@ TOPICS = (
     _on_demand(COMPRESSED_DEPTH, COMPRESSED),
     _on_demand("depth/image_raw", IMAGE, _depth_millimetres),
     _on_demand("depth/color/points", CLOUD, _color_points),
+    _on_demand(LABELS, IMAGE, _labels),
     _on_demand(SCAN, LASER, _scan, sensor="scan"),
     _on_demand(LIDAR, CLOUD, _lidar, sensor="lidar"),
     _on_demand(IMU, "sensor_msgs/msg/Imu"),

@@ -147,6 +147,7 @@ def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) ->
         scan=scan_config(config),
         lidar=lidar_config(config),
         map=map_config(config),
+        spawnables=str(user_path(config.spawnables_folder)) if config.spawnables_folder else "",
     )
 
 

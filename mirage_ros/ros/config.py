@@ -20,6 +20,7 @@ class NodeConfig:
     start_paused: bool = False
     rig: str = ""
     worlds_folder: str = ""
+    spawnables_folder: str = ""
     record: str = ""
     seed: str = "room"
     seed_hfov_deg: float = 60.0

@@ -67,6 +67,7 @@ TABLE: dict[str, Row] = {
     "worlds_folder": Row(
         "Folder whose seeds and saved worlds get_available_worlds lists besides the shipped ones."
     ),
+    "spawnables_folder": Row("Folder of your own models for spawn_entity, besides the shipped ones."),
     "seed": Row(
         "What the world starts from: a shipped name, a seed folder or a picture file; "
         "empty waits for seed/image."

@@ -1,5 +1,6 @@
 """A whole world as a folder: world.json, memory.safetensors, latents.safetensors.
 
+Entities' values are in world.json, their triangles in latents.safetensors.
 A world of a causal video codec has decoder.safetensors as well: what the decoder remembers. Whatever
 else lies in the folder is somebody else's and stays.
 
@@ -44,9 +45,12 @@ from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.rows import representable
 from mirage_ros.protocol import DecoderState, WorldModel
+from mirage_ros.world.entities import Body, Entities, EntityState, Mesh, Motion
 from mirage_ros.world.state import WorldState
 
 KIND = "world"
+PLAIN = ("name", "number", "stamp_ns", "category", "description", "source")
+"""What of an entity JSON holds as it is."""
 
 
 def save_world(state: WorldState, model: WorldModel, folder: str | os.PathLike) -> None:
@@ -137,9 +141,8 @@ def _read_world(folder: Path, header: dict, model: WorldModel, config: MemoryCon
         raise ValueError(str(error)) from error
     memory = LatentMemory.load(world_file(folder, MEMORY), config)
     decoder = _load_decoder(folder, info) if "decoder" in info else None
-    return WorldState(
-        memory, kept, info["frames_seen"], camera, info["stamp_ns"], decoder, info.get("grouped", 0), free_space
-    )
+    counts = info["frames_seen"], camera, info["stamp_ns"], decoder, info.get("grouped", 0)
+    return WorldState(memory, kept, *counts, free_space, _entities_of(info, tensors))
 
 
 def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
@@ -154,6 +157,7 @@ def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
         "world_from_camera": state.camera.world_from_camera.tolist(),
         "size": list(state.camera.size),
     }
+    info["entities"], meshes = _entities_to(state.entities)
     if state.decoder is not None:
         info["grouped"] = state.grouped
         info["decoder"] = {name: str(t.dtype)[6:] for name, t in state.decoder.items()}
@@ -161,7 +165,7 @@ def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
         save_tensors(folder / DECODER, KIND, raw, info)
     state.memory.save(folder / MEMORY)
     latents = torch.stack(list(state.latents.values())).numpy()
-    tensors = {"latents": latents} | _tensors_of(state.free_space)
+    tensors = {"latents": latents} | _tensors_of(state.free_space) | meshes
     save_tensors(folder / LATENTS, KIND, tensors, info)
     write_file(folder / WORLD, json.dumps(info, indent=1).encode())
 
@@ -179,6 +183,47 @@ def _free_space_of(tensors: dict[str, np.ndarray]) -> FreeSpaceViews:
     reach, poses = tensors["sights.reach_m"], tensors["sights.world_from_camera"]
     cameras = Camera(tensors["sights.intrinsics"], poses, reach.shape[1:])
     return FreeSpaceViews(cameras, reach, tensors["sights.real"])
+
+
+def _entities_to(entities: Entities) -> tuple[dict, dict[str, np.ndarray]]:
+    """The values and the triangles of all bodies; those of one make share theirs."""
+    meshes = {id(body.mesh): body.mesh for body in entities}
+    places = {key: place for place, key in enumerate(meshes)}
+    tensors = {
+        f"entities.{places[key]}.{name}": getattr(mesh, name)
+        for key, mesh in meshes.items()
+        for name in ("vertices_m", "faces", "colours")
+    }
+    bodies = [{"mesh": places[id(body.mesh)]} | _values(body.state) for body in entities]
+    return {"next_number": entities.next_number, "bodies": bodies}, tensors
+
+
+def _values(state: EntityState) -> dict:
+    motion = state.motion
+    return {
+        **{name: getattr(state, name) for name in (*PLAIN, "tags")},
+        "pose": state.pose.tolist(),
+        "motion": [motion.linear.tolist(), motion.angular.tolist(), motion.in_body, motion.until_ns],
+    }
+
+
+def _entities_of(info: dict, tensors: dict[str, np.ndarray]) -> Entities:
+    """The bodies of a saved world; where each stood is its start from now on."""
+    saved = info.get("entities", {"next_number": 1, "bodies": []})
+    meshes: dict[int, Mesh] = {}
+    bodies = {}
+    for values in saved["bodies"]:
+        place, pose = values["mesh"], np.array(values["pose"], np.float64).reshape(4, 4)
+        if place not in meshes:
+            parts = (tensors[f"entities.{place}.{name}"] for name in ("vertices_m", "faces", "colours"))
+            meshes[place] = Mesh.of(*parts)
+        linear, angular, in_body, until_ns = values["motion"]
+        motion = Motion(np.array(linear, np.float64), np.array(angular, np.float64), in_body, until_ns)
+        plain = {name: values[name] for name in PLAIN} | {"tags": tuple(values["tags"])}
+        bounds = meshes[place].bounds_m
+        state = EntityState(pose=pose, start_pose=pose, bounds_m=bounds, motion=motion, **plain)
+        bodies[state.name] = Body(state, meshes[place])
+    return Entities(bodies, saved["next_number"])
 
 
 def _load_decoder(folder: Path, info: dict) -> DecoderState:

@@ -41,6 +41,7 @@ from mirage_ros.protocol import (
     readout_cells,
     readout_side,
 )
+from mirage_ros.world.entities import Entities
 
 
 def latent_size(model: WorldModel) -> tuple[int, int]:
@@ -292,7 +293,8 @@ class WorldState:
     `latents` maps latent ids to (c, h, w) float16, a frame's id where each frame has a latent;
     camera and stamp are the last frame's, the camera at the model's picture size. `decoder` is
     what a causal video codec remembers, None for a picture codec; `grouped` counts
-    the frames that share a latent with one before them; `free_space` tells which space is free.
+    the frames that share a latent with one before them; `free_space` tells which space is free;
+    `entities` stand in the world and are not remembered.
     """
 
     memory: SpatialMemory
@@ -303,6 +305,7 @@ class WorldState:
     decoder: DecoderState | None = None
     grouped: int = 0
     free_space: FreeSpaceViews = field(default_factory=FreeSpaceViews.none)
+    entities: Entities = field(default_factory=Entities)
 
     @property
     def latents_seen(self) -> int:

@@ -4,10 +4,6 @@
     first = world.reset(picture, camera)
     for chunk in world.rollout(cameras, stamps_ns): ...
 
-A real picture with depth tells two things: where surfaces are, and that nothing stands before them. So when one is
-observed, every token in view that lies at a measured surface or before it goes, real ones of an older picture too, and
-the picture's own tokens come in. What lies behind, or where depth is invalid, stays.
-
 The cameras of a rig have one memory, and each has frames that precede its next ones. A rig is stepped
 camera after camera: what the first one imagines, the second one remembers.
 """
@@ -21,31 +17,24 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.depth import cell_depth, completed
-from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed
-from mirage_ros.memory.memory import LatentMemory
 from mirage_ros.memory.rows import FIRST_OBSERVED
-from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel, readout_cells, readout_side
+from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel
 from mirage_ros.world.cycle import Cycle, LatentBackend, Plan, memory_config, overlapped
+from mirage_ros.world.drawing import drawn
+from mirage_ros.world.entities import Entities
 from mirage_ros.world.files import load_world, save_world
+from mirage_ros.world.observing import observed
 from mirage_ros.world.state import (
     KEPT_LATENTS,
-    MAX_DEPTH_M,
-    REWRITE_LOG_SCALE,
     MakeBackend,
     WorldConfig,
     WorldState,
-    check_latents,
     check_plan,
     frames_per_latent,
-    latent_size,
-    moving_in_real,
-    perceive_seed,
 )
 
 __all__ = ["Rig", "World", "WorldConfig"]
@@ -54,10 +43,6 @@ Result = TypeVar("Result")
 FIRST_ID = 2**24
 """Ids of camera k of a rig begin at k times this, so that every id names one picture of one camera."""
 MAX_CAMERAS = FIRST_OBSERVED // FIRST_ID - 1
-TOLERANCE = 0.05
-"""A token this much behind a measured surface, relative to its depth, is taken for the surface."""
-KEPT_OBSERVED = 64
-"""So many latents of observed pictures are kept, for reference."""
 
 
 class World:
@@ -93,6 +78,11 @@ class World:
         return self.state.memory
 
     @property
+    def entities(self) -> Entities:
+        """The bodies that stand in the world."""
+        return self.state.entities
+
+    @property
     def frames_seen(self) -> int:
         return 0 if self._state is None else self._state.frames_seen
 
@@ -122,7 +112,8 @@ class World:
         imagined. Without depth perception gives all of it. Nothing that is imagined later replaces
         what this picture shows. Bad input raises MirageError.
         """
-        self._state, chunk = self.cycle.first(rgb, camera, depth_m, stamp_ns)
+        state, chunk = self.cycle.first(rgb, camera, depth_m, stamp_ns)
+        self._take_over(state, Entities())
         return chunk
 
     def change(self, change: Callable[[WorldState], tuple[WorldState, Result]]) -> Result:
@@ -138,7 +129,15 @@ class World:
 
         Frames seen before come back, the rest is imagined. Bad plans raise MirageError.
         """
-        return self.change(lambda state: self.cycle.stepped(state, cameras, stamps_ns))
+        return self.drawn(self.change(lambda state: self.cycle.stepped(state, cameras, stamps_ns)))
+
+    def drawn(self, chunk: Chunk) -> Chunk:
+        """A chunk of this world, brought to any size, with the entities in its frames."""
+        return drawn(chunk, self.entities, self.memory)
+
+    def change_entities(self, change: Callable[[Entities, int], Entities]) -> None:
+        """Takes over what `change` makes of the entities and of the last frame's stamp."""
+        self._state = replace(self.state, entities=change(self.entities, self.stamp_ns))
 
     def rollout(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Iterator[Chunk]:
         """Steps through a plan of any length, yielding chunk after chunk.
@@ -160,7 +159,7 @@ class World:
         with closing(overlapped(self.cycle, self.state, plans)) as chunks:
             for state, chunk in chunks:
                 self._state = state
-                yield chunk
+                yield self.drawn(chunk)
                 if self._state is not state:
                     raise MirageError(
                         "The world was changed between two chunks of a rollout with overlap_decode, "
@@ -180,11 +179,8 @@ class World:
         they are. Returns how many tokens went, and how many came. Raises MirageError for bad input, no
         world, or a memory that cannot be corrected.
         """
-        return self.change(
-            lambda state: observed(
-                self.model, self.config, state, rgb, camera, depth_m, stamp_ns, adds
-            )
-        )
+        picture = rgb, camera, depth_m, stamp_ns
+        return self.change(lambda state: observed(self.model, self.config, state, *picture, adds))
 
     def erase(self, box_min: Float[np.ndarray, "3"], box_max: Float[np.ndarray, "3"]) -> int:
         """Forgets what memory holds in an axis-aligned box; returns how many tokens went."""
@@ -195,7 +191,8 @@ class World:
 
     def redate(self, stamp_ns: int) -> None:
         """Sets the stamp of the last frame: what comes next may bear any later one."""
-        self._state = replace(self.state, stamp_ns=int(stamp_ns))
+        entities = self.entities.redated(self.stamp_ns, int(stamp_ns))
+        self._state = replace(self.state, stamp_ns=int(stamp_ns), entities=entities)
 
     def snapshot(self) -> WorldState:
         """The world as it is now; cheap, memory is shared until one side changes."""
@@ -206,9 +203,10 @@ class World:
         self._state = state.forked()
 
     def remember_as(self, state: WorldState) -> None:
-        """Takes over all of a snapshot but its time and camera."""
+        """Takes over all of a snapshot but its time and camera; entities go on from where they were."""
         now = self.state
-        self._state = replace(state.forked(), stamp_ns=now.stamp_ns, camera=now.camera)
+        entities = state.entities.redated(state.stamp_ns, now.stamp_ns)
+        self._take_over(replace(state.forked(), stamp_ns=now.stamp_ns, camera=now.camera), entities)
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
@@ -226,7 +224,13 @@ class World:
 
     def load(self, folder: str | os.PathLike) -> None:
         """Takes over a saved world of the same model; a bad folder raises MirageError."""
-        self._state = load_world(folder, self.model, memory_config(self.model, self.config))
+        state = load_world(folder, self.model, memory_config(self.model, self.config))
+        self._take_over(state, state.entities)
+
+    def _take_over(self, state: WorldState, entities: Entities) -> None:
+        """Another state, in which no entity gets a number that one had before."""
+        before = entities if self._state is None else self._state.entities
+        self._state = replace(state, entities=entities.numbered_after(before))
 
 
 class Rig:
@@ -247,20 +251,30 @@ class Rig:
             )
         self.world, self.cameras = world, cameras
 
-    def step(self, cameras: Sequence[Camera], stamps_ns: Int[np.ndarray, "f"]) -> tuple[Chunk, ...]:
+    def step(
+        self,
+        cameras: Sequence[Camera],
+        stamps_ns: Int[np.ndarray, "f"],
+        fitted: Callable[[int, Chunk], Chunk] = lambda index, chunk: chunk,
+    ) -> tuple[Chunk, ...]:
         """The next chunk of every camera at the same stamps; `cameras` holds one batch for each.
 
         Bad plans raise MirageError, and none of the cameras has written anything.
+
+        Args:
+            fitted: brings each camera's chunk to the size of its pictures; entities are drawn after that.
         """
         if len(cameras) != self.cameras:
             raise MirageError(f"The rig has {self.cameras} cameras and got {len(cameras)} plans.")
-        if self.cameras == 1:
-            return (self.world.step(cameras[0], stamps_ns),)
-        return self.world.change(lambda state: self._stepped(state, cameras, stamps_ns))
+        chunks = self.world.change(lambda state: self._stepped(state, cameras, stamps_ns))
+        return tuple(self.world.drawn(fitted(index, chunk)) for index, chunk in enumerate(chunks))
 
     def _stepped(
         self, start: WorldState, cameras: Sequence[Camera], stamps_ns: Int[np.ndarray, "f"]
     ) -> tuple[WorldState, tuple[Chunk, ...]]:
+        if self.cameras == 1:
+            state, chunk = self.world.cycle.stepped(start, cameras[0], stamps_ns)
+            return state, (chunk,)
         latents, chunks, after, last = dict(start.latents), [], [], start
         for index in range(self.cameras):
             entry = self._entry(index, start, latents)
@@ -295,103 +309,3 @@ class Rig:
             for i, latent in latents.items()
             if i == 0 or i >= FIRST_OBSERVED or any(end - KEPT_LATENTS <= i < end for end in ends)
         }
-
-
-def observed(
-    model: WorldModel,
-    config: WorldConfig,
-    state: WorldState,
-    rgb: np.ndarray,
-    camera: Camera,
-    depth_m: np.ndarray | None,
-    stamp_ns: int,
-    adds: bool = False,
-) -> tuple[WorldState, tuple[int, int]]:
-    """A state with the picture in its memory, and how many tokens went and came; see World.observe."""
-    if depth_m is None:
-        raise MirageError("An observation needs depth; send a depth picture with it.")
-    if not isinstance(state.memory, LatentMemory):
-        raise MirageError("This world's memory cannot be corrected; use the latent memory.")
-    rgb, camera, depth_m = fit_seed(rgb, camera, depth_m, model.size)
-    depth_m = completed(depth_m)
-    latents = check_latents(model.encode(rgb[None]), model, 1)
-    number = max((i for i in state.latents if i >= FIRST_OBSERVED), default=FIRST_OBSERVED - 1) + 1
-    fork = state.forked()
-    counts = _replaced(fork.memory, model, config, latents, rgb, camera, depth_m, stamp_ns, number, adds)
-    kept = {
-        i: latent for i, latent in state.latents.items() if i < FIRST_OBSERVED or i > number - KEPT_OBSERVED
-    }
-    kept[number] = latents[0].to("cpu", torch.float16)
-    free_space = state.free_space.with_real(camera, depth_m, readout_side(model))
-    return replace(fork, latents=kept, free_space=free_space), counts
-
-
-def _replaced(
-    memory: LatentMemory,
-    model: WorldModel,
-    config: WorldConfig,
-    latents: Float[torch.Tensor, "1 c lh lw"],
-    rgb: UInt8[np.ndarray, "h w 3"],
-    camera: Camera,
-    depth_m: Float[np.ndarray, "h w"],
-    stamp_ns: int,
-    frame_id: int,
-    adds: bool,
-) -> tuple[int, int]:
-    """Writes a picture's tokens in place of those that its depth contradicts; how many went and came."""
-    cameras = Camera.stack([camera])
-    cells = cameras.resized(latent_size(model))
-    fine = np.where(depth_m > MAX_DEPTH_M, np.float32(np.inf), depth_m)[None]
-    depth = cell_depth(fine, model.stride)
-    moving = moving_in_real(
-        model,
-        rgb[None],
-        config.forget_moving,
-        lambda: perceive_seed(model, rgb[None], cameras, depth_m).dynamic,
-    )
-    known = np.isfinite(depth) & (cell_share(moving, model.stride) <= config.max_dynamic_share)
-    erased = memory.forget(contradicted(memory, cells[0], depth[0], adds))
-    if adds:
-        known &= lacking(memory, cells)
-    stored = memory.write_by_surfaces(
-        latents,
-        cells,
-        fine if readout_cells(model) > 1 else depth,
-        known,
-        np.array([stamp_ns], np.int64),
-        cell_colours(rgb[None], model.stride),
-        np.array([frame_id]),
-        real=True,
-    )
-    return erased, stored
-
-
-def lacking(memory: LatentMemory, cells: Camera) -> Bool[np.ndarray, "f h w"]:
-    """The cells of cameras at latent size of which no real picture showed as much yet."""
-    shown = memory.read(cells)
-    real = memory.measure(cells)[1]
-    return ~(shown.visible & real & (shown.log_scale <= REWRITE_LOG_SCALE))
-
-
-def contradicted(
-    memory: LatentMemory, camera: Camera, depth_m: Float[np.ndarray, "h w"], clearly: bool = False
-) -> Bool[np.ndarray, "n"]:
-    """The tokens that lie at or before a depth measured at latent size, in view; or those `clearly` before it, and
-    before what was measured in the cells around: poses are a little off, and edges would be nibbled at."""
-    if clearly:
-        padded = np.pad(np.where(np.isnan(depth_m), -np.inf, depth_m), 1, constant_values=-np.inf)
-        depth_m = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).min((-2, -1))
-    points = memory.positions_m.astype(np.float64)
-    pixels, depth = camera.project(points)
-    with np.errstate(invalid="ignore"):
-        column, row = np.rint(pixels).T
-        inside = (depth > 0) & (row >= 0) & (row < camera.size[0])
-        inside &= (column >= 0) & (column < camera.size[1])
-    result = np.zeros(len(points), bool)
-    index = np.nonzero(inside)[0]
-    measured = depth_m[row[index].astype(int), column[index].astype(int)]
-    footprint = memory.footprints_m[index]
-    with np.errstate(invalid="ignore"):
-        sign = -1 if clearly else 1
-        result[index] = depth[index] <= measured * (1 + sign * TOLERANCE) + sign * footprint
-    return result

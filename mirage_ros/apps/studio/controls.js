@@ -1,5 +1,5 @@
-// Runs in the page. The wheel and a gamepad press the keys that walk, and a dropped file goes to the upload button:
-// viser has no call for these.
+// Runs in the page. The wheel, a gamepad and, on a touch screen, four buttons press the keys that walk; a dropped file goes
+// to the upload button; on a phone the view takes what the panel leaves. viser has no call for these.
 if (!window.mirageStudio) {
   window.mirageStudio = true;
   const held = new Set(), send = (kind, code) =>
@@ -34,4 +34,45 @@ if (!window.mirageStudio) {
     input.files = event.dataTransfer.files;
     input.dispatchEvent(new Event("change", {bubbles: true}));
   });
+  const pad = document.createElement("div");
+  if (matchMedia("(pointer: coarse)").matches) {
+    pad.id = "mirage-walk";
+    pad.style = "position:fixed;left:10px;bottom:10px;z-index:9;display:grid;grid-template-columns:repeat(3,46px);gap:4px";
+    const keys = [["", ""], ["\u25b2", "KeyW", "ahead"], ["", ""], ["\u25c0", "KeyA", "left"], ["\u25bc", "KeyS", "back"],
+      ["\u25b6", "KeyD", "right"]];
+    for (const [sign, code, where] of keys) {
+      const key = document.createElement(code ? "button" : "span");
+      if (code) {
+        key.textContent = sign;
+        key.setAttribute("aria-label", `Walk ${where}`);
+        key.style = "height:46px;border:0;border-radius:8px;font-size:18px;color:#fff;background:#0006;touch-action:none";
+        key.addEventListener("contextmenu", (event) => event.preventDefault());
+        key.addEventListener("pointerdown", () => press(code, true));
+        for (const end of ["pointerup", "pointercancel", "pointerleave"]) key.addEventListener(end, () => press(code, false));
+      }
+      pad.append(key);
+    }
+    document.body.append(pad);
+  }
+  const panelStyle = "div[style*='position: fixed'][style*='bottom: 0']", narrow = "36em";
+  const style = document.createElement("style");
+  style.textContent = `@media (max-width: ${narrow}) { ${panelStyle}, ${panelStyle} div[style*="width: 20em"] ` +
+    "{ width: 100% !important; } [class*=Notifications-root] { left: auto !important; right: 1em; max-width: 13em; } }";
+  document.head.append(style);
+  const arrange = () => {
+    const panel = document.querySelector(panelStyle), canvas = document.querySelector("canvas");
+    const view = canvas && [...document.querySelectorAll("div")].find(
+      (one) => one.style.flexGrow === "1" && one.style.height === "100%" && one.contains(canvas) || one.dataset.mirageView);
+    if (!view) return;
+    view.dataset.mirageView = "yes";
+    const sheet = panel && matchMedia(`(max-width: ${narrow})`).matches;
+    pad.style.bottom = `${10 + (sheet ? panel.offsetHeight : 0)}px`;
+    view.style.height = sheet ? `${innerHeight - panel.offsetHeight}px` : "100%";
+    if (sheet && !panel.dataset.mirageWatched) {
+      panel.dataset.mirageWatched = "yes";
+      new ResizeObserver(arrange).observe(panel);
+    }
+  };
+  window.addEventListener("resize", () => setTimeout(arrange, 100));
+  arrange();
 }

@@ -254,23 +254,6 @@ async def _answer(writer: asyncio.StreamWriter, refusal: Refusal) -> None:
     await writer.drain()
 
 
-def guard(server: viser.ViserServer) -> None:
-    """No browser may have this machine ask viser's makers for a public address.
-
-    Raises:
-        MirageError: this viser keeps that elsewhere.
-    """
-    try:
-        for kind in (messages.ShareUrlRequest, messages.ShareUrlDisconnect):
-            server._websock_server.unregister_handler(kind)
-    except (AttributeError, AssertionError) as error:
-        raise unknown_viser() from error
-
-
-def unknown_viser() -> MirageError:
-    return MirageError(f"viser {viser.__version__} is not one that the studio knows; pip install 'viser==1.1.*'.")
-
-
 def decoded(name: str, data: bytes) -> tuple[UInt8[np.ndarray, "h w 3"], float | None]:
     """The upright picture of an uploaded file, and its horizontal field of view in degrees where its EXIF tells.
 
@@ -303,6 +286,38 @@ def decoded(name: str, data: bytes) -> tuple[UInt8[np.ndarray, "h w 3"], float |
 
 def too_large(name: str, size: int) -> str:
     return f"{name} has {size / 2**20:,.0f} MiB; give a photograph of at most {MOST_BYTES // 2**20} MiB."
+
+
+# What follows uses private parts of viser, here alone: it has no public call to refuse an upload before it is kept whole, to
+# take back the note of one, to run a script in the page, or to switch sharing off for good. test_studio.py tries each in
+# a browser, and a viser that keeps them elsewhere is refused at the start.
+
+
+def run_in_page(client: viser.ClientHandle, source: str) -> None:
+    """Runs JavaScript in a browser."""
+    client.gui._websock_interface.queue_message(messages.RunJavascriptMessage(source))
+
+
+def forget_upload(client: viser.ClientHandle, upload: str) -> None:
+    """Takes back the note that an upload is under way."""
+    client.gui._websock_interface.queue_message(messages.RemoveNotificationMessage(f"upload-{upload}"))
+
+
+def guard(server: viser.ViserServer) -> None:
+    """No browser may have this machine ask viser's makers for a public address.
+
+    Raises:
+        MirageError: this viser keeps that elsewhere.
+    """
+    try:
+        for kind in (messages.ShareUrlRequest, messages.ShareUrlDisconnect):
+            server._websock_server.unregister_handler(kind)
+    except (AttributeError, AssertionError) as error:
+        raise unknown_viser() from error
+
+
+def unknown_viser() -> MirageError:
+    return MirageError(f"viser {viser.__version__} is not one that the studio knows; pip install 'viser==1.1.*'.")
 
 
 class UploadGuard:

@@ -19,9 +19,8 @@ import cv2
 import numpy as np
 import viser
 from jaxtyping import Float, UInt8
-from viser import _messages as messages
 
-from mirage_ros.apps.studio.gate import UploadGuard, decoded
+from mirage_ros.apps.studio.gate import UploadGuard, decoded, forget_upload
 from mirage_ros.apps.studio.walk import View, Walk
 from mirage_ros.data.seeds import (
     DEFAULT_HFOV_DEG,
@@ -211,7 +210,7 @@ class MakePanel:
         client = self._page.client(client_id)
         self._page.told(sentence, good=False)
         if client is not None:
-            client.gui._websock_interface.queue_message(messages.RemoveNotificationMessage(f"upload-{upload}"))
+            forget_upload(client, upload)
         self._upload.remove()
         with self._beginnings:
             self._add_upload()
@@ -256,7 +255,10 @@ class MakePanel:
 
     def _begun(self, seed: Seed) -> str:
         with seed_warnings() as notes:
-            return " ".join([self._walk.begin(seed), *notes])
+            sentence = " ".join([self._walk.begin(seed), *notes])
+        if seed.name in self._seed.options:
+            self._seed.value = seed.name
+        return sentence
 
     def _begin_photograph(self, name: str, data: bytes, hfov: float) -> str:
         rgb, told_deg = decoded(Path(name).name[:80] or "The file", data)

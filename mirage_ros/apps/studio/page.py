@@ -11,20 +11,19 @@ import io
 import math
 import threading
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 import viser
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from transforms3d.quaternions import quat2mat
-from viser import _messages as messages
 
-from mirage_ros.apps.studio.gate import guard, hidden_loopback
+from mirage_ros.apps.studio.gate import guard, hidden_loopback, run_in_page
 from mirage_ros.apps.studio.make import MakePanel
-from mirage_ros.apps.studio.see import Gauges, SeePanel
+from mirage_ros.apps.studio.see import Gauges, SeePanel, fitted
 from mirage_ros.apps.studio.walk import View, Walk
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.protocol import WorldModel
@@ -33,18 +32,17 @@ from mirage_ros.world.state import WorldConfig
 LOOK_M = 0.05
 """A drag turns the camera about a point so far ahead: nearly in place."""
 SETTLED_S = 0.15
-JUMP_S = 0.3
-"""For so long after the camera was placed, what a browser says of where it is was said before."""
-ENLARGED = 4
+JUMP_S, NEAR = 5.0, 0.05
+"""After the camera was placed, what a browser says of where it is was said before, until it says that it is there: within
+so many metres, and so much of its rotation matrix. A browser that never does is believed again after a while."""
 QUALITY = 88
-AROUND = (16, 17, 20)
 TOLD_S = 6.0
 BRAND = (60, 130, 200)
 WALK, OVER, SPACE = "Walk", "Points over the picture", "Memory in 3D"
 MODES = (WALK, OVER, SPACE)
 KEYS = (
-    "**W A S D** walk · **arrows** or **drag** look · **wheel** ahead and back · **Q E** down and up "
-    "(off the ground) · a gamepad's sticks do the same"
+    "**W A S D** walk, **arrows** or a **drag** look around, the **wheel** goes ahead and back, **Q E** down and up (off "
+    "the ground). A touch screen has four buttons, a gamepad its sticks."
 )
 CONTROLS = Path(__file__).with_name("controls.js").read_text()
 
@@ -56,17 +54,25 @@ class Visitor:
     Attributes:
         mode: one of MODES.
         aspect: width over height of the view that its picture was made for.
-        deaf_until_s: what it says of its camera counts from then on (monotonic clock).
+        placed: where its camera was put, and it has not said yet that it is there.
+        deaf_until_s: what it says counts from then on in any case (monotonic clock).
         settle: looks after its camera once it has come to rest.
     """
 
     client: viser.ClientHandle
     mode: str = WALK
     aspect: float = 0.0
+    placed: np.ndarray | None = None
     deaf_until_s: float = 0.0
     settle: asyncio.TimerHandle | None = None
     chooser: viser.GuiDropdownHandle | None = None
     status: viser.GuiMarkdownHandle | None = None
+
+    def hears(self, pose: Float[np.ndarray, "4 4"]) -> bool:
+        """Whether this is where somebody walked to, not where the camera was before it was placed."""
+        if self.placed is None or time.monotonic() >= self.deaf_until_s or near(pose, self.placed):
+            self.placed = None
+        return self.placed is None
 
 
 @dataclass
@@ -78,6 +84,7 @@ class Page:
         walk, server: made with it.
         driver: id of the browser that drives, None without any.
         view: what was seen last, None before the first picture.
+        viewers: each called with every view; may not wait.
 
     Raises:
         MirageError: a viser that this was not made for.
@@ -87,6 +94,7 @@ class Page:
     folder: Path
     config: WorldConfig = field(default_factory=WorldConfig)
     dark: bool = True
+    viewers: tuple[Callable[[View], None], ...] = ()
 
     def __post_init__(self) -> None:
         self.driver: int | None = None
@@ -128,7 +136,8 @@ class Page:
             self.view = self._due = view
             self._jumped |= jumped
             self._changed.notify()
-        self.see.saw(view)
+        for saw in (self.see.saw, *self.viewers):
+            saw(view)
 
     def told(self, sentence: str, good: bool) -> None:
         """Says it in every browser, but not the same again and again."""
@@ -209,7 +218,9 @@ class Page:
         self.walk.stop()
 
     async def _recoloured(self, _: object) -> None:
-        self._colour(self._is_dark.value)
+        self.dark = self._is_dark.value
+        self._colour(self.dark)
+        self._repaint()
 
     async def _taken(self, event: viser.GuiEvent) -> None:
         self.driver = event.client_id
@@ -253,8 +264,9 @@ class Page:
         visitor.settle = asyncio.get_running_loop().call_later(SETTLED_S, self._settled, visitor)
         if visitor.aspect and abs(aspect_of(camera) / visitor.aspect - 1) > 0.01:
             self._repaint()
-        if camera.client.client_id == self.driver and time.monotonic() >= visitor.deaf_until_s:
-            self.walk.look(self._allowed(pose_of(camera)))
+        pose = pose_of(camera)
+        if visitor.hears(pose) and camera.client.client_id == self.driver:
+            self.walk.look(self._allowed(pose))
 
     def _settled(self, visitor: Visitor) -> None:
         """Puts right what a browser's camera may not do: orbit about a far point, leave the ground, go where nobody drives."""
@@ -333,7 +345,7 @@ class Page:
         visitor.aspect = aspect_of(camera)
         if jumped or visitor.client.client_id != self.driver:
             self._place(visitor, view.frame.camera)
-        picture, vfov = fitted(view.frame.rgb, view.frame.camera, visitor.aspect)
+        picture, vfov = fitted(view.frame.rgb, view.frame.camera, visitor.aspect, self.dark)
         camera.fov = vfov
         visitor.client.scene.set_background_image(picture, "jpeg", jpeg_quality=QUALITY)
         visitor.client.flush()
@@ -349,8 +361,8 @@ class Page:
 
     def _place(self, visitor: Visitor, camera: Camera) -> None:
         """Moves a browser's camera to a pose."""
-        visitor.deaf_until_s = time.monotonic() + JUMP_S
         pose, handle = camera.world_from_camera, visitor.client.camera
+        visitor.placed, visitor.deaf_until_s = None if near(pose_of(handle), pose) else pose, time.monotonic() + JUMP_S
         with visitor.client.atomic():
             handle.up_direction, handle.position = floor_axes(pose)[0], pose[:3, 3]
             handle.look_at = pose[:3, 3] + LOOK_M * pose[:3, 2]
@@ -370,29 +382,12 @@ def aspect_of(camera: viser.CameraHandle) -> float:
     return camera.image_width / camera.image_height if camera.image_width and camera.image_height else 1.0
 
 
+def near(pose: Float[np.ndarray, "4 4"], other: Float[np.ndarray, "4 4"]) -> bool:
+    return bool(np.abs(pose - other).max() < NEAR)
+
+
 def pose_of(camera: viser.CameraHandle) -> Float[np.ndarray, "4 4"]:
     """world_from_camera, optical axes."""
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = quat2mat(camera.wxyz), camera.position
     return pose
-
-
-def fitted(
-    rgb: UInt8[np.ndarray, "h w 3"], camera: Camera, aspect: float
-) -> tuple[UInt8[np.ndarray, "H W 3"], float]:
-    """The picture enlarged, whole, within a view of an aspect (width over height), and the view's vertical field of
-    view in radians with which points lie where the picture shows them."""
-    height, width = (side * ENLARGED for side in rgb.shape[:2])
-    large = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LANCZOS4)
-    tall, wide = max(height, round(width / aspect)), max(width, round(height * aspect))
-    canvas = np.full((tall, wide, 3), AROUND, np.uint8)
-    top, left = (tall - height) // 2, (wide - width) // 2
-    canvas[top : top + height, left : left + width] = large
-    vfov = 2 * math.atan(camera.size[0] / 2 / camera.intrinsics[1, 1] * tall / height)
-    return canvas, vfov
-
-
-def run_in_page(client: viser.ClientHandle, source: str) -> None:
-    """Runs JavaScript in a browser."""
-    client.gui._websock_interface.queue_message(messages.RunJavascriptMessage(source))
-

@@ -6,6 +6,7 @@ of its own draws at most `DRAWN_HZ` times a second, so the picture waits for non
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -34,6 +35,9 @@ SEEN, IMAGINED, TRACK = (60, 160, 255), (255, 140, 40), (255, 200, 60)
 TRAIL_KEPT = 400
 FRUSTUM_M = 0.35
 PLOTTED = 120
+ENLARGED = 4
+AROUND = {True: (16, 17, 20), False: (236, 238, 241)}
+"""A picture, on a dark page and on a light one."""
 PANEL_PX = 288
 STAGES = ("read", "generate", "decode", "perceive", "write")
 COLOURS = ("#8ab4f8", "#f28b82", "#fdd663", "#81c995", "#c58af9")
@@ -190,6 +194,21 @@ def plan_picture(view: View, side_px: int = PANEL_PX) -> UInt8[np.ndarray, "h w 
     return np.ascontiguousarray(picture[::-1])
 
 
+def fitted(
+    rgb: UInt8[np.ndarray, "h w 3"], camera: Camera, aspect: float, dark: bool = True
+) -> tuple[UInt8[np.ndarray, "H W 3"], float]:
+    """The picture enlarged, whole, within a view of an aspect (width over height), and the view's vertical field of
+    view in radians with which points lie where the picture shows them."""
+    height, width = (side * ENLARGED for side in rgb.shape[:2])
+    large = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LANCZOS4)
+    tall, wide = max(height, round(width / aspect)), max(width, round(height * aspect))
+    canvas = np.full((tall, wide, 3), AROUND[dark], np.uint8)
+    top, left = (tall - height) // 2, (wide - width) // 2
+    canvas[top : top + height, left : left + width] = large
+    vfov = 2 * math.atan(camera.size[0] / 2 / camera.intrinsics[1, 1] * tall / height)
+    return canvas, vfov
+
+
 class SeePanel:
     """The tab that says what is shown, and the thread that shows it.
 
@@ -284,13 +303,16 @@ class Gauges:
                                      title="seconds by stage", height=190, axes=axes, padding=(10, 14, 8, 0))  # fmt: skip
 
     def saw(self, view: View) -> None:
+        memory, seconds = view.state.memory, view.frame.stamp_ns / SECOND_NS
+        known = f"{memory.tokens:,} tokens, {memory.nbytes / 1e3:,.0f} kB, {seconds:.1f} s of world time"
+        if not view.seconds:  # nobody walked here: it says nothing of how fast that goes
+            self._told.content = f"Walk, and see how fast it goes.  \n{known}"
+            return
         number = self._rows[-1][0] + 1 if self._rows else 0.0
         self._rows.append((number, view.rate_hz, *(view.seconds.get(stage, 0.0) for stage in STAGES)))
-        memory, seconds = view.state.memory, view.frame.stamp_ns / SECOND_NS
         self._told.content = (
             f"**{view.rate_hz:.1f}** pictures/s, **{view.waited_s:.2f} s** from pose to picture, "
-            f"{view.observed_fraction:.0%} of it from memory  \n{memory.tokens:,} tokens, {memory.nbytes / 1e3:,.0f} kB, "
-            f"{seconds:.1f} s of world time"
+            f"{view.observed_fraction:.0%} of it from memory  \n{known}"
         )
         table = np.array(self._rows).T
         self._rate.data, self._stages.data = (table[0], table[1]), (table[0], *table[2:])

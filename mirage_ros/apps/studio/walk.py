@@ -45,8 +45,8 @@ class View:
     Attributes:
         frame: the picture with its camera, depth and mask.
         state: the world after it; never changed.
-        seconds: by stage.
-        waited_s: from the pose that was asked for to the picture.
+        seconds: by stage; none of a picture that nobody walked to.
+        waited_s: from the pose that was asked for to the picture; 0 of one that nobody walked to.
         rate_hz: pictures a second, of the last ones.
         observed_fraction: share of it that memory knew.
         world: counts worlds: another number, another world.
@@ -151,7 +151,7 @@ class Walk:
         """A new world around a seed; the moments of the old one go."""
         chunk = self.world.reset(seed.rgb, seed.camera, seed.depth_m)
         self.moments, self.worlds = (), self.worlds + 1
-        self._show(chunk.frames[0], chunk.seconds, sum(chunk.seconds.values()), 1.0, jumped=True)
+        self._show(chunk.frames[0], {}, 0.0, 1.0, jumped=True)
         return f"A world around {seed.name}, {chunk.tokens} tokens."
 
     def save(self, folder: Path) -> str:

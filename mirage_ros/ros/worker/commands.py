@@ -1,9 +1,4 @@
-"""What goes to the inference worker and what comes back: plain values, without torch or ROS.
-
-Frames to render, as plain values that cross to the worker's process.
-
-What the last snapshot of the worker's world does not hold yet.
-"""
+"""What goes to the inference worker and what comes back: plain values, without torch or ROS."""
 
 from __future__ import annotations
 
@@ -15,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mirage_ros.data.seeds import Seed, load_seed
-from mirage_ros.protocol import Chunk, FloorPlan, Frame, Points
+from mirage_ros.protocol import Chunk, EntityChange, FloorPlan, Frame, Points
+from mirage_ros.world.entities import EntityState
 from mirage_ros.world.sensors import LidarConfig, MapConfig, ScanConfig
 
 
@@ -68,6 +64,7 @@ class WorkerConfig:
         scan: the range scanner at each camera's place.
         lidar: likewise.
         map: how floor plans are made.
+        spawnables: folder of the user's own models, '' for none.
     """
 
     world_seed: int = 0
@@ -82,6 +79,7 @@ class WorkerConfig:
     scan: ScanConfig = field(default_factory=ScanConfig)
     lidar: LidarConfig = LidarConfig((0.0,))
     map: MapConfig = field(default_factory=MapConfig)
+    spawnables: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,10 +94,19 @@ class SeedName:
 
 
 @dataclass(frozen=True)
+class ChangeEntities:
+    """Changes of entities, one after the other; each is done or refused by itself. Answers {"outcomes": a name or an
+    EntityError for each}."""
+
+    changes: tuple[EntityChange, ...]
+
+
+@dataclass(frozen=True)
 class Reset:
     """A new world.
 
     Attributes:
+        keep_entities: those that are there stay, each where it was spawned.
         seed: what it starts from.
         stamp_ns: its time. Without one, or with one after the plan's first frame, the seed
             dates from just before that frame.
@@ -109,6 +116,7 @@ class Reset:
     seed: Seed | SeedName
     stamp_ns: int | None = None
     origin: str = "seed"
+    keep_entities: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,11 +165,13 @@ class Load:
     Attributes:
         stamp_ns: the time that its last frame is dated to; None leaves it.
         redate: dates it just before the first frame that is asked for.
+        keep_entities: as of Reset; else those that were saved with it.
     """
 
     path: str
     stamp_ns: int | None = None
     redate: bool = False
+    keep_entities: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,8 +220,9 @@ class Unload:
 
 Command = (
     Reset | Step | Redate | Cloud | Survey | Save | Load | Erase | Fork | Restore | Observe | Prompt | Unload
-)
-CHANGING = (Reset, Step, Redate, Load, Erase, Fork, Restore, Observe, Prompt, Unload)
+    | ChangeEntities
+)  # fmt: skip
+CHANGING = (Reset, Step, Redate, Load, Erase, Fork, Restore, Observe, Prompt, Unload, ChangeEntities)
 
 
 @dataclass(frozen=True)
@@ -237,6 +248,7 @@ class Done:
         values: what else a command answers, such as {"erased": 12}.
         snapshot: folder of a snapshot that holds the world after this command.
         unsaved: why no snapshot can be taken, '' while they can.
+        entities: what there is of them, where that is not as it was when it was last said.
     """
 
     command: Command
@@ -249,6 +261,7 @@ class Done:
     snapshot: str | None = None
     unsaved: str = ""
     floor_plan: FloorPlan | None = None
+    entities: tuple[EntityState, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,24 @@
-"""The torch side of the node: works off one command after the other on one world.
-
-Imported once where workers are forked from: compiled code is loaded here, not in each of them.
-
-Loading numba's compiled functions takes a second, the first call of torch some more. One tiny world
-is run on one thread, because threads do not survive a fork.
-"""
+"""The torch side of the node: works off one command after the other on one world."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from mirage_ros.data.seeds import Seed
 from mirage_ros.errors import LONG_S, MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import seed_warnings
-from mirage_ros.protocol import Chunk, FloorPlan, Frame, Perception, Points, Surfaces, WorldModel
+from mirage_ros.protocol import Chunk, FloorPlan, Frame, Points, Surfaces, WorldModel
 from mirage_ros.ros.worker.commands import (
     CHANGING,
+    ChangeEntities,
     Cloud,
     Command,
     Done,
@@ -42,50 +38,12 @@ from mirage_ros.ros.worker.commands import (
     View,
     WorkerConfig,
 )
+from mirage_ros.ros.worker.entities import EntityChanges
 from mirage_ros.ros.worker.shared import Snapshots
+from mirage_ros.world.drawing import Solid
+from mirage_ros.world.entities import Entities, EntityState
 from mirage_ros.world.sensors import floor_plan, lidar, scan
 from mirage_ros.world.world import Rig, World, WorldConfig
-
-SIZE, STRIDE, CHANNELS = (32, 32), 8, 4
-
-
-class TinyModel:
-    """The least that a world can be run with."""
-
-    name, stride, channels, size = "tiny", STRIDE, CHANNELS, SIZE
-    chunk_frames, preceding_frames, reference_frames = 2, 1, 1
-
-    def encode(self, rgb):
-        return torch.zeros(len(rgb), CHANNELS, SIZE[0] // STRIDE, SIZE[1] // STRIDE)
-
-    def decode(self, latents):
-        return np.zeros((len(latents), *SIZE, 3), np.uint8)
-
-    def generate(self, readout, cameras, preceding, references, seed):
-        return readout.latents.float()
-
-    def perceive(self, rgb, cameras, anchor_depth_m):
-        shape = rgb.shape[:3]
-        nothing = np.zeros(shape, bool)
-        return Perception(np.full(shape, 2.0, np.float32), nothing, nothing)
-
-
-def warm() -> None:
-    """Runs everything of the core once."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    world = World(TinyModel(), WorldConfig(max_memory_bytes=2**20))
-    camera = Camera.from_hfov(60.0, SIZE)
-    world.reset(np.zeros((*SIZE, 3), np.uint8), camera, np.full(SIZE, 2.0, np.float32))
-    poses = np.stack([np.eye(4)] * 2)
-    poses[:, 0, 3] = [0.1, 0.4]
-    world.step(Camera(camera.intrinsics, poses, SIZE), np.array([1, 2]))
-    world.erase(np.full(3, -9.0), np.full(3, 9.0))
-    torch.set_num_threads(threads)
-
-
-warm()
-
 
 MOST_UNDATED = 16
 LONGEST_FORK = 100
@@ -124,6 +82,7 @@ class Engine:
         self._dating = Dating()
         self._cloud_sent_s = self._map_sent_s = -np.inf
         self._map_took_s = 0.0
+        self._change, self._said = EntityChanges(config.spawnables), Entities()
         self._start()
         self._actions = {
             Reset: self._reset,
@@ -139,6 +98,7 @@ class Engine:
             Observe: self._observe,
             Prompt: self._prompt,
             Unload: self._unload,
+            ChangeEntities: self._change_entities,
         }
 
     def carry_out(self, command: Command) -> Done:
@@ -162,7 +122,13 @@ class Engine:
         seconds = time.perf_counter() - start_s
         stamp_ns = self._world.stamp_ns if self._world.frames_seen else 0
         done = replace(done, seconds=seconds, points=points, floor_plan=plan, stamp_ns=stamp_ns)
-        return replace(done, snapshot=snapshot, unsaved=self._snapshots.failure)
+        return replace(done, snapshot=snapshot, unsaved=self._snapshots.failure, entities=self._news())
+
+    def _news(self) -> tuple[EntityState, ...] | None:
+        """The entities, where they are others than were said last."""
+        entities = self._world.entities if self._world.frames_seen else Entities()
+        said, self._said = self._said, entities
+        return None if said is entities or not (len(said) or len(entities)) else entities.states
 
     def _start(self) -> None:
         config = self.config
@@ -181,7 +147,8 @@ class Engine:
     def _reset(self, command: Reset) -> Done:
         with seed_warnings() as warnings:
             seed = command.seed.load() if isinstance(command.seed, SeedName) else command.seed
-            chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns or 0)
+            with self._entities_kept(command.keep_entities, at_start=True):
+                chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns or 0)
         self._map_sent_s = -np.inf  # it was another world's
         movable = self.config.anchored and isinstance(command.seed, SeedName)
         self._dating = Dating(False, seed, given_ns=command.stamp_ns, movable=movable)
@@ -194,26 +161,46 @@ class Engine:
         stamps = np.array(planned.stamps_ns, np.int64)
         views = self.config.views
         cameras = [self._camera(view, pose) for view, pose in zip(views, poses, strict=True)]
-        chunks = [
-            self._measured(_resized(chunk, view.size), command.sensors)
-            for chunk, view in zip(self._rig.step(cameras, stamps), views, strict=True)
-        ]
+        chunks = self._rig.step(cameras, stamps, lambda index, chunk: _resized(chunk, views[index].size))
+        chunks = [self._measured(chunk, command.sensors) for chunk in chunks]
         others = tuple(chunk.frames for chunk in chunks[1:])
         return replace(_done(command, _summed(chunks), **start), others=others)
 
     def _measured(self, chunk: Chunk, sensors: tuple[str, ...]) -> Chunk:
         """With what the sensors measure, all that the chunk wrote being there. Changes nothing."""
         state = self._world.state
-        memory, frames = state.memory, chunk.frames
-        if not isinstance(memory, Surfaces):
+        if not isinstance(state.memory, Surfaces):
             return chunk
-        if "scan" in sensors:
-            config, free_space = self.config.scan, state.free_space
-            frames = [replace(f, scan=scan(memory, free_space, f.camera.world_from_camera, config)) for f in frames]
-        if "lidar" in sensors:
-            config = self.config.lidar
-            frames = [replace(f, lidar=lidar(memory, f.camera.world_from_camera, config)) for f in frames]
+        frames = []
+        for frame in chunk.frames:
+            solid, pose = Solid(state.memory, state.entities, frame.stamp_ns), frame.camera.world_from_camera
+            if "scan" in sensors:
+                frame = replace(frame, scan=scan(solid, state.free_space, pose, self.config.scan))
+            if "lidar" in sensors:
+                frame = replace(frame, lidar=lidar(solid, pose, self.config.lidar))
+            frames.append(frame)
         return replace(chunk, frames=tuple(frames))
+
+    def _change_entities(self, command: ChangeEntities) -> Done:
+        outcomes = []
+
+        def change(entities: Entities, stamp_ns: int) -> Entities:
+            entities, outcomes[:] = self._change(entities, stamp_ns, command.changes)
+            return entities
+
+        self._world.change_entities(change)
+        return _done(command, outcomes=outcomes)
+
+    @contextmanager
+    def _entities_kept(self, wanted: bool, at_start: bool = False) -> Iterator[None]:
+        """A block that makes the world anew; its entities stay if that is wanted."""
+        wanted = wanted and self._world.frames_seen
+        kept, then_ns = (self._world.entities, self._world.stamp_ns) if wanted else (None, 0)
+        yield
+        if kept is not None:
+            self._world.change_entities(
+                lambda _, now_ns: kept.at_start(now_ns) if at_start else kept.redated(then_ns, now_ns)
+            )
 
     def _redate(self, command: Redate) -> Done:
         self._world.memory  # noqa: B018 - raises without a world
@@ -232,7 +219,8 @@ class Engine:
         return _done(command, path=str(folder), tokens=memory.tokens, bytes=memory.nbytes)
 
     def _load(self, command: Load) -> Done:
-        self._world.load(command.path)
+        with self._entities_kept(command.keep_entities, at_start=True):
+            self._world.load(command.path)
         self._map_sent_s = -np.inf
         self._dating = Dating(command.stamp_ns is not None or not command.redate)
         if command.stamp_ns is not None:
@@ -329,10 +317,11 @@ class Engine:
         if moves:
             camera = Camera(camera.intrinsics, first_pose, camera.size)
             self._cloud_sent_s = -np.inf  # the one that was sent stands elsewhere
-        with seed_warnings():  # given before
-            self._world.reset(seed.rgb, camera, seed.depth_m, stamp_ns)
-        for command in dating.changes:
-            self._actions[type(command)](command)
+        with self._entities_kept(True):
+            with seed_warnings():  # given before
+                self._world.reset(seed.rgb, camera, seed.depth_m, stamp_ns)
+            for command in dating.changes:
+                self._actions[type(command)](command)
         return {"start": first_pose} if moves else {}
 
     def _note_undated(self, command: Command) -> None:

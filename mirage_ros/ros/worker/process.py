@@ -1,4 +1,9 @@
-"""The inference worker's process: a model, a world, commands in, results out."""
+"""The inference worker's process: a model, a world, commands in, results out.
+
+Imported once where workers are forked from: compiled code is loaded here, not in each of them. Loading numba's
+compiled functions takes a second, the first call of torch some more. One tiny world is run on one thread, because
+threads do not survive a fork.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +19,66 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
+import numpy as np
+import torch
 from numba.core import event
 
 from mirage_ros.errors import LONG_S, MirageError, legible, listen, report
-from mirage_ros.protocol import WorldModel
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.protocol import Perception, WorldModel
 from mirage_ros.ros.worker.commands import Beat, Command, Dying, Failed, ModelReady, WorkerConfig
 from mirage_ros.ros.worker.engine import Engine
 from mirage_ros.ros.worker.shared import receive, send
+from mirage_ros.world.entities import Mesh
+from mirage_ros.world.world import World, WorldConfig
 
 BEAT_S = 0.5
 # The node's own process answers services and publishes; it goes first, by a little.
 NICENESS = 1
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_cpu")
+
+
+SIZE, STRIDE, CHANNELS = (32, 32), 8, 4
+
+
+class TinyModel:
+    """The least that a world can be run with."""
+
+    name, stride, channels, size = "tiny", STRIDE, CHANNELS, SIZE
+    chunk_frames, preceding_frames, reference_frames = 2, 1, 1
+
+    def encode(self, rgb):
+        return torch.zeros(len(rgb), CHANNELS, SIZE[0] // STRIDE, SIZE[1] // STRIDE)
+
+    def decode(self, latents):
+        return np.zeros((len(latents), *SIZE, 3), np.uint8)
+
+    def generate(self, readout, cameras, preceding, references, seed):
+        return readout.latents.float()
+
+    def perceive(self, rgb, cameras, anchor_depth_m):
+        shape = rgb.shape[:3]
+        nothing = np.zeros(shape, bool)
+        return Perception(np.full(shape, 2.0, np.float32), nothing, nothing)
+
+
+def warm() -> None:
+    """Runs everything of the core once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    world = World(TinyModel(), WorldConfig(max_memory_bytes=2**20))
+    camera = Camera.from_hfov(60.0, SIZE)
+    world.reset(np.zeros((*SIZE, 3), np.uint8), camera, np.full(SIZE, 2.0, np.float32))
+    poses = np.stack([np.eye(4)] * 2)
+    poses[:, 0, 3] = [0.1, 0.4]
+    triangle = Mesh.of(np.array([[-1.0, -1, 1], [1, -1, 1], [0, 1, 1]]), np.array([[0, 1, 2]]), np.zeros(3))
+    world.change_entities(lambda entities, stamp_ns: entities.spawned("tiny", triangle, np.eye(4), stamp_ns))
+    world.step(Camera(camera.intrinsics, poses, SIZE), np.array([1, 2]))
+    world.erase(np.full(3, -9.0), np.full(3, 9.0))
+    torch.set_num_threads(threads)
+
+
+warm()
 
 
 def run(connection: Connection, make_model: Callable[[], WorldModel], config: WorkerConfig) -> None:

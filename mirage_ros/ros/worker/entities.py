@@ -1,0 +1,88 @@
+"""Changes of a world's entities, carried out in the worker.
+
+Models are read in the worker: a large one holds up a chunk, not the services. What was read last is kept, so that
+a hundred chairs are one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from mirage_ros.data.meshes import Spawnables, load, stamp_of
+from mirage_ros.protocol import Delete, Describe, EntityChange, Move, Spawn
+from mirage_ros.world.entities import Entities, EntityError, Mesh, Motion
+
+MOST_KEPT = 16
+NAMELESS = "entity"
+
+
+class EntityChanges:
+    """Carries changes out.
+
+    Args:
+        folder: of the user's own models, '' for none.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._spawnables = Spawnables(Path(folder) if folder else None)
+        self._kept: OrderedDict[tuple, tuple[str, Mesh]] = OrderedDict()
+
+    def __call__(
+        self, entities: Entities, stamp_ns: int, changes: tuple[EntityChange, ...]
+    ) -> tuple[Entities, list[str | EntityError]]:
+        """The entities after all changes that can be done, and the name or the refusal of each."""
+        outcomes: list[str | EntityError] = []
+        for change in changes:
+            try:
+                entities, name = self._changed(entities, stamp_ns, change)
+                outcomes.append(name)
+            except EntityError as error:
+                outcomes.append(error)
+        return entities, outcomes
+
+    def _changed(self, entities: Entities, stamp_ns: int, change: EntityChange) -> tuple[Entities, str]:
+        if isinstance(change, Spawn):
+            return self._spawned(entities, stamp_ns, change)
+        if isinstance(change, Delete):
+            return entities.without(change.name), change.name
+        if isinstance(change, Move):
+            return _moved(entities, stamp_ns, change), change.name
+        if isinstance(change, Describe):
+            more = change.category, change.description, change.tags
+            return entities.described(change.name, *more), change.name
+        return entities.cleared(), ""
+
+    def _spawned(self, entities: Entities, stamp_ns: int, change: Spawn) -> tuple[Entities, str]:
+        own, mesh = self._mesh(change)
+        name = change.name or own
+        if not name and not change.rename:
+            raise EntityError("An entity without a name; give one, or allow renaming.", "name_invalid")
+        name = "/".join(part for part in (change.namespace.strip("/"), name or NAMELESS) if part)
+        if change.rename:
+            name = entities.free_name(name)
+        pose = _placed(entities, stamp_ns, change.pose, change.beside)
+        return entities.spawned(name, mesh, pose, stamp_ns, source=change.uri or "text"), name
+
+    def _mesh(self, change: Spawn) -> tuple[str, Mesh]:
+        """The model's own name and its mesh; one that was read before is the same object."""
+        key = (change.uri, change.text, stamp_of(change.uri, self._spawnables))
+        if key not in self._kept:
+            self._kept[key] = load(change.uri, self._spawnables, change.text)
+            if len(self._kept) > MOST_KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
+def _moved(entities: Entities, stamp_ns: int, change: Move) -> Entities:
+    pose = None if change.pose is None else _placed(entities, stamp_ns, change.pose, change.beside)
+    until_ns = None if change.lasts_ns is None else stamp_ns + change.lasts_ns
+    motion = None if change.twist is None else Motion(*change.twist, change.in_body, until_ns)
+    return entities.moved(change.name, stamp_ns, pose, motion)
+
+
+def _placed(entities: Entities, stamp_ns: int, pose: np.ndarray, beside: str) -> np.ndarray:
+    return entities.known(beside).state.pose_at(stamp_ns) @ pose if beside else pose
