@@ -27,8 +27,9 @@ from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import fit_seed
 from mirage_ros.geometry.rigid import from_quaternion, inverse, log_rotation
 from mirage_ros.protocol import WorldModel
+from mirage_ros.world.observing import lacking
 from mirage_ros.world.state import latent_size
-from mirage_ros.world.world import World, WorldConfig, lacking
+from mirage_ros.world.world import World, WorldConfig
 
 FRAME_NS = 33_333_333
 """Worlds count the frames of a recording as if 30 a second: with their own stamps one walk would give two worlds."""
