@@ -17,11 +17,12 @@ def add_build(parsers) -> None:
         build,
         "build a world from a recording of a real place: a bag, a posed RGB-D folder, a COLMAP model",
         "examples:\n"
-        "  mirage build walk/ --out out/office                 K.txt, color/, depth/, world_from_camera.txt\n"
+        "  mirage build walk/ --out out/studio/worlds/office   K.txt, color/, depth/, world_from_camera.txt;\n"
+        "                                                      `mirage studio` lists it among its saved worlds\n"
         "  mirage build rgbd_dataset_freiburg1_room --out out/room                     TUM RGB-D\n"
         "  mirage build bag/ --color /camera/color/image_raw --out out/lab             rosbag2, MCAP or ROS 1\n"
         "  mirage build scan/ --out out/flat --hold-out 2      and judge it on every second frame\n"
-        "  mirage drive out/office                             stand in it\n\n"
+        "  mirage export out/flat --to map                     its floor plan for map_server\n\n"
         "writes the world with build.json (what was used, what was left out and why) and build.png. A build\n"
         "that was killed is gone on with by the same command.",
     )
@@ -38,7 +39,7 @@ def add_build(parsers) -> None:
     add("--up", default="auto", help="the recording's axis that points up: +z, -y, ... (default: as cameras are held)")
     add("--intrinsics", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"), help="of colour, where a recording has none")
     add("--depth-units", type=float, metavar="N", help="of integer depth in a metre (default: the layout's, mostly 1000)")
-    add("--refine-poses", action="store_true", help="move poses so that pictures and depths of one place fit (1 min per 500 frames)")
+    add("--refine-poses", action="store_true", help="move poses so that pictures and depths of one place fit each other")
     add("--as-exposed", action="store_true", help="do not bring frames to one exposure")
     add("--keep-bad", action="store_true", help="take blurred and disagreeing frames as well")
     add("--max-memory", type=int, default=512, metavar="MIB", help="of the world (default: 512)")
@@ -103,7 +104,8 @@ def build(arguments: argparse.Namespace) -> int:
     write_json(report, arguments.out / "build.json")
     _draw(built, arguments.out / "build.png")
     print(describe(report))
-    print(f"{arguments.out}: the world, build.json and build.png")
+    pictures = "build.png" if rest is None else "build.png, held_out.png"
+    print(f"{arguments.out}: the world, build.json, {pictures}")
     return 0
 
 

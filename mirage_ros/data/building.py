@@ -368,6 +368,12 @@ def describe(report: dict) -> str:
             f"{report['depth_gap_share']:.1%} (medians over {report['pairs']:,} pairs); gains go from {gains.min():.2f} "
             f"to {gains.max():.2f}."
         )
+    if "held_out" in report:
+        held = report["held_out"]
+        lines.append(
+            f"{held['frames']} frames were held out: {held.get('built', np.nan):.1f} dB, {held.get('built_gain', np.nan):.1f} with "
+            f"gains evened out; one frame alone {held.get('seed', np.nan):.1f} and {held.get('seed_gain', np.nan):.1f}."
+        )
     for verdict, names in left.items():
         if names:
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
