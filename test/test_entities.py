@@ -101,6 +101,33 @@ def test_a_box_is_seen_where_it_is_and_never_remembered():
     assert psnr(frames[0].rgb, without[0].rgb) < 30
 
 
+def test_a_box_leaves_nothing_behind_with_the_shipped_model():
+    """The same in the shipped room, which the model imagines further; the camera goes sideways and back, and turns."""
+    model, start = load_model("mini", device="cpu"), load_seed("room")
+    worlds = World(model), World(model)
+    for world in worlds:
+        world.reset(start.rgb, start.camera, start.depth_m)
+    box = worlds[0].camera.world_from_camera.copy()
+    box[:3, 3] += 2.2 * box[:3, 2]
+    spawn(worlds[0], "box", box)
+    poses = np.stack([worlds[0].camera.world_from_camera] * 13)
+    for index, angle in enumerate(np.linspace(0, 2 * np.pi, 13)):
+        poses[index, :3, 3] += 0.5 * np.sin(angle) * poses[0, :3, 0]
+        poses[index, :3, :3] = exp_rotation(np.array([0, 0, 0.3 * np.sin(angle)])) @ poses[index, :3, :3]
+    intrinsics, size = worlds[0].camera.intrinsics, worlds[0].camera.size
+    plan, last = Camera(intrinsics, poses[:12], size), Camera(intrinsics, poses[12:], size)
+    frames, bare = ([f for c in w.rollout(plan, np.arange(1, 13) * PERIOD) for f in c.frames] for w in worlds)
+    for frame, other in zip(frames, bare, strict=True):
+        inner = np.isfinite(true_box_depth(frame.camera, box, 0.19)) & (other.depth_m > 3.0)
+        assert inner.sum() > 200 and np.abs(frame.depth_m - true_box_depth(frame.camera, box, 0.2))[inner].max() < 0.02
+        assert (frame.labels[inner] == 1).all()
+    for one, other in zip(*(world.memory.to_points() for world in worlds), strict=True):
+        np.testing.assert_array_equal(one, other)
+    worlds[0].change_entities(lambda there, stamp_ns: there.without("box"))
+    after, never = (world.step(last, np.array([13 * PERIOD])).frames[0].rgb for world in worlds)
+    assert psnr(after, never) > 45 and psnr(frames[0].rgb, bare[0].rgb) < 30
+
+
 def test_surfaces_hide_what_stands_behind_them_and_are_hidden_by_what_stands_before():
     """A table's front, 1.5 m off, fills the lower half of the picture."""
     depth_m = np.full((64, 80), 4.0)

@@ -12,7 +12,6 @@ from sim_client import OK, PERIOD, START, entity_state, move
 from simulation_interfaces import srv
 from simulation_interfaces.msg import (
     Bounds,
-    EntityCategory,
     EntityFilters,
     EntityState,
     Result,
@@ -101,8 +100,6 @@ def test_entities_are_filtered_by_where_they_are(sim, folder):
 @pytest.mark.parametrize(
     ("filters", "code", "words"),
     [
-        (EntityFilters(categories=[EntityCategory()]), UNSUPPORTED, "categories"),
-        (EntityFilters(tags=TagsFilter(tags=["red"])), UNSUPPORTED, "tags"),
         (bounds(Bounds.TYPE_CONVEX_HULL, *np.eye(3)), UNSUPPORTED, "a sphere or a box"),
         (bounds(9, *np.eye(3)), UNSUPPORTED, "a sphere or a box"),
         (bounds(Bounds.TYPE_SPHERE, (0, 0, 0)), FAILED, "1 points"),

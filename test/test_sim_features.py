@@ -12,13 +12,27 @@ from simulation_interfaces import srv
 from simulation_interfaces.action import SimulateSteps
 from simulation_interfaces.msg import Result, SimulationState, SimulatorFeatures
 
-STATES, RESETS = "states_change_as_they_are_set", "reset_of_what_is_spawned"
+from mirage_ros.data.meshes import MESHES
+
+STATES, RESETS = "states_change_as_they_are_set", "reset_of_nothing_known"
 STEPS, STEPS_REFUSED = "step_is_answered_after_its_frames", "step_while_playing_or_of_a_world"
 ACTION, ACTION_REFUSED = "steps_as_an_action_tell", "steps_can_be_canceled_and_are_refused"
 QUESTIONS, FILTERS = "wrong_questions_about_entities", "filters_that_are_not_offered"
 LISTED, UNLISTED = "worlds_are_listed_loaded_named_and_unloaded", "available_worlds_are_filtered"
 # Of each feature, a part of the name of the test of its promise, and of that of its refusal.
+BODY, BODIES, SAID = "box_is_spawned_shown_moved", "many_are_spawned_at_once", "entities_have_bounds_a_category"
+REFUSED, SPAWNABLE = "cannot_be_spawned_is_refused", "can_be_spawned_is_listed"
 PROOFS = {
+    "SPAWNING": (BODY, REFUSED),
+    "SPAWNING_ENTITIES": (BODIES, BODIES),
+    "DELETING": (BODY, BODY),
+    "SPAWNABLES": (SPAWNABLE, SPAWNABLE),
+    "ENTITY_TAGS": (SAID, SAID),
+    "ENTITY_BOUNDS": (SAID, SAID),
+    "ENTITY_CATEGORIES": (SAID, SAID),
+    "ENTITY_INFO_GETTING": (SAID, SAID),
+    "ENTITY_INFO_SETTING": (SAID, SAID),
+    "SIMULATION_RESET_SPAWNED": ("reset_puts_bodies_back", RESETS),
     "NAMED_POSES": ("camera_is_the_entity_and_stands", QUESTIONS),
     "ENTITY_BOUNDS_BOX": ("filtered_by_where_they_are", FILTERS),
     "ENTITY_STATE_GETTING": ("state_tells_how_the_camera_moves", QUESTIONS),
@@ -54,7 +68,7 @@ def unconfigured(tmp_path_factory):
 
 def claimed(sim) -> set[str]:
     features = sim.ask(srv.GetSimulatorFeatures, "get_simulator_features").features
-    assert "lockstep" in features.custom_info and not features.spawn_formats
+    assert "lockstep" in features.custom_info and list(features.spawn_formats) == [ending[1:] for ending in MESHES]
     names = {
         getattr(SimulatorFeatures, name): name
         for name in dir(SimulatorFeatures)
@@ -75,14 +89,20 @@ def test_features_are_those_that_tests_prove(sim):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
+        (srv.DeleteEntity, "delete_entity"),
         (srv.GetEntities, "get_entities"),
         (srv.GetEntitiesStates, "get_entities_states"),
         (srv.GetEntityState, "get_entity_state"),
+        (srv.GetEntityBounds, "get_entity_bounds"),
+        (srv.GetEntityInfo, "get_entity_info"),
         (srv.GetNamedPoses, "get_named_poses"),
         (srv.LoadWorld, "load_world"),
         (srv.ResetSimulation, "reset_simulation"),
+        (srv.SetEntityInfo, "set_entity_info"),
         (srv.SetEntityState, "set_entity_state"),
         (srv.SetSimulationState, "set_simulation_state"),
+        (srv.SpawnEntities, "spawn_entities"),
+        (srv.SpawnEntity, "spawn_entity"),
         (srv.StepSimulation, "step_simulation"),
         (srv.UnloadWorld, "unload_world"),
     ],

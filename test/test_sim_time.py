@@ -153,8 +153,8 @@ def test_a_reset_starts_over_what_its_scope_names(sim, folder):
     assert sim.stamps("color/image_raw") == [START + PERIOD, START + 2 * PERIOD]
 
 
-def test_a_reset_of_what_is_spawned_or_without_a_world_is_refused(sim):
-    refused = reset(sim, srv.ResetSimulation.Request.SCOPE_SPAWNED)
+def test_a_reset_of_nothing_known_or_without_a_world_is_refused(sim):
+    refused = reset(sim, 8)
     assert refused.result == Result.RESULT_FEATURE_UNSUPPORTED and refused.error_message
     sim.ask(srv.UnloadWorld, "unload_world")
     assert reset(sim, 0).result == Result.RESULT_INCORRECT_STATE

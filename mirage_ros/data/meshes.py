@@ -323,6 +323,8 @@ def load(uri: str, spawnables: Spawnables, text: str = "") -> tuple[str, Mesh]:
         uri: shape://box?size=..., package://, file:// or a path.
         text: the model itself, instead.
     """
+    if text:
+        raise EntityError("A model as text is not read; give a uri, such as shape://box.", "unsupported_format")
     if not uri:
         raise EntityError("No model was named; give a uri, such as shape://box.", "no_resource")
     if urlsplit(uri).scheme == SHAPE_SCHEME:

@@ -23,6 +23,8 @@ from mirage_ros.world.sensors import ImuConfig, LidarConfig, MapConfig, ScanConf
 KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", "xyz", "wxyz"}
 Twist = tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]
 
+CAMERA = "camera"
+"""Name of the one camera without a rig, as an entity."""
 NEEDED = "name, frame, width, height, hfov_deg or fx fy cx cy, and xyz wxyz unless TF knows frame"
 
 
@@ -51,7 +53,7 @@ class RigCamera:
 def single_camera(config: NodeConfig) -> tuple[View, CameraOutput]:
     """The one camera of a node without a rig."""
     size = (config.image_height, config.image_width) if config.image_width else None
-    output = CameraOutput("camera", "", config.rendered_camera_frame, config.scan_frame, config.lidar_frame)
+    output = CameraOutput(CAMERA, "", config.rendered_camera_frame, config.scan_frame, config.lidar_frame)
     return View(size, config.hfov_deg), output
 
 
@@ -147,6 +149,7 @@ def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) ->
         scan=scan_config(config),
         lidar=lidar_config(config),
         map=map_config(config),
+        reserved=tuple(camera.name for camera in rig) or (CAMERA,),
         spawnables=str(user_path(config.spawnables_folder)) if config.spawnables_folder else "",
     )
 

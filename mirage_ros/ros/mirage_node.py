@@ -32,6 +32,7 @@ from mirage_ros.ros.plan_intake import PlanIntake, Reactions
 from mirage_ros.ros.services.entities import Entities
 from mirage_ros.ros.services.recording import FrameRecording, RecordService
 from mirage_ros.ros.services.rollout import RolloutAction, StepServices
+from mirage_ros.ros.services.spawning import Spawning
 from mirage_ros.ros.services.state import PERIOD_S, Condition, Reporter, StartingOver, StateServices
 from mirage_ros.ros.services.worlds import MemoryServices, WorldChanges, WorldServices
 from mirage_ros.ros.session import Host, Session
@@ -205,6 +206,7 @@ class MirageNode(GuardedNode):
             Entities(session, names, self._rig, endpoints),
             MemoryServices(session, endpoints),
             RolloutAction(session, self._recording, endpoints),
+            Spawning(session, names, endpoints),
             StateServices(session, starting_over, endpoints),
             StepServices(session, endpoints),
             WorldServices(session, self._worlds, endpoints),

@@ -35,6 +35,7 @@ from mirage_ros.ros.worker.commands import (
     Step,
 )
 from mirage_ros.ros.worlds import LoadedWorld
+from mirage_ros.world.entities import EntityState
 
 NO_WORLD = "No world is loaded; call load_world first."
 
@@ -106,6 +107,7 @@ class Session:
         world: the world that is there.
         rollout, pacing: what is handed out to the worker, and when; None without a worker.
         queue: what is rendered and waits to be published.
+        bodies: the world's entities by name, as of the last command that the worker has done.
         last_stamp_ns: of the last frames that were published, None before the first.
         on_frames: each called with the stamp of frames that were published.
         on_failure: each called with the reason when frames will not come.
@@ -123,6 +125,7 @@ class Session:
         self.pacing: Pacing | None = None
         self.active = self.model_failed = False
         self.last_stamp_ns: int | None = None
+        self.bodies: dict[str, EntityState] = {}
         self.plan_to_first_frame_s = 0.0
         self.on_frames: list[Callable[[int], None]] = []
         self.on_failure: list[Callable[[str], None]] = []
@@ -188,6 +191,11 @@ class Session:
         if world and not self.rollout.has_world:
             return NO_WORLD
         return ""
+
+    def world_from(self, frame: str) -> Float[np.ndarray, "4 4"]:
+        """The pose of a frame, '' being the world's, at `now_ns`. Raises TransformError."""
+        world = self.config.world_frame
+        return np.eye(4) if frame in ("", world) else self.buffer.matrix(world, frame, self.now_ns)
 
     def require(self, world: bool = True) -> None:
         """Raises MirageError where nothing can be done now."""
@@ -319,6 +327,8 @@ class Session:
             self.host.log.info(f"{text}, the world as it was.")
 
     def _take_done(self, done: Done) -> None:
+        if done.entities is not None:
+            self.bodies = {state.name: state for state in done.entities}
         if done.unsaved:
             text = "The world cannot be kept for the case that the inference worker is lost"
             self.health.warn("snapshot", f"{text}: {done.unsaved}")

@@ -7,7 +7,7 @@ Drawing is in drawing.py, so that whoever asks only where things are needs no co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -252,10 +252,10 @@ class Entities:
         state = EntityState(name, self.next_number, pose, stamp_ns, mesh.bounds_m, pose, **more)
         return self._with(Body(state, mesh), self.next_number + 1)
 
-    def free_name(self, wanted: str) -> str:
+    def free_name(self, wanted: str, reserved: Collection[str] = ()) -> str:
         """The name, or one with a number that nobody has."""
         number, name = 1, wanted
-        while name in self.bodies:
+        while name in self.bodies or name in reserved:
             name = f"{wanted}_{number}"
             number += 1
         return name
@@ -319,11 +319,15 @@ class Entities:
         return Entities(MappingProxyType(bodies), self.next_number)
 
 
+def plain_name(name: str) -> bool:
+    """Whether ROS takes it for a name with its namespaces."""
+    return len(name) <= LONGEST_NAME and all(part.isidentifier() and part.isascii() for part in name.split("/"))
+
+
 def _check_name(name: str) -> None:
-    plain = all(part.isidentifier() and part.isascii() for part in name.split("/"))
-    if not plain or len(name) > LONGEST_NAME:
+    if not plain_name(name):
         raise EntityError(
-            f"An entity was to be named '{name}'; give letters, digits and _, not a digit first, at most "
+            f"An entity was to be named '{name:.300}'; give letters, digits and _, not a digit first, at most "
             f"{LONGEST_NAME}; namespaces are parted by /.",
             "name_invalid",
         )

@@ -1,4 +1,4 @@
-"""The cameras as entities: where they are, and where they shall be.
+"""Cameras and spawned bodies as entities: where they are, and where they shall be.
 
 Which entities a filter of the standard lets pass: by name, and by where they are.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import regex
+from geometry_msgs.msg import Pose
 from jaxtyping import Float
 from simulation_interfaces.msg import Bounds, EntityFilters, EntityState, NamedPose
 from simulation_interfaces.srv import (
@@ -20,6 +21,7 @@ from simulation_interfaces.srv import (
 )
 
 from mirage_ros.errors import MirageError
+from mirage_ros.protocol import Move
 from mirage_ros.ros.callbacks import Endpoints
 from mirage_ros.ros.cameras import RigCamera
 from mirage_ros.ros.messages.conversions import (
@@ -35,7 +37,11 @@ from mirage_ros.ros.services import (
     OK,
     UNSUPPORTED,
     answered,
+    carried_out,
+    info,
+    placed,
     tags_match,
+    unknown,
 )
 from mirage_ros.ros.session import Session
 from mirage_ros.ros.tracks import TransformError
@@ -53,13 +59,7 @@ class UnsupportedFilter(MirageError):
 
 
 def check_kinds(filters: EntityFilters) -> None:
-    """Raises UnsupportedFilter for what cameras do not have, and for hulls."""
-    given = {"categories": bool(filters.categories), "tags": bool(filters.tags.tags)}
-    unsupported = [name for name, there in given.items() if there]
-    if unsupported:
-        raise UnsupportedFilter(
-            f"A filter by {' and '.join(unsupported)} is not supported; filter by name or bounds."
-        )
+    """Raises UnsupportedFilter for hulls."""
     if filters.bounds.type not in (Bounds.TYPE_EMPTY, Bounds.TYPE_SPHERE, Bounds.TYPE_BOX):
         raise UnsupportedFilter(
             f"Bounds of type {filters.bounds.type} are not supported; give a sphere or a box."
@@ -93,14 +93,14 @@ def name_filter(text: str) -> Callable[[str], bool]:
     return matches
 
 
-def place_filter(bounds: Bounds) -> Callable[[Float[np.ndarray, "3"]], bool]:
-    """Whether a point of the world overlaps the bounds, which are the world's, too.
+def place_filter(bounds: Bounds) -> Callable[[Float[np.ndarray, "2 3"]], bool]:
+    """Whether a box along the world's axes (lower and upper corner) overlaps the bounds, which are the world's, too.
 
     Raises:
         MirageError: the points of the bounds make no volume.
     """
     if bounds.type == Bounds.TYPE_EMPTY:
-        return lambda position: True
+        return lambda box: True
     points = np.array([[point.x, point.y, point.z] for point in bounds.points])
     if len(points) != 2 or not np.isfinite(points).all():
         raise MirageError(
@@ -109,11 +109,11 @@ def place_filter(bounds: Bounds) -> Callable[[Float[np.ndarray, "3"]], bool]:
         )
     if bounds.type == Bounds.TYPE_BOX:
         low, high = points.min(axis=0), points.max(axis=0)
-        return lambda position: bool(((low <= position) & (position <= high)).all())
+        return lambda box: bool(((low <= box[1]) & (box[0] <= high)).all())
     centre, radius = points[0], points[1, 0]
     if radius < 0:
         raise MirageError(f"The sphere has the radius {radius} m; give 0 or more.")
-    return lambda position: bool(np.linalg.norm(position - centre) <= radius)
+    return lambda box: bool(np.linalg.norm(centre.clip(*box) - centre) <= radius)
 
 
 START = "start"
@@ -155,14 +155,22 @@ class Entities:
         return response
 
     def _matching(self, filters: EntityFilters) -> list[str]:
-        """Names of the cameras that pass; a camera is where its centre is."""
+        """Names of the cameras and bodies that pass; a camera is where its centre is, a body where its box is."""
         check_kinds(filters)
         matches, inside = name_filter(filters.filter), place_filter(filters.bounds)
-        return [
-            name
-            for name in self._names
-            if matches(name) and inside(self._pose(name)[:3, 3])
-        ]
+        categories = {category.category for category in filters.categories}
+
+        def said(name: str) -> bool:
+            what = info(self._session.bodies.get(name))
+            return tags_match(filters.tags, what.tags) and (not categories or what.category.category in categories)
+
+        names = [*self._names, *self._session.bodies]
+        return [name for name in names if matches(name) and said(name) and inside(self._box(name))]
+
+    def _box(self, entity: str) -> Float[np.ndarray, "2 3"]:
+        if entity in self._names:
+            return np.stack([self._pose(entity)[:3, 3]] * 2)
+        return self._session.bodies[entity].box_at(self._session.now_ns)
 
     def _get(self, request, response):
         code, reason = self._refusal(request.entity)
@@ -173,8 +181,12 @@ class Entities:
 
     def _state(self, entity: str) -> EntityState:
         session = self._session
-        state = EntityState(pose=pose_to_ros(self._pose(entity)))
-        state.twist = twist_to_ros(*session.cameras.twist(self._names.index(entity)))
+        if entity in self._names:
+            pose, twist = self._pose(entity), session.cameras.twist(self._names.index(entity))
+        else:
+            body = session.bodies[entity]
+            pose, twist = body.pose_at(session.now_ns), body.twist_at(session.now_ns)
+        state = EntityState(pose=pose_to_ros(pose), twist=twist_to_ros(*twist))
         state.header.frame_id = session.config.world_frame
         state.header.stamp = stamp_to_ros(self._session.now_ns)
         return state
@@ -183,6 +195,8 @@ class Entities:
         code, reason = self._refusal(request.entity)
         if reason:
             return answered(response, code, reason)
+        if request.entity not in self._names:
+            return self._move_body(request, response)
         if moves(request):
             reason = (
                 "A camera keeps no velocity of its own; set twist and acceleration to zero, or "
@@ -200,15 +214,13 @@ class Entities:
         return self._move(request.state, response)
 
     def _move(self, state, response):
-        session, world = self._session, self._session.config.world_frame
-        frame = state.header.frame_id or world
+        session = self._session
         try:
             pose = pose_from_ros(state.pose)
         except MirageError as error:
             return answered(response, SetEntityState.Response.INVALID_POSE, str(error))
         try:
-            if frame != world:
-                pose = session.buffer.matrix(world, frame, self._session.now_ns) @ pose
+            pose = session.world_from(state.header.frame_id) @ pose
         except TransformError as error:
             return answered(response, NOT_FOUND, str(error))
         session.take_back()
@@ -216,6 +228,33 @@ class Entities:
         session.plan.rest_at(planned)
         session.cameras.placed(pose)
         return answered(response)
+
+    def _move_body(self, request, response):
+        """A body is put elsewhere, or gets a velocity that it keeps, in whatever frame the state is."""
+        session, state, name = self._session, request.state, request.entity
+        frame = state.header.frame_id
+        accelerates = SetEntityState.Request(state=state, set_acceleration=request.set_acceleration)
+        if moves(accelerates):
+            return answered(response, FAILED, "A body keeps a velocity and no acceleration; set acceleration to zero.")
+        try:
+            pose, beside = placed(frame, state.pose if request.set_pose else Pose(), session.bodies, session.world_from)
+        except TransformError as error:
+            return answered(response, NOT_FOUND, str(error))
+        except MirageError as error:
+            return answered(response, SetEntityState.Response.INVALID_POSE, str(error))
+        twist = None
+        if request.set_twist:
+            turn = np.eye(3) if beside == name else self._turn(frame)
+            parts = ((v.x, v.y, v.z) for v in (state.twist.linear, state.twist.angular))
+            twist = tuple(turn @ np.array(part, np.float64) for part in parts)
+        wanted = pose if request.set_pose else None
+        return carried_out(session.submit, response, [Move(name, wanted, twist, beside == name, beside=beside)])
+
+    def _turn(self, frame: str) -> Float[np.ndarray, "3 3"]:
+        """From a frame's, or a body's, axes to the world's."""
+        session = self._session
+        pose = session.bodies[frame].pose_at(session.now_ns) if frame in session.bodies else session.world_from(frame)
+        return pose[:3, :3]
 
     def _poses(self, request, response):
         reason = self._session.lacking()
@@ -231,9 +270,8 @@ class Entities:
         reason = self._session.lacking()
         if reason:
             return INCORRECT_STATE, reason
-        if entity not in self._names:
-            reason = f"There is no entity '{entity}'; there are {', '.join(self._names)}."
-            return NOT_FOUND, reason
+        if entity not in self._names and entity not in self._session.bodies:
+            return NOT_FOUND, unknown(entity, [*self._names, *self._session.bodies])
         return OK, ""
 
     def _pose(self, entity: str) -> np.ndarray:

@@ -17,13 +17,15 @@ from simulation_interfaces.srv import (
 from std_srvs.srv import Trigger
 
 from mirage_ros import __version__
+from mirage_ros.data.meshes import MESHES
 from mirage_ros.errors import MirageError
+from mirage_ros.protocol import Clear
 from mirage_ros.ros.callbacks import Deferred, Endpoints
-from mirage_ros.ros.chunks import IN_FLIGHT
+from mirage_ros.ros.chunks import IN_FLIGHT, Then
 from mirage_ros.ros.diagnostics import OK, WARN, Health, Status, worst
 from mirage_ros.ros.services import FAILED, INCORRECT_STATE, LOADING, UNSUPPORTED, answered, outcome
 from mirage_ros.ros.session import Session
-from mirage_ros.ros.worker.commands import Failed
+from mirage_ros.ros.worker.commands import ChangeEntities, Failed
 
 STOPPED, PLAYING, PAUSED = (
     SimulationState.STATE_STOPPED,
@@ -34,27 +36,35 @@ NAMES = {STOPPED: "stopped", PLAYING: "playing", PAUSED: "paused"}
 FULL_SHARE = 0.95
 PERIOD_S = 1.0
 ENDING = "The simulator is ending."
-SCOPES = {
-    ResetSimulation.Request.SCOPE_DEFAULT: (True, True),
-    ResetSimulation.Request.SCOPE_TIME: (True, False),
-    ResetSimulation.Request.SCOPE_STATE: (False, True),
-    ResetSimulation.Request.SCOPE_TIME | ResetSimulation.Request.SCOPE_STATE: (True, True),
-    ResetSimulation.Request.SCOPE_ALL: (True, True),
-}
-"""What of time and state each scope of the standard resets."""
+TIME, STATE, SPAWNED = (
+    ResetSimulation.Request.SCOPE_TIME,
+    ResetSimulation.Request.SCOPE_STATE,
+    ResetSimulation.Request.SCOPE_SPAWNED,
+)
+"""The bits of a reset's scope; default and all are every one of them."""
 
 UNSETTABLE = {
     SimulationState.STATE_QUITTING: ENDING,
     SimulationState.STATE_LOADING_WORLD: LOADING,
 }
 FEATURES = (
+    SimulatorFeatures.SPAWNING,
+    SimulatorFeatures.SPAWNING_ENTITIES,
+    SimulatorFeatures.DELETING,
+    SimulatorFeatures.SPAWNABLES,
     SimulatorFeatures.NAMED_POSES,
+    SimulatorFeatures.ENTITY_TAGS,
+    SimulatorFeatures.ENTITY_BOUNDS,
     SimulatorFeatures.ENTITY_BOUNDS_BOX,
+    SimulatorFeatures.ENTITY_CATEGORIES,
     SimulatorFeatures.ENTITY_STATE_GETTING,
     SimulatorFeatures.ENTITY_STATE_SETTING,
+    SimulatorFeatures.ENTITY_INFO_GETTING,
+    SimulatorFeatures.ENTITY_INFO_SETTING,
     SimulatorFeatures.SIMULATION_RESET,
     SimulatorFeatures.SIMULATION_RESET_TIME,
     SimulatorFeatures.SIMULATION_RESET_STATE,
+    SimulatorFeatures.SIMULATION_RESET_SPAWNED,
     SimulatorFeatures.SIMULATION_STATE_GETTING,
     SimulatorFeatures.SIMULATION_STATE_SETTING,
     SimulatorFeatures.SIMULATION_STATE_PAUSE,
@@ -110,6 +120,7 @@ class StateServices:
 
     def _features(self, request, response):
         response.features.features = list(FEATURES)
+        response.features.spawn_formats = [ending[1:] for ending in MESHES]
         response.features.custom_info = (
             f"mirage_ros {__version__}, time_mode {self._session.config.time_mode}: a world generated "
             "from one picture, without physics; a step is one frame."
@@ -172,16 +183,24 @@ class StateServices:
         reason = self._session.lacking()
         if reason:
             return answered(response, INCORRECT_STATE, reason)
-        if request.scope not in SCOPES:
+        kind, every = ResetSimulation.Request, TIME | STATE | SPAWNED
+        scope = every if request.scope in (kind.SCOPE_DEFAULT, kind.SCOPE_ALL) else request.scope
+        if scope & ~every:
             reason = (
-                f"The scope {request.scope} cannot be reset; give 0 or 255 (all), 1 (time), 2 (state) "
-                "or 3 (both): nothing is ever spawned here, and other bits mean nothing."
+                f"The scope {request.scope} cannot be reset; give 0 or 255 (all), or a sum of 1 (time), 2 (state) "
+                "and 4 (what was spawned): other bits mean nothing."
             )
             return answered(response, UNSUPPORTED, reason)
-        time, state = SCOPES[request.scope]
-        if state:
-            return self._start_over(response, keep_time=not time)
-        return self._in_time(response, self._starting_over.restart_time)
+        if scope & STATE:
+            return self._start_over(response, keep_time=not scope & TIME, keep_entities=not scope & SPAWNED)
+        return self._in_time(response, lambda then: self._reset_part(scope, then))
+
+    def _reset_part(self, scope: int, then: Then) -> None:
+        """Time, what was spawned, or both; the rest of the world stays as it is."""
+        if scope & SPAWNED:
+            self._session.submit(ChangeEntities((Clear(),)), None if scope & TIME else then)
+        if scope & TIME:
+            self._starting_over.restart_time(then)
 
     def _trigger(self, request, response):
         """The world back to its seed, the plan forgotten; answers when it is done."""
@@ -200,12 +219,11 @@ class StateServices:
             return response
         return deferred
 
-    def _start_over(self, response, keep_time: bool = False, stop: bool = False):
+    def _start_over(self, response, keep_time: bool = False, stop: bool = False, keep_entities: bool = False):
         if stop:
             self._session.stepper.pause(stopped=True)
-        return self._in_time(
-            response, lambda then: self._starting_over.reset_world(then, keep_time=keep_time)
-        )
+        reset = self._starting_over.reset_world
+        return self._in_time(response, lambda then: reset(then, keep_time=keep_time, keep_entities=keep_entities))
 
     def _in_time(self, response, act):
         """Answers when it is done."""

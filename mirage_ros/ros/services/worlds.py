@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from simulation_interfaces.msg import Resource, WorldResource
@@ -98,15 +99,19 @@ class WorldChanges:
         stamp_ns = stamp_ns if session.start_ns is None else session.start_ns
         self._begin(Reset(seed, stamp_ns, LIVE), WorldEntry("live", LIVE, SEED), None, True)
 
-    def reset(self, then: Then | None = None, keep_time: bool = False) -> None:
-        """The world as it was when it was loaded. Raises MirageError where none was."""
+    def reset(self, then: Then | None = None, keep_time: bool = False, keep_entities: bool = False) -> None:
+        """The world as it was when it was loaded. Raises MirageError where none was.
+
+        Args:
+            keep_entities: those that are there stay, each where it was spawned.
+        """
         session = self._session
         if session.world.origin is None:
             raise MirageError("There is no seed to go back to; load a world first.")
         session.want_seed()
         session.take_back()  # the time it is now depends on it
         command = session.world.again(session.plan.cursor_ns if keep_time else session.start_ns)
-        self._begin(command, session.world.current, then, keep_time)
+        self._begin(replace(command, keep_entities=keep_entities), session.world.current, then, keep_time)
 
     def restart_time(self, then: Then | None = None) -> None:
         """Time begins again; the world stays as it is."""

@@ -65,6 +65,7 @@ class WorkerConfig:
         lidar: likewise.
         map: how floor plans are made.
         spawnables: folder of the user's own models, '' for none.
+        reserved: names that no entity may have.
     """
 
     world_seed: int = 0
@@ -80,6 +81,7 @@ class WorkerConfig:
     lidar: LidarConfig = LidarConfig((0.0,))
     map: MapConfig = field(default_factory=MapConfig)
     spawnables: str = ""
+    reserved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,7 @@ class SeedName:
 
 @dataclass(frozen=True)
 class ChangeEntities:
-    """Changes of entities, one after the other; each is done or refused by itself. Answers {"outcomes": a name or an
-    EntityError for each}."""
+    """Changes of entities, one after the other. Answers {"outcomes": a name or an EntityError for each}."""
 
     changes: tuple[EntityChange, ...]
 

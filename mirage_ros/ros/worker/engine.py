@@ -82,7 +82,7 @@ class Engine:
         self._dating = Dating()
         self._cloud_sent_s = self._map_sent_s = -np.inf
         self._map_took_s = 0.0
-        self._change, self._said = EntityChanges(config.spawnables), Entities()
+        self._change, self._said = EntityChanges(config.spawnables, config.reserved), Entities()
         self._start()
         self._actions = {
             Reset: self._reset,

@@ -7,13 +7,14 @@ a hundred chairs are one.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
 from mirage_ros.data.meshes import Spawnables, load, stamp_of
 from mirage_ros.protocol import Delete, Describe, EntityChange, Move, Spawn
-from mirage_ros.world.entities import Entities, EntityError, Mesh, Motion
+from mirage_ros.world.entities import Entities, EntityError, Mesh, Motion, plain_name
 
 MOST_KEPT = 16
 NAMELESS = "entity"
@@ -24,9 +25,11 @@ class EntityChanges:
 
     Args:
         folder: of the user's own models, '' for none.
+        reserved: names that no entity may have.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, reserved: Collection[str] = ()) -> None:
+        self._reserved = reserved
         self._spawnables = Spawnables(Path(folder) if folder else None)
         self._kept: OrderedDict[tuple, tuple[str, Mesh]] = OrderedDict()
 
@@ -60,9 +63,17 @@ class EntityChanges:
         name = change.name or own
         if not name and not change.rename:
             raise EntityError("An entity without a name; give one, or allow renaming.", "name_invalid")
-        name = "/".join(part for part in (change.namespace.strip("/"), name or NAMELESS) if part)
+        namespace = change.namespace.strip("/")
+        if namespace and not plain_name(namespace):
+            raise EntityError(
+                f"An entity was to have the namespace '{namespace:.200}'; give letters, digits and _, parted by /.",
+                "namespace_invalid",
+            )
+        name = "/".join(part for part in (namespace, name or NAMELESS) if part)
         if change.rename:
-            name = entities.free_name(name)
+            name = entities.free_name(name, self._reserved)
+        elif name in self._reserved:
+            raise EntityError(f"'{name}' is the name of a camera; choose another name.", "name_not_unique")
         pose = _placed(entities, stamp_ns, change.pose, change.beside)
         return entities.spawned(name, mesh, pose, stamp_ns, source=change.uri or "text"), name
 

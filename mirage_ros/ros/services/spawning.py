@@ -1,0 +1,206 @@
+"""Entities of the world: how they are spawned and deleted, what can be, and what is said of them.
+
+The worker changes them, between two chunks, and answers what became of each; the session holds what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from geometry_msgs.msg import Vector3
+from simulation_interfaces.msg import Bounds, EntityCategory, Resource, Spawnable, SpawnResult
+from simulation_interfaces.srv import (
+    DeleteEntity,
+    GetEntityBounds,
+    GetEntityInfo,
+    GetSpawnables,
+    SetEntityInfo,
+    SpawnEntities,
+    SpawnEntity,
+)
+
+from mirage_ros.data.meshes import MESHES, SHAPE_SCHEME, SHAPES, Spawnables
+from mirage_ros.errors import MirageError
+from mirage_ros.files import share_path, user_path
+from mirage_ros.protocol import Delete, Describe, Spawn
+from mirage_ros.ros.callbacks import Endpoints
+from mirage_ros.ros.services import (
+    FAILED,
+    INCORRECT_STATE,
+    NOT_FOUND,
+    OK,
+    answered,
+    carried_out,
+    info,
+    placed,
+    refused,
+    unknown,
+)
+from mirage_ros.ros.session import Session
+from mirage_ros.ros.tracks import TransformError
+from mirage_ros.world.entities import EntityError
+
+CATEGORIES = (
+    EntityCategory.CATEGORY_OBJECT,
+    EntityCategory.CATEGORY_ROBOT,
+    EntityCategory.CATEGORY_HUMAN,
+    EntityCategory.CATEGORY_DYNAMIC_OBJECT,
+    EntityCategory.CATEGORY_STATIC_OBJECT,
+)
+MOST_LISTED, MOST_AT_ONCE = 1000, 1000
+
+
+def spawnable(uri: str, text: str) -> Spawnable:
+    return Spawnable(entity_resource=Resource(uri=uri), description=text)
+
+
+def shapes() -> Iterator[Spawnable]:
+    for kind, measures in SHAPES.items():
+        usual = ", ".join(f"{name}={','.join(f'{v:g}' for v in values)}" for name, values in measures.items())
+        yield spawnable(f"{SHAPE_SCHEME}://{kind}", f"A {kind}: ?{usual.replace(', ', '&')}&color=RRGGBB, in metres.")
+
+
+def models(paths: Iterable[Path]) -> Iterator[Spawnable]:
+    share = share_path("config").parent
+    for path in paths:
+        shipped = path.is_relative_to(share)
+        uri = f"package://mirage_ros/{path.relative_to(share).as_posix()}" if shipped else path.absolute().as_uri()
+        yield spawnable(uri, path.stem)
+
+
+class Spawning:
+    """spawn_entity, spawn_entities, delete_entity, get_spawnables, get_entity_bounds, get and set_entity_info.
+
+    Args:
+        names: of the cameras, which are neither spawned nor deleted.
+    """
+
+    def __init__(self, session: Session, names: Sequence[str], endpoints: Endpoints) -> None:
+        self._session, self._cameras = session, frozenset(names)
+        endpoints.service(SpawnEntity, "~/spawn_entity", self._spawn)
+        endpoints.service(SpawnEntities, "~/spawn_entities", self._spawn_all)
+        endpoints.service(DeleteEntity, "~/delete_entity", self._delete)
+        endpoints.service(GetSpawnables, "~/get_spawnables", self._spawnables)
+        endpoints.service(GetEntityBounds, "~/get_entity_bounds", self._bounds)
+        endpoints.service(GetEntityInfo, "~/get_entity_info", self._info)
+        endpoints.service(SetEntityInfo, "~/set_entity_info", self._describe)
+
+    def _spawn(self, request, response):
+        if reason := self._session.lacking():
+            return answered(response, INCORRECT_STATE, reason)
+
+        def then(outcomes: list) -> Any:
+            return _spawned(response, outcomes[0])
+
+        change = self._change(request, ())
+        if not isinstance(change, Spawn):
+            return _spawned(response, change)
+        return carried_out(self._session.submit, response, [change], then)
+
+    def _spawn_all(self, request, response):
+        if reason := self._session.lacking():
+            return answered(response, INCORRECT_STATE, reason)
+        wanted = request.spawn_requests
+        if len(wanted) > MOST_AT_ONCE:
+            return answered(response, FAILED, f"{len(wanted)} entities at once; give at most {MOST_AT_ONCE}.")
+        names = [spawn.name for spawn in wanted]
+        changes = [self._change(spawn, names[:index]) for index, spawn in enumerate(wanted)]
+
+        def then(outcomes: list) -> Any:
+            came = iter(outcomes)
+            outcomes = [next(came) if isinstance(change, Spawn) else change for change in changes]
+            response.results = [_spawned(SpawnResult(), outcome) for outcome in outcomes]
+            failed = sum(isinstance(outcome, MirageError) for outcome in outcomes)
+            if not failed:
+                return answered(response)
+            text = f"{failed} of {len(outcomes)} entities were not spawned; each result says why."
+            return answered(response, SpawnEntities.Response.ENTITIES_SPAWN_FAILED, text)
+
+        return carried_out(self._session.submit, response, [c for c in changes if isinstance(c, Spawn)], then)
+
+    def _change(self, wanted, coming: Sequence[str]) -> Spawn | EntityError:
+        """What the worker is to do for a SpawnEntity, or why it cannot be done."""
+        initial, resource = wanted.initial_pose, wanted.entity_resource
+        try:
+            there = {*self._session.bodies, *coming}
+            pose, beside = placed(initial.header.frame_id, initial.pose, there, self._session.world_from)
+        except TransformError as error:
+            return EntityError(str(error), "not_found")
+        except MirageError as error:
+            return EntityError(str(error), "pose")
+        rename, namespace = wanted.allow_renaming, wanted.entity_namespace
+        return Spawn(wanted.name, resource.uri, pose, rename, resource.resource_string, namespace, beside)
+
+    def _delete(self, request, response):
+        name = request.entity
+        if reason := self._session.lacking():
+            return answered(response, INCORRECT_STATE, reason)
+        if name in self._cameras:
+            return answered(response, FAILED, f"'{name}' is a camera of the node, which cannot be deleted.")
+        return carried_out(self._session.submit, response, [Delete(name)])
+
+    def _spawnables(self, request, response):
+        own = self._session.config.spawnables_folder
+        spawnables = Spawnables(user_path(own) if own else None)
+        paths, left_out = dict.fromkeys(islice(spawnables.files(MESHES), MOST_LISTED)), []
+        for source in request.sources:
+            try:
+                root = spawnables.path_of(source)
+            except MirageError:
+                root = None
+            if root is None or not root.is_dir():
+                left_out.append(source)
+            else:
+                paths |= dict.fromkeys(islice(Spawnables(root).files(MESHES), MOST_LISTED))
+        response.spawnables = [*shapes(), *models(paths)]
+        text = f"No folders that models are read from: {', '.join(left_out):.300}." if left_out else ""
+        return answered(response, text=text)
+
+    def _bounds(self, request, response):
+        if not self._there(request.entity, response):
+            return response
+        if request.entity not in self._cameras:
+            low, high = self._session.bodies[request.entity].bounds_m.tolist()
+            corners = [Vector3(x=x, y=y, z=z) for x, y, z in (high, low)]
+            response.bounds = Bounds(type=Bounds.TYPE_BOX, points=corners)
+        return response
+
+    def _info(self, request, response):
+        if self._there(request.entity, response):
+            response.info = info(self._session.bodies.get(request.entity))
+        return response
+
+    def _describe(self, request, response):
+        name, wanted = request.entity, request.info
+        if not self._there(name, response):
+            return response
+        if name in self._cameras:
+            return answered(response, FAILED, f"'{name}' is a camera of the node, which stays what it is.")
+        if wanted.category.category not in CATEGORIES:
+            text = f"There is no category {wanted.category.category}; give one of {', '.join(map(str, CATEGORIES))}."
+            return answered(response, FAILED, text)
+        change = Describe(name, wanted.category.category, wanted.description, tuple(wanted.tags))
+        return carried_out(self._session.submit, response, [change])
+
+    def _there(self, name: str, response) -> bool:
+        """Whether there is an entity of the name; the response says which."""
+        reason = self._session.lacking()
+        if reason:
+            answered(response, INCORRECT_STATE, reason)
+        elif name not in self._cameras and name not in self._session.bodies:
+            answered(response, NOT_FOUND, unknown(name, [*sorted(self._cameras), *self._session.bodies]))
+        else:
+            answered(response, OK)
+            return True
+        return False
+
+
+def _spawned(response: Any, outcome: str | EntityError) -> Any:
+    """A response, or one of many results, with what became of a request."""
+    if isinstance(outcome, EntityError):
+        return refused(response, outcome)
+    response.entity_name = outcome
+    return answered(response)

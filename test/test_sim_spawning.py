@@ -1,0 +1,212 @@
+"""Entities are spawned, shown, moved, described, listed and deleted through the standard services, over DDS."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from geometry_msgs.msg import PoseStamped
+from plans import sideways
+from sensor_msgs.msg import Image
+from sim_client import OK, PERIOD, START, entity_state, move, reset
+from simulation_interfaces import srv
+from simulation_interfaces.msg import (
+    Bounds,
+    EntityCategory,
+    EntityFilters,
+    EntityInfo,
+    EntityState,
+    Resource,
+    Result,
+    SpawnEntity,
+    TagsFilter,
+)
+
+from mirage_ros.ros.messages.conversions import pose_from_ros, pose_to_ros, stamp_from_ros
+
+FAILED, NOT_FOUND = Result.RESULT_OPERATION_FAILED, Result.RESULT_NOT_FOUND
+BOX = "shape://box?size=0.4,0.4,0.4&color=c8503c"
+SCOPE = srv.ResetSimulation.Request
+
+
+def wanted(name: str = "", uri: str = BOX, pose: np.ndarray | None = None, frame: str = "", **more) -> dict:
+    """The fields of a request to spawn; `more` are others of them."""
+    initial = PoseStamped(pose=pose_to_ros(np.eye(4) if pose is None else pose))
+    initial.header.frame_id = frame
+    return {"name": name, "entity_resource": Resource(uri=uri), "initial_pose": initial, **more}
+
+
+def spawn(sim, *args, **fields):
+    return sim.ask(srv.SpawnEntity, "spawn_entity", **wanted(*args, **fields))
+
+
+def names(sim, **filters) -> list[str]:
+    answer = sim.ask(srv.GetEntities, "get_entities", filters=EntityFilters(**filters))
+    assert answer.result.result == OK
+    return list(answer.entities)
+
+
+def ahead(folder, metres: float) -> np.ndarray:
+    """The seed's camera's pose, so far ahead of it."""
+    pose = sideways(folder, 1)[0]
+    pose[:3, 3] += metres * pose[:3, 2]
+    return pose
+
+
+@pytest.fixture
+def look(sim):
+    """Steps, and gives depth and labels of the last frame."""
+    got: list[Image] = []
+    subscription = sim.node.create_subscription(Image, "labels/image", got.append, 20)
+    sim.spin(lambda: sim.node.count_publishers("labels/image") == 1)
+    sim.spin_for(0.5)
+
+    def stepped(steps: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        end = sim.stamps("depth/image_rect")[-1:] or [START]
+        assert sim.step(steps).result == OK
+        sim.spin(lambda: got and stamp_from_ros(got[-1].header.stamp) == end[0] + steps * PERIOD)
+        sim.spin(lambda: sim.stamps("depth/image_rect")[-1:] == [end[0] + steps * PERIOD])
+        depth, labels = sim.got["depth/image_rect"][-1], got[-1]
+        assert labels.encoding == "32SC1"
+        shape = labels.height, labels.width
+        return np.frombuffer(depth.data, np.float32).reshape(shape), np.frombuffer(labels.data, np.int32).reshape(shape)
+
+    yield stepped
+    sim.node.destroy_subscription(subscription)
+
+
+def test_a_box_is_spawned_shown_moved_and_deleted(sim, folder, look):
+    assert spawn(sim, "box", pose=ahead(folder, 1.4)).result.result == OK
+    assert names(sim) == ["camera", "box"]
+    depth, labels = look()
+    assert set(np.unique(labels)) == {0, 1} and (labels > 0).mean() > 0.02
+    assert depth[labels > 0].min() == pytest.approx(1.2, abs=0.02)
+    assert move(sim, ahead(folder, 1.7), "box").result == OK
+    depth, nearer = look()
+    assert depth[nearer > 0].min() == pytest.approx(1.5, abs=0.02)
+    moving = EntityState()
+    moving.twist.linear.z = 0.5
+    set_twist = {"set_pose": False, "set_twist": True}
+    assert move(sim, np.eye(4), "box", state=moving, **set_twist).result == OK
+    look(4)
+    state = entity_state(sim, "box").state
+    assert stamp_from_ros(state.header.stamp) == START + 6 * PERIOD and state.twist.linear.z == 0.5
+    np.testing.assert_allclose(pose_from_ros(state.pose)[:3, 3], ahead(folder, 1.7)[:3, 3] + [0, 0, 0.2], atol=1e-6)
+    moving.acceleration.linear.x = 1.0
+    refused = move(sim, np.eye(4), "box", state=moving, set_acceleration=True)
+    assert refused.result == FAILED and "acceleration" in refused.error_message
+    assert move(sim, np.eye(4), "box", frame="nowhere").result == NOT_FOUND
+    assert sim.ask(srv.DeleteEntity, "delete_entity", entity="box").result.result == OK
+    assert not look()[1].any() and names(sim) == ["camera"]
+    for name, code in (("box", NOT_FOUND), ("camera", FAILED)):
+        refused = sim.ask(srv.DeleteEntity, "delete_entity", entity=name).result
+        assert refused.result == code and name in refused.error_message
+    assert spawn(sim, "box").result.result == OK
+    assert set(np.unique(look()[1])) <= {0, 2}, "a number is given once"
+
+
+def test_many_are_spawned_at_once_each_with_its_result(sim, folder):
+    two = np.eye(4)
+    two[2, 3] = 0.4
+    asked = [
+        SpawnEntity(**wanted("one", pose=ahead(folder, 2.0))),
+        SpawnEntity(**wanted("one", allow_renaming=True, pose=two, frame="one")),
+        SpawnEntity(**wanted("one")),
+        SpawnEntity(**wanted("three", frame="nowhere")),
+        SpawnEntity(**wanted(allow_renaming=True, entity_namespace="robots")),
+        SpawnEntity(**wanted("camera", allow_renaming=True)),
+    ]
+    answer = sim.ask(srv.SpawnEntities, "spawn_entities", spawn_requests=asked)
+    assert answer.result.result == srv.SpawnEntities.Response.ENTITIES_SPAWN_FAILED
+    codes = [result.result.result for result in answer.results]
+    assert codes == [OK, OK, srv.SpawnEntity.Response.NAME_NOT_UNIQUE, NOT_FOUND, OK, OK]
+    there = ["one", "one_1", "robots/box", "camera_1"]
+    assert [result.entity_name for result in answer.results if result.entity_name] == there
+    assert names(sim) == ["camera", *there]
+    beside = pose_from_ros(entity_state(sim, "one_1").state.pose)
+    np.testing.assert_allclose(beside, ahead(folder, 2.0) @ two, atol=1e-6)
+    whole = sim.ask(srv.SpawnEntities, "spawn_entities", spawn_requests=[SpawnEntity(**wanted("four"))])
+    assert whole.result.result == OK
+
+
+KIND = srv.SpawnEntity.Response
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "words"),
+    [
+        ({"name": "camera"}, KIND.NAME_NOT_UNIQUE, "camera"),
+        ({"name": "a b"}, KIND.NAME_INVALID, "letters"),
+        ({"name": "a", "entity_namespace": "1/x"}, KIND.NAMESPACE_INVALID, "namespace"),
+        ({"name": "a", "uri": ""}, KIND.NO_RESOURCE, "give a uri"),
+        ({"name": "a", "entity_resource": Resource(resource_string="<robot/>")}, KIND.UNSUPPORTED_FORMAT, "text"),
+        ({"name": "a", "uri": "shape://cone"}, KIND.RESOURCE_PARSE_ERROR, "there are"),
+        ({"name": "a", "uri": "package://mirage_ros/config/spawnables/none.glb"}, KIND.MISSING_ASSETS, "cannot be"),
+        ({"name": "a", "uri": "package://mirage_ros/config/spawnables/LICENSE"}, KIND.UNSUPPORTED_FORMAT, "give one of"),
+        ({"name": "a", "uri": "file:///etc/passwd"}, FAILED, "spawnables_folder"),
+        ({"name": "a", "frame": "nowhere"}, NOT_FOUND, "nowhere"),
+    ],
+)
+def test_what_cannot_be_spawned_is_refused_in_a_sentence(sim, fields, code, words):
+    refused = sim.ask(srv.SpawnEntity, "spawn_entity", **{**wanted(), **wanted(**fields)})
+    assert refused.result.result == code and words in refused.result.error_message, refused
+    assert names(sim) == ["camera"] and not refused.entity_name
+    pose = PoseStamped()
+    pose.pose.orientation.w = math.nan
+    refused = spawn(sim, "a", initial_pose=pose).result
+    assert refused.result == KIND.INVALID_POSE and "a" in refused.error_message
+
+
+def test_what_can_be_spawned_is_listed_and_spawned(sim):
+    answer = sim.ask(srv.GetSpawnables, "get_spawnables", sources=["/etc"])
+    assert answer.result.result == OK and "/etc" in answer.result.error_message
+    uris = [spawnable.entity_resource.uri for spawnable in answer.spawnables]
+    assert len(uris) == 10 and "shape://capsule" in uris
+    for uri in uris:
+        assert spawn(sim, "x", uri, allow_renaming=True).result.result == OK, uri
+    assert len(names(sim)) == 11
+    (folder,) = {uri.rpartition("/")[0] for uri in uris if uri.startswith("package://")}
+    more = sim.ask(srv.GetSpawnables, "get_spawnables", sources=[folder])
+    assert more.result.result == OK and not more.result.error_message
+
+
+def test_entities_have_bounds_a_category_a_description_and_tags(sim):
+    assert spawn(sim, "door", "shape://box?size=1,2,3").result.result == OK
+    bounds = sim.ask(srv.GetEntityBounds, "get_entity_bounds", entity="door").bounds
+    assert bounds.type == Bounds.TYPE_BOX
+    corners = [[point.x, point.y, point.z] for point in bounds.points]
+    np.testing.assert_allclose(corners, [[0.5, 1, 1.5], [-0.5, -1, -1.5]])
+    assert sim.ask(srv.GetEntityBounds, "get_entity_bounds", entity="camera").bounds.type == Bounds.TYPE_EMPTY
+    static = EntityCategory(category=EntityCategory.CATEGORY_STATIC_OBJECT)
+    info = EntityInfo(category=static, description="A door.", tags=["red", "wood"])
+    assert sim.ask(srv.SetEntityInfo, "set_entity_info", entity="door", info=info).result.result == OK
+    assert sim.ask(srv.GetEntityInfo, "get_entity_info", entity="door").info == info
+    assert "camera" in sim.ask(srv.GetEntityInfo, "get_entity_info", entity="camera").info.tags
+    assert names(sim, categories=[static]) == names(sim, tags=TagsFilter(tags=["red"])) == ["door"]
+    every = TagsFilter(tags=["red", "camera"], filter_mode=TagsFilter.FILTER_MODE_ALL)
+    assert names(sim, tags=every) == []
+    assert names(sim, tags=TagsFilter(tags=["red", "camera"])) == ["camera", "door"]
+    info.category.category = 9
+    for entity, code in (("camera", FAILED), ("door", FAILED), ("nobody", NOT_FOUND)):
+        refused = sim.ask(srv.SetEntityInfo, "set_entity_info", entity=entity, info=info).result
+        assert refused.result == code and refused.error_message
+    for kind, name in ((srv.GetEntityInfo, "get_entity_info"), (srv.GetEntityBounds, "get_entity_bounds")):
+        assert sim.ask(kind, name, entity="nobody").result.result == NOT_FOUND
+
+
+def test_a_reset_puts_bodies_back_or_takes_away_what_was_spawned(sim, folder):
+    assert spawn(sim, "box", pose=ahead(folder, 2.0)).result.result == OK
+    for scope in (SCOPE.SCOPE_STATE, SCOPE.SCOPE_STATE | SCOPE.SCOPE_TIME):
+        assert move(sim, ahead(folder, 3.0), "box").result == OK
+        assert sim.step().result == OK
+        assert reset(sim, scope).result == OK
+        np.testing.assert_allclose(pose_from_ros(entity_state(sim, "box").state.pose), ahead(folder, 2.0), atol=1e-6)
+    assert reset(sim, SCOPE.SCOPE_TIME).result == OK and names(sim) == ["camera", "box"]
+    for scope in (SCOPE.SCOPE_SPAWNED, SCOPE.SCOPE_SPAWNED | SCOPE.SCOPE_TIME, SCOPE.SCOPE_DEFAULT, SCOPE.SCOPE_ALL):
+        assert reset(sim, scope).result == OK and names(sim) == ["camera"]
+        assert spawn(sim, "box").result.result == OK
+    refused = reset(sim, 8)
+    assert refused.result == Result.RESULT_FEATURE_UNSUPPORTED and "4 (what was spawned)" in refused.error_message
+    sim.ask(srv.UnloadWorld, "unload_world")
+    assert spawn(sim, "box").result.result == Result.RESULT_INCORRECT_STATE
