@@ -55,9 +55,10 @@ def add_export(parsers) -> None:
         parsers,
         "export",
         export,
-        "write what a saved world remembers as a cloud of coloured points or a floor plan",
+        "write what a saved world remembers as a cloud of coloured points, 3D Gaussians or a floor plan",
         "examples:\n  mirage export out/world                    writes out/world.ply\n"
         "  mirage export out/world/memory.safetensors --out cloud.ply\n"
+        "  mirage export out/world --to splat         writes out/world_splat.ply for viewers of 3D Gaussians\n"
         "  mirage export out/world --to map           writes out/world.yaml and out/world.pgm\n"
         "  mirage export out/world --to map --robot-height 1.2 --resolution 0.1 --real\n\n"
         "the points are in the world's frame, metres, z up; each has a colour and a confidence\n"
@@ -67,7 +68,7 @@ def add_export(parsers) -> None:
     parser.add_argument(
         "--out", type=user_path, metavar="FILE", help="the file to write (default: next to it)"
     )
-    parser.add_argument("--to", choices=("ply", "map"), default="ply", help="(default: ply)")
+    parser.add_argument("--to", choices=("ply", "splat", "map"), default="ply", help="(default: ply)")
     parser.add_argument("--resolution", type=float, default=0.05, metavar="M", help="of a map (default: 0.05)")
     parser.add_argument("--robot-height", type=float, default=0.5, metavar="M",
                         help="surfaces above it do not stop the robot (default: 0.5)")  # fmt: skip
@@ -133,13 +134,18 @@ def export(arguments: argparse.Namespace) -> int:
     from mirage_ros.files import MEMORY, world_file
     from mirage_ros.memory.memory import LatentMemory
     from mirage_ros.recording.drawing import write_ply
+    from mirage_ros.recording.pictures import write_splats
 
-    path, out = arguments.path, arguments.out or arguments.path.with_suffix(".ply")
+    path, splat = arguments.path, arguments.to == "splat"
+    out = arguments.out or path.with_name(f"{path.stem}_splat.ply" if splat else f"{path.stem}.ply")
     if out.suffix != ".ply":
         raise MirageError(f"{out} does not end in .ply, the only kind that is written; rename it.")
     memory = LatentMemory.load(world_file(path, MEMORY) if path.is_dir() else path)
-    write_ply(out, memory.to_points())
-    print(f"{out}: {memory.tokens:,} points")
+    if splat:
+        write_splats(out, memory)
+    else:
+        write_ply(out, memory.to_points())
+    print(f"{out}: {memory.tokens:,} {'Gaussians' if splat else 'points'}")
     return 0
 
 

@@ -32,7 +32,7 @@ from mirage_ros.memory.rows import (
     views_of,
 )
 from mirage_ros.memory.store import TokenStore, row_bytes
-from mirage_ros.memory.surfels import Surfels, cosines_of, footprints_of, of_views, positions_of
+from mirage_ros.memory.surfels import Surfels, cosines_of, footprints_of, normals_of, of_views, positions_of
 from mirage_ros.memory.zbuffer import Winners, depths_on_planes, places_in_tokens, zbuffer
 from mirage_ros.protocol import Points, Readout
 
@@ -269,6 +269,11 @@ class LatentMemory:
     def footprints_m(self) -> Float[np.ndarray, "n"]:
         """Width of each token's cell in the world, in the order of `to_points`."""
         return footprints_of(self._store.surfels)
+
+    @property
+    def normals(self) -> Float32[np.ndarray, "n 3"]:
+        """The direction that each token faces, in the order of `to_points`."""
+        return normals_of(self._store.surfels)
 
     def clear(self) -> None:
         """Forgets everything."""

@@ -83,6 +83,15 @@ def cosines_of(surfels: Surfels) -> Float32[np.ndarray, "n"]:
     return cosines
 
 
+def normals_of(surfels: Surfels) -> Float32[np.ndarray, "n 3"]:
+    """The direction that each token faces, of length 1."""
+    a, b = surfels.normals.astype(np.float32).T
+    c = _ONE - np.abs(a) - np.abs(b)
+    fold = np.maximum(-c, 0)
+    directions = np.stack([a - np.where(a >= 0, fold, -fold), b - np.where(b >= 0, fold, -fold), c], -1)
+    return directions / np.linalg.norm(directions, axis=-1, keepdims=True)
+
+
 def of_views(
     places: Int64[np.ndarray, "n"], values: np.ndarray, chosen: Bool[np.ndarray, "n"] | None = None
 ) -> np.ndarray:
