@@ -65,6 +65,10 @@ class Tab:
     def press(self, name: str) -> None:
         self.page.get_by_role("button", name=name, exact=True).click()
 
+    def choose(self, label: str, option: str) -> None:
+        self.page.get_by_role("combobox", name=label).or_(self.page.get_by_label(label)).first.click()
+        self.page.get_by_role("option", name=option).click()
+
     def hold(self, key: str, ms: int) -> None:
         self.page.keyboard.down(key)
         self.page.wait_for_timeout(ms)

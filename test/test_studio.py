@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import os
@@ -10,12 +11,14 @@ import socket
 import threading
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import browser
 import cv2
 import numpy as np
 import pytest
+import torch
 from fakes import PixelModel
 from PIL import Image
 
@@ -621,6 +624,104 @@ def test_a_phone_shows_the_whole_picture_above_the_panel(chromium, studio):
     tab.close()
 
 
+def grown(memory, size, depth_m, stamp_ns):
+    """A fork of a memory that holds a point more for each pixel of a size, so far away."""
+    fork, rng = memory.fork(), np.random.default_rng(stamp_ns)
+    depth_m = np.full((1, *size), depth_m, np.float32) + rng.uniform(0, 0.5, (1, *size)).astype(np.float32)
+    channels = memory.config.channels
+    rgb = rng.integers(0, 255, (1, *size, 3), np.uint8)
+    camera = Camera.from_hfov(90.0, size)
+    camera = Camera(camera.intrinsics, camera.world_from_camera[None], size)
+    fork.write(torch.zeros(1, channels, *size), camera, depth_m, np.ones((1, *size), bool), np.array([stamp_ns]), rgb, np.array([7]))
+    return fork
+
+
+FRAMES_DRAWN = """() => new Promise((done) => {
+    const begun = performance.now(); let count = 0;
+    const next = () => { count += 1;
+        performance.now() - begun < 3000 ? requestAnimationFrame(next) : done(1000 * count / (performance.now() - begun)); };
+    requestAnimationFrame(next);
+})"""
+
+
+def test_200_000_points_are_shown_and_updated_by_changes(tab, studio):
+    """Prints how fast headless Chromium draws them in software, and how long a change takes here."""
+    page, _ = studio
+    view, sent = page.view, []
+    draw = page.see.memory.draw
+    page.see.memory.draw = lambda *given: sent.append(draw(*given)) or sent[-1]
+    many = grown(view.state.memory, (500, 520), 6.0, 1)
+    assert many.tokens > 200_000
+    tab.choose("View", "Memory in 3D")
+    tab.wait_for(lambda: sent)
+    for memory in (many, grown(many, (40, 50), 3.0, 2)):
+        count = len(sent)
+        page.see.saw(replace(view, state=replace(view.state, memory=memory)))
+        tab.wait_for(lambda count=count: len(sent) > count)
+    assert sent[0] == view.state.memory.tokens
+    assert sent[-2] > 200_000 - sent[0] and sent[-1] < 2_500  # what was there is not sent again
+    tab.page.wait_for_timeout(2000)
+    rate = tab.page.evaluate(FRAMES_DRAWN)
+    tab.page.mouse.click(300, 300)
+    tab.page.keyboard.down("ArrowLeft")  # the view is drawn anew for each frame
+    turning = tab.page.evaluate(FRAMES_DRAWN)
+    tab.page.keyboard.up("ArrowLeft")
+    print(f"{memory.tokens:,} points: {rate:.1f} frames/s at rest, {turning:.1f} while the view turns")
+    assert turning > 0.5
+
+
+WALK_S = float(os.environ.get("MIRAGE_WALK_S", "10"))
+
+
+def resident_mb():
+    """Of this process and of the browser with all of its processes."""
+    import psutil
+
+    own = psutil.Process()
+    browsers = 0
+    for child in own.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            browsers += child.memory_info().rss
+    return own.memory_info().rss / 1e6, browsers / 1e6
+
+
+def test_walking_on_takes_no_more_memory_and_no_more_time(chromium, seed, tmp_path):
+    """To and fro for MIRAGE_WALK_S seconds, with the shipped model where that is a minute or more."""
+    from mirage_ros.models.pretrained import load_model
+
+    page = Page(load_model("mini") if WALK_S >= 60 else PixelModel(SIZE), tmp_path / "studio")
+    page.make.begin(load_seed("room") if WALK_S >= 60 else seed)
+    gate = Gate("127.0.0.1", 0, page.address, None)
+    tab = browser.Tab(chromium, gate.url)
+    try:
+        tab.says("You drive.")
+        tab.wait_for(lambda: page.view, 120)
+        tab.choose("View", "Points over the picture")
+        rows, turn = [], 0
+        begun = time.monotonic()
+        while (now_s := time.monotonic() - begun) < WALK_S:
+            before = page.view
+            tab.hold(["ArrowLeft", "w", "s", "ArrowRight"][turn % 4], 120)
+            tab.wait_for(lambda before=before: page.view is not before)
+            waited_s = page.view.waited_s
+            turn += 1
+            came_to_rest(tab, page)
+            rows.append((now_s, waited_s, *resident_mb()))
+    finally:
+        tab.close()
+        gate.close()
+        page.close()
+    table = np.array(rows)
+    third = len(table) // 3
+    # The first third warms up: caches, compiled kernels, the place where the walk goes to and fro.
+    early, late = np.median(table[third : 2 * third], 0), np.median(table[-third:], 0)
+    print(f"{turn} keys in {WALK_S:g} s: pose to picture {early[1]:.3f} s, later {late[1]:.3f} s; "
+          f"server {early[2]:.0f} MB, later {late[2]:.0f}; browser {early[3]:.0f} MB, later {late[3]:.0f}")  # fmt: skip
+    assert late[2] < 1.05 * early[2] and late[1] < 2 * early[1] + 0.1
+    assert late[3] < (1.05 if WALK_S >= 60 else 1.3) * early[3]
+    assert tab.errors == []
+
+
 SHOTS = os.environ.get("MIRAGE_SHOTS", "")
 
 
@@ -647,8 +748,7 @@ def test_the_pictures_of_the_docs(chromium, tmp_path):
             came_to_rest(tab, page)
         print(f"key to picture on the server: median {np.median(waits):.2f} s, 95 % {np.percentile(waits, 95):.2f} s")
         tab.open("See")
-        tab.page.get_by_role("combobox", name="View").or_(tab.page.get_by_label("View")).first.click()
-        tab.page.get_by_role("option", name="Memory in 3D").click()
+        tab.choose("View", "Memory in 3D")
         tab.page.mouse.move(400, 600)
         tab.page.wait_for_timeout(6000)
         shots["studio_memory"] = tab.shot(browser.NO_NOTIFICATIONS)

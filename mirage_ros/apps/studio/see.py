@@ -57,7 +57,8 @@ class CloudChanges:
     def update(self, xyz: Float[np.ndarray, "n 3"]) -> tuple[list[int], tuple[int, Int[np.ndarray, "m"]] | None]:
         """What has changed: numbers of clouds to remove, and the number and rows of a cloud to add."""
         keys = point_keys(xyz)
-        gone = [number for number, held in self.clouds.items() if not np.isin(held, keys).all()]
+        ordered = np.append(np.sort(keys), np.uint64(0))  # what lies beyond all of them meets the last
+        gone = [number for number, held in self.clouds.items() if (ordered[np.searchsorted(ordered[:-1], held)] != held).any()]
         if len(self.clouds) - len(gone) >= MOST_CLOUDS:
             gone = list(self.clouds)
         for number in gone:
