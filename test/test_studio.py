@@ -658,7 +658,7 @@ def test_200_000_points_are_shown_and_updated_by_changes(tab, studio):
         count = len(sent)
         page.see.saw(replace(view, state=replace(view.state, memory=memory)))
         tab.wait_for(lambda count=count: len(sent) > count)
-    assert sent[0] == view.state.memory.tokens
+    assert sent[0] == view.state.memory.tokens  # nothing was imagined before anybody walked
     assert sent[-2] > 200_000 - sent[0] and sent[-1] < 2_500  # what was there is not sent again
     tab.page.wait_for_timeout(2000)
     rate = tab.page.evaluate(FRAMES_DRAWN)
@@ -697,6 +697,7 @@ def test_walking_on_takes_no_more_memory_and_no_more_time(chromium, seed, tmp_pa
         tab.says("You drive.")
         tab.wait_for(lambda: page.view, 120)
         tab.choose("View", "Points over the picture")
+        tab.page.mouse.click(300, 300)  # keys go to the view again
         rows, turn = [], 0
         begun = time.monotonic()
         while (now_s := time.monotonic() - begun) < WALK_S:

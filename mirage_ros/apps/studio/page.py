@@ -265,7 +265,7 @@ class Page:
         if visitor.aspect and abs(aspect_of(camera) / visitor.aspect - 1) > 0.01:
             self._repaint()
         pose = pose_of(camera)
-        if visitor.hears(pose) and camera.client.client_id == self.driver:
+        if self.view is not None and visitor.hears(pose) and camera.client.client_id == self.driver:
             self.walk.look(self._allowed(pose))
 
     def _settled(self, visitor: Visitor) -> None:
