@@ -22,7 +22,7 @@ from mirage_ros.apps.studio.walk import Walk
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.recording.topics import BY_NAME
-from mirage_ros.world.state import WorldConfig
+from mirage_ros.world.world import World
 
 LAYOUT = Path(__file__).parents[1] / "config/foxglove/mirage.json"
 STATUS = Path(__file__).parents[1] / "msg/RolloutStatus.msg"
@@ -73,7 +73,7 @@ def live(folder):
     with Bridge(0) as bridge:
         notes = Notes()
         notes.saw = lambda view, jumped: (bridge.saw(view), notes._note(notes.views, view))
-        walk = Walk(PixelModel(SIZE), WorldConfig(), notes)
+        walk = Walk(World(PixelModel(SIZE)), notes)
         walk.ask("begin", lambda: walk.begin(load_seed(folder)))
         notes.wait(lambda: notes.views)
         viewer = Viewer(bridge.port)

@@ -32,7 +32,6 @@ from mirage_ros.apps.studio.walk import Walk, only_seen
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.world.state import WorldConfig
 from mirage_ros.world.world import World
 
 SIZE = (96, 120)
@@ -72,7 +71,7 @@ def seed(folder):
 @pytest.fixture
 def walk(seed):
     notes = Notes()
-    one = Walk(PixelModel(SIZE), WorldConfig(), notes)
+    one = Walk(World(PixelModel(SIZE)), notes)
     one.ask("begin", lambda: one.begin(seed))
     notes.wait(lambda: notes.views and notes.sentences)
     yield one, notes
@@ -374,7 +373,7 @@ def chromium():
 @pytest.fixture
 def studio(seed, tmp_path):
     """A page with a model that needs no weights, and its gate."""
-    page = Page(PixelModel(SIZE), tmp_path / "studio")
+    page = Page(World(PixelModel(SIZE)), tmp_path / "studio")
     page.make.begin(seed)
     gate = Gate("127.0.0.1", 0, page.address, None)
     yield page, gate
@@ -432,7 +431,7 @@ def test_a_key_moves_the_view_to_what_the_world_shows_there(tab, studio, seed):
     height = first.frame.camera.position_world[2]
     assert view.frame.camera.position_world[2] == pytest.approx(height, abs=1e-3)
     # The same poses in a world of its own give the same picture.
-    world = World(PixelModel(SIZE), WorldConfig())
+    world = World(PixelModel(SIZE))
     world.reset(seed.rgb, seed.camera, seed.depth_m)
     camera = view.frame.camera
     alone = world.step(Camera(camera.intrinsics, camera.world_from_camera[None], camera.size), np.array([10**9])).frames[0]
@@ -689,7 +688,7 @@ def test_walking_on_takes_no_more_memory_and_no_more_time(chromium, seed, tmp_pa
     """To and fro for MIRAGE_WALK_S seconds, with the shipped model where that is a minute or more."""
     from mirage_ros.models.pretrained import load_model
 
-    page = Page(load_model("mini") if WALK_S >= 60 else PixelModel(SIZE), tmp_path / "studio")
+    page = Page(World(load_model("mini") if WALK_S >= 60 else PixelModel(SIZE)), tmp_path / "studio")
     page.make.begin(load_seed("room") if WALK_S >= 60 else seed)
     gate = Gate("127.0.0.1", 0, page.address, None)
     tab = browser.Tab(chromium, gate.url)
@@ -731,7 +730,7 @@ def test_the_pictures_of_the_docs(chromium, tmp_path):
     """With the shipped model: the walk and the memory in space; and prints how long a key takes to be seen."""
     from mirage_ros.models.pretrained import load_model
 
-    page = Page(load_model("mini"), tmp_path / "studio")
+    page = Page(World(load_model("mini")), tmp_path / "studio")
     page.make.begin(load_seed("room"))
     gate = Gate("127.0.0.1", 0, page.address, None)
     try:

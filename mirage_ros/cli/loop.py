@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -145,9 +145,10 @@ def add_studio(parsers) -> None:
         parsers,
         "studio",
         studio,
-        "walk in a generated world in a browser; ROS is not needed",
+        "walk in a generated world in a browser; ROS is not needed, but a running node can be joined",
         "examples:\n  mirage studio\n  mirage studio street.jpg --hfov 65\n  mirage studio --host 0.0.0.0\n"
-        "  mirage studio --foxglove 8765              open ws://localhost:8765 in Foxglove, layout config/foxglove/mirage.json\n\n"
+        "  mirage studio --foxglove 8765              open ws://localhost:8765 in Foxglove, layout config/foxglove/mirage.json\n"
+        "  mirage studio --ros                        beside `mirage node --seed room --params config/drive.yaml`\n\n"
         "Open the address that it prints. W A S D walk, a drag or the arrows look around. The panel begins worlds from\n"
         "photographs, keeps moments to go back to, records and saves; all files go to the folder. Other machines are let\n"
         "in with --host alone, and need the token of the printed address. Ctrl-C ends it.",
@@ -160,8 +161,12 @@ def add_studio(parsers) -> None:
     parser.add_argument("--port", type=int, default=8080, help="(default: 8080; 0: any that is free)")
     parser.add_argument("--folder", type=user_path, default=Path("out/studio"), help="(default: out/studio)")
     parser.add_argument("--light", action="store_true", help="begin with a light page")
-    parser.add_argument("--foxglove", type=int, metavar="PORT",
+    joined = parser.add_mutually_exclusive_group()
+    joined.add_argument("--ros", action="store_true",
+                        help="walk in the world of a running node: poses go out on TF, its pictures come in, its services do the rest")  # fmt: skip
+    joined.add_argument("--foxglove", type=int, metavar="PORT",
                         help="feed Foxglove live, too, on this port of this machine (8765 is its usual one)")  # fmt: skip
+    add_namespace(parser)
     add_model(parser)
     add_world_seed(parser)
 
@@ -318,25 +323,46 @@ def studio(arguments: argparse.Namespace) -> int:
     from mirage_ros.apps.studio.gate import opened
     from mirage_ros.apps.studio.page import Page
     from mirage_ros.data.seeds import load_seed
-    from mirage_ros.models.pretrained import load_model
-    from mirage_ros.world.state import WorldConfig
 
-    seed = load_seed(arguments.seed, arguments.hfov)
-    config = WorldConfig(seed=arguments.world_seed)
-    print(f"Loading the model {arguments.model}", flush=True)
+    folder = arguments.folder.absolute()
     with ExitStack() as stack:
-        viewers = ()
-        if arguments.foxglove is not None:
-            from mirage_ros.apps.studio.foxglove import Bridge
-
-            bridge = stack.enter_context(Bridge(arguments.foxglove))
-            viewers = (bridge.saw,)
-            print(f"Foxglove: open ws://localhost:{bridge.port} with the layout config/foxglove/mirage.json", flush=True)
-        page = Page(load_model(arguments.model), arguments.folder.absolute(), config, not arguments.light, viewers)
+        viewers = () if arguments.foxglove is None else (_bridged(stack, arguments.foxglove),)
+        world = _attached(stack, folder, arguments.namespace) if arguments.ros else _own_world(arguments)
+        page = Page(world, folder, not arguments.light, viewers)
         stack.callback(page.close)
-        page.make.begin(seed)
+        if arguments.ros:
+            page.walk.ask("Joining the node", page.walk.join)
+        else:
+            page.make.begin(load_seed(arguments.seed, arguments.hfov))
         gate = stack.enter_context(opened(arguments.host, arguments.port, page.address))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(f"Walk in at {gate.url}\nCtrl-C ends the studio; its files are in {arguments.folder}", flush=True)
         signal.pause()
     return 0
+
+
+def _bridged(stack: ExitStack, port: int) -> Callable:
+    from mirage_ros.apps.studio.foxglove import Bridge
+
+    bridge = stack.enter_context(Bridge(port))
+    print(f"Foxglove: open ws://localhost:{bridge.port} with the layout config/foxglove/mirage.json", flush=True)
+    return bridge.saw
+
+
+def _attached(stack: ExitStack, folder: Path, namespace: str):
+    from mirage_ros.ros.attached import AttachedWorld
+
+    print("Looking for the node", flush=True)
+    world = AttachedWorld(folder / "begun", namespace)
+    stack.callback(world.close)
+    return world
+
+
+def _own_world(arguments: argparse.Namespace):
+    from mirage_ros.data.seeds import load_seed
+    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.world.world import World, WorldConfig
+
+    load_seed(arguments.seed, arguments.hfov)  # says what is wrong with it before the model is loaded
+    print(f"Loading the model {arguments.model}", flush=True)
+    return World(load_model(arguments.model), WorldConfig(seed=arguments.world_seed))

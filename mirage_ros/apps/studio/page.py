@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,9 @@ from transforms3d.quaternions import quat2mat
 from mirage_ros.apps.studio.gate import guard, hidden_loopback, run_in_page
 from mirage_ros.apps.studio.make import MakePanel
 from mirage_ros.apps.studio.see import Gauges, SeePanel, fitted
-from mirage_ros.apps.studio.walk import View, Walk
+from mirage_ros.apps.studio.walk import Elsewhere, View, Walk
 from mirage_ros.geometry.camera import Camera, floor_axes
-from mirage_ros.protocol import WorldModel
-from mirage_ros.world.state import WorldConfig
+from mirage_ros.world.world import World
 
 LOOK_M = 0.05
 """A drag turns the camera about a point so far ahead: nearly in place."""
@@ -80,6 +79,7 @@ class Page:
     """A walk and the page that shows it; a `Listener` of the walk.
 
     Attributes:
+        world: that is walked in.
         folder: all that is saved goes below it, and nothing else is read or written.
         walk, server: made with it.
         driver: id of the browser that drives, None without any.
@@ -90,9 +90,8 @@ class Page:
         MirageError: a viser that this was not made for.
     """
 
-    model: WorldModel
+    world: World | Elsewhere
     folder: Path
-    config: WorldConfig = field(default_factory=WorldConfig)
     dark: bool = True
     viewers: tuple[Callable[[View], None], ...] = ()
 
@@ -100,13 +99,13 @@ class Page:
         self.driver: int | None = None
         self._visitors: dict[int, Visitor] = {}
         self.view: View | None = None
-        self._world, self._grounded_m = 0, 0.0
+        self._shown_world, self._grounded_m = 0, 0.0
         self._said: dict[str, float] = {}
         self._changed, self._closing, self._jumped = threading.Condition(), False, False
         self._due: View | None = None
         with redirect_stdout(io.StringIO()):  # it would print the address that nobody is to know
             self.server = viser.ViserServer(hidden_loopback(), 0, verbose=False)
-        self.walk = Walk(self.model, self.config, self)
+        self.walk = Walk(self.world, self)
         self._build()
         self.server.on_client_connect(self._came)
         self.server.on_client_disconnect(self._left)
@@ -285,7 +284,7 @@ class Page:
                 camera.look_at = allowed[:3, 3] + LOOK_M * allowed[:3, 2]
 
     def _allowed(self, pose: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
-        if self._ground.value and self._world:
+        if self._ground.value and self._shown_world:
             pose = pose.copy()
             pose[2, 3] = self._grounded_m
         return pose
@@ -331,7 +330,7 @@ class Page:
                     return
                 view, self._due = self._due, None
                 jumped, self._jumped = self._jumped, False
-            if view.world != self._world:
+            if view.world != self._shown_world:
                 self._settle_world(view)
             for visitor in list(self._visitors.values()):
                 if visitor.mode != SPACE:
@@ -353,7 +352,7 @@ class Page:
     def _settle_world(self, view: View) -> None:
         """Where up and the ground are in a new world, for browsers that are here and for those that come."""
         camera = view.frame.camera
-        self._world, self._grounded_m = view.world, float(camera.position_world[2])
+        self._shown_world, self._grounded_m = view.world, float(camera.position_world[2])
         self.server.scene.set_up_direction(floor_axes(camera.world_from_camera)[0])
         start = self.server.initial_camera
         start.position = camera.position_world

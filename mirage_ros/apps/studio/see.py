@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,8 +23,7 @@ from viser import uplot
 from mirage_ros.apps.studio.walk import View
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.memory.memory import LatentMemory
-from mirage_ros.protocol import FREE, OCCUPIED, SECOND_NS
+from mirage_ros.protocol import FREE, OCCUPIED, SECOND_NS, Surfaces
 from mirage_ros.recording.drawing import colour_depth, colour_observed, depth_range_m, enlarge
 from mirage_ros.world.sensors import MapConfig, ScanConfig, floor_plan, scan
 
@@ -86,10 +86,11 @@ def point_keys(xyz: Float[np.ndarray, "n 3"]) -> UInt64[np.ndarray, "n"]:
     return (mixed ^ (mixed >> np.uint64(29))) @ np.array([1, 0x2545F4914F6CDD1D, 0x9FB21C651E98DF25], np.uint64)
 
 
-def coloured(memory: LatentMemory, now_ns: int, colouring: str) -> UInt8[np.ndarray, "n 3"]:
-    """Colours of a memory's points by one of COLOURINGS; old is dark blue, new is yellow."""
+def coloured(memory: Any, now_ns: int, colouring: str) -> UInt8[np.ndarray, "n 3"]:
+    """Colours of a memory's points by one of COLOURINGS; old is dark blue, new is yellow. One that does not tell what was
+    seen (`from_real` is None) has the pictures' colours instead."""
     points = memory.to_points()
-    if colouring == "picture":
+    if colouring == "picture" or (colouring != "age" and memory.from_real is None):
         return points.rgb
     if colouring == "age":
         oldest = int(points.written_ns.min(initial=now_ns))
@@ -173,6 +174,8 @@ class Track3D:
 def plan_picture(view: View, side_px: int = PANEL_PX) -> UInt8[np.ndarray, "h w 3"]:
     """The floor plan with a laser scan from where the camera is: north (y) is up, the camera in the middle."""
     camera, state = view.frame.camera, view.state
+    if not isinstance(state.memory, Surfaces):
+        raise MirageError("A world elsewhere is measured there; look at its topics map and scan.")
     plan = floor_plan(state.memory, state.free_space, camera.position_world, MapConfig(size_m=10.0))
     shades = np.full((*plan.cells.shape, 3), 70, np.uint8)
     shades[plan.cells == FREE], shades[plan.cells == OCCUPIED] = 235, (30, 30, 40)

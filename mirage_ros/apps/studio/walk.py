@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -24,10 +24,10 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.rows import FIRST_OBSERVED
-from mirage_ros.protocol import SECOND_NS, Frame, WorldModel
+from mirage_ros.protocol import SECOND_NS, Frame
 from mirage_ros.recording.formats import guess_format, open_recorder
 from mirage_ros.recording.recorder import Recorder, RecordingConfig
-from mirage_ros.world.state import WorldConfig, WorldState
+from mirage_ros.world.state import WorldState
 from mirage_ros.world.world import World
 
 PERIOD_NS = SECOND_NS // 10
@@ -44,7 +44,7 @@ class View:
 
     Attributes:
         frame: the picture with its camera, depth and mask.
-        state: the world after it; never changed.
+        state: the world after it, with its memory; never changed. A WorldState, or what a world elsewhere tells of it.
         seconds: by stage; none of a picture that nobody walked to.
         waited_s: from the pose that was asked for to the picture; 0 of one that nobody walked to.
         rate_hz: pictures a second, of the last ones.
@@ -53,7 +53,7 @@ class View:
     """
 
     frame: Frame
-    state: WorldState
+    state: Any
     seconds: dict[str, float]
     waited_s: float
     rate_hz: float
@@ -66,7 +66,7 @@ class Moment:
     """A world to come back to, and what was seen of it."""
 
     name: str
-    state: WorldState
+    state: Any
     frame: Frame
 
 
@@ -87,6 +87,14 @@ class Listener(Protocol):
         ...
 
 
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A world that is not in this process, with the face of `World`: it is told to keep its state, and imagines as it was
+    started."""
+
+    def fork(self, name: str) -> Any: ...
+
+
 class Stopped(MirageError):
     """Long work was stopped by who had asked for it."""
 
@@ -97,6 +105,9 @@ Job = Callable[[], str | None]
 class Walk:
     """Owns a world and the thread that makes its pictures.
 
+    Args:
+        world: a World, or one Elsewhere.
+
     Attributes:
         world: touched by this thread alone.
         moments: to restore, the oldest first.
@@ -104,8 +115,8 @@ class Walk:
         worlds: how many were begun or loaded.
     """
 
-    def __init__(self, model: WorldModel, config: WorldConfig, listener: Listener) -> None:
-        self.world = World(model, config)
+    def __init__(self, world: World | Elsewhere, listener: Listener) -> None:
+        self.world = world
         self.moments: tuple[Moment, ...] = ()
         self.recording: Path | None = None
         self.worlds = 0
@@ -147,6 +158,12 @@ class Walk:
 
     # What follows is for jobs: it runs in the thread.
 
+    def join(self) -> str:
+        """The world that is there already, from where its camera is."""
+        self.worlds += 1
+        self._step(self.world.camera.world_from_camera, jumped=True)
+        return "Joined the running node."
+
     def begin(self, seed: Seed) -> str:
         """A new world around a seed; the moments of the old one go."""
         chunk = self.world.reset(seed.rgb, seed.camera, seed.depth_m)
@@ -167,7 +184,8 @@ class Walk:
     def keep(self) -> str:
         """Remembers this moment, to be restored."""
         name = f"{len(self.moments) + 1}" if not self.moments else f"{int(self.moments[-1].name) + 1}"
-        moment = Moment(name, self.world.snapshot(), self._frame)
+        state = self.world.fork(name) if isinstance(self.world, Elsewhere) else self.world.snapshot()
+        moment = Moment(name, state, self._frame)
         self.moments = (*self.moments, moment)[-MOST_KEPT:]
         return f"Kept as moment {name}."
 
@@ -182,6 +200,8 @@ class Walk:
 
     def dream_again(self) -> str:
         """Forgets what was imagined, keeps what real pictures showed, and imagines with the next world seed."""
+        if isinstance(self.world, Elsewhere):
+            raise MirageError("A running node imagines with the world seed that it was started with; start it with another --world-seed.")
         config = replace(self.world.config, seed=self.world.config.seed + 1)
         fresh = World(self.world.model, config)
         state, forgotten = only_seen(self.world.state)

@@ -1,0 +1,107 @@
+"""The studio in the world of a running node, over DDS."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import PixelModel
+from ros_client import LOCAL, NodeProcess
+from test_studio import SIZE, Notes, did, moved
+
+from mirage_ros.apps.studio.walk import Walk
+from mirage_ros.data.seeds import load_seed
+from mirage_ros.errors import MirageError
+from mirage_ros.evaluation.metrics import psnr_db, psnr_where
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.ros.attached import AttachedWorld
+from mirage_ros.world.world import World
+
+DRIVE = ("step_frames:=1", "late_plan:=skip", "frame_rate_hz:=20.0", "plan_idle_s:=0.1")
+
+
+def parameters(*given):
+    return ["--ros-args", *(word for one in given for word in ("-p", one))]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory, folder):
+    process = NodeProcess(tmp_path_factory.mktemp("log"), *parameters(f"seed:={folder}", *DRIVE))
+    process.wait_for("New world")
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def joined(node, tmp_path, monkeypatch):
+    """A walk in the node's world, and what it tells."""
+    for name, value in {**LOCAL, "ROS_DOMAIN_ID": str(node.domain)}.items():
+        monkeypatch.setenv(name, value)
+    world = AttachedWorld(tmp_path / "begun", find_s=60.0)
+    notes = Notes()
+    walk = Walk(world, notes)
+    walk.ask("join", walk.join)
+    notes.wait(lambda: notes.sentences)
+    assert notes.sentences == [(True, "Joined the running node.")], node.text()
+    yield walk, notes
+    walk.close()
+    world.close()
+
+
+def walked(walk, notes, pose):
+    count = len(notes.views)
+    walk.look(pose)
+    notes.wait(lambda: len(notes.views) > count)
+    return notes.views[-1]
+
+
+def test_a_pose_goes_out_on_tf_and_its_picture_comes_in(joined, folder):
+    walk, notes = joined
+    seed = load_seed(folder)
+    start = notes.views[-1].frame
+    assert np.allclose(start.camera.world_from_camera, seed.camera.world_from_camera, atol=1e-3)
+    assert start.rgb.shape == (*SIZE, 3) and psnr_db(start.rgb, seed.rgb) > 20
+    pose = moved(seed.camera.world_from_camera, 0.3, 0.2)
+    view = walked(walk, notes, pose)
+    assert np.allclose(view.frame.camera.world_from_camera, pose, atol=1e-3)
+    assert view.state.memory.tokens > 0 and set(view.seconds) >= {"read", "generate", "decode"}
+    world = World(PixelModel(SIZE))
+    world.reset(seed.rgb, seed.camera, seed.depth_m)
+    camera = Camera(view.frame.camera.intrinsics, pose[None], SIZE)
+    alone = world.step(camera, np.array([10**9])).frames[0]
+    shown = np.isfinite(alone.depth_m) & alone.observed & view.frame.observed
+    assert shown.mean() > 0.5
+    assert psnr_where(view.frame.rgb, alone.rgb, shown) > 24
+
+
+def test_the_buttons_are_the_nodes_services(joined, folder, tmp_path):
+    walk, notes = joined
+    assert did(walk, notes, walk.keep) == (True, "Kept as moment 1.")
+    kept = notes.views[-1]
+    walked(walk, notes, moved(kept.frame.camera.world_from_camera, -0.5))
+    assert did(walk, notes, lambda: walk.restore("1"))[0]
+    assert np.array_equal(notes.views[-1].frame.rgb, kept.frame.rgb)
+    good, sentence = did(walk, notes, lambda: walk.erase(-50 * np.ones(3), 50 * np.ones(3)))
+    assert good and int(sentence.split()[0]) > 0
+    good, sentence = did(walk, notes, lambda: walk.save(tmp_path / "saved"))
+    assert good and (tmp_path / "saved" / "world.json").is_file()
+    assert did(walk, notes, lambda: walk.load(tmp_path / "saved"))[0]
+    good, sentence = did(walk, notes, lambda: walk.load(tmp_path))
+    assert not good and "The node did not load" in sentence
+    seed = load_seed(folder)
+    assert did(walk, notes, lambda: walk.begin(seed))[0]
+    assert psnr_db(notes.views[-1].frame.rgb, seed.rgb) > 20
+    good, sentence = did(walk, notes, walk.dream_again)
+    assert not good and "--world-seed" in sentence
+
+
+def test_without_a_node_that_streams_it_says_what_to_start(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    process = NodeProcess(tmp_path, *parameters(f"seed:={folder}", "time_mode:=lockstep"))
+    try:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(process.domain))
+        with pytest.raises(MirageError, match="There is no /nobody/mirage_node/get_parameters; start `mirage node"):
+            AttachedWorld(tmp_path, "nobody", find_s=0.5)
+        with pytest.raises(MirageError, match="runs in lockstep.*config/drive.yaml"):
+            AttachedWorld(tmp_path, find_s=60.0)
+    finally:
+        process.close()
