@@ -170,8 +170,8 @@ class AttachedWorld:
 
     def fork(self, name: str) -> AttachedState:
         """Has the node keep its memory under a name."""
-        self._ask(ForkWorld, "fork", name=f"studio {name}")
-        return AttachedState(self._memory, f"studio {name}")
+        self._ask(ForkWorld, "fork", name=f"studio-{name}")
+        return AttachedState(self._memory, f"studio-{name}")
 
     def restore(self, state: AttachedState) -> None:
         self._ask(RestoreWorld, "restore", name=state.name)
