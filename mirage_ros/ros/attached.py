@@ -190,7 +190,9 @@ class AttachedWorld:
         if answer.result.result != Result.RESULT_OK:
             self._start = before
             raise MirageError(f"The node did not load {folder}: {answer.result.error_message}")
-        self._frame = None
+        with self._changed:  # what was of the world before counts no more
+            self._frame = None
+            self._parts.clear()
         self._call(SetSimulationState, "set_simulation_state", state=SimulationState(state=SimulationState.STATE_PLAYING))
 
     def reset(self, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None = None) -> Chunk:
