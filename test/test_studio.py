@@ -754,7 +754,7 @@ def test_the_pictures_of_the_docs(chromium, tmp_path):
         shots["studio_memory"] = tab.shot(browser.NO_NOTIFICATIONS)
         tab.choose("View", "Walk")
         tab.open("Walk")
-        tab.page.get_by_label("Dark").click()
+        tab.page.get_by_role("checkbox", name="Dark", exact=True).click()
         tab.open("Make")
         tab.press("Keep this moment")
         tab.says("Kept as moment 1.")
