@@ -67,6 +67,11 @@ class Visitor:
     chooser: viser.GuiDropdownHandle | None = None
     status: viser.GuiMarkdownHandle | None = None
 
+    def expect(self, pose: Float[np.ndarray, "4 4"]) -> None:
+        """The camera is put here; nothing is waited for where it was put already."""
+        if not near(pose_of(self.client.camera), pose):
+            self.placed, self.deaf_until_s = pose, time.monotonic() + JUMP_S
+
     def hears(self, pose: Float[np.ndarray, "4 4"]) -> bool:
         """Whether this is where somebody walked to, not where the camera was before it was placed."""
         if self.placed is None or time.monotonic() >= self.deaf_until_s or near(pose, self.placed):
@@ -131,6 +136,8 @@ class Page:
     # The listener's part: called by the walk's thread.
 
     def saw(self, view: View, jumped: bool) -> None:
+        for visitor in list(self._visitors.values()) if jumped else ():
+            visitor.expect(view.frame.camera.world_from_camera)
         with self._changed:
             self.view = self._due = view
             self._jumped |= jumped
@@ -361,7 +368,7 @@ class Page:
     def _place(self, visitor: Visitor, camera: Camera) -> None:
         """Moves a browser's camera to a pose."""
         pose, handle = camera.world_from_camera, visitor.client.camera
-        visitor.placed, visitor.deaf_until_s = None if near(pose_of(handle), pose) else pose, time.monotonic() + JUMP_S
+        visitor.expect(pose)
         with visitor.client.atomic():
             handle.up_direction, handle.position = floor_axes(pose)[0], pose[:3, 3]
             handle.look_at = pose[:3, 3] + LOOK_M * pose[:3, 2]

@@ -276,11 +276,11 @@ class Walk:
 
     def _show(self, frame: Frame, seconds: dict, waited_s: float, observed: float, jumped: bool) -> None:
         self._frame, self._shown = frame, frame.camera.world_from_camera
-        if jumped:  # who wanted to be elsewhere had not seen this
-            self._wanted = None
         span = self._ends[-1] - self._ends[0] if len(self._ends) > 1 else 0.0
         rate = (len(self._ends) - 1) / span if span else 0.0
         self._listener.saw(View(frame, self.world.snapshot(), seconds, waited_s, rate, observed, self.worlds), jumped)
+        if jumped:  # who wanted to be elsewhere had not seen this
+            self._wanted = None
 
     def _due(self) -> bool:
         """Whether a pose waits that is not the one that is shown."""
