@@ -29,6 +29,7 @@ prove: $(READY)
 	MIRAGE_KILLS=20 $(PROVE) -k killed test/test_cut_off.py
 	MIRAGE_FUZZ=2026:0-9999 MIRAGE_FUZZ_NODE=mini $(PROVE) test/test_fuzz.py
 	MIRAGE_SOAK_S=1800 $(PROVE) test/test_soak.py
+	MIRAGE_WALK_S=600 $(PROVE) -k walking_on test/test_studio.py
 	MIRAGE_DRIVE_S=600 MIRAGE_DRIVE_KEYS=30 $(PROVE) -k seen test/test_drive.py
 
 setup: $(READY)
