@@ -43,9 +43,11 @@ from simulation_interfaces.msg import (
     Bounds,
     EntityCategory,
     EntityFilters,
+    EntityInfo,
     EntityState,
     Resource,
     SimulationState,
+    SpawnEntity,
     TagsFilter,
 )
 from std_srvs.srv import Trigger
@@ -64,7 +66,8 @@ READ_ONLY = [*(name for name, row in TABLE.items() if not row.live), "use_sim_ti
 LIVE = [name for name, row in TABLE.items() if row.live]
 # What changes the world when it is accepted.
 CHANGING = ("erase_region", "restore", "load_world", "unload_world", "reset", "reset_simulation", "change_state",
-            "set_simulation_state", "step_simulation", "simulate_steps", "generate_rollout")  # fmt: skip
+            "set_simulation_state", "step_simulation", "simulate_steps", "generate_rollout", "spawn_entity",
+            "delete_entity")  # fmt: skip
 
 
 def ask(kind: type, name: str, what: str, refused: bool = False, /, **fields) -> Hostile:
@@ -77,9 +80,9 @@ def filters(make: Maker) -> tuple[EntityFilters, bool]:
     if make.chance(0.7):
         found.filter = make.one_of(BOMBS) if make.chance(0.8) else make.text()
     if make.chance(0.2):
-        found.categories, bad = [EntityCategory(category=int(make.rng.integers(256)))], True
+        found.categories = [EntityCategory(category=int(make.rng.integers(256)))]
     if make.chance(0.2):
-        found.tags, bad = TagsFilter(tags=[make.text()] * 3), True
+        found.tags = TagsFilter(tags=[make.text()] * 3)
     if make.chance(0.4):
         found.bounds = Bounds(type=int(make.one_of((1, 2, 3, 4, 255))))
         count = make.one_of((0, 1, 2, 3, 1000))
@@ -88,7 +91,35 @@ def filters(make: Maker) -> tuple[EntityFilters, bool]:
     return found, bad
 
 
+def bodies(make: Maker) -> Hostile:
+    """Spawned, described and deleted ones; what is read lies outside of where models may lie."""
+    kind = make.one_of(("spawn", "spawn", "many", "info", "describe", "bounds", "spawnables", "delete"))
+    if kind == "spawnables":
+        return ask(srv.GetSpawnables, "get_spawnables", "sources", sources=[make.path_name(), make.text()])
+    if kind == "describe":
+        said = EntityInfo(category=EntityCategory(category=int(make.rng.integers(256))), tags=[make.text()] * 3)
+        entity = make.one_of(("camera", make.text()))
+        return ask(srv.SetEntityInfo, "set_entity_info", "info", True, entity=entity, info=said)
+    if kind == "many":
+        wanted = [SpawnEntity(name=make.text())] * make.one_of((1, 3))
+        wanted += [SpawnEntity(name="a")] * make.one_of((0, 1000))
+        return ask(srv.SpawnEntities, "spawn_entities", f"{len(wanted)} without a model", True, spawn_requests=wanted)
+    if kind == "spawn":
+        sizes = ",".join(str(make.number()) for _ in range(3))
+        uri, bad = make.one_of(((f"shape://box?size={sizes}", False), (make.text(), True), (make.path_name(), True)))
+        request = srv.SpawnEntity.Request(name=make.text(), allow_renaming=make.chance(0.5))
+        request.entity_resource.uri, request.initial_pose.pose = uri, make.pose()
+        request.entity_namespace = make.text() if make.chance(0.3) else ""
+        request.initial_pose.header.frame_id = make.frame() if make.chance(0.5) else "world"
+        return Hostile("spawn_entity", uri, kind=srv.SpawnEntity, request=request, refused=bad)
+    services = {"info": (srv.GetEntityInfo, "get_entity_info"), "bounds": (srv.GetEntityBounds, "get_entity_bounds"),
+                "delete": (srv.DeleteEntity, "delete_entity")}  # fmt: skip
+    return ask(*services[kind], "name", entity=make.one_of(("camera", make.text())))
+
+
 def entities(make: Maker) -> Hostile:
+    if make.chance(0.5):
+        return bodies(make)
     kind = make.one_of(("list", "states", "get", "set", "poses"))
     if kind in ("list", "states"):
         found, bad = filters(make)

@@ -368,6 +368,8 @@ def test_shapes_and_shipped_models_are_closed_and_have_their_sizes():
         ("package://mirage_ros/../../etc/passwd", "not_allowed", "outside"),
         ("http://example.org/a.obj", "parse", "scheme"),
         ("shape://cone", "parse", "there are"),
+        ("file://[", "parse", "names no model"),
+        ("package://mirage_ros/%00.obj", "parse", "names no model"),
         ("shape://box?size=1,2", "parse", "3 numbers"),
         ("shape://box?size=nan,1,1", "parse", "above 0"),
         ("shape://box?color=red", "parse", "hexadecimal"),

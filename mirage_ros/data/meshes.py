@@ -323,6 +323,13 @@ def load(uri: str, spawnables: Spawnables, text: str = "") -> tuple[str, Mesh]:
         uri: shape://box?size=..., package://, file:// or a path.
         text: the model itself, instead.
     """
+    try:
+        return _loaded(uri, spawnables, text)
+    except ValueError as error:  # of urllib and of names that no file may have
+        raise EntityError(f"'{uri:.100}' names no model ({error}); give a uri, such as shape://box.", "parse") from error
+
+
+def _loaded(uri: str, spawnables: Spawnables, text: str) -> tuple[str, Mesh]:
     if text:
         raise EntityError("A model as text is not read; give a uri, such as shape://box.", "unsupported_format")
     if not uri:
