@@ -14,11 +14,15 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from simulation_interfaces.srv import GetEntityState, GetSimulationState
 
+from mirage_ros.machine import repair_soon
+
 PERIOD_S = 0.05
 LAST_S = 20.0
 
 
 def main() -> None:
+    # A lost request is repaired by its caller's heartbeats, by default every 3 s; judged is the node.
+    repair_soon()
     rclpy.init()
     node = rclpy.create_node("pinger")
     executor = SingleThreadedExecutor()

@@ -19,7 +19,7 @@ from mirage_ros.files import share_path
 from mirage_ros.ros.callbacks import LazyPublisher
 from mirage_ros.ros.chunks import PATIENCE_S
 from mirage_ros.ros.messages.conversions import SECOND_NS
-from mirage_ros.ros.node import LOCAL_FILE, PROFILES, repair_soon
+from mirage_ros.machine import LOCAL_FILE, PROFILES, repair_soon
 
 TOPIC = "color/image_raw"
 FRAMES = 48
@@ -136,7 +136,7 @@ def test_the_middleware_heeds_it(client, call):
     """What is published is known to have arrived long before the 3 s of the middleware's own."""
     program = f"""
 import time
-from mirage_ros.ros.node import repair_soon
+from mirage_ros.machine import repair_soon
 {call}
 import rclpy
 from rclpy.duration import Duration

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import sys
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
 from mirage_ros.errors import MirageError
-from mirage_ros.files import share_path, user_path
+from mirage_ros.files import user_path
+from mirage_ros.machine import repair_soon
 
 if TYPE_CHECKING:
     from mirage_ros.protocol import WorldModel
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from mirage_ros.ros.mirage_node import MirageNode, ModelFactory
 
 PRELOAD = ("mirage_ros.models.pretrained",)
-PROFILES = "FASTDDS_DEFAULT_PROFILES_FILE"
-# Fast DDS reads a file of this name in the working folder by itself.
-LOCAL_FILE = "DEFAULT_FASTDDS_PROFILES.xml"
 
 
 def shipped_model(config: NodeConfig) -> WorldModel:
@@ -50,20 +47,6 @@ def model_settings(config: NodeConfig) -> dict:
             "'{steps: 4, size: [480, 832]}'."
         )
     return settings | ({"prompt": config.prompt} if config.prompt else {})
-
-
-def repair_soon(
-    environment: MutableMapping[str, str] = os.environ, folder: Path = Path()
-) -> None:
-    """Lets lost messages be repaired in 50 ms instead of 3 s; see config/fastdds.xml.
-
-    Has to come before ROS starts. Other DDS implementations repair soon by themselves and do not
-    read the variable.
-    """
-    if PROFILES in environment or (folder / LOCAL_FILE).exists():
-        return
-    with contextlib.suppress(MirageError):
-        environment[PROFILES] = str(share_path("config", "fastdds.xml"))
 
 
 def main(argv: Sequence[str] | None = None, make_model: ModelFactory | None = None) -> int:
