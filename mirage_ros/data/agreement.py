@@ -330,10 +330,10 @@ def refined(thumbs: list[Thumb], found: Agreement) -> Float[np.ndarray, "n 4 4"]
     greys = [np.clip(thumb.rgb * gain + offset, 0, 255).mean(-1).astype(np.float32)
              for thumb, gain, offset in zip(thumbs, found.gain, found.offset, strict=True)]  # fmt: skip
     for blur, steep in ROUNDS:
-        layers = [(_sloped(cv2.GaussianBlur(grey, (0, 0), blur)), _sloped(1 / thumb.depth_m))
-                  for grey, thumb in zip(greys, thumbs, strict=True)]  # fmt: skip
         cameras = [thumb.camera for thumb in at_poses(thumbs, poses)]
-        terms = {(a, b): _pull(layers[a], layers[b], cameras[a], cameras[b], centre[:3, 3], steep) for a, b in pairs}
+        layers = [(_sloped(cv2.GaussianBlur(grey, (0, 0), blur)), _sloped(1 / thumb.depth_m), camera.lift(thumb.depth_m))
+                  for grey, thumb, camera in zip(greys, thumbs, cameras, strict=True)]  # fmt: skip
+        terms = {(a, b): _pull(layers[a], layers[b], cameras[a], centre[:3, 3], steep) for a, b in pairs}
         for i, step in enumerate(_steps(given, poses, centre[:3, 3], terms)):
             poses[i] = centre @ rigid.exp(step) @ rigid.inverse(centre) @ poses[i]
     return poses
@@ -344,13 +344,13 @@ def _sloped(values: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w 3"]:
     return np.stack([values, *(cv2.Sobel(values, cv2.CV_32F, *axis, ksize=1) / 2 for axis in ((1, 0), (0, 1)))], -1)
 
 
-def _pull(first, second, a: Camera, b: Camera, centre: Float[np.ndarray, "3"], steep: int):
+def _pull(first, second, a: Camera, centre: Float[np.ndarray, "3"], steep: int):
     """Of two frames the normal equations (6, 6) and (6,) of the twist about `centre` that brings the second to the first."""
     inverse_depth = second[1][1::2, 1::2, 0].reshape(-1)
-    points = b.lift(1 / second[1][..., 0])[1::2, 1::2].reshape(-1, 3)
+    points = second[2][1::2, 1::2].reshape(-1, 3)
     pixels, z = a.project(points)
     maps = np.where(np.isfinite(pixels) & (z > 0)[:, None], pixels, -9).clip(-9, 1e4).astype(np.float32)[:, None]
-    there = [cv2.remap(one, maps, None, cv2.INTER_LINEAR, borderValue=(np.nan,) * 3)[:, 0].astype(float) for one in first]
+    there = [cv2.remap(one, maps, None, cv2.INTER_LINEAR, borderValue=(np.nan,) * 3)[:, 0].astype(float) for one in first[:2]]
     with np.errstate(invalid="ignore", divide="ignore"):
         seen = np.isfinite(there[0]).all(1) & (np.abs(there[1][:, 0] * z - 1) < SAME_SURFACE) & (inverse_depth > 0)
         seen &= np.abs(there[1][:, 1:]).max(1) * z < STEEPEST

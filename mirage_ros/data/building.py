@@ -129,12 +129,14 @@ def planned(walk: Walk, model: WorldModel, config: BuildConfig, tick: Tick) -> P
             verdicts[i], reasons[i] = UNREAD, str(error)
         tick("look", i + 1)
     _check_read(walk, reasons)
+    tick("compare", len(walk))
     found = agreement_of(list(thumbs.values())) if thumbs else None
     gain, offset, moves = np.ones((len(walk), 3)), np.zeros((len(walk), 3)), np.tile(np.eye(4), (len(walk), 1, 1))
     if found is not None:
         _check_depth(walk, thumbs)
         numbers = np.array(list(thumbs))
         if config.refine:
+            tick("refine", len(walk))
             found, moves[numbers] = _refined(list(thumbs.values()), found)
         if config.exposure:
             gain[numbers], offset[numbers] = found.gain, found.offset
