@@ -320,6 +320,8 @@ def studio(arguments: argparse.Namespace) -> int:
         raise MirageError("The studio needs the package viser, which is missing; pip install 'mirage_ros[studio]'.")
     if arguments.foxglove is not None and find_spec("foxglove") is None:
         raise MirageError("--foxglove needs the package foxglove-sdk, which is missing; pip install 'mirage_ros[foxglove]'.")
+    if arguments.ros and find_spec("rclpy") is None:
+        raise MirageError("--ros needs rclpy, which is missing; run `make setup`, or source a ROS 2 install first.")
     from mirage_ros.apps.studio.gate import opened
     from mirage_ros.apps.studio.page import Page
     from mirage_ros.data.seeds import load_seed
