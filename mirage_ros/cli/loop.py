@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 
 from mirage_ros.cli.arguments import add_command, add_model, add_namespace, add_ros_arguments, add_world_seed
 from mirage_ros.errors import MirageError
@@ -338,6 +339,10 @@ def studio(arguments: argparse.Namespace) -> int:
             page.make.begin(load_seed(arguments.seed, arguments.hfov))
         gate = stack.enter_context(opened(arguments.host, arguments.port, page.address))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        print("Waiting for the first picture; where this was just installed, parts of it are compiled for a minute or two", flush=True)
+        ready = Event()
+        page.walk.ask("Waiting", ready.set)  # jobs are done in order
+        ready.wait()
         print(f"Walk in at {gate.url}\nCtrl-C ends the studio; its files are in {arguments.folder}", flush=True)
         signal.pause()
     return 0

@@ -34,8 +34,7 @@ SETTLED_S = 0.15
 JUMP_S, NEAR = 5.0, 0.05
 """After the camera was placed, what a browser says of where it is was said before, until it says that it is there: within
 so many metres, and so much of its rotation matrix. A browser that never does is believed again after a while."""
-QUALITY = 88
-TOLD_S = 6.0
+QUALITY, TOLD_S = 88, 6.0
 BRAND = (60, 130, 200)
 WALK, OVER, SPACE = "Walk", "Points over the picture", "Memory in 3D"
 MODES = (WALK, OVER, SPACE)
@@ -147,6 +146,8 @@ class Page:
 
     def told(self, sentence: str, good: bool) -> None:
         """Says it in every browser, but not the same again and again."""
+        if not self._visitors:
+            print(sentence, flush=True)
         now = time.monotonic()
         if now - self._said.get(sentence, -TOLD_S) < TOLD_S:
             return

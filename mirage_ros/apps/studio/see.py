@@ -295,7 +295,7 @@ class Gauges:
 
     def __init__(self, gui: viser.GuiApi) -> None:
         self._rows: deque[tuple[float, ...]] = deque(maxlen=PLOTTED)
-        self._told = gui.add_markdown("No picture yet.")
+        self._told = gui.add_markdown("No picture yet; the first one takes a minute or two where this was just installed.")
         axis = {"stroke": "#888", "grid": {"stroke": "#8883", "width": 1}, "size": 34, "font": "10px sans-serif"}
         axes = (uplot.Axis(**{**axis, "show": False}), uplot.Axis(**axis))
         scales = {"x": uplot.Scale(time=False)}
