@@ -30,14 +30,11 @@ from mirage_ros.world.world import World
 
 LOOK_M = 0.05
 """A drag turns the camera about a point so far ahead: nearly in place."""
-SETTLED_S = 0.15
-JUMP_S, NEAR = 5.0, 0.05
-"""After the camera was placed, what a browser says of where it is was said before, until it says that it is there: within
-so many metres, and so much of its rotation matrix. A browser that never does is believed again after a while."""
-QUALITY, TOLD_S = 88, 6.0
+JUMP_S, NEAR = 1.5, 0.05
+"""After its camera was placed a browser is not believed until it says that it is there (metres, rotation), or for so long."""
+QUALITY, TOLD_S, SETTLED_S = 88, 6.0, 0.15
 BRAND = (60, 130, 200)
-WALK, OVER, SPACE = "Walk", "Points over the picture", "Memory in 3D"
-MODES = (WALK, OVER, SPACE)
+MODES = WALK, OVER, SPACE = "Walk", "Points over the picture", "Memory in 3D"
 KEYS = (
     "**W A S D** walk, **arrows** or a **drag** look around, the **wheel** goes ahead and back, **Q E** down and up (off "
     "the ground). A touch screen has four buttons, a gamepad its sticks."
@@ -68,12 +65,12 @@ class Visitor:
 
     def expect(self, pose: Float[np.ndarray, "4 4"]) -> None:
         """The camera is put here; nothing is waited for where it was put already."""
-        if not near(pose_of(self.client.camera), pose):
+        if not np.allclose(pose_of(self.client.camera), pose, 0, NEAR):
             self.placed, self.deaf_until_s = pose, time.monotonic() + JUMP_S
 
     def hears(self, pose: Float[np.ndarray, "4 4"]) -> bool:
         """Whether this is where somebody walked to, not where the camera was before it was placed."""
-        if self.placed is None or time.monotonic() >= self.deaf_until_s or near(pose, self.placed):
+        if self.placed is None or time.monotonic() >= self.deaf_until_s or np.allclose(pose, self.placed, 0, NEAR):
             self.placed = None
         return self.placed is None
 
@@ -203,8 +200,8 @@ class Page:
 
     def camera_of(self, client_id: int) -> Float[np.ndarray, "4 4"] | None:
         """Where a browser's camera is; None for one that has gone."""
-        visitor = self._visitors.get(client_id)
-        return None if visitor is None else pose_of(visitor.client.camera)
+        client = self.client(client_id)
+        return None if client is None else pose_of(client.camera)
 
     def show_scene(self, client_id: int) -> None:
         """Has a browser that only sees the picture show the scene over it."""
@@ -266,14 +263,17 @@ class Page:
         visitor = self._visitors.get(camera.client.client_id)
         if visitor is None or visitor.mode == SPACE:
             return
-        if visitor.settle is not None:
-            visitor.settle.cancel()
-        visitor.settle = asyncio.get_running_loop().call_later(SETTLED_S, self._settled, visitor)
+        self._settle(visitor)
         if visitor.aspect and abs(aspect_of(camera) / visitor.aspect - 1) > 0.01:
             self._repaint()
         pose = pose_of(camera)
         if self.view is not None and visitor.hears(pose) and camera.client.client_id == self.driver:
             self.walk.look(self._allowed(pose))
+
+    def _settle(self, visitor: Visitor) -> None:
+        if visitor.settle is not None:
+            visitor.settle.cancel()
+        visitor.settle = asyncio.get_running_loop().call_later(SETTLED_S, self._settled, visitor)
 
     def _settled(self, visitor: Visitor) -> None:
         """Puts right what a browser's camera may not do: orbit about a far point, leave the ground, go where nobody drives."""
@@ -285,6 +285,10 @@ class Page:
             return
         pose = pose_of(camera)
         allowed = self._allowed(pose)
+        if not visitor.hears(pose):
+            self._settle(visitor)  # asked again
+            return
+        self.walk.look(allowed)
         away = float(np.linalg.norm(camera.look_at - camera.position))
         if not 0.5 * LOOK_M < away < 2 * LOOK_M or abs(allowed[2, 3] - pose[2, 3]) > 1e-3:
             with visitor.client.atomic():
@@ -387,10 +391,6 @@ class Page:
 def aspect_of(camera: viser.CameraHandle) -> float:
     """Width over height of a browser's view; a view that is hidden counts for a square."""
     return camera.image_width / camera.image_height if camera.image_width and camera.image_height else 1.0
-
-
-def near(pose: Float[np.ndarray, "4 4"], other: Float[np.ndarray, "4 4"]) -> bool:
-    return bool(np.abs(pose - other).max() < NEAR)
 
 
 def pose_of(camera: viser.CameraHandle) -> Float[np.ndarray, "4 4"]:
