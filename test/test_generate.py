@@ -157,13 +157,13 @@ def test_a_ray_cluster_loses_nothing_with_an_actor(job, plain, tmp_path, monkeyp
         run = threading.Thread(target=lambda: reports.append(generate(job, 4, out, 3, "local")))
         run.start()
         wait_for(lambda: begun(out))
+        # It is at work, or still loads and then never counts as started.
         name = next(name for name in ray.util.list_named_actors() if name.endswith("_0"))
         ray.kill(ray.get_actor(name))
         run.join(300)
     finally:
         ray.shutdown()
     assert reports and reports[0].episodes == 4 and reports[0].retries <= 1
-    assert reports[0].started >= 2
     assert contents(out) == contents(plain)
 
 
