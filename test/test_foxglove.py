@@ -110,6 +110,16 @@ def test_a_viewer_sees_the_walk_as_the_node_would_publish_it(live):
     assert status["cache_tokens"] == view.state.memory.tokens and status["total_s"] > 0
 
 
+def test_tf_places_the_scan_of_who_asks_for_it_late(live):
+    viewer, _, notes, _ = live
+    viewer.subscribe("/tf")
+    viewer.wait("/tf")
+    viewer.subscribe("/scan")
+    (scan,) = viewer.wait("/scan", stamp_ns=notes.views[-1].frame.stamp_ns)
+    places = [one.child_frame_id for _, message in viewer.found["/tf"] for one in message.transforms]
+    assert scan.header.frame_id in places
+
+
 def test_the_bridge_says_what_is_wrong_with_its_port(live):
     *_, bridge = live
     with pytest.raises(MirageError, match=f"cannot listen on port {bridge.port}.*--foxglove"):

@@ -28,6 +28,7 @@ from mirage_ros.recording.topics import (
     POINTS,
     SCAN,
     STATUS,
+    TF,
     TOPICS,
     Fields,
     FrameIds,
@@ -64,7 +65,7 @@ class Bridge:
     def __init__(self, port: int) -> None:
         self._context = foxglove.Context()
         self._view: View | None = None
-        self._sent: dict[str, tuple[View, float]] = {}
+        self._sent: dict[str, tuple[View, bool, float]] = {}
         self._changed, self._closing = threading.Event(), False
         names = [topic.name for topic in TOPICS if topic.fields is not None and topic.name != LIDAR]
         self._channels = {name: _channel(name, self._context) for name in (*names, POINTS, MAP)}
@@ -123,13 +124,14 @@ class Bridge:
                 state, pose = view.state, frame.camera.world_from_camera
                 frame = replace(frame, scan=scan(state.memory, state.free_space, pose, ScanConfig()))
         for name, channel in wanted.items():
-            before, made_s = self._sent.get(name, (None, -SLOW_S))
-            if before is view or (name in SLOW and time.monotonic() - made_s < SLOW_S) or (name == SCAN and frame.scan is None):
+            before, scanned, made_s = self._sent.get(name, (None, False, -SLOW_S))
+            lacks_scan = name == TF and frame.scan is not None and not scanned
+            if (before is view and not lacks_scan) or (name in SLOW and time.monotonic() - made_s < SLOW_S) or (name == SCAN and frame.scan is None):
                 continue
             with suppress(MirageError):  # a memory of which no map can be made
                 message = self._message(name, view, frame)
                 channel.log(message, log_time=frame.stamp_ns)
-                self._sent[name] = view, time.monotonic()
+                self._sent[name] = view, frame.scan is not None, time.monotonic()
 
     def _message(self, name: str, view: View, frame: Frame) -> bytes | dict:
         if name == STATUS:
