@@ -334,21 +334,21 @@ class Trial:
 
 def accepted(answer) -> bool | None:
     """Whether a service did what it was asked; None where its answer has no word for it."""
+    found = getattr(answer, "result", None)
+    if hasattr(found, "error_message"):
+        return found.result == OK
     if hasattr(answer, "results"):
         return bool(answer.results) and all(result.successful for result in answer.results)
-    if hasattr(answer, "success"):
-        return answer.success
-    found = getattr(answer, "result", None)
-    return getattr(found, "successful", None) if not hasattr(found, "error_message") else found.result == OK
+    return answer.success if hasattr(answer, "success") else getattr(found, "successful", None)
 
 
 def reasons(answer) -> list[str]:
     """What a service says of why it refused."""
     if accepted(answer) is not False:
         return []
+    found = getattr(answer, "result", None)
+    if found is not None:
+        return [getattr(found, "error_message", "") or getattr(found, "reason", "")]
     if hasattr(answer, "results"):
         return [result.reason for result in answer.results if not result.successful] or [""]
-    if hasattr(answer, "message"):
-        return [answer.message]
-    found = getattr(answer, "result", None)
-    return [getattr(found, "error_message", "") or getattr(found, "reason", "")] if found is not None else []
+    return [answer.message] if hasattr(answer, "message") else []
