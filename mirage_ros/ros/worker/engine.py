@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mirage_ros.data.seeds import Seed
+from mirage_ros.data.spawning import EntityChanges
 from mirage_ros.errors import LONG_S, MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import seed_warnings
@@ -38,7 +39,6 @@ from mirage_ros.ros.worker.commands import (
     View,
     WorkerConfig,
 )
-from mirage_ros.ros.worker.entities import EntityChanges
 from mirage_ros.ros.worker.shared import Snapshots
 from mirage_ros.world.drawing import Solid
 from mirage_ros.world.entities import Entities, EntityState

@@ -1,6 +1,6 @@
-"""Changes of a world's entities, carried out in the worker.
+"""Changes of a world's entities, carried out where its models are read.
 
-Models are read in the worker: a large one holds up a chunk, not the services. What was read last is kept, so that
+The node does so in its worker: a large model holds up a chunk, not the services. What was read last is kept, so that
 a hundred chairs are one.
 """
 
