@@ -18,7 +18,7 @@ import numpy as np
 
 from mirage_ros.apps.studio.walk import View
 from mirage_ros.errors import MirageError
-from mirage_ros.protocol import Frame
+from mirage_ros.protocol import STAGES, Frame
 from mirage_ros.recording.cdr import definition, serialize
 from mirage_ros.recording.topics import (
     BY_NAME,
@@ -45,7 +45,6 @@ KEPT_MESSAGES = 64
 """For a viewer that is slow; the oldest go."""
 IDS = FrameIds()
 SLOW = (POINTS, MAP)
-STAGES = ("read", "generate", "decode", "perceive", "write")
 NUMBERS = [*(f"{stage}_s" for stage in STAGES), "total_s", "frames_per_s", "observed_fraction", "cache_tokens", "cache_bytes"]
 
 
@@ -65,6 +64,7 @@ class Bridge:
     def __init__(self, port: int) -> None:
         self._context = foxglove.Context()
         self._view: View | None = None
+        self._scanned: tuple[View, Frame] | None = None
         self._sent: dict[str, tuple[View, bool, float]] = {}
         self._changed, self._closing = threading.Event(), False
         names = [topic.name for topic in TOPICS if topic.fields is not None and topic.name != LIDAR]
@@ -103,8 +103,8 @@ class Bridge:
 
     def on_subscribe(self, _client: object, channel: object) -> None:
         """Foxglove's: whoever comes while nothing moves is given what is there."""
-        self._sent.pop(channel.topic.removeprefix("/"), None)
-        self._sent.pop(channel.topic, None)
+        for name in (channel.topic, channel.topic.removeprefix("/")):
+            self._sent.pop(name, None)
         self._changed.set()
 
     def on_unsubscribe(self, _client: object, _channel: object) -> None: ...
@@ -118,20 +118,31 @@ class Bridge:
 
     def _send(self, view: View) -> None:
         wanted = {name: channel for name, channel in self._channels.items() if channel.has_sinks()}
-        frame = view.frame
-        if SCAN in wanted:  # its pose is on TF, too
-            with suppress(MirageError):
-                state, pose = view.state, frame.camera.world_from_camera
-                frame = replace(frame, scan=scan(state.memory, state.free_space, pose, ScanConfig()))
+        frame = self._frame(view) if SCAN in wanted else view.frame
         for name, channel in wanted.items():
-            before, scanned, made_s = self._sent.get(name, (None, False, -SLOW_S))
-            lacks_scan = name == TF and frame.scan is not None and not scanned
-            if (before is view and not lacks_scan) or (name in SLOW and time.monotonic() - made_s < SLOW_S) or (name == SCAN and frame.scan is None):
+            if not self._due(name, view, frame):
                 continue
             with suppress(MirageError):  # a memory of which no map can be made
                 message = self._message(name, view, frame)
                 channel.log(message, log_time=frame.stamp_ns)
                 self._sent[name] = view, frame.scan is not None, time.monotonic()
+
+    def _due(self, name: str, view: View, frame: Frame) -> bool:
+        before, scanned, made_s = self._sent.get(name, (None, False, -SLOW_S))
+        has_scan = frame.scan is not None
+        if name == SCAN and not has_scan or name in SLOW and time.monotonic() - made_s < SLOW_S:
+            return False
+        return before is not view or (name == TF and has_scan and not scanned)  # TF places the scan, too
+
+    def _frame(self, view: View) -> Frame:
+        """The view's frame with its scan, which is made once; without where there can be none."""
+        if self._scanned is None or self._scanned[0] is not view:
+            frame, state = view.frame, view.state
+            with suppress(MirageError):
+                pose = frame.camera.world_from_camera
+                frame = replace(frame, scan=scan(state.memory, state.free_space, pose, ScanConfig()))
+            self._scanned = view, frame
+        return self._scanned[1]
 
     def _message(self, name: str, view: View, frame: Frame) -> bytes | dict:
         if name == STATUS:
