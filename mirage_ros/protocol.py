@@ -111,13 +111,17 @@ class Frame:
     labels: Int32[np.ndarray, "h w"] | None = None
 
 
+#: Of the cycle, in order.
+STAGES = ("read", "generate", "decode", "perceive", "write")
+
+
 @dataclass(frozen=True)
 class Chunk:
     """One step of the cycle.
 
     Attributes:
         frames: in time order.
-        seconds: wall seconds by stage: read, generate, decode, perceive, write.
+        seconds: wall seconds by stage, of `STAGES`.
         observed_fraction: share of the chunk's latent cells that the model took from memory.
         tokens: tokens in memory after the write.
         memory_bytes: bytes of memory after the write.

@@ -27,7 +27,7 @@ from mirage_ros.recording.drawing import (
 )
 from mirage_ros.recording.topics import COLOR
 from mirage_ros.recording.video import VideoWriter
-from mirage_ros.ros.playback import STAGES, RecordedFrame, Recording
+from mirage_ros.ros.playback import STAGES_S, RecordedFrame, Recording
 
 VIDEO_WIDTH_PX = 1200
 CELL_PX = 8
@@ -160,7 +160,7 @@ def _status_figures(statuses: list[dict]) -> dict:
         "chunks": len(statuses),
         "chunk_latency_median_s": {
             stage.removesuffix("_s"): round(float(np.median([s[stage] for s in statuses])), 4)
-            for stage in STAGES
+            for stage in STAGES_S
         },
         "chunk_frames_per_s_median": float(np.median([s["frames_per_s"] for s in statuses])),
         "cache_tokens": int(last["cache_tokens"]),

@@ -328,15 +328,17 @@ def studio(arguments: argparse.Namespace) -> int:
     from mirage_ros.data.seeds import load_seed
 
     folder = arguments.folder.absolute()
+    # What is wrong with it is said before the model is loaded.
+    seed = None if arguments.ros else load_seed(arguments.seed, arguments.hfov)
     with ExitStack() as stack:
         viewers = () if arguments.foxglove is None else (_bridged(stack, arguments.foxglove),)
         world = _attached(stack, folder, arguments.namespace) if arguments.ros else _own_world(arguments)
         page = Page(world, folder, not arguments.light, viewers)
         stack.callback(page.close)
-        if arguments.ros:
+        if seed is None:
             page.walk.ask("Joining the node", page.walk.join)
         else:
-            page.make.begin(load_seed(arguments.seed, arguments.hfov))
+            page.make.begin(seed)
         gate = stack.enter_context(opened(arguments.host, arguments.port, page.address))
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print("Waiting for the first picture; where this was just installed, parts of it are compiled for a minute or two", flush=True)
@@ -366,10 +368,8 @@ def _attached(stack: ExitStack, folder: Path, namespace: str):
 
 
 def _own_world(arguments: argparse.Namespace):
-    from mirage_ros.data.seeds import load_seed
     from mirage_ros.models.pretrained import load_model
     from mirage_ros.world.world import World, WorldConfig
 
-    load_seed(arguments.seed, arguments.hfov)  # says what is wrong with it before the model is loaded
     print(f"Loading the model {arguments.model}", flush=True)
     return World(load_model(arguments.model), WorldConfig(seed=arguments.world_seed))

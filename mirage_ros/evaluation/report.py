@@ -10,8 +10,8 @@ import numpy as np
 from mirage_ros.evaluation.metrics import FEWEST_WINDOWS, likeness_known
 from mirage_ros.evaluation.scoring import Evaluation
 from mirage_ros.files import atomic_file
+from mirage_ros.protocol import STAGES
 from mirage_ros.recording.drawing import compose_row, save_picture
-from mirage_ros.world.cycle import STAGES
 
 COLUMNS = (
     ("kB", "kilobytes", "{:.1f}"),

@@ -27,8 +27,7 @@ from mirage_ros.evaluation.metrics import (
 from mirage_ros.evaluation.worlds import Rolled, TrueWorld, seed_lost
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share
-from mirage_ros.protocol import WorldModel
-from mirage_ros.world.cycle import STAGES
+from mirage_ros.protocol import STAGES, WorldModel
 
 PATCH_CELLS = 2
 

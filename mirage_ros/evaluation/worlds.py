@@ -24,8 +24,7 @@ from mirage_ros.files import atomic_file
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share, fit_seed
-from mirage_ros.protocol import Readout, WorldModel, readout_cells
-from mirage_ros.world.cycle import STAGES
+from mirage_ros.protocol import STAGES, Readout, WorldModel, readout_cells
 from mirage_ros.world.state import latent_size, readout_size
 from mirage_ros.world.world import World
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import rclpy
 import yaml
@@ -34,12 +33,12 @@ from simulation_interfaces.srv import LoadWorld, SetSimulationState
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.errors import MirageError
-from mirage_ros.files import write_file
+from mirage_ros.files import atomic_path, write_file
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.protocol import Chunk, Frame, Points
+from mirage_ros.protocol import SECOND_NS, STAGES, Chunk, Frame, Points
+from mirage_ros.recording.pictures import write_depth_png, write_png
 from mirage_ros.recording.topics import COLOR, COLOR_INFO, DEPTH, OBSERVED, POINTS, STATUS, TF, TF_STATIC
 from mirage_ros.ros.messages.conversions import (
-    SECOND_NS,
     camera_from_ros,
     cloud_from_ros,
     stamp_from_ros,
@@ -56,7 +55,6 @@ THERE = 1e-3
 STAMPS_KEPT = 16
 PARTS = {COLOR: (Image, picture_from_ros), COLOR_INFO: (CameraInfo, camera_from_ros),
          DEPTH: (Image, depth_from_ros), OBSERVED: (Image, mask_from_ros)}  # fmt: skip
-STAGES = ("read", "generate", "decode", "perceive", "write")
 NAMES = ("time_mode", "world_frame", "camera_frame", "rendered_camera_frame", "start_frame")
 # The node never waits for who only looks on; a picture that is lost is asked for again by the pose that is told on.
 NEWEST = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -329,11 +327,12 @@ class AttachedWorld:
 def _write_seed(folder: Path, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None) -> None:
     """A seed folder, as `load_seed` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "color.png", cv2.imencode(".png", rgb[..., ::-1])[1].tobytes())
+    with atomic_path(folder / "color.png") as new:
+        write_png(new, rgb[..., ::-1])
     (folder / "depth.png").unlink(missing_ok=True)
     if depth_m is not None:
-        millimetres = np.clip(np.nan_to_num(depth_m * 1000, nan=0.0, posinf=65535.0), 0, 65535)
-        write_file(folder / "depth.png", cv2.imencode(".png", np.rint(millimetres).astype(np.uint16))[1].tobytes())
+        with atomic_path(folder / "depth.png") as new:
+            write_depth_png(new, depth_m)
     (fx, _, cx), (_, fy, cy), _ = camera.intrinsics.tolist()
     height, width = camera.size
     lens = {"width": width, "height": height, "fx": fx, "fy": fy, "cx": cx, "cy": cy}

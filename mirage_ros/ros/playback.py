@@ -25,7 +25,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.errors import MirageError
-from mirage_ros.protocol import Frame
+from mirage_ros.protocol import STAGES, Frame
 from mirage_ros.recording.topics import (
     COLOR,
     COLOR_INFO,
@@ -241,8 +241,8 @@ class Recording:
 
 # Name -> attribute of a frame and how it is read, of the messages that hold pixels.
 PIXELS = {name: (part, READERS[part]) for name, part in PARTS.items() if part in READERS}
-STAGES = ("read_s", "generate_s", "decode_s", "perceive_s", "write_s", "total_s")
-STATUS_FIELDS = (*STAGES, "frames", "frames_per_s", "cache_tokens", "cache_bytes",
+STAGES_S = (*(f"{stage}_s" for stage in STAGES), "total_s")
+STATUS_FIELDS = (*STAGES_S, "frames", "frames_per_s", "cache_tokens", "cache_bytes",
                  "observed_fraction")  # fmt: skip
 
 

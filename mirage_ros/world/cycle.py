@@ -47,6 +47,7 @@ from mirage_ros.geometry.images import (
 from mirage_ros.memory.free_space import FreeSpaceViews, carved
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.protocol import (
+    STAGES,
     Chunk,
     DecoderState,
     Frame,
@@ -84,7 +85,6 @@ from mirage_ros.world.state import (
     rows,
 )
 
-STAGES = ("read", "generate", "decode", "perceive", "write")
 Plan = tuple[Camera, np.ndarray]
 
 

@@ -23,7 +23,7 @@ from viser import uplot
 from mirage_ros.apps.studio.walk import View
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.protocol import FREE, OCCUPIED, SECOND_NS, Surfaces
+from mirage_ros.protocol import FREE, OCCUPIED, SECOND_NS, STAGES, Surfaces
 from mirage_ros.recording.drawing import colour_depth, colour_observed, depth_range_m, enlarge
 from mirage_ros.world.sensors import MapConfig, ScanConfig, floor_plan, scan
 
@@ -39,7 +39,6 @@ ENLARGED = 4
 AROUND = {True: (16, 17, 20), False: (236, 238, 241)}
 """A picture, on a dark page and on a light one."""
 PANEL_PX = 288
-STAGES = ("read", "generate", "decode", "perceive", "write")
 COLOURS = ("#8ab4f8", "#f28b82", "#fdd663", "#81c995", "#c58af9")
 
 

@@ -21,7 +21,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera, check_place
 from mirage_ros.geometry.rigid import from_quaternion, from_rows
 from mirage_ros.msg import RolloutStatus
-from mirage_ros.protocol import SECOND_NS, Chunk
+from mirage_ros.protocol import SECOND_NS, STAGES, Chunk
 from mirage_ros.recording.topics import (
     Fields,
     camera_info_fields,
@@ -35,7 +35,6 @@ from mirage_ros.recording.topics import (
 UNIT_TOLERANCE = 1e-2
 COMPOSED = re.compile(r"(\w+)/(\w+)")
 MOST_PENDING = 2**32 - 1
-STAGES = ("read", "generate", "decode", "perceive", "write")
 # x y z, then the packed colour where RViz and Foxglove look for it.
 POINT = np.dtype(
     [
