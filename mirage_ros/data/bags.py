@@ -17,13 +17,10 @@ from rosbags.typesys import Stores, get_typestore
 
 from mirage_ros.data.seeds import PosedFrame
 from mirage_ros.data.walks import (
-    MOST_APART_NS,
     Walk,
     WalkConfig,
-    check_synchronous,
     joined,
-    lonely,
-    nearest,
+    matched,
     pinhole,
     poses_at,
     sound_pose,
@@ -31,6 +28,8 @@ from mirage_ros.data.walks import (
 )
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.rigid import inverse
+from mirage_ros.protocol import SECOND_NS
 
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 INFO = "sensor_msgs/msg/CameraInfo"
@@ -103,12 +102,9 @@ def open_bag(path: Path, config: WalkConfig) -> Walk:
     info, depth_info = _info(bag, color, config.color_info, True), _info(bag, depth, config.depth_info, False) or None
     stamps, arrivals, frame = _stamps(bag, color)
     depth_stamps, depth_arrivals, depth_frame = _stamps(bag, depth)
-    of = nearest(stamps, depth_stamps)
-    apart = np.abs(depth_stamps[of] - stamps)
     tree = _Tree(bag)
     poses = _poses(bag, tree, config, frame, stamps)
-    check_synchronous(apart, np.isfinite(poses).all((1, 2)), str(path))
-    kept = np.nonzero((apart <= MOST_APART_NS) & np.isfinite(poses).all((1, 2)))[0]
+    kept, of, said = matched(stamps, depth_stamps, poses, str(path))
     offset = tree.between(frame, depth_frame, stamps) if depth_frame != frame else None
     k, distortion = _lens(info, color) if config.intrinsics is None else (pinhole(config.intrinsics), np.zeros(4))
     depth_k = None if depth_info is None else _lens(depth_info, depth)[0]
@@ -117,16 +113,16 @@ def open_bag(path: Path, config: WalkConfig) -> Walk:
 
     def read(i: int) -> PosedFrame:
         n, name = int(kept[i]), names[i]
-        d, pose = int(of[n]), sound_pose(poses[n], name)
+        d, pose = int(of[i]), sound_pose(poses[n], name)
         rgb = color_of(_at(bag, color, int(stamps[n]), int(arrivals[n])), name)
         deep = _at(bag, depth, int(depth_stamps[d]), int(depth_arrivals[d]))
         depth_m = depth_of(deep, config.depth_units_per_m, name)
         there = pose if offset is None or not np.isfinite(offset[n]).all() else pose @ offset[n]
         own = None if depth_k is None else Camera(depth_k, there, depth_m.shape)
         found = joined(rgb, Camera(k, pose, rgb.shape[:2]), depth_m, own)
-        return undistorted(found, distortion) if np.any(distortion) else found
+        return undistorted(found, distortion)
 
-    return Walk(path, "bag", names, read, lonely(len(stamps) - len(kept)))
+    return Walk(path, "bag", names, read, said)
 
 
 def _pictures(bag: _Bag, config: WalkConfig) -> tuple[str, str]:
@@ -178,7 +174,7 @@ def _lens(info, topic: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stamp(header) -> int:
-    return int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
+    return int(header.stamp.sec) * SECOND_NS + int(header.stamp.nanosec)
 
 
 def _stamps(bag: _Bag, topic: str) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"], str]:
@@ -303,7 +299,7 @@ class _Tree:
         common = next((name for name in self.chain(frame) if name in above), None)
         if common is None:
             return None
-        return np.linalg.inv(np.nan_to_num(self.poses(frame, stamps, common))) @ self.poses(other, stamps, common)
+        return inverse(self.poses(frame, stamps, common)) @ self.poses(other, stamps, common)
 
 
 def _poses(bag: _Bag, tree: _Tree, config: WalkConfig, frame: str, stamps) -> Float[np.ndarray, "n 4 4"]:

@@ -17,13 +17,10 @@ from jaxtyping import Float
 from mirage_ros.data.bags import open_bag
 from mirage_ros.data.seeds import PosedFrame, PosedRgbd, load_seed, read_depth, read_matrices, read_picture
 from mirage_ros.data.walks import (
-    MOST_APART_NS,
     Walk,
     WalkConfig,
-    check_synchronous,
     joined,
-    lonely,
-    nearest,
+    matched,
     pinhole,
     poses_at,
     sound_pose,
@@ -32,6 +29,7 @@ from mirage_ros.data.walks import (
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, read_json
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.protocol import SECOND_NS
 
 MOST_FRAMES = 5_000
 """Longer recordings are refused: whoever has one says which of its frames are meant."""
@@ -127,7 +125,7 @@ def _stamped(path: Path) -> tuple[np.ndarray, list[list[str]]]:
 def _nanoseconds(seconds: str) -> int:
     """Exactly: a double has no room for nanoseconds of our century."""
     whole, _, part = seconds.partition(".")
-    return int(whole) * 10**9 + int((part + "0" * 9)[:9])
+    return int(whole) * SECOND_NS + int((part + "0" * 9)[:9])
 
 
 def _tum(folder: Path, config: WalkConfig) -> Walk:
@@ -137,18 +135,15 @@ def _tum(folder: Path, config: WalkConfig) -> Walk:
     if not len(stamps) or not len(depth_stamps) or not len(track):
         raise MirageError(f"{folder} has an empty rgb.txt, depth.txt or groundtruth.txt; give all three.")
     poses = poses_at(stamps, track, np.array([row[:7] for row in rows], np.float64))
-    depth_of = nearest(stamps, depth_stamps)
-    apart = np.abs(depth_stamps[depth_of] - stamps)
-    check_synchronous(apart, np.isfinite(poses).all((1, 2)), str(folder))
+    kept, depth_of, said = matched(stamps, depth_stamps, poses, str(folder))
     name = next((name for name in TUM_CAMERAS if name in folder.name), None)
     k = pinhole(config.intrinsics or TUM_CAMERAS.get(name, KINECT))
-    kept = [i for i in range(len(stamps)) if apart[i] <= MOST_APART_NS and np.isfinite(poses[i]).all()]
     units, names = config.depth_units_per_m or 5000.0, tuple(colors[i][0] for i in kept)
 
     def read(i: int) -> PosedFrame:
-        return _frame(folder / names[i], folder / depths[depth_of[kept[i]]][0], poses[kept[i]], k, units)
+        return _frame(folder / names[i], folder / depths[depth_of[i]][0], poses[kept[i]], k, units)
 
-    return Walk(folder, "TUM RGB-D folder", names, read, lonely(len(stamps) - len(kept)))
+    return Walk(folder, "TUM RGB-D folder", names, read, said)
 
 
 def _seven_scenes(folder: Path, config: WalkConfig) -> Walk:
@@ -224,7 +219,7 @@ def _nerfstudio(folder: Path, config: WalkConfig) -> Walk:
             raise MirageError(f"{path} lacks the pose or the lens of {names[i]} ({error!r:.80}); write it again.") from error
         depth = frames[i].get("depth_file_path")
         frame = _frame(folder / names[i], depth and folder / depth, pose, k, units)
-        return frame if not np.any(distortion) else undistorted(frame, distortion)
+        return undistorted(frame, distortion)
 
     return Walk(folder, "nerfstudio folder", names, read)
 
@@ -278,7 +273,7 @@ def _colmap(folder: Path, config: WalkConfig) -> Walk:
         else:
             seen = [found.points3D[p.point3D_id].xyz for p in image.points2D if p.has_point3D()]
             frame = PosedFrame(rgb, _densified(np.array(seen).reshape(-1, 3), camera), camera)
-        return undistorted(frame, distortion) if np.any(distortion) else frame
+        return undistorted(frame, distortion)
 
     return Walk(folder, "COLMAP model", tuple(image.name for image in images), read)
 
@@ -330,4 +325,4 @@ LAYOUTS = (
     (lambda folder: _log_of(folder) is not None, _redwood),
     (lambda folder: _colmap_model(folder) is not None, _colmap),
 )
-"""How a folder of each layout is told, and what opens it."""
+"""How a folder of each layout is recognised, and what opens it."""

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from mirage_ros.data.seeds import PosedFrame
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.rigid import from_rows, slerp_rows
+from mirage_ros.geometry.rigid import from_rows, orthonormal, slerp_rows
 
 MOST_APART_NS = 20_000_000
 """Pictures, depth and poses belong together up to so far apart."""
@@ -90,7 +90,7 @@ def sound_pose(pose: np.ndarray, name: str) -> Float[np.ndarray, "4 4"]:
     """The pose, with its rotation made exact. Raises MirageError, naming the frame, for what is none."""
     if pose.shape != (4, 4) or not np.isfinite(pose).all():
         raise MirageError(f"The pose of {name} holds NaN or infinity; its tracking was lost there.")
-    left, scales, right = np.linalg.svd(pose[:3, :3])
+    scales = np.linalg.svd(pose[:3, :3], compute_uv=False)
     if np.linalg.det(pose[:3, :3]) < 0:
         raise MirageError(
             f"The pose of {name} is mirrored (determinant below 0); flip one axis of the poses, camera axes are x "
@@ -98,9 +98,7 @@ def sound_pose(pose: np.ndarray, name: str) -> Float[np.ndarray, "4 4"]:
         )
     if np.abs(scales - 1).max() > 1e-2:
         raise MirageError(f"The pose of {name} is no rotation and shift (it scales by {scales.max():.3g}); mend it.")
-    exact = pose.astype(np.float64)
-    exact[:3, :3] = left @ right
-    return exact
+    return orthonormal(pose.astype(np.float64))
 
 
 def registered(
@@ -173,13 +171,23 @@ def poses_at(
     return poses
 
 
-def lonely(count: int) -> tuple[str, ...]:
-    """A sentence about pictures without depth or pose at their time."""
-    ms = MOST_APART_NS // 10**6
-    return (f"{count} pictures have no depth within {ms} ms, or no pose, and are left out.",) if count else ()
+def matched(
+    stamps: Int[np.ndarray, "n"], depth_stamps: Int[np.ndarray, "m"], poses: Float[np.ndarray, "n 4 4"], what: str
+) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "k"], tuple[str, ...]]:
+    """Numbers of the pictures that have depth at their time and a pose, of the depth of each, and a sentence about others.
+
+    Raises MirageError where hardly one has both.
+    """
+    of, posed = nearest(stamps, depth_stamps), np.isfinite(poses).all((1, 2))
+    apart = np.abs(depth_stamps[of] - stamps)
+    _check_synchronous(apart, posed, what)
+    kept = np.nonzero((apart <= MOST_APART_NS) & posed)[0]
+    lost, ms = len(stamps) - len(kept), MOST_APART_NS // 10**6
+    said = (f"{lost} pictures have no depth within {ms} ms, or no pose, and are left out.",) if lost else ()
+    return kept, of[kept], said
 
 
-def check_synchronous(apart_ns: np.ndarray, posed: np.ndarray, what: str) -> None:
+def _check_synchronous(apart_ns: np.ndarray, posed: np.ndarray, what: str) -> None:
     """Raises MirageError where hardly a picture has depth at its time, or a pose."""
     if np.mean(apart_ns <= MOST_APART_NS) < 0.05:
         raise MirageError(
@@ -195,6 +203,8 @@ def check_synchronous(apart_ns: np.ndarray, posed: np.ndarray, what: str) -> Non
 
 def undistorted(frame: PosedFrame, distortion: Float[np.ndarray, "k"]) -> PosedFrame:
     """The frame as a lens without OpenCV's distortion sees it; depth keeps its own values."""
+    if not np.any(distortion):
+        return frame
     k, size = frame.camera.intrinsics, frame.camera.size[::-1]
     maps = cv2.initUndistortRectifyMap(k, distortion, None, k, size, cv2.CV_32FC1)
     rgb = cv2.remap(frame.rgb, *maps, cv2.INTER_LINEAR)
