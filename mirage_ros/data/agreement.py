@@ -270,11 +270,9 @@ def _medians(count: int, frames: Int[np.ndarray, "p"], values) -> Float[np.ndarr
 
 SCALES = (0.1, 0.2, 0.25, 0.4, 0.5, 2.0, 2.5, 4.0, 5.0, 10.0)
 """By which depth may be off when its unit was taken for another one."""
-PROBED = 24
-"""So many pairs tell whether other units or axes fit better."""
-FITS_BETTER, WORST = 0.4, 3.0
-"""Another reading of a walk is the right one where its misfit is this share of the given one's at most; a pair's misfit
-is counted up to WORST times what is usual in noisy recordings."""
+PROBED, FITS_BETTER, WORST = 24, 0.4, 3.0
+"""Pairs compared for other units and axes; another reading is right where its misfit is this share of the given one's at
+most; a pair's misfit counts up to WORST times what is usual in noisy recordings."""
 
 
 def other_readings(thumbs: list[Thumb]) -> dict[str, list[Thumb]]:
@@ -292,11 +290,13 @@ def better_reading(thumbs: list[Thumb]) -> str:
     """The other reading that fits a walk much better than the given one, in words; "" where none does."""
     ends = [(i, i + step) for step in STEPS[:2] for i in range(len(thumbs) - step)]
     ends = [ends[i] for i in np.unique(np.linspace(0, len(ends) - 1, PROBED).astype(int))] if ends else []
+    used = sorted({i for pair in ends for i in pair})  # each reading copies what it is given
+    thumbs, ends = [thumbs[i] for i in used], [(used.index(a), used.index(b)) for a, b in ends]
     given, best, words = misfits(thumbs, ends), FITS_BETTER, ""
     for what, reading in other_readings(thumbs).items():
         other = misfits(reading, ends)
-        told = np.minimum(given, other) < WORST
-        if 2 * told.sum() >= len(ends) > 0 and (share := other[told].mean() / given[told].mean()) < best:
+        shared = np.minimum(given, other) < WORST
+        if 2 * shared.sum() >= len(ends) > 0 and (share := other[shared].mean() / given[shared].mean()) < best:
             best, words = share, what
     return words
 
