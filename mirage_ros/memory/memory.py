@@ -156,7 +156,7 @@ class LatentMemory:
             shown = self.read(cameras[one])
             kept = shown.visible & (shown.log_scale <= rewrite_log_scale)
             if not real:
-                kept |= self._shows_real(shown)
+                kept |= self.shows_real(shown)
             stored += self.write_by_surfaces(
                 latents[one], cameras[one], depth_m[one], np.asarray(static[one]) & ~kept, stamps[one],
                 rgb[one], ids[one], real,
@@ -223,7 +223,7 @@ class LatentMemory:
         frames[readout.visible] = of_views(places, self._store.views["frame_ids"])
         return frames
 
-    def _shows_real(self, readout: Readout) -> Bool[np.ndarray, "f h w"]:
+    def shows_real(self, readout: Readout) -> Bool[np.ndarray, "f h w"]:
         """Where the winner is a token of a real picture."""
         real = readout.visible.copy()
         places = self._store["places"][readout.index[readout.visible]]

@@ -109,8 +109,7 @@ def _replaced(
 def lacking(memory: LatentMemory, cells: Camera) -> Bool[np.ndarray, "f h w"]:
     """The cells of cameras at latent size of which no real picture showed as much yet."""
     shown = memory.read(cells)
-    real = memory.measure(cells)[1]
-    return ~(shown.visible & real & (shown.log_scale <= REWRITE_LOG_SCALE))
+    return ~(memory.shows_real(shown) & (shown.log_scale <= REWRITE_LOG_SCALE))
 
 
 def contradicted(
