@@ -3,7 +3,7 @@
 Nothing of it reaches the memory: a chunk is drawn when it is handed out. Depth is that of the triangle's plane at the
 pixel's centre. What stands behind a surface of the world, or of another body, is hidden by it; where the world's depth is
 unknown a body is seen. Colours: a body's own times the light from six sides, which are the colours that memory holds
-around it, and a weak light from above, so that sides can be told apart. A contact shadow darkens what lies close to a
+around it, and a weak light from above, so that sides differ. A contact shadow darkens what lies close to a
 body's box.
 """
 
@@ -44,6 +44,8 @@ class Solid:
     def measure(self, cameras: Camera) -> tuple[np.ndarray, np.ndarray]:
         """As LatentMemory.measure: depth along z (f, h, w), and where a real picture showed it."""
         depth_m, real = self.memory.measure(cameras)
+        if not len(self.entities):
+            return depth_m, real
         for index, camera in enumerate(cameras):
             inverse_m = _inverse(depth_m[index])
             body_of, _ = _buffers(camera, self.entities, self.stamp_ns, inverse_m)
