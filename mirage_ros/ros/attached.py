@@ -56,7 +56,7 @@ STAMPS_KEPT = 16
 PARTS = {COLOR: (Image, picture_from_ros), COLOR_INFO: (CameraInfo, camera_from_ros),
          DEPTH: (Image, depth_from_ros), OBSERVED: (Image, mask_from_ros)}  # fmt: skip
 NAMES = ("time_mode", "world_frame", "camera_frame", "rendered_camera_frame", "start_frame")
-# The node never waits for who only looks on; a picture that is lost is asked for again by the pose that is told on.
+# The node never waits for who only looks on; a picture that is lost is asked for again by the pose that is published on.
 NEWEST = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -67,7 +67,7 @@ class Cloud:
 
     Attributes:
         nbytes: that memory has, as the node's status tells.
-        from_real: not told.
+        from_real: unknown here.
     """
 
     points: Points

@@ -89,7 +89,7 @@ class Listener(Protocol):
 
 @runtime_checkable
 class Elsewhere(Protocol):
-    """A world that is not in this process, with the face of `World`: it is told to keep its state, and imagines as it was
+    """A world that is not in this process, with the face of `World`: it keeps its own state, and imagines as it was
     started."""
 
     def fork(self, name: str) -> Any: ...

@@ -16,6 +16,7 @@ from simulation_interfaces.msg import EntityCategory, EntityInfo, Result, TagsFi
 from mirage_ros.errors import MirageError, legible
 from mirage_ros.protocol import EntityChange
 from mirage_ros.ros.callbacks import Deferred
+from mirage_ros.ros.chunks import Then
 from mirage_ros.ros.messages.conversions import pose_from_ros
 from mirage_ros.ros.worker.commands import ChangeEntities, Command, Done, Failed
 from mirage_ros.world.entities import EntityError, EntityState
@@ -25,7 +26,6 @@ UNSUPPORTED = Result.RESULT_FEATURE_UNSUPPORTED
 NOT_FOUND = Result.RESULT_NOT_FOUND
 INCORRECT_STATE = Result.RESULT_INCORRECT_STATE
 FAILED = Result.RESULT_OPERATION_FAILED
-Then = Callable[[Done | Failed], None]
 LOADING = "A world is being loaded; wait for it."
 
 

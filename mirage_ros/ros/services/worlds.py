@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +19,7 @@ from mirage_ros.files import user_path
 from mirage_ros.geometry.camera import check_place
 from mirage_ros.protocol import Points
 from mirage_ros.ros.callbacks import Deferred, Endpoints
+from mirage_ros.ros.chunks import Then
 from mirage_ros.ros.services import (
     FAILED,
     INCORRECT_STATE,
@@ -53,7 +53,6 @@ from mirage_ros.ros.worlds import (
 )
 from mirage_ros.srv import EraseRegion, ForkWorld, RestoreWorld, SaveWorld
 
-Then = Callable[[Done | Failed], None]
 LIVE = "seed/image"
 NO_POINTS = Points(
     np.zeros((0, 3), np.float32),
