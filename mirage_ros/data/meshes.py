@@ -66,8 +66,8 @@ class Spawnables:
             )
         return real
 
-    def path_of(self, uri: str, base: Path | None = None) -> Path:
-        """The file that a URI names: package://, file:// or a path, one that is not whole from `base`.
+    def path_of(self, uri: str) -> Path:
+        """The file that a URI names: package://, file:// or a path.
 
         Raises EntityError where it may not be read.
         """
@@ -80,7 +80,7 @@ class Spawnables:
             path = user_path(uri)
         except MirageError as error:
             raise EntityError(str(error), "parse") from error
-        return self.check((base or Path.cwd()) / path)
+        return self.check(Path.cwd() / path)
 
     def files(self, endings: Sequence[str]) -> Iterator[Path]:
         """All models that come with the package and lie in the folder."""
@@ -197,18 +197,14 @@ def check_xml(data: bytes, what: str) -> None:
         raise EntityError(f"{what} is no whole XML ({error}); mend the file.", "parse") from error
 
 
-def mesh_file(path: Path, spawnables: Spawnables, scale: np.ndarray | float = 1.0) -> Mesh:
+def mesh_file(path: Path, spawnables: Spawnables) -> Mesh:
     """The mesh of a file that `Spawnables` allowed. Raises EntityError for one that cannot be drawn."""
-    return Mesh.of(*triangles_of(path, spawnables, scale), what=path.name)
+    return Mesh.of(*triangles_of(path, spawnables), what=path.name)
 
 
-def triangles_of(
-    path: Path, spawnables: Spawnables, scale: np.ndarray | float = 1.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def triangles_of(path: Path, spawnables: Spawnables) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Vertices, faces and the faces' colours of all that a file draws, z up, in metres."""
     data, kind = read_bytes(path), path.suffix.lower()
-    if kind not in MESHES:
-        raise EntityError(f"{path} is no model that can be read; give one of {', '.join(MESHES)}.", "unsupported_format")
     if kind == ".dae":
         check_xml(data, path.name)
         _need_collada(path)
@@ -226,7 +222,7 @@ def triangles_of(
         colours.append(_colours(mesh))
         count += len(placed)
     upright = _dae_axes(data) if kind == ".dae" else Y_UP if kind in (".glb", ".gltf") else np.eye(3)
-    return np.concatenate(vertices) @ upright.T * scale, np.concatenate(faces), np.concatenate(colours)
+    return np.concatenate(vertices) @ upright.T, np.concatenate(faces), np.concatenate(colours)
 
 
 def _dae_axes(data: bytes) -> np.ndarray:

@@ -90,10 +90,6 @@ class Mesh:
         """Lower and upper corner of the box along the body's axes."""
         return np.stack([self.vertices_m.min(0), self.vertices_m.max(0)])
 
-    @property
-    def nbytes(self) -> int:
-        return sum(a.nbytes for a in (self.vertices_m, self.faces, self.normals, self.colours))
-
 
 def check_triangles(count: int, what: str) -> None:
     """Raises EntityError for more than are drawn."""
