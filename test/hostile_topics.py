@@ -20,8 +20,8 @@ from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.ros.messages.conversions import camera_info_to_ros, pose_to_ros
-from mirage_ros.ros.messages.images import image_to_ros
+from mirage_ros.ros.image_messages import image_to_ros
+from mirage_ros.ros.messages import camera_info_to_ros, pose_to_ros
 
 SECOND_NS = 1_000_000_000
 NAN, INF = float("nan"), float("inf")

@@ -19,7 +19,7 @@ from rosgraph_msgs.msg import Clock  # noqa: E402
 from sim_client import PERIOD, START  # noqa: E402
 from tf2_msgs.msg import TFMessage  # noqa: E402
 
-from mirage_ros.ros.messages.conversions import stamp_from_ros, transform_to_ros
+from mirage_ros.ros.messages import stamp_from_ros, transform_to_ros
 
 AHEAD = 4
 REPEAT_S = 1.0

@@ -28,7 +28,7 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.machine import free_domain
-from mirage_ros.ros.messages.conversions import (
+from mirage_ros.ros.messages import (
     pose_to_ros,
     stamp_from_ros,
     stamp_to_ros,

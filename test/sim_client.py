@@ -15,7 +15,7 @@ from rosgraph_msgs.msg import Clock
 from simulation_interfaces import srv
 from simulation_interfaces.msg import EntityState, Resource, Result, SimulationState
 
-from mirage_ros.ros.messages.conversions import pose_to_ros, stamp_from_ros
+from mirage_ros.ros.messages import pose_to_ros, stamp_from_ros
 
 SECOND = 1_000_000_000
 PERIOD = SECOND // 10

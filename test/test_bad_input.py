@@ -46,7 +46,7 @@ from tf2_msgs.msg import TFMessage
 from mirage_ros.errors import MirageError
 from mirage_ros.ros.callbacks import GuardedNode, LongAction, create_service, refused
 from mirage_ros.ros.diagnostics import MOST_LINES, QUIET, Health
-from mirage_ros.ros.messages.conversions import transform_to_ros
+from mirage_ros.ros.messages import transform_to_ros
 from mirage_ros.ros.services.entities import name_filter
 from mirage_ros.ros.tf_buffer import Buffer
 from mirage_ros.ros.tracks import LookupException

@@ -14,9 +14,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import SeedWarning
 from mirage_ros.protocol import Chunk, Frame
-from mirage_ros.ros.messages import conversions as convert
-from mirage_ros.ros.messages.conversions import cloud_from_ros, cloud_to_ros, status_to_ros
-from mirage_ros.ros.messages.images import (
+from mirage_ros.ros.image_messages import (
     depth_from_ros,
     depth_to_ros,
     mask_from_ros,
@@ -24,6 +22,8 @@ from mirage_ros.ros.messages.images import (
     picture_from_ros,
     picture_to_ros,
 )
+from mirage_ros.ros.messages import cloud_from_ros, cloud_to_ros, status_to_ros
+from mirage_ros.ros import messages as convert
 
 STAMP_NS = 1_763_000_000_123_456_789
 

@@ -16,10 +16,10 @@ from ros_client import TESTS, Client, NodeProcess, end
 from sensor_msgs.msg import Image
 
 from mirage_ros.files import share_path
+from mirage_ros.machine import LOCAL_FILE, PROFILES, repair_soon
 from mirage_ros.ros.callbacks import LazyPublisher
 from mirage_ros.ros.chunks import PATIENCE_S
-from mirage_ros.ros.messages.conversions import SECOND_NS
-from mirage_ros.machine import LOCAL_FILE, PROFILES, repair_soon
+from mirage_ros.ros.messages import SECOND_NS
 
 TOPIC = "color/image_raw"
 FRAMES = 48

@@ -26,7 +26,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.rigid import exp
 from mirage_ros.loop.base import BASE_FROM_OPTICAL, LiveBase, LiveBaseConfig, live_base_under
 from mirage_ros.protocol import SECOND_NS
-from mirage_ros.ros.messages.conversions import pose_from_ros, stamp_from_ros, stamp_to_ros, transform_from_ros
+from mirage_ros.ros.messages import pose_from_ros, stamp_from_ros, stamp_to_ros, transform_from_ros
 
 PROGRAM = ("-m", "mirage_ros.cli")
 AT_ONCE = {"acceleration_mps2": 1e9, "turn_acceleration_rps2": 1e9}

@@ -39,7 +39,7 @@ from simulation_interfaces import srv
 from simulation_interfaces.action import SimulateSteps
 from simulation_interfaces.msg import Resource, Result, SimulationState
 
-from mirage_ros.ros.messages.conversions import pose_from_ros, stamp_from_ros
+from mirage_ros.ros.messages import pose_from_ros, stamp_from_ros
 
 CHUNK = 4
 ENDLESS = 10_000

@@ -28,7 +28,7 @@ from sim_client import NODE, PAUSED, PLAYING, SimClient, change, state, worker_p
 from simulation_interfaces import srv
 from simulation_interfaces.msg import Result
 
-from mirage_ros.ros.messages.conversions import pose_from_ros
+from mirage_ros.ros.messages import pose_from_ros
 
 KILLS = int(os.environ.get("MIRAGE_KILLS", "3"))
 CALLS = int(os.environ.get("MIRAGE_CALLS", "200"))

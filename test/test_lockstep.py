@@ -26,7 +26,7 @@ from sim_client import (
 )
 from simulation_interfaces import srv
 
-from mirage_ros.ros.messages.conversions import stamp_from_ros
+from mirage_ros.ros.messages import stamp_from_ros
 
 SEED = "room"
 FRAMES = 12

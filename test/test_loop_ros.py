@@ -24,7 +24,7 @@ from mirage_ros.loop.drive import DriveConfig
 from mirage_ros.machine import Children, mirage_command, private_environment
 from mirage_ros.ros.base_node import LATCHED, BaseConfig, Motion
 from mirage_ros.ros.loop_nodes import LoopWatch
-from mirage_ros.ros.messages.conversions import stamp_from_ros, stamp_to_ros
+from mirage_ros.ros.messages import stamp_from_ros, stamp_to_ros
 
 PERIOD_NS = 200_000_000
 DECISIONS = 4

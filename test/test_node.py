@@ -18,17 +18,17 @@ from tf2_msgs.msg import TFMessage
 
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.ros.messages.conversions import (
-    camera_from_ros,
-    camera_info_to_ros,
-    pose_from_ros,
-    transform_from_ros,
-)
-from mirage_ros.ros.messages.images import (
+from mirage_ros.ros.image_messages import (
     depth_from_ros,
     image_to_ros,
     mask_from_ros,
     picture_from_ros,
+)
+from mirage_ros.ros.messages import (
+    camera_from_ros,
+    camera_info_to_ros,
+    pose_from_ros,
+    transform_from_ros,
 )
 
 

@@ -21,7 +21,7 @@ from ros_client import CAMERA, FAKE_NODE, LOCAL, PATIENCE_S, PICTURES, Client, N
 
 from mirage_ros.errors import MirageError
 from mirage_ros.ros import parameters
-from mirage_ros.ros.messages.conversions import transform_to_ros
+from mirage_ros.ros.messages import transform_to_ros
 from mirage_ros.ros.node import main
 
 

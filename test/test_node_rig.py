@@ -13,14 +13,14 @@ from test_rig import SIZE, STRIDE, red_cell, spotted, turned
 
 from mirage_ros.data.seeds import level_camera_pose
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.ros.messages.conversions import (
+from mirage_ros.ros.image_messages import depth_from_ros, image_to_ros, picture_from_ros
+from mirage_ros.ros.messages import (
     camera_from_ros,
     camera_info_to_ros,
     pose_from_ros,
     stamp_from_ros,
     transform_from_ros,
 )
-from mirage_ros.ros.messages.images import depth_from_ros, image_to_ros, picture_from_ros
 
 SECOND = 1_000_000_000
 START = 2_000_000_000 * SECOND

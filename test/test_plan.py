@@ -16,7 +16,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.ros import plan_intake
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Health
-from mirage_ros.ros.messages.conversions import pose_to_ros, stamp_to_ros, transform_to_ros
+from mirage_ros.ros.messages import pose_to_ros, stamp_to_ros, transform_to_ros
 from mirage_ros.ros.plan import Missing, Plan, PlanConfig
 from mirage_ros.ros.plan_intake import PlanIntake, Reactions
 from mirage_ros.ros.serialized import StampedPoses, path_from_bytes

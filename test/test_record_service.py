@@ -22,8 +22,8 @@ from rosbags.rosbag2 import Reader
 
 from mirage_ros.data.seeds import PosedRgbd, load_seed
 from mirage_ros.recording.recovery import recover
-from mirage_ros.ros.messages.conversions import stamp_from_ros
-from mirage_ros.ros.messages.images import depth_from_ros, picture_from_ros
+from mirage_ros.ros.image_messages import depth_from_ros, picture_from_ros
+from mirage_ros.ros.messages import stamp_from_ros
 
 LISTENED = {name: STREAMED[name] for name in (*PICTURES, "status", "/tf")}
 FRAMES = 20

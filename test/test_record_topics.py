@@ -24,8 +24,8 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.recording.recovery import recover
 from mirage_ros.ros.callbacks import defer
 from mirage_ros.ros.config import CameraOutput
-from mirage_ros.ros.messages.conversions import camera_info_to_ros, transform_to_ros
-from mirage_ros.ros.messages.images import depth_to_ros, mask_to_ros, picture_to_ros
+from mirage_ros.ros.image_messages import depth_to_ros, mask_to_ros, picture_to_ros
+from mirage_ros.ros.messages import camera_info_to_ros, transform_to_ros
 from mirage_ros.ros.playback import FrameAssembler
 from mirage_ros.ros.recorder import EPISODE_FRAMES, PICTURES, RecorderConfig, Tally, TopicRecorder
 from mirage_ros.ros.services.recording import RecordService, unused

@@ -14,7 +14,7 @@ from plans import PERIOD, START, expect_the_plan, sideways, stamps
 from ros_client import CAMERA, GATED_NODE, Client, NodeProcess
 from rosgraph_msgs.msg import Clock
 
-from mirage_ros.ros.messages.conversions import stamp_from_ros, stamp_to_ros
+from mirage_ros.ros.messages import stamp_from_ros, stamp_to_ros
 
 CHUNK = 4
 

@@ -200,7 +200,7 @@ def test_a_rig_file_names_views_and_mounts(tmp_path):
     planned = Planned((5, 6), np.stack([start, turned(start, 0.3)]))
     with pytest.raises(MirageError, match="left_eye"):
         mounted(cameras, buffer, "camera", planned)
-    from mirage_ros.ros.messages.conversions import transform_to_ros
+    from mirage_ros.ros.messages import transform_to_ros
 
     mount = turned(np.eye(4), 0.5)
     buffer.set_transform_static(transform_to_ros(mount, "camera", "left_eye", 0))

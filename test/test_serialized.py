@@ -15,7 +15,7 @@ from transforms3d.quaternions import mat2quat
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.rigid import from_rows
 from mirage_ros.ros import serialized
-from mirage_ros.ros.messages.conversions import (
+from mirage_ros.ros.messages import (
     parts_from_ros,
     pose_from_ros,
     pose_to_ros,

@@ -19,7 +19,7 @@ from simulation_interfaces.msg import (
 )
 from transforms3d.euler import euler2mat
 
-from mirage_ros.ros.messages.conversions import pose_from_ros, stamp_from_ros, transform_from_ros
+from mirage_ros.ros.messages import pose_from_ros, stamp_from_ros, transform_from_ros
 
 FAILED, UNSUPPORTED = Result.RESULT_OPERATION_FAILED, Result.RESULT_FEATURE_UNSUPPORTED
 

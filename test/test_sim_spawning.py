@@ -23,7 +23,7 @@ from simulation_interfaces.msg import (
     TagsFilter,
 )
 
-from mirage_ros.ros.messages.conversions import pose_from_ros, pose_to_ros, stamp_from_ros
+from mirage_ros.ros.messages import pose_from_ros, pose_to_ros, stamp_from_ros
 
 FAILED, NOT_FOUND = Result.RESULT_OPERATION_FAILED, Result.RESULT_NOT_FOUND
 BOX = "shape://box?size=0.4,0.4,0.4&color=c8503c"

@@ -25,7 +25,7 @@ from simulation_interfaces import srv
 from simulation_interfaces.action import SimulateSteps
 from simulation_interfaces.msg import Result, SimulationState
 
-from mirage_ros.ros.messages.conversions import pose_from_ros, stamp_from_ros
+from mirage_ros.ros.messages import pose_from_ros, stamp_from_ros
 
 
 def test_a_step_is_answered_after_its_frames_and_time_moves_with_them(sim):

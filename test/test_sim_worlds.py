@@ -9,7 +9,7 @@ from sim_client import OK, PAUSED, PERIOD, PLAYING, START, STOPPED, entity_state
 from simulation_interfaces import srv
 from simulation_interfaces.msg import Result
 
-from mirage_ros.ros.messages.conversions import pose_from_ros, stamp_from_ros
+from mirage_ros.ros.messages import pose_from_ros, stamp_from_ros
 
 
 def test_worlds_are_listed_loaded_named_and_unloaded(sim, folder, tmp_path):

@@ -13,7 +13,7 @@ from sim_client import NODE, simulated, worker_pid
 from simulation_interfaces import srv
 from test_rig import turned
 
-from mirage_ros.ros.messages.conversions import pose_from_ros
+from mirage_ros.ros.messages import pose_from_ros
 
 SOAK_S = float(os.environ.get("MIRAGE_SOAK_S", "15"))
 AHEAD = 24

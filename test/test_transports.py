@@ -31,8 +31,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Frame
 from mirage_ros.recording.topics import BY_NAME, MAP, TOPICS, FrameIds
 from mirage_ros.ros.doctor import GraphWatch
-from mirage_ros.ros.messages.conversions import POINT, cloud_from_ros, pose_from_ros, stamp_from_ros
-from mirage_ros.ros.messages.images import (
+from mirage_ros.ros.image_messages import (
     compressed_depth_to_ros,
     compressed_picture_to_ros,
     depth_from_compressed,
@@ -40,6 +39,7 @@ from mirage_ros.ros.messages.images import (
     picture_from_compressed,
     picture_from_ros,
 )
+from mirage_ros.ros.messages import POINT, cloud_from_ros, pose_from_ros, stamp_from_ros
 from mirage_ros.ros.overlays import (
     EDGES,
     Deltas,

@@ -12,7 +12,7 @@ from std_msgs.msg import String
 
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.models.wan.config import write_tiny_checkpoint
-from mirage_ros.ros.messages.images import depth_from_ros, picture_from_ros
+from mirage_ros.ros.image_messages import depth_from_ros, picture_from_ros
 
 START, PERIOD = 2_000_000_000_987_654_321, 100_000_000
 MIRAGE_NODE = ("-m", "mirage_ros.cli", "node")

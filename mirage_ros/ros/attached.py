@@ -19,8 +19,6 @@ import rclpy
 import yaml
 from geometry_msgs.msg import Point
 from jaxtyping import Float
-from mirage_ros.msg import RolloutStatus
-from mirage_ros.srv import EraseRegion, ForkWorld, RestoreWorld, SaveWorld
 from rcl_interfaces.srv import GetParameters
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -35,17 +33,19 @@ from tf2_msgs.msg import TFMessage
 from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path, write_file
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.msg import RolloutStatus
 from mirage_ros.protocol import SECOND_NS, STAGES, Chunk, Frame, Points
 from mirage_ros.recording.pictures import write_depth_png, write_png
 from mirage_ros.recording.topics import COLOR, COLOR_INFO, DEPTH, OBSERVED, POINTS, STATUS, TF, TF_STATIC
-from mirage_ros.ros.messages.conversions import (
+from mirage_ros.ros.image_messages import depth_from_ros, mask_from_ros, picture_from_ros
+from mirage_ros.ros.messages import (
     camera_from_ros,
     cloud_from_ros,
     stamp_from_ros,
     transform_from_ros,
     transform_to_ros,
 )
-from mirage_ros.ros.messages.images import depth_from_ros, mask_from_ros, picture_from_ros
+from mirage_ros.srv import EraseRegion, ForkWorld, RestoreWorld, SaveWorld
 
 TELL_S = 1 / 30
 STEP_S, ANSWER_S, FIND_S = 30.0, 300.0, 15.0

@@ -37,7 +37,7 @@ from mirage_ros.loop.base import (
     base_under,
     live_base_under,
 )
-from mirage_ros.ros.messages.conversions import (
+from mirage_ros.ros.messages import (
     SECOND_NS,
     pose_to_ros,
     stamp_from_ros,

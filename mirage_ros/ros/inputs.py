@@ -16,8 +16,8 @@ from std_msgs.msg import String
 
 from mirage_ros.data.seeds import Seed
 from mirage_ros.errors import MirageError
-from mirage_ros.ros.messages.conversions import camera_from_ros, stamp_from_ros
-from mirage_ros.ros.messages.images import depth_from_ros, picture_from_ros
+from mirage_ros.ros.image_messages import depth_from_ros, picture_from_ros
+from mirage_ros.ros.messages import camera_from_ros, stamp_from_ros
 from mirage_ros.ros.session import Session
 from mirage_ros.ros.tracks import TransformError
 from mirage_ros.ros.worker.commands import Done, Failed, Observe, Prompt

@@ -39,7 +39,8 @@ from mirage_ros.loop.wander import WanderConfig, Wanderer
 from mirage_ros.recording.topics import BY_NAME, DEPTH, DEPTH_INFO, PARTS, POINTS, TF, TF_STATIC
 from mirage_ros.ros.base_node import BaseConfig, BaseNode, LiveBaseNode
 from mirage_ros.ros.callbacks import ending_with_ros
-from mirage_ros.ros.messages.conversions import (
+from mirage_ros.ros.image_messages import depth_from_ros
+from mirage_ros.ros.messages import (
     camera_from_ros,
     cloud_from_ros,
     message_class,
@@ -48,7 +49,6 @@ from mirage_ros.ros.messages.conversions import (
     stamp_to_ros,
     transform_from_ros,
 )
-from mirage_ros.ros.messages.images import depth_from_ros
 from mirage_ros.ros.playback import frame_of
 from mirage_ros.ros.tf_buffer import Buffer
 

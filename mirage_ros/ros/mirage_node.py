@@ -26,7 +26,7 @@ from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.inputs import KINDS, PROMPT, LiveSeeds, Observations, PromptInput
 from mirage_ros.ros.lifecycle import LifeCycle, Requests, SessionLife
-from mirage_ros.ros.messages.conversions import stamp_to_ros, status_to_ros
+from mirage_ros.ros.messages import stamp_to_ros, status_to_ros
 from mirage_ros.ros.plan import Planned
 from mirage_ros.ros.plan_intake import PlanIntake, Reactions
 from mirage_ros.ros.services.entities import Entities

@@ -22,7 +22,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Frame, Points
 from mirage_ros.ros.callbacks import LazyPublisher
-from mirage_ros.ros.messages.conversions import POINT, cloud_to_ros, pose_to_ros, stamp_to_ros
+from mirage_ros.ros.messages import POINT, cloud_to_ros, pose_to_ros, stamp_to_ros
 
 # Odd constants of MurmurHash3's and SplitMix64's finalisers.
 MIX = (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53, 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9)

@@ -24,7 +24,7 @@ from mirage_ros.files import write_file
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.recording.topics import COLOR_INFO, TF
 from mirage_ros.ros.callbacks import ending_with_ros
-from mirage_ros.ros.messages.conversions import SECOND_NS, stamp_from_ros, transform_to_ros
+from mirage_ros.ros.messages import SECOND_NS, stamp_from_ros, transform_to_ros
 
 TICK_S = 0.05
 START_DELAY_NS = SECOND_NS // 2

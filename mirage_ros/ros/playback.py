@@ -36,14 +36,14 @@ from mirage_ros.recording.topics import (
     STATUS,
     TF,
 )
-from mirage_ros.ros.messages.conversions import (
+from mirage_ros.ros.image_messages import depth_from_ros, mask_from_ros, picture_from_ros
+from mirage_ros.ros.messages import (
     camera_from_ros,
     cloud_from_ros,
     message_class,
     stamp_from_ros,
     transform_from_ros,
 )
-from mirage_ros.ros.messages.images import depth_from_ros, mask_from_ros, picture_from_ros
 
 SEPARATOR = "=" * 80
 PRIMITIVES = {

@@ -26,7 +26,7 @@ from mirage_ros.recording.mcap import McapRecorder
 from mirage_ros.recording.recorder import Recorder, RecordingConfig
 from mirage_ros.recording.topics import BY_NAME, PICTURES, RECORDED, TF, Topic
 from mirage_ros.ros.callbacks import ending_with_ros
-from mirage_ros.ros.messages.conversions import message_class
+from mirage_ros.ros.messages import message_class
 from mirage_ros.ros.playback import FrameAssembler, message_definition, offered_qos
 
 SETTLE_S = 1.5

@@ -14,7 +14,7 @@ import numpy as np
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import check_place
-from mirage_ros.ros.messages.conversions import (
+from mirage_ros.ros.messages import (
     SECOND_NS,
     checked_position,
     faulty_pose,

@@ -20,8 +20,8 @@ from sensor_msgs.msg import Image
 from mirage_ros.errors import MirageError
 from mirage_ros.loop.teleop import Gamepad, Keys, Terminal
 from mirage_ros.ros.callbacks import ending_with_ros
-from mirage_ros.ros.messages.conversions import pose_from_ros, twist_to_ros
-from mirage_ros.ros.messages.images import picture_from_ros
+from mirage_ros.ros.image_messages import picture_from_ros
+from mirage_ros.ros.messages import pose_from_ros, twist_to_ros
 
 TICK_S = 0.02
 COMMAND_S = 0.05

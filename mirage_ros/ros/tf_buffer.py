@@ -10,7 +10,7 @@ from geometry_msgs.msg import TransformStamped
 from jaxtyping import Float
 
 from mirage_ros.geometry.rigid import from_quaternion
-from mirage_ros.ros.messages.conversions import (
+from mirage_ros.ros.messages import (
     parts_from_ros,
     stamp_from_ros,
     transform_from_ros,

@@ -25,15 +25,15 @@ from mirage_ros.recording.topics import BY_NAME, TOPICS, FrameIds, Topic
 from mirage_ros.ros.callbacks import LazyPublisher
 from mirage_ros.ros.cameras import imu_config
 from mirage_ros.ros.config import CameraOutput, NodeConfig
-from mirage_ros.ros.messages.conversions import (
+from mirage_ros.ros.image_messages import (
+    compressed_depth_to_ros,
+    compressed_picture_to_ros,
+)
+from mirage_ros.ros.messages import (
     cloud_to_ros,
     message_class,
     message_of,
     transform_to_ros,
-)
-from mirage_ros.ros.messages.images import (
-    compressed_depth_to_ros,
-    compressed_picture_to_ros,
 )
 from mirage_ros.ros.overlays import DeltaPublisher, FrustumPublisher
 from mirage_ros.world.sensors import Imu

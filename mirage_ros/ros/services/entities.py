@@ -24,7 +24,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.protocol import Move
 from mirage_ros.ros.callbacks import Endpoints
 from mirage_ros.ros.cameras import RigCamera
-from mirage_ros.ros.messages.conversions import (
+from mirage_ros.ros.messages import (
     pose_from_ros,
     pose_to_ros,
     stamp_to_ros,

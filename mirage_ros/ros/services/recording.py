@@ -26,7 +26,7 @@ from mirage_ros.recording.topics import PICTURES, TF
 from mirage_ros.ros.callbacks import Deferred, Endpoints
 from mirage_ros.ros.config import CameraOutput
 from mirage_ros.ros.diagnostics import Health
-from mirage_ros.ros.messages.conversions import message_class
+from mirage_ros.ros.messages import message_class
 from mirage_ros.ros.recorder import (
     RecorderConfig,
     Source,

@@ -18,7 +18,7 @@ from mirage_ros.action import GenerateRollout
 from mirage_ros.errors import MirageError
 from mirage_ros.ros.callbacks import Deferred, Endpoints, Goal
 from mirage_ros.ros.chunk_timing import PriorityRollout, StepJob, stretched
-from mirage_ros.ros.messages.conversions import poses_from_flat, stamp_to_ros
+from mirage_ros.ros.messages import poses_from_flat, stamp_to_ros
 from mirage_ros.ros.services import FAILED, INCORRECT_STATE, LOADING, OK, answered
 from mirage_ros.ros.session import Session
 from mirage_ros.srv import Record

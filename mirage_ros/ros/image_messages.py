@@ -18,7 +18,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.images import eight_bits
 from mirage_ros.recording.topics import depth_metres, header_fields, image_fields, mask_pixels
-from mirage_ros.ros.messages.conversions import message_of
+from mirage_ros.ros.messages import message_of
 
 # encoding -> (kind of number, channels, order that gives r g b)
 COLOUR_ENCODINGS = {

@@ -1,1 +1,0 @@
-"""Messages from and to the project's own values."""
