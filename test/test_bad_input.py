@@ -48,7 +48,7 @@ from mirage_ros.ros.callbacks import GuardedNode, LongAction, create_service, re
 from mirage_ros.ros.diagnostics import MOST_LINES, QUIET, Health
 from mirage_ros.ros.messages import transform_to_ros
 from mirage_ros.ros.services.entities import name_filter
-from mirage_ros.ros.tf_buffer import Buffer
+from mirage_ros.ros.tf import Buffer
 from mirage_ros.ros.tracks import LookupException
 
 SLOW = "(a|aa|aaa)+" * 20 + "c"

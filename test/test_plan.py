@@ -19,8 +19,7 @@ from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.messages import pose_to_ros, stamp_to_ros, transform_to_ros
 from mirage_ros.ros.plan import Missing, Plan, PlanConfig
 from mirage_ros.ros.plan_intake import PlanIntake, Reactions
-from mirage_ros.ros.serialized import StampedPoses, path_from_bytes
-from mirage_ros.ros.tf_buffer import Buffer
+from mirage_ros.ros.tf import Buffer, StampedPoses, path_from_bytes
 
 SECOND = 1_000_000_000
 PERIOD = SECOND // 10

@@ -10,7 +10,7 @@ from mirage_ros.data.seeds import level_camera_pose
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.ros.cameras import mounted, read_rig
-from mirage_ros.ros.tf_buffer import Buffer
+from mirage_ros.ros.tf import Buffer
 from mirage_ros.ros.worker.commands import Planned
 from mirage_ros.world.world import Rig, World
 

@@ -14,7 +14,7 @@ from transforms3d.quaternions import mat2quat
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.rigid import from_rows
-from mirage_ros.ros import serialized
+from mirage_ros.ros import tf
 from mirage_ros.ros.messages import (
     parts_from_ros,
     pose_from_ros,
@@ -23,7 +23,7 @@ from mirage_ros.ros.messages import (
     stamp_to_ros,
     transform_to_ros,
 )
-from mirage_ros.ros.serialized import Untimed, path_from_bytes, transforms_from_bytes
+from mirage_ros.ros.tf import Untimed, path_from_bytes, transforms_from_bytes
 
 SECOND = 1_000_000_000
 
@@ -149,8 +149,8 @@ def test_paths_of_two_frames_or_with_bad_poses_are_refused():
 
 
 def test_a_path_is_bounded(monkeypatch):
-    monkeypatch.setattr(serialized, "MOST_POSES", 3)
-    monkeypatch.setattr(serialized, "MOST_LAYOUTS", 2)
+    monkeypatch.setattr(tf, "MOST_POSES", 3)
+    monkeypatch.setattr(tf, "MOST_LAYOUTS", 2)
     with pytest.raises(MirageError, match="holds 4 poses; send at most 3"):
         path_from_bytes(serialize_message(path([1, 2, 3, 4])))
     with pytest.raises(MirageError, match="name it in all or in none"):

@@ -16,8 +16,8 @@ from terminal import Pty, Screen
 
 from mirage_ros.errors import MirageError
 from mirage_ros.loop.teleop import EVENT, Gamepad, Keys, half_blocks
+from mirage_ros.ros.driving import TeleopConfig
 from mirage_ros.ros.image_messages import picture_to_ros
-from mirage_ros.ros.teleop import TeleopConfig
 
 TELEOP = [sys.executable, "-m", "mirage_ros.cli", "teleop"]
 

@@ -11,7 +11,7 @@ from rclpy.time import Time
 from test_plan import PERIOD, SECOND, START, feed, pose_at, stamps
 
 from mirage_ros.ros.messages import stamp_to_ros, transform_from_ros, transform_to_ros
-from mirage_ros.ros.tf_buffer import Buffer, make_buffer
+from mirage_ros.ros.tf import Buffer, make_buffer
 from mirage_ros.ros.tracks import ConnectivityException, ExtrapolationException, LookupException, Pose
 
 has_tf2 = pytest.mark.skipif(

@@ -253,7 +253,7 @@ def wander(arguments: argparse.Namespace) -> int:
 
 
 def teleop(arguments: argparse.Namespace) -> int:
-    from mirage_ros.ros.teleop import TeleopConfig, run_teleop
+    from mirage_ros.ros.driving import TeleopConfig, run_teleop
 
     config = TeleopConfig(
         speed_mps=arguments.speed,
@@ -273,7 +273,7 @@ def drive(arguments: argparse.Namespace, node_command: Sequence[str] = ()) -> in
     from mirage_ros.loop.base import live_base_under
     from mirage_ros.loop.teleop import check_terminal
     from mirage_ros.machine import Children, child_environment, mirage_command
-    from mirage_ros.ros.teleop import TeleopConfig, run_teleop
+    from mirage_ros.ros.driving import TeleopConfig, run_teleop
 
     check_terminal()
     live_base_under(load_seed(arguments.seed, arguments.hfov).camera.world_from_camera, arguments.kind)

@@ -221,7 +221,7 @@ def node_ros_arguments(arguments: argparse.Namespace) -> list[str]:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    from mirage_ros.ros.planner import PlannerConfig, run_planner
+    from mirage_ros.ros.driving import PlannerConfig, run_planner
 
     run_planner(
         PlannerConfig(

@@ -1,4 +1,7 @@
-"""Depth of latent cells from depth pictures, without inventing depths; and holes completed from what lies around them."""
+"""Depth of latent cells from depth pictures, without inventing depths; and holes completed from what lies around them.
+
+Apart from images.py, because numba takes a second to load: processes that only plan or drive do without it.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.machine import FAULT, OK, WARN, Finding, check_gpu, check_shared_memory
 from mirage_ros.recording.topics import CLOUD, INFO, TF, TF_STATIC, TOPICS
 from mirage_ros.ros.messages import stamp_from_ros
-from mirage_ros.ros.tf_buffer import Buffer
+from mirage_ros.ros.tf import Buffer
 
 # Types whose header names a frame that consumers look up, and that cost little to hear.
 PLACED = {INFO: CameraInfo, CLOUD: PointCloud2}

@@ -50,7 +50,7 @@ from mirage_ros.ros.messages import (
     transform_from_ros,
 )
 from mirage_ros.ros.playback import frame_of
-from mirage_ros.ros.tf_buffer import Buffer
+from mirage_ros.ros.tf import Buffer
 
 # Kept by the publishers and given to a policy that comes (back) later.
 KEPT = QoSProfile(depth=64, durability=DurabilityPolicy.TRANSIENT_LOCAL)

@@ -36,7 +36,7 @@ from mirage_ros.ros.services.spawning import Spawning
 from mirage_ros.ros.services.state import PERIOD_S, Condition, Reporter, StartingOver, StateServices
 from mirage_ros.ros.services.worlds import MemoryServices, WorldChanges, WorldServices
 from mirage_ros.ros.session import Host, Session
-from mirage_ros.ros.tf_buffer import make_buffer
+from mirage_ros.ros.tf import make_buffer
 from mirage_ros.ros.topics import LATCHED, TF_DEPTH, Publishers, publishers_of, streamed
 from mirage_ros.ros.worker.commands import Done
 

@@ -18,7 +18,7 @@ from mirage_ros.protocol import SECOND_NS
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.plan import Plan
-from mirage_ros.ros.serialized import StampedPoses, Untimed, path_from_bytes, transforms_from_bytes
+from mirage_ros.ros.tf import StampedPoses, Untimed, path_from_bytes, transforms_from_bytes
 from mirage_ros.ros.tracks import Pose, TransformError, Transforms
 
 SLICE_S = 0.005

@@ -1,4 +1,4 @@
-"""Transforms over time: one frame's track with interpolation, and chains of frames. No ROS messages; see tf_buffer.py.
+"""Transforms over time: one frame's track with interpolation, and chains of frames. No ROS messages; see tf.py.
 
 pytransform3d's time-varying transforms are fixed arrays that would have to be rebuilt with every message of a 100 Hz
 stream, hence these.
