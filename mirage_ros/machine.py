@@ -1,5 +1,5 @@
-"""This machine: child processes that never outlive their parent's block, and what is wrong with its shared memory and
-its GPU.
+"""This machine: its name, child processes that never outlive their parent's block, and what is wrong with its shared
+memory and its GPU.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import queue
 import re
 import shutil
@@ -376,3 +377,13 @@ def repair_soon(
         return
     with contextlib.suppress(MirageError):
         environment[PROFILES] = str(share_path("config", "fastdds.xml"))
+
+
+def processor_name() -> str:
+    """As the kernel names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -20,14 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from mirage_ros.apps import generate as run
+from mirage_ros.apps.generate import BatchBarrier, generate
+from mirage_ros.apps.generate_episode import POLICIES, Job
+from mirage_ros.apps.generate_pool import MOST_TRIES, retried, run_here
 from mirage_ros.cli import main
 from mirage_ros.env.stepping import draw_start
 from mirage_ros.errors import MirageError
-from mirage_ros.generate import run
-from mirage_ros.generate.episode import POLICIES, Job
-from mirage_ros.generate.pool import MOST_TRIES, retried, run_here
-from mirage_ros.generate.run import generate
-from mirage_ros.generate.worker import BatchBarrier
 from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import floor_axes
 from mirage_ros.models.pretrained import SHIPPED, load_model
@@ -169,7 +168,7 @@ def test_a_ray_cluster_loses_nothing_with_an_actor(job, plain, tmp_path, monkeyp
 
 def test_a_ray_pool_ends_its_actors_in_the_caller_s_cluster(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
-    from mirage_ros.generate import pool as pools
+    from mirage_ros.apps import generate_pool as pools
 
     class Quick:
         """Stands in for the actor: what is tested is how actors come and go."""

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 
-from mirage_ros.generate.episode import SPEED_MPS, TURN_RPS
+from mirage_ros.apps.generate_episode import SPEED_MPS, TURN_RPS
 from mirage_ros.geometry.images import resize_rgb
 
 COLOR = "observation.images.color"

@@ -14,9 +14,9 @@ from evaluate import FIRST_TEST_ROOM, arrivals, interval
 from policy import SIZE, DrivePolicy, clone
 from safetensors.torch import save_file
 
+from mirage_ros.apps.generate import generate
+from mirage_ros.apps.generate_episode import Job
 from mirage_ros.errors import MirageError
-from mirage_ros.generate.episode import Job
-from mirage_ros.generate.run import generate
 
 
 def main() -> None:

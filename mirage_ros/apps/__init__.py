@@ -1,1 +1,1 @@
-"""What people run: the demo and the closed loop."""
+"""What people run that starts several processes: the demo, the closed loop, generating datasets; and the studio."""

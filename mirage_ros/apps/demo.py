@@ -1,61 +1,40 @@
-"""`mirage demo`: runs planner, node and recorder as three processes, judges what arrived, and says so."""
+"""`mirage demo`: runs planner, node and recorder as three processes, judges what was recorded, and draws and says so."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from tqdm import tqdm
 
-from mirage_ros.apps import demo_report as figures
+import mirage_ros
 from mirage_ros.data.seeds import Seed, central_depth_m, load_seed
 from mirage_ros.errors import MirageError
+from mirage_ros.evaluation.metrics import psnr_db, ssim
 from mirage_ros.files import write_json
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.machine import Children, mirage_command, private_environment
+from mirage_ros.machine import Children, mirage_command, private_environment, processor_name
 from mirage_ros.models.pretrained import load_model
 from mirage_ros.protocol import WorldModel
+from mirage_ros.recording import drawing
 from mirage_ros.recording.mcap import clear
+from mirage_ros.recording.topics import COLOR
+from mirage_ros.recording.video import VideoWriter
+from mirage_ros.ros.playback import STAGES_S, RecordedFrame, Recording, read_recording
 from mirage_ros.world.world import World, WorldConfig
 
-
-def describe(report: dict, out: Path) -> str:
-    """A short table of a demo's report."""
-    rows = [
-        ("video", str(out / "demo.mp4")),
-        ("contact sheet", str(out / "demo.png")),
-        ("recording", f"{out / 'demo.mcap'}  (Foxglove, ros2 bag)"),
-        ("report", str(out / "report.json")),
-        ("", ""),
-        (
-            "frames",
-            f"{report['frames']} of {report['frames_planned']}, "
-            f"{report['frames_dropped']} dropped, {report['frames_per_s']:.1f} frames/s",
-        ),
-        ("stamps equal the plan's", _yes(report["stamps_equal_plan"])),
-        ("RGB = info = depth = TF", _yes(report["rgb_info_depth_tf_stamps_equal"])),
-        ("first against returned view", _decibels(report["psnr_return_db"])),
-    ]
-    if "psnr_return_no_memory_db" in report:
-        rows.append(("  the same without memory", _decibels(report["psnr_return_no_memory_db"])))
-    if "cache_tokens" in report:
-        size = report["cache_bytes"] / 2**20
-        rows.append(("memory", f"{report['cache_tokens']:,} tokens, {size:.1f} MiB"))
-    if report.get("node_peak_memory_bytes"):
-        rows.append(("node's peak memory", f"{report['node_peak_memory_bytes'] / 2**30:.2f} GiB"))
-    return "\n".join(f"{name:<28}{value}".rstrip() for name, value in rows)
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "NO"
-
-
-def _decibels(value: float | None) -> str:
-    return "equal pictures" if value is None else f"PSNR {value:.1f} dB"
+VIDEO_WIDTH_PX = 1200
+CELL_PX = 8
+PACKAGES = ("torch", "diffusers", "numpy", "rclpy", "mcap")
+Frames = Sequence[RecordedFrame]
 
 
 READY_S = 180.0
@@ -99,9 +78,6 @@ def run_demo(config: DemoConfig, load: Callable[[str], WorldModel] = load_model)
     Raises:
         MirageError: a bad seed, or a process that failed; nothing stays running.
     """
-    # rclpy is needed here only to decode the recording; plain `--help` must not load it.
-    from mirage_ros.ros.playback import read_recording
-
     seed = load_seed(config.seed, config.hfov_deg)
     config.out.mkdir(parents=True, exist_ok=True)
     model = load(config.model) if config.compare or seed.depth_m is None else None
@@ -114,20 +90,55 @@ def run_demo(config: DemoConfig, load: Callable[[str], WorldModel] = load_model)
     poses = np.array(log["world_from_camera"])
     cameras = Camera(np.array(log["intrinsics"]), poses, tuple(log["size"]))
     report = {"seed": seed.name, "model": config.model, "memory": config.use_memory}
-    report |= figures.rollout_figures(recording, log["stamps_ns"], log["started_ns"])
-    report |= figures.return_figures(recording.frames)
+    report |= rollout_figures(recording, log["stamps_ns"], log["started_ns"])
+    report |= return_figures(recording.frames)
     baseline = None
     if config.compare and config.use_memory:
         baseline = _roll_out_without_memory(model, seed, cameras, log["stamps_ns"], config)
-        report |= figures.baseline_figures(baseline, recording.frames)
-    report |= figures.machine_figures(peak_bytes)
+        report |= baseline_figures(baseline, recording.frames)
+    report |= machine_figures(peak_bytes)
     report["complete"] = report["stamps_equal_plan"] and report["rgb_info_depth_tf_stamps_equal"]
     write_json(config.out / "report.json", report)
-    figures.write_video(config.out / "demo.mp4", recording.frames, config.rate_hz)
+    write_video(config.out / "demo.mp4", recording.frames, config.rate_hz)
     last = baseline[-1] if baseline else None
     title = f"mirage  ·  {seed.name}"
-    figures.write_sheet(config.out / "demo.png", title, recording, cameras, report, last)
+    write_sheet(config.out / "demo.png", title, recording, cameras, report, last)
     return report
+
+
+def describe(report: dict, out: Path) -> str:
+    """A short table of a demo's report."""
+    rows = [
+        ("video", str(out / "demo.mp4")),
+        ("contact sheet", str(out / "demo.png")),
+        ("recording", f"{out / 'demo.mcap'}  (Foxglove, ros2 bag)"),
+        ("report", str(out / "report.json")),
+        ("", ""),
+        (
+            "frames",
+            f"{report['frames']} of {report['frames_planned']}, "
+            f"{report['frames_dropped']} dropped, {report['frames_per_s']:.1f} frames/s",
+        ),
+        ("stamps equal the plan's", _yes(report["stamps_equal_plan"])),
+        ("RGB = info = depth = TF", _yes(report["rgb_info_depth_tf_stamps_equal"])),
+        ("first against returned view", _decibels_in_words(report["psnr_return_db"])),
+    ]
+    if "psnr_return_no_memory_db" in report:
+        rows.append(("  the same without memory", _decibels_in_words(report["psnr_return_no_memory_db"])))
+    if "cache_tokens" in report:
+        size = report["cache_bytes"] / 2**20
+        rows.append(("memory", f"{report['cache_tokens']:,} tokens, {size:.1f} MiB"))
+    if report.get("node_peak_memory_bytes"):
+        rows.append(("node's peak memory", f"{report['node_peak_memory_bytes'] / 2**30:.2f} GiB"))
+    return "\n".join(f"{name:<28}{value}".rstrip() for name, value in rows)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "NO"
+
+
+def _decibels_in_words(value: float | None) -> str:
+    return "equal pictures" if value is None else f"PSNR {value:.1f} dB"
 
 
 def _estimate_depth_m(seed: Seed, model: WorldModel) -> float:
@@ -225,3 +236,154 @@ def _roll_out_without_memory(
     total = -(-len(stamps_ns) // model.chunk_frames)
     bar = tqdm(chunks, total=total, unit="chunk", desc="comparing without memory")
     return [frame.rgb for chunk in bar for frame in chunk.frames]
+
+
+def rollout_figures(recording: Recording, planned_ns: list[int], started_ns: int) -> dict:
+    """What arrived, how fast, and whether its stamps are the plan's.
+
+    Args:
+        planned_ns: stamps of the plan.
+        started_ns: wall time when the plan's first pose was published.
+    """
+    frames = recording.frames
+    stamps = [frame.stamp_ns for frame in frames]
+    arrived = sorted(recording.stamps_ns[COLOR])
+    alike = all(sorted(found) == arrived for found in recording.stamps_ns.values())
+    offsets = [abs(a - b) for a, b in zip(arrived, planned_ns, strict=False)]
+    wall_s = (max(frame.arrival_ns for frame in frames) - started_ns) / 1e9 if frames else None
+    return {
+        "frames": len(frames),
+        "frames_planned": len(planned_ns),
+        "frames_dropped": len(set(planned_ns) - set(stamps)),
+        "stamps_equal_plan": arrived == sorted(planned_ns),
+        "stamps_max_difference_ns": max(offsets, default=None),
+        "rgb_info_depth_tf_stamps_equal": alike,
+        "seconds": wall_s,
+        "frames_per_s": len(frames) / wall_s if wall_s else None,
+        "picture_size": list(frames[0].rgb.shape[:2]) if frames else None,
+        **_status_figures(recording.statuses),
+    }
+
+
+def return_figures(frames: Frames) -> dict:
+    """How alike the first and the last picture are, which were taken from one pose."""
+    first, last = frames[0].rgb, frames[-1].rgb
+    return {"psnr_return_db": _finite(psnr_db(first, last)), "ssim_return": ssim(first, last)}
+
+
+def baseline_figures(pictures: list[UInt8[np.ndarray, "h w 3"]], frames: Frames) -> dict:
+    """The same for the rollout without memory, whose first picture is `pictures[0]`.
+
+    It is also compared with the first picture of the remembering rollout, because a world
+    that fades to a uniform grey resembles itself.
+    """
+    own, true = psnr_db(pictures[0], pictures[-1]), psnr_db(frames[0].rgb, pictures[-1])
+    return {
+        "psnr_return_no_memory_db": _finite(true),
+        "psnr_return_no_memory_to_own_first_db": _finite(own),
+        "ssim_return_no_memory": ssim(frames[0].rgb, pictures[-1]),
+    }
+
+
+def machine_figures(node_peak_bytes: int | None) -> dict:
+    """Where the figures were taken and with what."""
+    return {
+        "node_peak_memory_bytes": node_peak_bytes,
+        "machine": {
+            "cores": len(os.sched_getaffinity(0)),
+            "cpu": processor_name(),
+            "system": platform.platform(),
+        },
+        "versions": {
+            "mirage_ros": mirage_ros.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
+    }
+
+
+def write_video(path: Path, frames: Frames, rate_hz: float) -> None:
+    """RGB, depth and observed side by side, at the plan's own rate."""
+    range_m = drawing.depth_range_m([frame.depth_m for frame in frames])
+    factor = max(1.0, VIDEO_WIDTH_PX / (3 * frames[0].rgb.shape[1]))
+    with VideoWriter(path, rate_hz) as video:
+        for frame in frames:
+            time_s = (frame.stamp_ns - frames[0].stamp_ns) / 1e9
+            pictures = (frame.rgb, frame.depth_m, frame.observed)
+            video.add(drawing.compose_frame(*pictures, range_m, time_s, factor))
+
+
+def write_sheet(
+    path: Path,
+    title: str,
+    recording: Recording,
+    cameras: Camera,
+    report: dict,
+    baseline_last: UInt8[np.ndarray, "h w 3"] | None,
+) -> None:
+    """Moments, the cloud from above, and the return beside the first view."""
+    frames = recording.frames
+    start_ns = frames[0].stamp_ns
+    moments = [
+        drawing.Picture(frames[index].rgb, f"{(frames[index].stamp_ns - start_ns) / 1e9:.1f} s")
+        for index in drawing.pick_moments(len(frames))
+    ]
+    aspect = frames[0].rgb.shape[0] / frames[0].rgb.shape[1]
+    cloud = recording.cloud or {"xyz": np.zeros((0, 3)), "rgb": np.zeros((0, 3), np.uint8)}
+    cells = max(frames[0].rgb.shape[1] // CELL_PX, 1)
+    drawn = drawing.draw_cloud_from_above(cloud["xyz"], cloud["rgb"], cameras, drawing.cloud_size(aspect), cells)
+    subtitle = (
+        f"{report['frames']} frames of {frames[0].rgb.shape[1]}x{frames[0].rgb.shape[0]} at "
+        f"{report['frames_per_s']:.1f} frames/s on {report['machine']['cores']} cores, "
+        f"{report.get('cache_tokens', 0):,} tokens remembered"
+    )
+    comparison = _comparison(frames, report, baseline_last)
+    above = drawing.Picture(drawn, "what it remembers, from above, and the camera's path")
+    drawing.save_picture(path, drawing.compose_sheet(title, subtitle, moments, above, comparison))
+
+
+def _comparison(frames: Frames, report: dict, baseline_last) -> list[drawing.Picture]:
+    range_m = drawing.depth_range_m([frame.depth_m for frame in frames])
+    pictures = [
+        drawing.Picture(frames[0].rgb, "first view"),
+        drawing.Picture(frames[-1].rgb, f"back again: {_decibels(report['psnr_return_db'])}"),
+    ]
+    if baseline_last is not None:
+        decibels = _decibels(report["psnr_return_no_memory_db"])
+        pictures.append(drawing.Picture(baseline_last, f"back again without memory: {decibels}"))
+    depth = drawing.colour_depth(frames[-1].depth_m, range_m)
+    return [*pictures, drawing.Picture(depth, f"depth, {range_m[0]:.1f} to {range_m[1]:.1f} m")]
+
+
+def _status_figures(statuses: list[dict]) -> dict:
+    if not statuses:
+        return {}
+    last = statuses[-1]
+    return {
+        "chunks": len(statuses),
+        "chunk_latency_median_s": {
+            stage.removesuffix("_s"): round(float(np.median([s[stage] for s in statuses])), 4)
+            for stage in STAGES_S
+        },
+        "chunk_frames_per_s_median": float(np.median([s["frames_per_s"] for s in statuses])),
+        "cache_tokens": int(last["cache_tokens"]),
+        "cache_bytes": int(last["cache_bytes"]),
+        "observed_fraction_last": float(last["observed_fraction"]),
+        "observed_fraction_least": float(min(s["observed_fraction"] for s in statuses)),
+    }
+
+
+def _decibels(value: float | None) -> str:
+    return "equal" if value is None else f"{value:.1f} dB"
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity; equal pictures give null."""
+    return round(value, 3) if np.isfinite(value) else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

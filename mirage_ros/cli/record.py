@@ -171,8 +171,8 @@ def add_generate(parsers) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    from mirage_ros.generate.episode import Job
-    from mirage_ros.generate.run import generate as run_job
+    from mirage_ros.apps.generate import generate as run_job
+    from mirage_ros.apps.generate_episode import Job
 
     # A path that cannot be written is reported before hours of work, not after.
     write_json({"complete": False}, arguments.json)

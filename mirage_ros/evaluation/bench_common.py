@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_colours
 from mirage_ros.geometry.rigid import exp_rotation
+from mirage_ros.machine import processor_name
 from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 
 
@@ -55,7 +55,7 @@ def measure(work: Callable[[], object], repeats: int, warm_up: int = 1) -> Timin
 def describe_machine() -> dict[str, str | int]:
     """Processor, cores that may be used, threads of torch, Python and torch."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "torch_threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 1),
@@ -81,15 +81,6 @@ def _add_up(values):
     for value in values:
         total += value
     return total
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 HFOV_DEG = 70.0

@@ -7,6 +7,7 @@ whole chunks.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -16,11 +17,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 from transforms3d.quaternions import mat2quat
 
+from mirage_ros.apps.generate_pool import Event
 from mirage_ros.data.seeds import central_depth_m, clearance_m, plan_tour
 from mirage_ros.env.environments import GOAL_RADIUS_M, PER_STEP, REACHED, drive_in, driven
 from mirage_ros.env.stepping import Start, draw_start
 from mirage_ros.errors import MirageError
-from mirage_ros.generate.pool import Event
+from mirage_ros.files import write_json
 from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.models.pretrained import model_digest
@@ -33,6 +35,7 @@ SPEED_MPS, TURN_RPS = 0.8, 1.0
 ROOM_M = 0.35
 CANDIDATES = 48
 OBSTACLES = 800
+MANIFEST = "generate.json"
 
 TWIST = ("vx_m_s", "vy_m_s", "vz_m_s", "wx_rad_s", "wy_rad_s", "wz_rad_s")
 POSE = ("x_m", "y_m", "z_m", "qw", "qx", "qy", "qz")
@@ -93,6 +96,32 @@ class Job:
         starts = self.starts if isinstance(self.starts, str) else list(self.starts)
         options = asdict(self) | {"policies": list(self.policies), "starts": starts}
         return options | {"weights": model_digest(self.model)}
+
+
+def check_manifest(wanted: dict, out: FilePath, begun: bool) -> None:
+    """Writes what the dataset is made from, or raises MirageError where it is another.
+
+    Args:
+        wanted: `Job.manifest()`.
+        begun: episodes are there already.
+    """
+    path = out / MANIFEST
+    if not begun or not path.exists():
+        write_json(path, wanted)
+        return
+    try:
+        found = json.loads(path.read_text())
+        different = [name for name in wanted if found[name] != wanted[name]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MirageError(f"{path} is damaged ({error!r}); choose another folder.") from error
+    if different:
+        differences = {name: f"{name} {found[name]!r}, not {wanted[name]!r}" for name in different}
+        if "weights" in differences:
+            differences["weights"] = "other weights"
+        raise MirageError(
+            f"{out} was begun with {', '.join(differences.values())}; give the same options or another "
+            "folder."
+        )
 
 
 @dataclass(frozen=True)
