@@ -17,10 +17,9 @@ from rosbags.rosbag2 import Reader
 
 from mirage_ros.data.seeds import PosedRgbd
 from mirage_ros.errors import MirageError
-from mirage_ros.recording.cdr import frame_messages
-from mirage_ros.recording.formats import FORMATS, open_dataset, open_recorder
+from mirage_ros.recording.formats import FORMATS, open_dataset, open_recorder, recover
 from mirage_ros.recording.mcap import McapRecorder
-from mirage_ros.recording.recovery import recover
+from mirage_ros.recording.messages import frame_messages
 
 TESTS = Path(__file__).parent
 # Writes episodes, or one long recording, until it is killed; told is what is on the disk.

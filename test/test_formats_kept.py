@@ -9,9 +9,8 @@ import pytest
 from recorded_frames import config, frame, record, values
 
 from mirage_ros.errors import MirageError
-from mirage_ros.recording.formats import FORMATS, begin_episode, open_recorder
+from mirage_ros.recording.formats import FORMATS, begin_episode, open_recorder, recover
 from mirage_ros.recording.mcap import McapRecorder, clear
-from mirage_ros.recording.recovery import recover
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:

@@ -12,10 +12,9 @@ import pytest
 from lerobot_reading import COLOR, DEPTH, digest, expect_whole
 from recorded_frames import RATE_HZ, config, frame, record, values
 
-from mirage_ros.recording.formats import begin_episode, open_dataset, open_recorder
+from mirage_ros.recording.formats import begin_episode, open_dataset, open_recorder, recover
 from mirage_ros.recording.lerobot import episode as lerobot_halves
 from mirage_ros.recording.lerobot.episode import mend_half
-from mirage_ros.recording.recovery import recover
 
 LONGEST = 40
 # A stream as a node records it, which is written to its last frame and then killed.

@@ -13,8 +13,8 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 from tf2_msgs.msg import TFMessage
 
-from mirage_ros.recording.cdr import definition, frame_messages
 from mirage_ros.recording.formats import open_recorder
+from mirage_ros.recording.messages import definition, frame_messages
 from mirage_ros.ros.image_messages import depth_to_ros, mask_to_ros, picture_to_ros
 from mirage_ros.ros.messages import camera_info_to_ros, message_class, transform_to_ros
 

@@ -21,7 +21,7 @@ from ros_client import PICTURES, STREAMED, Client, NodeProcess
 from rosbags.rosbag2 import Reader
 
 from mirage_ros.data.seeds import PosedRgbd, load_seed
-from mirage_ros.recording.recovery import recover
+from mirage_ros.recording.formats import recover
 from mirage_ros.ros.image_messages import depth_from_ros, picture_from_ros
 from mirage_ros.ros.messages import stamp_from_ros
 

@@ -112,7 +112,7 @@ class _Progress:
 
 
 def recover(arguments: argparse.Namespace) -> int:
-    from mirage_ros.recording.recovery import recover
+    from mirage_ros.recording.formats import recover
 
     for sentence in recover(arguments.path):
         print(sentence)

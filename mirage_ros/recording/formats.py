@@ -1,7 +1,13 @@
-"""Recording formats by name. Nothing but the format that is opened is imported."""
+"""Recording formats by name: how their datasets are opened, and how a recording that was cut off is made whole.
+
+Nothing but the format that is opened is imported. `mirage recover` writes nothing over: what was cut off is removed
+only after the mended recording has its name. What somebody is writing is left alone: each writer holds a lock on its
+file or folder, and whoever fills a dataset one on the dataset's.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -9,8 +15,17 @@ from pathlib import Path
 
 from mirage_ros.errors import MirageError
 from mirage_ros.recording import FORMATS
-from mirage_ros.recording.episodes import PathLock, check_free, check_writable, remove_halves
-from mirage_ros.recording.pictures import FolderDataset, SingleDataset, episode_path
+from mirage_ros.recording.episodes import (
+    PARTIAL,
+    PathLock,
+    check_free,
+    check_left,
+    check_writable,
+    partials_of,
+    remove,
+    remove_halves,
+)
+from mirage_ros.recording.pictures import FolderDataset, SingleDataset, episode_path, trim_pictures
 from mirage_ros.recording.recorder import (
     NOTHING,
     Dataset,
@@ -19,6 +34,9 @@ from mirage_ros.recording.recorder import (
     Recorder,
     RecordingConfig,
 )
+
+# ffmpeg ends its file by itself when its source dies, within this time.
+FFMPEG_END_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,7 @@ class Format:
 
 
 FOLDERS = {
-    "mcap": Format("mcap", "McapEpisode", live={"flush_s": 1.0}),
+    "mcap": Format("messages", "McapEpisode", live={"flush_s": 1.0}),
     "video": Format("video", "VideoEpisode", ".mp4"),
     "png": Format("pictures", "PictureEpisode", options={"depth": "png"}),
     "exr": Format("pictures", "PictureEpisode", options={"depth": "exr"}),
@@ -189,3 +207,107 @@ def _import(module: str):
             f"This format needs a package that is missing ({error}); "
             "pip install 'mirage_ros[record]'."
         ) from error
+
+
+def recover(path: str | Path) -> list[str]:
+    """Mends the recording at `path`, which may also be the temporary name it was left under.
+
+    Returns:
+        Sentences about what was found and done.
+
+    Raises:
+        MirageError: nothing there was left by a recording, or it is still being written.
+    """
+    path = _target(Path(path))
+    partials = partials_of(path)
+    for partial in partials:
+        # None is mended beside a recording that is to get the same name.
+        check_left(partial, path)
+    done = [_mend_partial(partial, path) for partial in partials]
+    if path.is_dir() and not done:
+        done = _recover_folder(path)
+    elif path.suffix == ".mcap" and path.is_file() and not done:
+        done = [_mend_file(path)]
+    if not done:
+        raise MirageError(
+            f"There is no recording {path}, nor one that was cut off; give the path that was "
+            "recorded to."
+        )
+    return done
+
+
+def _target(path: Path) -> Path:
+    """The name that a temporary name stands for."""
+    if path.name.endswith(PARTIAL) and not path.name.startswith("."):
+        return path.with_name(path.name.removesuffix(PARTIAL))
+    return path
+
+
+def _mend_partial(partial: Path, target: Path) -> str:
+    """A single recording that never got its name."""
+    target = _free(target)
+    if partial.suffix == ".mp4" or (partial / "K.txt").is_file():
+        mend = _mend_video if partial.suffix == ".mp4" else _mend_pictures
+        with PathLock(partial, target):
+            return mend(partial, target)
+    bag = next(partial.glob("*.mcap"), None) if partial.is_dir() else partial
+    if bag is None:
+        raise MirageError(f"{partial} was cut off before its first frame; remove it.")
+    done = _import("mirage_ros.recording.mcap").mend(bag, target)
+    remove(partial)
+    return done
+
+
+def _mend_file(path: Path) -> str:
+    mcap = _import("mirage_ros.recording.mcap")
+    return f"{path} is whole." if mcap.is_whole(path) else mcap.mend(path, path)
+
+
+def _mend_pictures(partial: Path, target: Path) -> str:
+    """Drops pictures that came without a line in the tables, and a half line."""
+    frames = trim_pictures(partial)
+    if not frames:
+        raise MirageError(f"{partial} was cut off before its first frame; remove it.")
+    partial.replace(target)
+    return f"{target}: {frames} frames"
+
+
+def _mend_video(partial: Path, target: Path) -> str:
+    """ffmpeg ends its file by itself when its source dies, a moment later."""
+    video, size = _import("mirage_ros.recording.video"), -1
+    while size != (size := partial.stat().st_size):
+        time.sleep(FFMPEG_END_S)
+    video.index_once(partial, target)
+    remove(partial)
+    return f"{target}: {video.count_frames(target)} frames"
+
+
+def _recover_folder(path: Path) -> list[str]:
+    """A bag, a dataset of episodes, a LeRobot dataset, by what is in it."""
+    if (path / "meta" / "info.json").is_file() or (path / ".parts").is_dir():
+        return [_import("mirage_ros.recording.lerobot.dataset").recover_dataset(path)]
+    bags = sorted(path.glob("*.mcap"))
+    if bags:
+        return [_mend_file(bag) for bag in bags]
+    with PathLock(path):
+        return _drop_halves(path)
+
+
+def _drop_halves(path: Path) -> list[str]:
+    """The same of a folder of episodes; every finished one is whole by itself."""
+    half = sorted(path.glob(f".episode-*{PARTIAL}*"))
+    whole = sorted(path.glob("episode-*"))
+    for episode in half:
+        check_left(episode, path)
+    for episode in half:
+        remove(episode)
+    if not half and not whole:
+        return []
+    return [f"{path}: {len(whole)} episodes, {len(half)} half ones removed"]
+
+
+def _free(target: Path) -> Path:
+    """`target`, or a name beside it when a recording of that name is there."""
+    others = (f"{target.stem}.recovered{n or ''}{target.suffix}" for n in range(1000))
+    names = (target, *(target.with_name(other) for other in others))
+    return next(name for name in names if not name.exists())

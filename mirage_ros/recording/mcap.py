@@ -1,4 +1,4 @@
-"""MCAP files of serialised ROS 2 messages, and episodes as the messages that the node would publish.
+"""MCAP files of serialised ROS 2 messages: written whole, and made whole when they were cut off.
 
 A file is written by the `mcap` package, whole or not at all. It follows the ros2 profile of the MCAP
 specification: message encoding `cdr`, schema encoding `ros2msg`, and the channel and file metadata
@@ -8,23 +8,24 @@ that rosbag2 writes, so that Foxglove, `ros2 bag` and the pure-Python readers op
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import yaml
+import zstandard
+from mcap.exceptions import McapError
+from mcap.reader import make_reader
+from mcap.records import Channel, McapRecord, Message, Metadata, Schema
+from mcap.stream_reader import StreamReader
 from mcap.writer import CompressionType, Writer
+from tqdm import tqdm
 
 from mirage_ros.errors import MirageError
-from mirage_ros.protocol import Frame
-from mirage_ros.recording.cdr import definition, frame_messages, value_messages
-from mirage_ros.recording.episodes import PARTIAL, Episode, PathLock, check_left, disk_errors, remove
-from mirage_ros.recording.recorder import NOTHING, RecordingConfig
-from mirage_ros.recording.topics import BY_NAME, Qos
+from mirage_ros.recording.episodes import PARTIAL, PathLock, check_left, disk_errors, lock_or_refuse, remove
 
 BAG_METADATA_VERSION = 9
 BAG_RECORD = "rosbag2"
@@ -300,45 +301,87 @@ def clear(path: Path) -> None:
     remove(path)
 
 
-class McapEpisode(Episode):
-    """A `.mcap` file or rosbag2's folder; log times are the frames' planned stamps.
+CUT_OFF = (McapError, struct.error, zstandard.ZstdError, EOFError, ValueError)
 
-    Values that come with a frame lie on topics of their own, `observation.state` on
-    `observation/state`, as arrays of numbers.
+
+def is_whole(path: Path) -> bool:
+    """Whether readers find the file's index."""
+    try:
+        with path.open("rb") as stream:
+            return make_reader(stream).get_summary() is not None
+    except (*CUT_OFF, OSError):
+        return False
+
+
+def mend(broken: Path, target: Path) -> str:
+    """Writes all that can be read of `broken` as the recording `target`.
+
+    `broken` stays, unless it is the target itself.
+
+    Args:
+        target: a .mcap file or a rosbag2 folder, see `McapRecorder`.
+
+    Returns:
+        A sentence about what was found.
+
+    Raises:
+        MirageError: somebody is still recording to it, or it holds no message.
     """
+    messages = 0
+    with broken.open("rb") as stream, lock_or_refuse(stream.fileno(), broken):
+        partial = target.with_name(target.name + ".mending")
+        with McapRecorder(target, partial=partial, replace=True) as recorder:
+            records = tqdm(readable(stream), unit="record", desc="mending", delay=1.0)
+            for message in copy_records(records, recorder):
+                messages += message
+            lost = broken.stat().st_size - stream.tell()
+            if not messages:
+                recorder.discard()
+    if not messages:
+        raise MirageError(
+            f"{broken} was cut off before its first message was flushed; nothing can be read from "
+            "it: remove it."
+        )
+    end = f"; {lost} bytes after them cannot be read" if lost else ""
+    return f"{target}: {messages} messages on {len(recorder.counts)} topics{end}"
 
-    def __init__(
-        self,
-        target: Path,
-        config: RecordingConfig,
-        task: str = "",
-        info: Mapping = NOTHING,
-        flush_s: float | None = None,
-    ) -> None:
-        """`flush_s` is the longest time a frame may wait in memory, see `McapRecorder`."""
-        super().__init__(target, config, task, info)
-        self._bag = McapRecorder(target, flush_s=flush_s, partial=self.partial)
 
-    def _write(self, frame: Frame, values: Mapping[str, np.ndarray]) -> None:
-        namespace = self.config.namespace.strip("/")
-        prefix = f"/{namespace}/" if namespace else "/"
-        for messages in (frame_messages(frame, self.config), value_messages(values, self.config)):
-            for name, type_name, data in messages:
-                topic = name if name.startswith("/") else prefix + name
-                if topic not in self._bag.counts:
-                    text, type_hash = definition(type_name)
-                    qos = BY_NAME[name].qos if name in BY_NAME else Qos()
-                    profiles = yaml.safe_dump([qos.rosbag_profile()], sort_keys=False)
-                    self._bag.channel(topic, type_name, text, profiles, type_hash)
-                self._bag.write(topic, data, frame.stamp_ns)
+def readable(stream) -> Iterator[McapRecord]:
+    """Records up to where the file is cut off or damaged, where the stream stands then."""
+    place = stream.tell()
+    reader = StreamReader(stream, validate_crcs=True).records
+    while True:
+        try:
+            record = next(reader)
+        except StopIteration:
+            return
+        except CUT_OFF:
+            stream.seek(place)
+            return
+        place = stream.tell()
+        yield record
 
-    def _complete(self) -> None:
-        info = json.dumps(self.info, sort_keys=True)
-        self._bag.note("mirage_ros", {"task": self.task, "info": info})
-        self._bag.finish()
 
-    def _abandon(self) -> None:
-        self._bag.abandon()
-
-    def _let_go(self) -> None:
-        self._bag.let_go()
+def copy_records(records: Iterator[McapRecord], recorder: McapRecorder) -> Iterator[int]:
+    """Writes records anew; yields 1 for every message."""
+    schemas: dict[int, Schema] = {}
+    topics: dict[int, str] = {}
+    for record in records:
+        if isinstance(record, Schema):
+            schemas[record.id] = record
+        elif isinstance(record, Channel) and record.id not in topics:
+            schema = schemas[record.schema_id]
+            topics[record.id] = record.topic
+            recorder.channel(
+                record.topic,
+                schema.name,
+                schema.data.decode(),
+                record.metadata.get("offered_qos_profiles", ""),
+                record.metadata.get("topic_type_hash", ""),
+            )
+        elif isinstance(record, Message):
+            topic = topics[record.channel_id]
+            recorder.write(topic, record.data, record.log_time, record.publish_time)
+            yield 1
+        elif isinstance(record, Metadata) and record.name != BAG_RECORD:
+            recorder.note(record.name, record.metadata)

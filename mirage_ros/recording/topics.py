@@ -1,7 +1,7 @@
 """The node's topics in one table: name, type, QoS, and the fields of the messages made of a frame.
 
 No ROS package is imported here. `ros/topics.py` turns the fields into messages and publishes them,
-`recording/cdr.py` serialises the same fields for MCAP; recorder, playback, loop monitor, doctor and
+`recording/messages.py` serialises the same fields for MCAP; recorder, playback, loop monitor, doctor and
 the tests of the documents read the table as well.
 
 A new topic of every frame is a row in TOPICS and a function that returns its fields; docs/ros.md

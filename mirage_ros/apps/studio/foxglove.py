@@ -19,7 +19,7 @@ import numpy as np
 from mirage_ros.apps.studio.walk import View
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import STAGES, Frame
-from mirage_ros.recording.cdr import definition, serialize
+from mirage_ros.recording.messages import definition, serialize
 from mirage_ros.recording.topics import (
     BY_NAME,
     COLOR_POINT,

@@ -1,4 +1,4 @@
-"""Messages as the bytes that the node would publish, without a ROS install.
+"""Frames as the bytes of the messages that the node would publish, without a ROS install; and episodes of them in MCAP.
 
 Layouts are not written by hand: `rosbags` brings the message packages' own definitions and generates
 serialisers, schema texts and type hashes from them; fields of `recording/topics.py` are filled in.
@@ -8,16 +8,21 @@ arrays; for the six messages of a 240x320 frame it needs 0.34 ms, rosbags 0.29 m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+import yaml
 from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_typestore
 
 from mirage_ros.protocol import Frame
-from mirage_ros.recording.recorder import RecordingConfig
-from mirage_ros.recording.topics import EVERYWHERE, TOPICS, Fields, FrameIds
+from mirage_ros.recording.episodes import Episode
+from mirage_ros.recording.mcap import McapRecorder
+from mirage_ros.recording.recorder import NOTHING, RecordingConfig
+from mirage_ros.recording.topics import BY_NAME, EVERYWHERE, TOPICS, Fields, FrameIds, Qos
 
 ARRAYS = {
     "float32": "std_msgs/msg/Float32MultiArray",
@@ -86,3 +91,47 @@ def _message(type_name: str, fields: Fields):
         value = values[name]
         values[name] = [_message(nested, item) for item in value] if several else _message(nested, value)
     return store().types[type_name](**values)
+
+
+class McapEpisode(Episode):
+    """A `.mcap` file or rosbag2's folder; log times are the frames' planned stamps.
+
+    Values that come with a frame lie on topics of their own, `observation.state` on
+    `observation/state`, as arrays of numbers.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        config: RecordingConfig,
+        task: str = "",
+        info: Mapping = NOTHING,
+        flush_s: float | None = None,
+    ) -> None:
+        """`flush_s` is the longest time a frame may wait in memory, see `McapRecorder`."""
+        super().__init__(target, config, task, info)
+        self._bag = McapRecorder(target, flush_s=flush_s, partial=self.partial)
+
+    def _write(self, frame: Frame, values: Mapping[str, np.ndarray]) -> None:
+        namespace = self.config.namespace.strip("/")
+        prefix = f"/{namespace}/" if namespace else "/"
+        for messages in (frame_messages(frame, self.config), value_messages(values, self.config)):
+            for name, type_name, data in messages:
+                topic = name if name.startswith("/") else prefix + name
+                if topic not in self._bag.counts:
+                    text, type_hash = definition(type_name)
+                    qos = BY_NAME[name].qos if name in BY_NAME else Qos()
+                    profiles = yaml.safe_dump([qos.rosbag_profile()], sort_keys=False)
+                    self._bag.channel(topic, type_name, text, profiles, type_hash)
+                self._bag.write(topic, data, frame.stamp_ns)
+
+    def _complete(self) -> None:
+        info = json.dumps(self.info, sort_keys=True)
+        self._bag.note("mirage_ros", {"task": self.task, "info": info})
+        self._bag.finish()
+
+    def _abandon(self) -> None:
+        self._bag.abandon()
+
+    def _let_go(self) -> None:
+        self._bag.let_go()
