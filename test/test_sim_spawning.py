@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseStamped, Twist, TwistStamped, Vector3
 from plans import sideways
 from sensor_msgs.msg import Image
 from sim_client import OK, PERIOD, START, entity_state, move, reset
@@ -210,3 +210,28 @@ def test_a_reset_puts_bodies_back_or_takes_away_what_was_spawned(sim, folder):
     assert refused.result == Result.RESULT_FEATURE_UNSUPPORTED and "4 (what was spawned)" in refused.error_message
     sim.ask(srv.UnloadWorld, "unload_world")
     assert spawn(sim, "box").result.result == Result.RESULT_INCORRECT_STATE
+
+
+def test_bodies_are_driven_by_their_cmd_vel_until_it_ends(sim, folder):
+    for name in ("one", "fleet/two", "still"):
+        assert spawn(sim, name, pose=ahead(folder, 2.0)).result.result == OK
+    place = lambda name: pose_from_ros(entity_state(sim, name).state.pose)  # noqa: E731
+    begun = place("one")
+    plain = sim.node.create_publisher(Twist, "entities/one/cmd_vel", 10)
+    stamped = sim.node.create_publisher(TwistStamped, "entities/fleet/two/cmd_vel", 10)
+    sim.spin(lambda: plain.get_subscription_count() and stamped.get_subscription_count())
+    assert not any("still" in topic for topic, _ in sim.node.get_topic_names_and_types())
+    ahead_along_x, turning = Twist(linear=Vector3(x=1.0)), Twist(angular=Vector3(z=1.0))
+    moving = lambda name: entity_state(sim, name).state.twist  # noqa: E731
+    plain.publish(Twist(linear=Vector3(x=math.nan)))
+    plain.publish(ahead_along_x)
+    stamped.publish(TwistStamped(twist=turning))
+    sim.spin(lambda: moving("one").linear != Vector3() and moving("fleet/two").angular != Vector3())
+    assert sim.step(8).result == OK  # 0.8 s, of which 0.5 s are driven
+    np.testing.assert_allclose(place("one")[:3, 3], begun[:3, 3] + 0.5 * begun[:3, 0], atol=1e-6)
+    turned = begun[:3, :3].T @ place("fleet/two")[:3, :3]
+    assert math.atan2(turned[1, 0], turned[0, 0]) == pytest.approx(0.5, abs=1e-6)
+    np.testing.assert_allclose(place("still"), begun, atol=1e-6)
+    assert moving("one").linear == Vector3(), "it stands still when nobody drives it any more"
+    assert sim.ask(srv.DeleteEntity, "delete_entity", entity="one").result.result == OK
+    sim.spin(lambda: plain.get_subscription_count() == 0)

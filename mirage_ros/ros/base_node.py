@@ -38,11 +38,13 @@ from mirage_ros.loop.base import (
     live_base_under,
 )
 from mirage_ros.ros.messages import (
+    COMMAND_TYPES,
     SECOND_NS,
     pose_to_ros,
     stamp_from_ros,
     stamp_to_ros,
     transform_to_ros,
+    twist_from_ros,
     twist_to_ros,
 )
 
@@ -53,7 +55,6 @@ UNSTAMPED_NS = 0
 COMMAND_DEPTH = 10
 FASTEST_TF_HZ = 200.0
 WATCH_S = 0.2
-COMMAND_TYPES = {"geometry_msgs/msg/Twist": Twist, "geometry_msgs/msg/TwistStamped": TwistStamped}
 # (1 mm)^2, (1 mrad)^2 and the same per second: exact, but filters invert these matrices.
 COVARIANCE = np.diag([1e-6] * 6).ravel()
 
@@ -326,8 +327,7 @@ class LiveBaseNode(_Base):
             self.get_logger().info(f"cmd_vel is published as {self._heard} now, which is heeded.")
 
     def _on_twist(self, twist: Twist) -> None:
-        linear, angular = twist.linear, twist.angular
-        values = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
+        values = np.concatenate(twist_from_ros(twist))
         if not self.base.command(values, self.get_clock().now().nanoseconds):
             self._say_once("nan", "cmd_vel holds NaN or infinity; the base stops for such commands.")
 

@@ -1,26 +1,33 @@
 """What comes in beside the plan: live pictures for a new world (seed/*), real pictures with depth that are written over
-what was imagined (observe/*), and prompts, which say what the next chunks are to show (prompt).
+what was imagined (observe/*), prompts, which say what the next chunks are to show (prompt), and velocities of bodies
+(entities/NAME/cmd_vel).
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from geometry_msgs.msg import Twist, TwistStamped
 from jaxtyping import Float
+from rclpy.node import Node
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
 
 from mirage_ros.data.seeds import Seed
 from mirage_ros.errors import MirageError
+from mirage_ros.protocol import SECOND_NS, Move
 from mirage_ros.ros.image_messages import depth_from_ros, picture_from_ros
-from mirage_ros.ros.messages import camera_from_ros, stamp_from_ros
+from mirage_ros.ros.messages import COMMAND_TYPES, camera_from_ros, stamp_from_ros, twist_from_ros
 from mirage_ros.ros.session import Session
 from mirage_ros.ros.tracks import TransformError
-from mirage_ros.ros.worker.commands import Done, Failed, Observe, Prompt
+from mirage_ros.ros.worker.commands import ChangeEntities, Done, Failed, Observe, Prompt
+from mirage_ros.world.entities import FASTEST
 
 PROMPT = "prompt"
 
@@ -313,3 +320,70 @@ class Observations:
 
         self._session.submit(command, then)
         self._at_work = True
+
+
+ENTITIES = "entities"
+
+
+class EntityCommands:
+    """Moves bodies by what is published on entities/NAME/cmd_vel, as Twist or TwistStamped of any stamp.
+
+    A topic is subscribed to once somebody publishes there: most bodies are never driven. One change is with the worker
+    at a time; meanwhile the newest command of each body waits.
+    """
+
+    def __init__(self, session: Session, node: Node) -> None:
+        self._session, self._node = session, node
+        self._heard: dict[str, Subscription] = {}
+        self._waiting: dict[str, Twist] = {}
+        self._at_work = False
+
+    def look_around(self) -> None:
+        """Subscribes to what is published now, and leaves what is not, or whose body is gone."""
+        bodies = self._session.bodies if self._session.has_world else {}
+        if not bodies and not self._heard:
+            return
+        known = dict(self._node.get_topic_names_and_types())
+        published = {}
+        for name in bodies:
+            topic = self._node.resolve_topic_name(f"{ENTITIES}/{name}/cmd_vel")
+            kinds = [kind for kind in known.get(topic, ()) if kind in COMMAND_TYPES]
+            if kinds and self._node.count_publishers(topic):
+                published[name] = topic, COMMAND_TYPES[kinds[0]]
+        for name in self._heard.keys() - published.keys():
+            self._node.destroy_subscription(self._heard.pop(name))
+        for name in published.keys() - self._heard.keys():
+            topic, kind = published[name]
+            on_message = functools.partial(self._on_twist if kind is Twist else self._on_stamped, name)
+            self._heard[name] = self._node.create_subscription(kind, topic, on_message, 10)
+
+    def _on_stamped(self, name: str, message: TwistStamped) -> None:
+        self._on_twist(name, message.twist)
+
+    def _on_twist(self, name: str, twist: Twist) -> None:
+        if not (np.abs(np.concatenate(twist_from_ros(twist))) <= FASTEST).all():
+            text = f"entities/{name}/cmd_vel holds NaN, infinity or more than {FASTEST:g} m/s or rad/s; it is ignored."
+            self._session.health.error(ENTITIES, text)
+            return
+        self._waiting[name] = twist
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        session = self._session
+        if self._at_work or not self._waiting or not session.has_world:
+            return
+        lasts_ns = round(session.config.entity_timeout_s * SECOND_NS)
+        moves = [Move(name, None, twist_from_ros(twist), True, lasts_ns) for name, twist in self._waiting.items()]
+        self._waiting.clear()
+        session.submit(ChangeEntities(tuple(moves)), self._done)
+        self._at_work = True
+
+    def _done(self, result: Done | Failed) -> None:
+        self._at_work = False
+        outcomes = [result.message] if isinstance(result, Failed) else result.values["outcomes"]
+        failed = outcomes if isinstance(result, Failed) else [o for o in outcomes if isinstance(o, MirageError)]
+        if failed:
+            self._session.health.error(ENTITIES, str(failed[0]))
+        else:
+            self._session.health.ok(ENTITIES)
+        self._pass_on()

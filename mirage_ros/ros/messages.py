@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Pose, Quaternion, TransformStamped, Twist, Vector3
+from geometry_msgs.msg import Pose, Quaternion, TransformStamped, Twist, TwistStamped, Vector3
 from jaxtyping import Float, Int, UInt8
 from sensor_msgs.msg import CameraInfo, PointCloud2
 
@@ -33,6 +33,8 @@ from mirage_ros.recording.topics import (
 )
 
 UNIT_TOLERANCE = 1e-2
+# What comes as cmd_vel.
+COMMAND_TYPES = {"geometry_msgs/msg/Twist": Twist, "geometry_msgs/msg/TwistStamped": TwistStamped}
 COMPOSED = re.compile(r"(\w+)/(\w+)")
 MOST_PENDING = 2**32 - 1
 # x y z, then the packed colour where RViz and Foxglove look for it.
@@ -154,6 +156,11 @@ def twist_to_ros(linear: Float[np.ndarray, "3"], angular: Float[np.ndarray, "3"]
     """A twist message from velocities in m/s and rad/s."""
     (vx, vy, vz), (wx, wy, wz) = map(float, linear), map(float, angular)
     return Twist(linear=Vector3(x=vx, y=vy, z=vz), angular=Vector3(x=wx, y=wy, z=wz))
+
+
+def twist_from_ros(message: Twist) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """Linear (m/s) and angular (rad/s) velocity, NaN as it comes."""
+    return tuple(np.array((v.x, v.y, v.z), np.float64) for v in (message.linear, message.angular))
 
 
 def parts_from_ros(message: TransformStamped) -> tuple[np.ndarray, np.ndarray]:

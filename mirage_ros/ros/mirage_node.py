@@ -24,7 +24,7 @@ from mirage_ros.ros.cameras import mounted, read_rig, single_camera, worker_conf
 from mirage_ros.ros.chunks import Rollout
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Health
-from mirage_ros.ros.inputs import KINDS, PROMPT, LiveSeeds, Observations, PromptInput
+from mirage_ros.ros.inputs import KINDS, PROMPT, EntityCommands, LiveSeeds, Observations, PromptInput
 from mirage_ros.ros.lifecycle import LifeCycle, Requests, SessionLife
 from mirage_ros.ros.messages import stamp_to_ros, status_to_ros
 from mirage_ros.ros.plan import Planned
@@ -42,6 +42,7 @@ from mirage_ros.ros.worker.commands import Done
 
 PUMP_PERIOD_S = 0.05
 CLOCK_CHECK_S = 1.0
+WATCH_S = 0.5
 RETRY_S = 0.005
 # So long the answer to who ends the simulator has to get out.
 QUIT_S = 0.2
@@ -150,6 +151,7 @@ class MirageNode(GuardedNode):
         self._observations = Observations(self.session)
         self._seeds = LiveSeeds(self.session, self._worlds.begin_live)
         self._prompts = PromptInput(self.session)
+        self._driven = EntityCommands(self.session, self)
         self._intake = self._plan_intake()
         self._more_tf = self.create_guard_condition(self._intake.work_off)
         latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -224,6 +226,7 @@ class MirageNode(GuardedNode):
         self._chores = [self.guarded(chore) for chore in chores]
         self.create_wall_timer(PUMP_PERIOD_S, self._pump)
         self.create_wall_timer(CLOCK_CHECK_S, self.session.check_clock)
+        self.create_wall_timer(WATCH_S, self._driven.look_around)
         self.create_wall_timer(PERIOD_S, self._reporter.look_around)
         self.create_wall_timer(PERIOD_S, self._reporter.publish)
 

@@ -28,6 +28,7 @@ from mirage_ros.ros.messages import (
     pose_from_ros,
     pose_to_ros,
     stamp_to_ros,
+    twist_from_ros,
     twist_to_ros,
 )
 from mirage_ros.ros.services import (
@@ -245,8 +246,7 @@ class Entities:
         twist = None
         if request.set_twist:
             turn = np.eye(3) if beside == name else self._turn(frame)
-            parts = ((v.x, v.y, v.z) for v in (state.twist.linear, state.twist.angular))
-            twist = tuple(turn @ np.array(part, np.float64) for part in parts)
+            twist = tuple(turn @ part for part in twist_from_ros(state.twist))
         wanted = pose if request.set_pose else None
         return carried_out(session.submit, response, [Move(name, wanted, twist, beside == name, beside=beside)])
 
