@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from recorded_frames import RATE_HZ, config, frame, record
 
+from mirage_ros.recording import lerobot as lerobot_schema
 from mirage_ros.recording.formats import open_recorder
-from mirage_ros.recording.lerobot import schema as lerobot_schema
-from mirage_ros.recording.lerobot.schema import DepthCodes
+from mirage_ros.recording.lerobot import DepthCodes
 from mirage_ros.recording.video import read_stream
 
 COLOR, DEPTH = "observation.images.color", "observation.images.depth"

@@ -6,7 +6,7 @@ import numpy as np
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Frame
-from mirage_ros.recording.recorder import Feature, RecordingConfig
+from mirage_ros.recording import Feature, RecordingConfig
 
 SIZE = (64, 80)
 RATE_HZ = 10

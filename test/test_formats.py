@@ -15,6 +15,7 @@ from recorded_frames import config, frame, record, values
 
 from mirage_ros.data.seeds import PosedRgbd
 from mirage_ros.errors import MirageError
+from mirage_ros.recording import Background, Feature, RecordingConfig
 from mirage_ros.recording.formats import (
     FORMATS,
     begin_episode,
@@ -23,7 +24,6 @@ from mirage_ros.recording.formats import (
     open_recorder,
 )
 from mirage_ros.recording.mcap import McapRecorder
-from mirage_ros.recording.recorder import Background, Feature, RecordingConfig
 
 
 @pytest.mark.parametrize("depth", ["png", "exr"])

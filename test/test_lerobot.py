@@ -15,12 +15,12 @@ from lerobot_reading import COLOR, DEPTH, digest, expect_whole, read_info, read_
 from recorded_frames import FEATURES, RATE_HZ, config, frame, record, values
 
 from mirage_ros.errors import MirageError
+from mirage_ros.recording import RecordingConfig
+from mirage_ros.recording import lerobot as lerobot_schema
 from mirage_ros.recording.formats import begin_episode, open_dataset, open_recorder, recover
+from mirage_ros.recording.lerobot import DepthCodes
 from mirage_ros.recording.lerobot import dataset as lerobot_dataset
-from mirage_ros.recording.lerobot import schema as lerobot_schema
 from mirage_ros.recording.lerobot.episode import NAMES, QUANTILES, count_levels, counted_statistics
-from mirage_ros.recording.lerobot.schema import DepthCodes
-from mirage_ros.recording.recorder import RecordingConfig
 from mirage_ros.recording.video import ENCODERS, StreamWriter, join_streams, read_stream
 
 CHECK = Path(__file__).parents[1] / "resource" / "lerobot_check" / "check.sh"

@@ -27,8 +27,8 @@ from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.models.pretrained import model_digest
 from mirage_ros.protocol import SECOND_NS, Frame, WorldModel
+from mirage_ros.recording import Feature, RecordingConfig
 from mirage_ros.recording.formats import begin_episode
-from mirage_ros.recording.recorder import Feature, RecordingConfig
 from mirage_ros.world.world import World, WorldConfig
 
 SPEED_MPS, TURN_RPS = 0.8, 1.0

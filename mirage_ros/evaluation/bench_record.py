@@ -16,9 +16,8 @@ from tqdm import tqdm
 from mirage_ros.data.seeds import Seed
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Frame, WorldModel
-from mirage_ros.recording import FORMATS
+from mirage_ros.recording import FORMATS, Recorder, RecordingConfig
 from mirage_ros.recording.formats import open_recorder
-from mirage_ros.recording.recorder import Recorder, RecordingConfig
 from mirage_ros.world.world import World
 
 STEP_M = 0.01

@@ -18,7 +18,7 @@ import numpy as np
 
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import Frame
-from mirage_ros.recording.recorder import NOTHING, Feature, RecordingConfig
+from mirage_ros.recording import NOTHING, Feature, RecordingConfig
 
 SCARCE_BYTES = 1 << 20
 PARTIAL = ".tmp"

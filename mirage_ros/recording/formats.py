@@ -14,7 +14,15 @@ from importlib import import_module
 from pathlib import Path
 
 from mirage_ros.errors import MirageError
-from mirage_ros.recording import FORMATS
+from mirage_ros.recording import (
+    FORMATS,
+    NOTHING,
+    Dataset,
+    EpisodeWriter,
+    QueuedRecorder,
+    Recorder,
+    RecordingConfig,
+)
 from mirage_ros.recording.episodes import (
     PARTIAL,
     PathLock,
@@ -26,14 +34,6 @@ from mirage_ros.recording.episodes import (
     remove_halves,
 )
 from mirage_ros.recording.pictures import FolderDataset, SingleDataset, episode_path, trim_pictures
-from mirage_ros.recording.recorder import (
-    NOTHING,
-    Dataset,
-    EpisodeWriter,
-    QueuedRecorder,
-    Recorder,
-    RecordingConfig,
-)
 
 # ffmpeg ends its file by itself when its source dies, within this time.
 FFMPEG_END_S = 1.0
@@ -142,7 +142,7 @@ def begin_episode(
     """
     check_format(format)
     if format == "lerobot":
-        schema = _import("mirage_ros.recording.lerobot.schema")
+        schema = _import("mirage_ros.recording.lerobot")
         make = _import("mirage_ros.recording.lerobot.episode").LerobotEpisode
         target = schema.part_path(Path(path), index)
     else:

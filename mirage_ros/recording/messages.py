@@ -19,9 +19,9 @@ from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_typestore
 
 from mirage_ros.protocol import Frame
+from mirage_ros.recording import NOTHING, RecordingConfig
 from mirage_ros.recording.episodes import Episode
 from mirage_ros.recording.mcap import McapRecorder
-from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 from mirage_ros.recording.topics import BY_NAME, EVERYWHERE, TOPICS, Fields, FrameIds, Qos
 
 ARRAYS = {

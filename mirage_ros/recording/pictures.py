@@ -20,8 +20,8 @@ from jaxtyping import Float, UInt16
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_file
 from mirage_ros.protocol import FREE, OCCUPIED, UNKNOWN, FloorPlan, Frame, SpatialMemory
+from mirage_ros.recording import NOTHING, RecordingConfig
 from mirage_ros.recording.episodes import Episode, PathLock, disk_errors, remove
-from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 
 LAST_MM = 65534
 SPLAT = ("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2",

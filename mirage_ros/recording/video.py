@@ -22,9 +22,9 @@ from jaxtyping import Shaped, UInt8
 
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import Frame
+from mirage_ros.recording import NOTHING, RecordingConfig
 from mirage_ros.recording.drawing import compose_frame, depth_range_m
 from mirage_ros.recording.episodes import Episode, remove
-from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 
 # SVT-AV1 talks on its own; let it print errors only.
 os.environ.setdefault("SVT_LOG", "1")

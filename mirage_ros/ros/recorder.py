@@ -21,9 +21,9 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import SECOND_NS, Frame
+from mirage_ros.recording import Recorder, RecordingConfig
 from mirage_ros.recording.formats import check_start, open_recorder
 from mirage_ros.recording.mcap import McapRecorder
-from mirage_ros.recording.recorder import Recorder, RecordingConfig
 from mirage_ros.recording.topics import BY_NAME, PICTURES, RECORDED, TF, Topic
 from mirage_ros.ros.callbacks import ending_with_ros
 from mirage_ros.ros.messages import message_class

@@ -25,8 +25,8 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.rows import FIRST_OBSERVED
 from mirage_ros.protocol import SECOND_NS, Frame
+from mirage_ros.recording import Recorder, RecordingConfig
 from mirage_ros.recording.formats import guess_format, open_recorder
-from mirage_ros.recording.recorder import Recorder, RecordingConfig
 from mirage_ros.world.state import WorldState
 from mirage_ros.world.world import World
 

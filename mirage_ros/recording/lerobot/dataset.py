@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 
 from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path
+from mirage_ros.recording import NOTHING, RecordingConfig
+from mirage_ros.recording import lerobot as schema
 from mirage_ros.recording.episodes import PathLock, check_left, disk_errors, remove
-from mirage_ros.recording.lerobot import schema
+from mirage_ros.recording.lerobot import read_info
 from mirage_ros.recording.lerobot.episode import (
     LerobotEpisode,
     Part,
@@ -35,8 +37,6 @@ from mirage_ros.recording.lerobot.episode import (
     save_levels,
     video_statistics,
 )
-from mirage_ros.recording.lerobot.schema import read_info
-from mirage_ros.recording.recorder import NOTHING, RecordingConfig
 from mirage_ros.recording.video import join_streams
 
 STATS_GROWTH = 1.1

@@ -23,10 +23,10 @@ from safetensors.numpy import load_file, save
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_file
 from mirage_ros.protocol import Frame
+from mirage_ros.recording import NOTHING, RecordingConfig
+from mirage_ros.recording import lerobot as schema
 from mirage_ros.recording.episodes import Episode, remove
-from mirage_ros.recording.lerobot import schema
-from mirage_ros.recording.lerobot.schema import RowWriter, read_row_stream
-from mirage_ros.recording.recorder import NOTHING, RecordingConfig
+from mirage_ros.recording.lerobot import RowWriter, read_row_stream
 from mirage_ros.recording.video import StreamWriter, count_frames, cut_to_whole, read_stream
 
 QUANTILES = (0.01, 0.10, 0.50, 0.90, 0.99)

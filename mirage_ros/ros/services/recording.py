@@ -19,9 +19,9 @@ from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
 from mirage_ros.errors import MirageError
 from mirage_ros.files import user_path
+from mirage_ros.recording import Background
 from mirage_ros.recording.episodes import partials_of
 from mirage_ros.recording.formats import guess_format
-from mirage_ros.recording.recorder import Background
 from mirage_ros.recording.topics import PICTURES, TF
 from mirage_ros.ros.callbacks import Deferred, Endpoints
 from mirage_ros.ros.config import CameraOutput
