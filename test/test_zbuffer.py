@@ -14,9 +14,8 @@ from mirage_ros.memory.free_space import _before_views
 from mirage_ros.memory.rows import views_of
 from mirage_ros.memory.surfels import Surfels, footprints_of, positions_of
 from mirage_ros.memory.voxel_index import by_place
-from mirage_ros.memory.zbuffer import zbuffer
+from mirage_ros.memory.zbuffer import winners_torch, zbuffer
 from mirage_ros.memory.zbuffer_cpu import winners_cpu
-from mirage_ros.memory.zbuffer_cuda import winners_torch
 
 RULE = SplatRule()
 
@@ -217,7 +216,7 @@ def test_torch_gives_the_same_bits(monkeypatch):
     batch = cameras([look((0.2, 0.1, 0.3), (0, 5, 0), roll_deg=5)])
     one = zbuffer(surfels, batch, RULE)
     assert_same(one, zbuffer(surfels.to("cpu"), batch, RULE))
-    monkeypatch.setattr("mirage_ros.memory.zbuffer_cuda.PAIRS_AT_ONCE", 20_000)
+    monkeypatch.setattr("mirage_ros.memory.zbuffer.PAIRS_AT_ONCE", 20_000)
     assert_same(one, zbuffer(surfels.to("cpu"), batch, RULE))
 
 

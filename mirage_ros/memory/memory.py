@@ -32,8 +32,17 @@ from mirage_ros.memory.rows import (
     views_of,
 )
 from mirage_ros.memory.store import TokenStore, row_bytes
-from mirage_ros.memory.surfels import Surfels, cosines_of, footprints_of, normals_of, of_views, positions_of
-from mirage_ros.memory.zbuffer import Winners, depths_on_planes, places_in_tokens, zbuffer
+from mirage_ros.memory.surfels import (
+    Surfels,
+    cosines_of,
+    depths_on_planes,
+    footprints_of,
+    normals_of,
+    of_views,
+    places_in_tokens,
+    positions_of,
+)
+from mirage_ros.memory.zbuffer import Winners, zbuffer
 from mirage_ros.protocol import Points, Readout
 
 __all__ = ["LatentMemory", "MemoryConfig", "Points"]
@@ -203,12 +212,12 @@ class LatentMemory:
         winners = zbuffer(self._surfels(), cameras, self.config.rule, store.blocks)
         real, seen = winners.index >= 0, winners.index >= 0
         real[seen] = of_views(store["places"][winners.index[seen]], store.views["real"])
-        return depths_on_planes(store.surfels, cameras, winners), real
+        return depths_on_planes(store.surfels, cameras.world_from_camera, cameras.intrinsics, winners), real
 
     def _places(self, cameras: Camera, winners: Winners, rows: Int[np.ndarray, "n"]):
         """`place` and `log_scale` of a Readout; `rows` are those of the visible cells."""
         store, visible = self._store, winners.index >= 0
-        place = places_in_tokens(store.surfels, cameras, winners)
+        place = places_in_tokens(store.surfels, cameras.world_from_camera, cameras.intrinsics, winners)
         log_scale = np.log(np.where(visible, winners.ratio, 1)).astype(np.float32)
         within = place.transpose(0, 2, 3, 1)
         within[visible], log_scale[visible] = in_whole_cells(

@@ -8,8 +8,13 @@ A place packs, from the highest bit: view (22 bits), row and column of the cell 
 the token is unsure which way it faces (1, see lifting.py), depth along the view's z (25 bits of
 floating point: exponent 6, mantissa 19; relative error at most 1e-6).
 
-The functions for one token are compiled into the loops of other modules; zbuffer_cuda.py has
-the same arithmetic in the same order.
+The functions for one token are compiled into the loops of other modules; zbuffer.py has the same
+arithmetic in the same order for torch.
+
+A token is the latent of a small surface, seen from the view that it was born in. The ray of a cell in
+which it is seen later meets its plane in a point, and that view saw the point somewhere in the token's
+cell or near it. So the map from one picture to the other is that of a plane, exact at every cell's
+centre, where an offset and one scale alone would be wrong for all that is seen at a slant.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int8, Int64
+from jaxtyping import Bool, Float, Float32, Int8, Int64
 from numba import njit
 
 VIEW_SIDE = 256
@@ -37,6 +42,10 @@ LEAST = 95 << (23 - DROPPED)
 """The least exponent kept, in place: depths lie between 2.4e-10 and 4.2e9 metres."""
 
 _ONE = 127
+REACH = 0.5
+"""Cells of the token by which plane and projected centre may disagree; beyond, normals lie."""
+NEAR_TOKEN = 1.0
+"""Cells of the token within which its plane is taken for the surface; farther off its centre's depth is."""
 
 
 class Surfels(NamedTuple):
@@ -85,10 +94,8 @@ def cosines_of(surfels: Surfels) -> Float32[np.ndarray, "n"]:
 
 def normals_of(surfels: Surfels) -> Float32[np.ndarray, "n 3"]:
     """The direction that each token faces, of length 1."""
-    a, b = surfels.normals.astype(np.float32).T
-    c = _ONE - np.abs(a) - np.abs(b)
-    fold = np.maximum(-c, 0)
-    directions = np.stack([a - np.where(a >= 0, fold, -fold), b - np.where(b >= 0, fold, -fold), c], -1)
+    directions = np.empty((len(surfels.normals), 3), np.float32)
+    _fill_normals(surfels.normals, directions)
     return directions / np.linalg.norm(directions, axis=-1, keepdims=True)
 
 
@@ -269,6 +276,12 @@ def _fill_cosines(surfels, out):
         out[i] = min(max((a * dx + b * dy + c * dz) / length, 0.0), 1.0)
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fill_normals(codes, out):
+    for i in range(len(out)):
+        out[i, 0], out[i, 1], out[i, 2] = normal(codes[i])
+
+
 @njit(cache=True, nogil=True)
 def _fill_of_views(places, values, chosen, out):
     to = 0
@@ -276,3 +289,106 @@ def _fill_of_views(places, values, chosen, out):
         if chosen[i]:
             out[to] = values[view_of(places[i])]
             to += 1
+
+
+def places_in_tokens(
+    surfels: Surfels, poses: Float[np.ndarray, "f 4 4"], intrinsics: Float[np.ndarray, "f 3 3"], winners: tuple
+) -> Float32[np.ndarray, "f 2 h w"]:
+    """(du, dv) of each cell's centre from its token's centre, in cells of the view that the token comes from.
+
+    `poses` are world_from_camera of the cameras whose `winners` the z-buffer found. Zero where nothing won;
+    where a plane is not to be trusted, it is the projected centre's offset over the scale.
+    """
+    places = np.zeros_like(winners[2])
+    poses, intrinsics = np.ascontiguousarray(poses), np.ascontiguousarray(intrinsics)
+    _fill_places(tuple(surfels), poses, intrinsics, tuple(winners), places)
+    return places.astype(np.float32)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fill_places(surfels, poses, intrinsics, winners, places):
+    index, _, offset, ratio = winners
+    frames, height, width = index.shape
+    for f in range(frames):
+        for r in range(height):
+            for c in range(width):
+                i = index[f, r, c]
+                if i < 0:
+                    continue
+                du = -offset[f, 0, r, c] / ratio[f, r, c]
+                dv = -offset[f, 1, r, c] / ratio[f, r, c]
+                column, row = _seen_from_source(surfels, i, poses[f], intrinsics[f], r, c)
+                if abs(column - du) < REACH and abs(row - dv) < REACH:
+                    du, dv = column, row
+                places[f, 0, r, c], places[f, 1, r, c] = du, dv
+
+
+def depths_on_planes(
+    surfels: Surfels, poses: Float[np.ndarray, "f 4 4"], intrinsics: Float[np.ndarray, "f 3 3"], winners: tuple
+) -> Float32[np.ndarray, "f h w"]:
+    """Depth along z at which each cell's ray meets its winning token's plane; NaN where nothing won.
+
+    The depth of the token's centre, which the z-buffer gives, is the same for all cells that it covers.
+    """
+    depths = np.full(winners[0].shape, np.nan, np.float32)
+    poses, intrinsics = np.ascontiguousarray(poses), np.ascontiguousarray(intrinsics)
+    _fill_depths(tuple(surfels), poses, intrinsics, tuple(winners), depths)
+    return depths
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fill_depths(surfels, poses, intrinsics, winners, depths):
+    index, centre_depth = winners[0], winners[1]
+    frames, height, width = index.shape
+    for f in range(frames):
+        for r in range(height):
+            for c in range(width):
+                i = index[f, r, c]
+                if i < 0:
+                    continue
+                depths[f, r, c] = centre_depth[f, r, c]
+                column, row = _seen_from_source(surfels, i, poses[f], intrinsics[f], r, c)
+                if abs(column) < NEAR_TOKEN and abs(row) < NEAR_TOKEN:
+                    depths[f, r, c] = _meets_plane(surfels, i, poses[f], intrinsics[f], r, c)[0]
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _seen_from_source(surfels, i, pose, k, r, c):
+    """(du, dv) of where cell (r, c) meets token i's plane; infinite where it does not."""
+    far, ray = _meets_plane(surfels, i, pose, k, r, c)
+    if not 0 < far < np.inf:
+        return np.inf, np.inf
+    place = surfels[0][i]
+    rays = surfels[2][view_of(place)]
+    met = (
+        pose[0, 3] + far * ray[0] - rays[3, 0],
+        pose[1, 3] + far * ray[1] - rays[3, 1],
+        pose[2, 3] + far * ray[2] - rays[3, 2],
+    )
+    column, row = _triple(met, rays[1], rays[2]), _triple(met, rays[2], rays[0])
+    depth = _triple(met, rays[0], rays[1])
+    return column / depth - column_of(place), row / depth - row_of(place)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _meets_plane(surfels, i, pose, k, r, c):
+    """Depth along z at which cell (r, c) meets token i's plane, and the cell's ray in the world, z = 1."""
+    x, y = (c - k[0, 2]) / k[0, 0], (r - k[1, 2]) / k[1, 1]
+    a, b, n = normal(surfels[1][i])
+    px, py, pz = position(surfels, i)
+    ray = (
+        pose[0, 0] * x + pose[0, 1] * y + pose[0, 2],
+        pose[1, 0] * x + pose[1, 1] * y + pose[1, 2],
+        pose[2, 0] * x + pose[2, 1] * y + pose[2, 2],
+    )
+    along = a * ray[0] + b * ray[1] + n * ray[2]
+    away = a * (px - pose[0, 3]) + b * (py - pose[1, 3]) + n * (pz - pose[2, 3])
+    return away / along, ray
+
+
+@njit(cache=True, nogil=True, error_model="numpy", inline="always")
+def _triple(a, b, c):
+    """a . (b x c); divided by one another they solve three equations (Cramer's rule)."""
+    bx, by, bz = float(b[0]), float(b[1]), float(b[2])
+    cx, cy, cz = float(c[0]), float(c[1]), float(c[2])
+    return a[0] * (by * cz - bz * cy) + a[1] * (bz * cx - bx * cz) + a[2] * (bx * cy - by * cx)
