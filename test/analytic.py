@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.memory.zbuffer import zbuffer
+from mirage_ros.memory.zbuffer import find_winners
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def remember(memory, batch: Camera, quads: list[Quad], stamp_ns=0, first_id=0, n
 def offsets(memory, batch: Camera) -> np.ndarray:
     """(du, dv) in cells (f, 2, h, w) of each winning token's projected centre from its cell's centre."""
     store = memory._store
-    return zbuffer(store.surfels, batch, memory.config.rule, store.blocks).offset
+    return find_winners(store.surfels, batch, memory.config.rule, store.blocks).offset
 
 
 def room(width=6.0, length=8.0, height=2.5) -> list[Quad]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from analytic import cameras, look, remember, room
 
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory import LatentMemory, MemoryConfig
 
 
 def memories(cells: int) -> tuple[LatentMemory, LatentMemory]:

@@ -15,8 +15,7 @@ from test_worker import seed
 from mirage_ros.data.seeds import Seed, level_camera_pose
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.memory import blocks
-from mirage_ros.memory.memory import LatentMemory
+from mirage_ros.memory import LatentMemory, blocks
 from mirage_ros.memory.store import TokenStore
 from mirage_ros.ros.worker.commands import (
     Erase,

@@ -29,7 +29,7 @@ from mirage_ros.evaluation.point_cloud import CloudConfig
 from mirage_ros.evaluation.rgb_cache import RgbMemory
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import upsample
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.models import load_model
 
 SEEDS = (2000100, 2000103, 2000104)
 

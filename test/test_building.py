@@ -18,7 +18,7 @@ from mirage_ros.data.seeds import PosedFrame
 from mirage_ros.data.walks import Walk, WalkConfig
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.rigid import exp_rotation, log_rotation
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.models import load_model
 from mirage_ros.world.world import World
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata" / "office_loop"

@@ -18,7 +18,7 @@ from mirage_ros.data.seeds import level_camera_pose, load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.rigid import exp_rotation
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.models import load_model
 from mirage_ros.protocol import SECOND_NS, Delete, Move, Spawn
 from mirage_ros.ros.worker.commands import ChangeEntities, Fork, Load, Redate, Reset, Restore, Save, View, WorkerConfig
 from mirage_ros.ros.worker.engine import Engine

@@ -56,7 +56,7 @@ from mirage_ros.evaluation.worlds import (
     shown_by_seed,
 )
 from mirage_ros.geometry.depth import completed
-from mirage_ros.models.pretrained import load_model, model_digest
+from mirage_ros.models import load_model, model_digest
 from mirage_ros.protocol import WorldModel
 from mirage_ros.world.world import World
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.models import load_model
 from mirage_ros.models.mini.borrowing import borrow_detail
 from mirage_ros.models.mini.codec import pixels_in, spread_inverse_depth
 from mirage_ros.models.parts import picture_from_rgb
-from mirage_ros.models.pretrained import load_model
 
 SIZE, CELLS = (128, 160), (16, 20)
 

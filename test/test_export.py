@@ -7,7 +7,7 @@ from analytic import cameras, look, remember, room
 from transforms3d.quaternions import quat2mat
 
 from mirage_ros import cli
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory import LatentMemory, MemoryConfig
 
 
 @pytest.fixture

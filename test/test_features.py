@@ -7,7 +7,7 @@ from analytic import cameras, look, raycast, room
 from test_memory import loop
 
 from mirage_ros.errors import MirageError
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.rows import (
     BITS,
     FEATURE_TYPES,

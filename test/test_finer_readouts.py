@@ -9,7 +9,7 @@ from test_baselines import HERE, painted
 
 from mirage_ros.evaluation.rgb_cache import RgbMemory, RgbWorld
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.models.mini.codec import (
     Aligner,
     condition_from_context,

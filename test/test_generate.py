@@ -29,7 +29,7 @@ from mirage_ros.env.stepping import draw_start
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import floor_axes
-from mirage_ros.models.pretrained import SHIPPED, load_model
+from mirage_ros.models import SHIPPED, load_model
 from mirage_ros.world.world import World
 
 OPTIONS = ("--frames", "6", "--starts", "room", "yard", "--policy", "wander", "orbit")

@@ -139,7 +139,7 @@ class Drive:
 
 @pytest.mark.timeout(7200)
 def test_goals_in_generated_rooms_are_reached_without_contact(tmp_path):
-    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.models import load_model
 
     reached = []
     for number, name in enumerate(ROOMS):

@@ -10,7 +10,7 @@ from test_zbuffer import pack
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.rows import views_of
 from mirage_ros.memory.store import TokenStore
 from mirage_ros.memory.surfels import view_numbers

@@ -16,10 +16,9 @@ from safetensors.numpy import load_file, save_file
 from test_memory import CONFIG, loop, written
 
 from mirage_ros.errors import MirageError
-from mirage_ros.memory import files
+from mirage_ros.memory import LatentMemory, files
 from mirage_ros.memory import files as memory_files
 from mirage_ros.memory.files import save_tensors
-from mirage_ros.memory.memory import LatentMemory
 from mirage_ros.memory.rows import VIEW_FIELDS
 
 

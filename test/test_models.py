@@ -14,6 +14,7 @@ from mirage_ros.data.seeds import load_seed, plan_tour
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import upsample
+from mirage_ros.models import SHIPPED, load_model, save_model
 from mirage_ros.models.mini.codec import condition_from_readout
 from mirage_ros.models.mini.denoiser import (
     GEOMETRY_CHANNELS,
@@ -23,7 +24,6 @@ from mirage_ros.models.mini.denoiser import (
     sample,
     sigmas,
 )
-from mirage_ros.models.pretrained import SHIPPED, load_model, save_model
 from mirage_ros.protocol import Readout
 from mirage_ros.world.world import World, WorldConfig
 

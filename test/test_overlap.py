@@ -12,7 +12,7 @@ from test_world import SIZE, NoisyModel, camera, frames, out_and_back, picture, 
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.models import load_model
 from mirage_ros.models.wan.config import write_tiny_checkpoint
 from mirage_ros.world.cycle import in_order
 from mirage_ros.world.world import World, WorldConfig

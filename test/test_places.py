@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from analytic import cameras, look, offsets, raycast, remember, room
 
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory import LatentMemory, MemoryConfig
 
 SOURCE = cameras([look((0, -2, 1.2), (0, 4, 1.0))])
 LATER = [

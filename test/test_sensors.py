@@ -21,8 +21,8 @@ from mirage_ros.cli import main
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.rigid import exp_rotation
+from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.free_space import FreeSpaceViews
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.protocol import FREE, OCCUPIED, UNKNOWN, FloorPlan, ImuSample
 from mirage_ros.recording.topics import BY_NAME, LIDAR, RING_POINT, SCAN, FrameIds
 from mirage_ros.ros import parameters

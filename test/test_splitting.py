@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.lifting import PARTS, shows_two_surfaces
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 
 SIZE, SIDE = (6, 8), 8
 HOME = Camera.from_hfov(70.0, SIZE, np.eye(4)[None])

@@ -577,9 +577,8 @@ def test_a_token_opens_the_page(chromium, studio):
 
 def test_browsers_that_come_and_leave_leave_nothing(studio):
     """Fifty that speak viser's protocol as far as being there."""
-    from websockets.sync.client import connect
-
     import viser
+    from websockets.sync.client import connect
 
     page, gate = studio
     here, kind = f"127.0.0.1:{gate.port}", f"viser-v{viser.__version__}"
@@ -686,7 +685,7 @@ def resident_mb():
 
 def test_walking_on_takes_no_more_memory_and_no_more_time(chromium, seed, tmp_path):
     """To and fro for MIRAGE_WALK_S seconds, with the shipped model where that is a minute or more."""
-    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.models import load_model
 
     page = Page(World(load_model("mini") if WALK_S >= 60 else PixelModel(SIZE)), tmp_path / "studio")
     page.make.begin(load_seed("room") if WALK_S >= 60 else seed)
@@ -728,7 +727,7 @@ SHOTS = os.environ.get("MIRAGE_SHOTS", "")
 @pytest.mark.skipif(not SHOTS, reason="draws the pictures of docs/studio.md: MIRAGE_SHOTS=docs")
 def test_the_pictures_of_the_docs(chromium, tmp_path):
     """With the shipped model: the walk and the memory in space; and prints how long a key takes to be seen."""
-    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.models import load_model
 
     page = Page(World(load_model("mini")), tmp_path / "studio")
     page.make.begin(load_seed("room"))

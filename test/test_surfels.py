@@ -6,8 +6,8 @@ import torch
 from analytic import cameras, look, offsets, remember, room
 from numba import njit
 
+from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.lifting import lift_surfels
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.rows import views_of
 from mirage_ros.memory.surfels import (
     Surfels,

@@ -11,9 +11,9 @@ from wan_tiny import CHANNELS, TOLD, denoiser_inputs
 
 from mirage_ros.cli import main
 from mirage_ros.errors import MirageError
+from mirage_ros.models import load_model
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import add_lora, merge_lora
-from mirage_ros.models.pretrained import load_model
 from mirage_ros.models.wan.config import TINY_TRANSFORMER, random_transformer, write_tiny_checkpoint
 from mirage_ros.models.wan.weights import (
     BLOCK_NAMES,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from wan_tiny import TOLD
 
 from mirage_ros.errors import MirageError
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.models import load_model
 from mirage_ros.models.wan.config import read_config, write_tiny_checkpoint
 
 SHARD = "transformer/diffusion_pytorch_model-00002-of-00007.safetensors"

@@ -11,9 +11,10 @@ from wan_tiny import CHANNELS, denoiser_inputs
 
 from mirage_ros.cli import main
 from mirage_ros.errors import MirageError
+from mirage_ros.models import load_model
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.perceivers import perceiver_bytes
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.models.wan import GIB, Parts, check_fits, measure, plan_memory
 from mirage_ros.models.wan.codec import WanCodec
 from mirage_ros.models.wan.config import (
     TINY_TRANSFORMER,
@@ -26,7 +27,6 @@ from mirage_ros.models.wan.config import (
     write_tiny_checkpoint,
 )
 from mirage_ros.models.wan.loading import channels_last, compile_blocks, set_attention
-from mirage_ros.models.wan.model import GIB, Parts, check_fits, measure, plan_memory
 
 SIZE = (64, 96)
 

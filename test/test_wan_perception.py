@@ -24,7 +24,7 @@ from mirage_ros.models.depth_estimators import (
 )
 from mirage_ros.models.parts import InputRule, block_means
 from mirage_ros.models.perceivers import MiniPerceiver, load_perceiver, load_segmenter
-from mirage_ros.models.wan.model import WanModel
+from mirage_ros.models.wan import WanModel
 from mirage_ros.protocol import Perception
 
 SIZE = (96, 160)

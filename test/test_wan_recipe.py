@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from wan_clips import write_re10k, write_recipe
 
 from mirage_ros.errors import MirageError
+from mirage_ros.models import load_model
 from mirage_ros.models.parts import load_part
-from mirage_ros.models.pretrained import load_model
 from mirage_ros.models.wan.config import write_tiny_checkpoint
 from mirage_ros.training import wan_recipe
 from mirage_ros.training.wan_recipe import read_wan_recipe, train_wan

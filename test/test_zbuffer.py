@@ -14,7 +14,7 @@ from mirage_ros.memory.free_space import _before_views
 from mirage_ros.memory.rows import views_of
 from mirage_ros.memory.surfels import Surfels, footprints_of, positions_of
 from mirage_ros.memory.voxel_index import by_place
-from mirage_ros.memory.zbuffer import winners_torch, zbuffer
+from mirage_ros.memory.zbuffer import find_winners, winners_torch
 from mirage_ros.memory.zbuffer_cpu import winners_cpu
 
 RULE = SplatRule()
@@ -154,7 +154,7 @@ def test_a_thousand_clouds_equal_brute_force_bit_by_bit():
     seen = 0
     for seed in range(1000):
         surfels, batch = random_case(seed)
-        winners = zbuffer(surfels, batch, RULE, threads=1 + seed % 3)
+        winners = find_winners(surfels, batch, RULE, threads=1 + seed % 3)
         for i, camera in enumerate(batch):
             index, depth = brute_force(surfels, camera, RULE)
             np.testing.assert_array_equal(winners.index[i], index)
@@ -168,7 +168,7 @@ def test_a_full_view_equals_brute_force(ties):
     rng = np.random.default_rng(ties)
     surfels = random_cloud(rng, 4000, ties)
     batch = cameras([random_pose(rng, ties) for _ in range(2)])
-    winners = zbuffer(surfels, batch, RULE)
+    winners = find_winners(surfels, batch, RULE)
     for i, camera in enumerate(batch):
         index, depth = brute_force(surfels, camera, RULE)
         np.testing.assert_array_equal(winners.index[i], index)
@@ -198,34 +198,34 @@ def test_no_count_of_threads_and_no_bounds_change_a_bit(kind):
     everywhere = Blocks.of(surfels)
     for bounds in (everywhere.bounds, everywhere.groups):
         bounds[:, :3], bounds[:, 3:6], bounds[:, 6] = -1e3, 1e3, 1e3
-    together = zbuffer(surfels, batch, RULE, everywhere, threads=1)
+    together = find_winners(surfels, batch, RULE, everywhere, threads=1)
     assert (together.index >= 0).mean() > 0.5
     for threads in (1, 2, 5, None, None):
-        assert_same(together, zbuffer(surfels, batch, RULE, threads=threads))
+        assert_same(together, find_winners(surfels, batch, RULE, threads=threads))
     for i in range(len(batch)):
-        alone = zbuffer(surfels, batch[i : i + 1], RULE)
+        alone = find_winners(surfels, batch[i : i + 1], RULE)
         assert_same([field[i] for field in together], [field[0] for field in alone])
 
 
 def test_torch_gives_the_same_bits(monkeypatch):
     for seed in range(30):
         surfels, batch = random_case(seed)
-        one = zbuffer(surfels, batch, RULE)
-        assert_same(one, zbuffer(surfels.to("cpu"), batch, RULE))
+        one = find_winners(surfels, batch, RULE)
+        assert_same(one, find_winners(surfels.to("cpu"), batch, RULE))
     surfels = dense_cloud(60_000)
     batch = cameras([look((0.2, 0.1, 0.3), (0, 5, 0), roll_deg=5)])
-    one = zbuffer(surfels, batch, RULE)
-    assert_same(one, zbuffer(surfels.to("cpu"), batch, RULE))
+    one = find_winners(surfels, batch, RULE)
+    assert_same(one, find_winners(surfels.to("cpu"), batch, RULE))
     monkeypatch.setattr("mirage_ros.memory.zbuffer.PAIRS_AT_ONCE", 20_000)
-    assert_same(one, zbuffer(surfels.to("cpu"), batch, RULE))
+    assert_same(one, find_winners(surfels.to("cpu"), batch, RULE))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch sees none")
 def test_a_gpu_and_the_cpu_agree():
     surfels = dense_cloud(1_000_000)
     batch = cameras([look((0.1 * i, 0.1, 0.3), (0, 5, 0)) for i in range(9)])
-    one = zbuffer(surfels, batch, RULE)
-    other = zbuffer(surfels.to("cuda"), batch, RULE)
+    one = find_winners(surfels, batch, RULE)
+    other = find_winners(surfels.to("cuda"), batch, RULE)
     assert (one.index != other.index).mean() <= 1e-6
 
 
@@ -266,24 +266,24 @@ def test_no_number_makes_a_compiled_loop_leave_its_arrays():
 
 def test_ties_go_to_the_lower_index():
     surfels = plain([[0, 2, 0]] * 5, [0.1] * 5)
-    winners = zbuffer(surfels, cameras([look((0, 0, 0), (0, 1, 0))], (3, 3)), RULE)
+    winners = find_winners(surfels, cameras([look((0, 0, 0), (0, 1, 0))], (3, 3)), RULE)
     assert set(winners.index[winners.index >= 0].tolist()) == {0}
 
 
 def test_an_empty_memory_shows_nothing():
-    winners = zbuffer(plain(np.zeros((0, 3)), []), cameras([np.eye(4)], (4, 5)), RULE)
+    winners = find_winners(plain(np.zeros((0, 3)), []), cameras([np.eye(4)], (4, 5)), RULE)
     assert (winners.index == -1).all()
 
 
 def test_what_lies_behind_or_at_the_camera_does_not_show():
     surfels = plain([[0, -1, 0], [0, 0, 0], [0, 0.01, 0]], [1, 1, 1])
-    winners = zbuffer(surfels, cameras([look((0, 0, 0), (0, 1, 0))], (4, 5)), RULE)
+    winners = find_winners(surfels, cameras([look((0, 0, 0), (0, 1, 0))], (4, 5)), RULE)
     assert (winners.index == -1).all()
 
 
 def test_the_surface_a_few_footprints_behind_never_leaks():
     front, back = [[0.011, 2, 0.011]], [[0, 2 + 2.5 * 0.1, 0]]
-    winners = zbuffer(
+    winners = find_winners(
         plain(front + back, [0.1, 0.1]), cameras([look((0, 0, 0), (0, 1, 0))], (1, 1)), RULE
     )
     assert winners.index.item() == 0

@@ -22,7 +22,7 @@ from mirage_ros.evaluation.metrics import psnr_db, ssim
 from mirage_ros.files import write_json
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.machine import Children, mirage_command, private_environment, processor_name
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.models import load_model
 from mirage_ros.protocol import WorldModel
 from mirage_ros.recording import drawing
 from mirage_ros.recording.mcap import clear

@@ -32,7 +32,7 @@ from mirage_ros.apps.generate_episode import Job, check_manifest, check_policies
 from mirage_ros.apps.generate_pool import Event, MakeRunner, ProcessPool, RayPool, Unit, run_here
 from mirage_ros.env.stepping import check_starts
 from mirage_ros.errors import MirageError
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.models import load_model
 from mirage_ros.protocol import WorldModel
 from mirage_ros.recording.formats import open_dataset
 

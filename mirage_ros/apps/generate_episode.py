@@ -25,7 +25,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.files import write_json
 from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import Camera, floor_axes
-from mirage_ros.models.pretrained import model_digest
+from mirage_ros.models import model_digest
 from mirage_ros.protocol import SECOND_NS, Frame, WorldModel
 from mirage_ros.recording import Feature, RecordingConfig
 from mirage_ros.recording.formats import begin_episode

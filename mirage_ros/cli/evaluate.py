@@ -126,7 +126,7 @@ def _add_sensors(actions) -> None:
 
 def bench_sensors(arguments: argparse.Namespace) -> int:
     from mirage_ros.evaluation.bench_sensors import describe, run_bench
-    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.models import load_model
 
     seeds = seed_range(arguments.seeds)
     report = run_bench(load_model(arguments.model), seeds, arguments.kind, arguments.picture)
@@ -139,7 +139,7 @@ def bench_memory(arguments: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from mirage_ros.evaluation.bench_memory import QUICK, BenchConfig, describe, draw, run_bench
-    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.models import load_model
 
     if arguments.repeats < 1:
         raise MirageError(f"A median of {arguments.repeats} runs was asked for; give at least 1.")
@@ -177,9 +177,9 @@ def bench_generate(arguments: argparse.Namespace) -> int:
 
 
 def _model(arguments: argparse.Namespace, settings: dict):
+    from mirage_ros.models import load_model
     from mirage_ros.models.parts import pick_device
-    from mirage_ros.models.pretrained import load_model
-    from mirage_ros.models.wan.model import WanModel
+    from mirage_ros.models.wan import WanModel
 
     if arguments.random_weights:
         from mirage_ros.models.wan.weights import random_wan
@@ -194,6 +194,7 @@ def _model(arguments: argparse.Namespace, settings: dict):
 def _plan(arguments: argparse.Namespace, settings: dict) -> int:
     """Shapes alone: runs without a GPU, and says of one what it would have to hold."""
     from mirage_ros.models.parts import find_folder, pick_device, read_json
+    from mirage_ros.models.wan import Parts, count_parameters, plan_memory
     from mirage_ros.models.wan.config import (
         TINY_TRANSFORMER,
         TINY_VAE,
@@ -202,7 +203,6 @@ def _plan(arguments: argparse.Namespace, settings: dict) -> int:
         read_config,
     )
     from mirage_ros.models.wan.loading import pick_dtype, published_folder, text_parameters
-    from mirage_ros.models.wan.model import Parts, count_parameters, plan_memory
 
     if arguments.random_weights:
         folder = Path("random weights")
@@ -233,7 +233,7 @@ def _write(arguments: argparse.Namespace) -> int:
 def bench_record(arguments: argparse.Namespace) -> int:
     from mirage_ros.data.seeds import load_seed
     from mirage_ros.evaluation.bench_record import RecordBenchConfig, describe, run_bench
-    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.models import load_model
     from mirage_ros.recording.formats import check_format
 
     formats = arguments.formats or FORMATS
@@ -346,7 +346,7 @@ def _seeds(text: str | None, folder: str) -> tuple[int, ...]:
 
 def readback(arguments: argparse.Namespace) -> int:
     from mirage_ros.evaluation.readback import describe, draw, read_back
-    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.models import load_model
 
     model = load_model(arguments.model)
     walk = read_back(arguments.folder, arguments.seed_frame, model, arguments.frames)

@@ -368,7 +368,7 @@ def _attached(stack: ExitStack, folder: Path, namespace: str):
 
 
 def _own_world(arguments: argparse.Namespace):
-    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.models import load_model
     from mirage_ros.world.world import World, WorldConfig
 
     print(f"Loading the model {arguments.model}", flush=True)

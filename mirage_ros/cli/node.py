@@ -120,7 +120,7 @@ def _devices() -> str:
 
 
 def _model(name: str) -> str:
-    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.models import load_model
 
     try:
         model = load_model(name)

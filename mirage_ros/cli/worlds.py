@@ -81,7 +81,7 @@ def build(arguments: argparse.Namespace) -> int:
     from mirage_ros.data.building import BuildConfig, describe, report_of
     from mirage_ros.data.building import build as build_world
     from mirage_ros.data.layouts import open_walk
-    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.models import load_model
 
     whole = open_walk(arguments.source, _walk_config(arguments))
     walk, rest = (whole, None) if not arguments.hold_out else whole.split(arguments.hold_out)
@@ -132,7 +132,7 @@ def export(arguments: argparse.Namespace) -> int:
     if arguments.to == "map":
         return _export_map(arguments)
     from mirage_ros.files import MEMORY, world_file
-    from mirage_ros.memory.memory import LatentMemory
+    from mirage_ros.memory import LatentMemory
     from mirage_ros.recording.drawing import write_ply
     from mirage_ros.recording.pictures import write_splats
 

@@ -24,7 +24,7 @@ from mirage_ros.env.stepping import Start, WorldFrames, draw_start
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import Camera, floor_axes
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.models import load_model
 from mirage_ros.protocol import Frame
 
 if TYPE_CHECKING:

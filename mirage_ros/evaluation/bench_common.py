@@ -27,7 +27,7 @@ from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_colours
 from mirage_ros.geometry.rigid import exp_rotation
 from mirage_ros.machine import processor_name
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory import LatentMemory, MemoryConfig
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from mirage_ros.evaluation.point_cloud import BARE_POINT_BYTES, CloudConfig
 from mirage_ros.evaluation.rgb_cache import RgbMemory, fill_holes
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_colours
-from mirage_ros.memory.memory import LatentMemory
+from mirage_ros.memory import LatentMemory
 from mirage_ros.models.mini.codec import condition_from_readout
-from mirage_ros.models.wan.model import WanModel
+from mirage_ros.models.wan import WanModel
 from mirage_ros.world.cycle import memory_config
 from mirage_ros.world.state import anchor_frames
 from mirage_ros.world.world import World, WorldConfig

@@ -28,7 +28,7 @@ from mirage_ros.evaluation.bench_common import (
     view,
 )
 from mirage_ros.files import atomic_file
-from mirage_ros.memory.memory import LatentMemory
+from mirage_ros.memory import LatentMemory
 from mirage_ros.memory.rows import SURFEL_FIELDS
 from mirage_ros.memory.store import row_bytes
 from mirage_ros.protocol import WorldModel, readout_cells

@@ -35,7 +35,7 @@ from mirage_ros.evaluation.worlds import (
     scene_world,
 )
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.models.pretrained import load_model, model_digest
+from mirage_ros.models import load_model, model_digest
 from mirage_ros.protocol import Readout, WorldModel
 from mirage_ros.world.world import World, WorldConfig
 

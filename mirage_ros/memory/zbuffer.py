@@ -76,7 +76,7 @@ class Winners(NamedTuple):
     ratio: np.ndarray
 
 
-def zbuffer(
+def find_winners(
     surfels: Surfels,
     cameras: Camera,
     rule: SplatRule,

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from mirage_ros.ros.config import NodeConfig
     from mirage_ros.ros.mirage_node import MirageNode, ModelFactory
 
-PRELOAD = ("mirage_ros.models.pretrained",)
+PRELOAD = ("mirage_ros.models",)
 
 
 def shipped_model(config: NodeConfig) -> WorldModel:
     """Loads it; runs in the worker's process."""
-    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.models import load_model
 
     return load_model(config.model, device=config.device, settings=model_settings(config))
 

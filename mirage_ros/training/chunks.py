@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
+from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.models.mini.codec import condition_from_context, condition_from_readout
 from mirage_ros.models.parts import picture_from_rgb
 from mirage_ros.training.clips import StoredClip

@@ -14,10 +14,10 @@ from diffusers import WanTransformer3DModel
 from tqdm import tqdm
 
 from mirage_ros.errors import MirageError
+from mirage_ros.models import load_perception, save_model
+from mirage_ros.models.mini import MiniConfig, MiniModel, MiniPerception
 from mirage_ros.models.mini.codec import Aligner, MiniCodec
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SamplerConfig, SideBranch
-from mirage_ros.models.mini.model import MiniConfig, MiniModel, MiniPerception
-from mirage_ros.models.pretrained import load_perception, save_model
 from mirage_ros.training.chunks import ChunksConfig
 from mirage_ros.training.clips import ShardConfig, StoredClip, load_shards, make_shards
 from mirage_ros.training.codec import (

@@ -28,9 +28,10 @@ from mirage_ros.files import atomic_path, write_json
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share
+from mirage_ros.models import load_model
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import find_folder, pick_device, picture_from_rgb, read_json
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.models.wan import Perceiver
 from mirage_ros.models.wan.codec import WanCodec
 from mirage_ros.models.wan.config import SETTINGS_FILE, WanConfig, read_config
 from mirage_ros.models.wan.loading import (
@@ -39,7 +40,6 @@ from mirage_ros.models.wan.loading import (
     load_encoder,
     published_folder,
 )
-from mirage_ros.models.wan.model import Perceiver
 from mirage_ros.models.wan.weights import write_branch, write_lora
 from mirage_ros.training.chunks import Chunks, ChunksConfig, LatentClip
 from mirage_ros.training.clips import LazyVideo, PosedVideo, read_re10k, read_shards

@@ -44,8 +44,8 @@ from mirage_ros.geometry.images import (
     upsample,
     warn_of_cropping,
 )
+from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.free_space import FreeSpaceViews, carved
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.protocol import (
     STAGES,
     Chunk,

@@ -40,9 +40,9 @@ from mirage_ros.files import (
     write_file,
 )
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.files import VERSION, load_tensors, save_tensors
 from mirage_ros.memory.free_space import FreeSpaceViews
-from mirage_ros.memory.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.rows import representable
 from mirage_ros.protocol import DecoderState, WorldModel
 from mirage_ros.world.entities import Body, Entities, EntityState, Mesh, Motion

@@ -17,7 +17,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed
-from mirage_ros.memory.memory import LatentMemory
+from mirage_ros.memory import LatentMemory
 from mirage_ros.memory.rows import FIRST_OBSERVED
 from mirage_ros.protocol import WorldModel, readout_cells, readout_side
 from mirage_ros.world.state import (

@@ -32,9 +32,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import find_folder, load_part, merge_lora, read_json
 from mirage_ros.models.perceivers import load_perceiver, perceiver_bytes
-from mirage_ros.models.wan.codec import WanCodec
-from mirage_ros.models.wan.config import SETTINGS_FILE, WanConfig, check_index, read_config
-from mirage_ros.models.wan.model import (
+from mirage_ros.models.wan import (
     Parts,
     Perceiver,
     WanModel,
@@ -42,6 +40,8 @@ from mirage_ros.models.wan.model import (
     check_fits,
     plan_memory,
 )
+from mirage_ros.models.wan.codec import WanCodec
+from mirage_ros.models.wan.config import SETTINGS_FILE, WanConfig, check_index, read_config
 from mirage_ros.protocol import WorldModel
 
 #: Tokens that Wan's backbone was trained to read; shorter prompts are filled up with zeros.

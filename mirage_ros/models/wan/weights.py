@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from mirage_ros.errors import MirageError, MisfitError
 from mirage_ros.files import atomic_path
+from mirage_ros.models import load_model
 from mirage_ros.models.mini.denoiser import SideBranch
 from mirage_ros.models.parts import FILE, lora_config
-from mirage_ros.models.pretrained import load_model
+from mirage_ros.models.wan import Parts, WanModel, available_bytes, check_fits, plan_memory
 from mirage_ros.models.wan.config import (
     SCHEDULER,
     TINY_TRANSFORMER,
@@ -40,7 +41,6 @@ from mirage_ros.models.wan.config import (
     read_config,
 )
 from mirage_ros.models.wan.loading import PROMPT_TOKENS, pick_dtype, speed_up
-from mirage_ros.models.wan.model import Parts, WanModel, available_bytes, check_fits, plan_memory
 
 SPREAD = 0.02
 
