@@ -21,6 +21,7 @@ from mirage_ros.errors import MirageError
 ROOT = Path(__file__).parents[1]
 LAUNCH_FILE = ROOT / "launch/mirage.launch.py"
 CLOSED_LOOP = ROOT / "launch/closed_loop.launch.py"
+NAV2 = ROOT / "launch/nav2.launch.py"
 PARAMETERS = ROOT / "config/mirage.yaml"
 has_launch = pytest.mark.skipif(
     importlib.util.find_spec("launch_ros") is None,
@@ -98,6 +99,7 @@ def test_the_shipped_rig_is_three_cameras():
     [
         (LAUNCH_FILE, {"seed", "config", "namespace", "use_sim_time", "model", "rviz"}),
         (CLOSED_LOOP, {"seed", "config", "namespace", "policy", "model", "rviz"}),
+        (NAV2, {"seed", "config", "params_file", "slam", "model", "rviz"}),
     ],
 )
 def test_launch_arguments_are_described(path: Path, wanted: set[str]):
@@ -172,6 +174,26 @@ def test_the_closed_loop_drives(ros_domain: int):
     speeds = [message.twist.twist.linear.x for message in odometry]
     assert max(speeds) > 0, "it drives"
     assert not re.search("has died|Traceback|failed to terminate", output), output
+
+
+@has_launch
+@pytest.mark.parametrize("slam", ["false", "true"])
+def test_nav2_is_started_beside_the_world_and_its_base(slam: str):
+    need_packages("nav2_bringup", *["slam_toolbox"] * (slam == "true"))
+    from launch import LaunchContext
+    from launch.actions import IncludeLaunchDescription
+    from launch.launch_description_sources import get_launch_description_from_python_launch_file
+    from launch_ros.actions import Node
+
+    context = LaunchContext()
+    description = get_launch_description_from_python_launch_file(str(NAV2))
+    started = []
+    for item in description.entities:
+        started += item.visit(context) or []
+        context.launch_configurations["slam"] = slam
+    programs = [action.node_executable for action in started if isinstance(action, Node)]
+    assert programs == ["mirage_node", "mirage", *["static_transform_publisher"] * (2 - (slam == "true"))]
+    assert sum(isinstance(action, IncludeLaunchDescription) for action in started) == 1 + (slam == "true")
 
 
 @contextmanager
