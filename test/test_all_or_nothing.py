@@ -17,7 +17,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory import LatentMemory, blocks
 from mirage_ros.memory.store import TokenStore
-from mirage_ros.ros.worker.commands import (
+from mirage_ros.ros.worker import (
     Erase,
     Fork,
     Load,

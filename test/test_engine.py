@@ -17,7 +17,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import SeedWarning
 from mirage_ros.ros.cameras import worker_config
 from mirage_ros.ros.config import NodeConfig
-from mirage_ros.ros.worker.commands import (
+from mirage_ros.ros.worker import (
     MOST_BYTES,
     MOST_COMMANDS,
     Cloud,

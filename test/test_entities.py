@@ -20,7 +20,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.rigid import exp_rotation
 from mirage_ros.models import load_model
 from mirage_ros.protocol import SECOND_NS, Delete, Move, Spawn
-from mirage_ros.ros.worker.commands import ChangeEntities, Fork, Load, Redate, Reset, Restore, Save, View, WorkerConfig
+from mirage_ros.ros.worker import ChangeEntities, Fork, Load, Redate, Reset, Restore, Save, View, WorkerConfig
 from mirage_ros.ros.worker.engine import Engine
 from mirage_ros.world.drawing import Solid
 from mirage_ros.world.entities import MOST_TRIANGLES, Entities, EntityError, Mesh, Motion

@@ -11,7 +11,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.ros.cameras import mounted, read_rig
 from mirage_ros.ros.tf import Buffer
-from mirage_ros.ros.worker.commands import Planned
+from mirage_ros.ros.worker import Planned
 from mirage_ros.world.world import Rig, World
 
 SIZE, STRIDE = (64, 80), 8

@@ -29,8 +29,8 @@ from mirage_ros.ros import parameters
 from mirage_ros.ros.cameras import lidar_config
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.messages import stamp_from_ros, transform_from_ros
+from mirage_ros.ros.worker import Reset, Survey, WorkerConfig
 from mirage_ros.ros.worker import engine as engines
-from mirage_ros.ros.worker.commands import Reset, Survey, WorkerConfig
 from mirage_ros.ros.worker.engine import Engine
 from mirage_ros.world.sensors import (
     Imu,

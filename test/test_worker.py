@@ -18,7 +18,7 @@ from fakes import Greedy, Mined, PixelModel, Plodding, Stuck, Wooden
 from mirage_ros.data.seeds import Seed, level_camera_pose
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.ros.worker.commands import (
+from mirage_ros.ros.worker import (
     Cloud,
     Died,
     Done,

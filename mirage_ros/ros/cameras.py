@@ -17,7 +17,7 @@ from mirage_ros.protocol import SECOND_NS
 from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tracks import Transforms
-from mirage_ros.ros.worker.commands import Planned, View, WorkerConfig
+from mirage_ros.ros.worker import Planned, View, WorkerConfig
 from mirage_ros.world.sensors import ImuConfig, LidarConfig, MapConfig, ScanConfig
 
 KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", "xyz", "wxyz"}

@@ -18,7 +18,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.plan import FrameSource, Mark, Plan, Planned, Timing
-from mirage_ros.ros.worker.commands import (
+from mirage_ros.ros.worker import (
     CHANGING,
     Cloud,
     Command,

@@ -26,7 +26,7 @@ from mirage_ros.ros.image_messages import depth_from_ros, picture_from_ros
 from mirage_ros.ros.messages import COMMAND_TYPES, camera_from_ros, stamp_from_ros, twist_from_ros
 from mirage_ros.ros.session import Session
 from mirage_ros.ros.tracks import TransformError
-from mirage_ros.ros.worker.commands import ChangeEntities, Done, Failed, Observe, Prompt
+from mirage_ros.ros.worker import ChangeEntities, Done, Failed, Observe, Prompt
 from mirage_ros.world.entities import FASTEST
 
 PROMPT = "prompt"

@@ -19,7 +19,7 @@ from rclpy.timer import Timer
 from mirage_ros.ros.callbacks import Deferred, defer
 from mirage_ros.ros.chunks import Rollout
 from mirage_ros.ros.session import Session
-from mirage_ros.ros.worker.commands import Failed
+from mirage_ros.ros.worker import Failed
 
 LOAD_POLL_S = 0.05
 STOP_TIMEOUT_S = 5.0

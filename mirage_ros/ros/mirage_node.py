@@ -38,7 +38,7 @@ from mirage_ros.ros.services.worlds import MemoryServices, WorldChanges, WorldSe
 from mirage_ros.ros.session import Host, Session
 from mirage_ros.ros.tf import make_buffer
 from mirage_ros.ros.topics import LATCHED, TF_DEPTH, Publishers, publishers_of, streamed
-from mirage_ros.ros.worker.commands import Done
+from mirage_ros.ros.worker import Done
 
 PUMP_PERIOD_S = 0.05
 CLOCK_CHECK_S = 1.0

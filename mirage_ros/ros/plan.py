@@ -14,7 +14,7 @@ from mirage_ros.geometry.rigid import advance, from_rows
 from mirage_ros.protocol import SECOND_NS
 from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.tracks import Track, TransformError, Transforms
-from mirage_ros.ros.worker.commands import Planned
+from mirage_ros.ros.worker import Planned
 
 # The start of the grid and the last frame time that was handed out (ns).
 Mark = tuple[int | None, int | None]

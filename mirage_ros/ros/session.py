@@ -22,7 +22,7 @@ from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Figures, Health
 from mirage_ros.ros.plan import Plan
 from mirage_ros.ros.tracks import Transforms
-from mirage_ros.ros.worker.commands import (
+from mirage_ros.ros.worker import (
     Command,
     Died,
     Done,

@@ -13,7 +13,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.files import WORLD, header_of_world, user_path, world_file
 from mirage_ros.protocol import Chunk
 from mirage_ros.ros.config import NodeConfig
-from mirage_ros.ros.worker.commands import Load, Reset, SeedName
+from mirage_ros.ros.worker import Load, Reset, SeedName
 
 SEED, SAVED = "seed", "saved"
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")

@@ -18,7 +18,7 @@ from mirage_ros.protocol import EntityChange
 from mirage_ros.ros.callbacks import Deferred
 from mirage_ros.ros.chunks import Then
 from mirage_ros.ros.messages import pose_from_ros
-from mirage_ros.ros.worker.commands import ChangeEntities, Command, Done, Failed
+from mirage_ros.ros.worker import ChangeEntities, Command, Done, Failed
 from mirage_ros.world.entities import EntityError, EntityState
 
 OK = Result.RESULT_OK

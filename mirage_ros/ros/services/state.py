@@ -25,7 +25,7 @@ from mirage_ros.ros.chunks import IN_FLIGHT, Then
 from mirage_ros.ros.diagnostics import OK, WARN, Health, Status, worst
 from mirage_ros.ros.services import FAILED, INCORRECT_STATE, LOADING, UNSUPPORTED, answered, outcome
 from mirage_ros.ros.session import Session
-from mirage_ros.ros.worker.commands import ChangeEntities, Failed
+from mirage_ros.ros.worker import ChangeEntities, Failed
 
 STOPPED, PLAYING, PAUSED = (
     SimulationState.STATE_STOPPED,

@@ -29,7 +29,7 @@ from mirage_ros.ros.services import (
     tags_match,
 )
 from mirage_ros.ros.session import NO_WORLD, Session
-from mirage_ros.ros.worker.commands import (
+from mirage_ros.ros.worker import (
     Command,
     Done,
     Erase,

@@ -17,7 +17,7 @@ from mirage_ros.errors import LONG_S, MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import seed_warnings
 from mirage_ros.protocol import Chunk, FloorPlan, Frame, Points, Surfaces, WorldModel
-from mirage_ros.ros.worker.commands import (
+from mirage_ros.ros.worker import (
     CHANGING,
     ChangeEntities,
     Cloud,

@@ -22,7 +22,7 @@ from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.connection import wait
 
 from mirage_ros.errors import MirageError
-from mirage_ros.ros.worker.commands import (
+from mirage_ros.ros.worker import (
     Beat,
     Command,
     Died,

@@ -26,7 +26,7 @@ from numba.core import event
 from mirage_ros.errors import LONG_S, MirageError, legible, listen, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Perception, WorldModel
-from mirage_ros.ros.worker.commands import Beat, Command, Dying, Failed, ModelReady, WorkerConfig
+from mirage_ros.ros.worker import Beat, Command, Dying, Failed, ModelReady, WorkerConfig
 from mirage_ros.ros.worker.engine import Engine
 from mirage_ros.ros.worker.shared import receive, send
 from mirage_ros.world.entities import Mesh
