@@ -312,6 +312,8 @@ def leave() -> None:
 
     Where workers are forked from may still be importing, and would finish that first.
     """
+    # multiprocessing has no public call that names or ends its fork server's process. Without this attribute
+    # nothing is killed, and the process ends some seconds later.
     pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
     if pid:
         with contextlib.suppress(OSError):
