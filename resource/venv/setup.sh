@@ -47,7 +47,7 @@ index=$(pytorch_index .venv/bin/python || true)
 # Most of these files are never imported, so pip compiles none and warm_up compiles the rest.
 # shellcheck disable=SC2086
 .venv/bin/python -m pip install --quiet --no-compile --log .venv/pip.log --disable-pip-version-check $index \
-    -c constraints.txt -r requirements-ros.txt -e '.[entities,scenes,train,evaluate,record,ray,studio,foxglove,build,dev]'
+    -c constraints.txt -r requirements-ros.txt -e '.[entities,scenes,train,evaluate,record,ray,studio,foxglove,build,mesh,dev]'
 .venv/bin/python resource/venv/build.py
 
 # Write the byte code of what gets imported, once: where PYTHONDONTWRITEBYTECODE is set, every process

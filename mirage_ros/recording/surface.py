@@ -1,0 +1,326 @@
+"""The surface that a world remembers, as triangles, and the pictures that it shows, as its texture.
+
+Each token says of the space around it how far before or behind its plane it lies. These distances are averaged on a grid,
+fine tokens count most, and the surface is where the average changes sign (an implicit surface of moving least squares, as
+Kolluri, Provably good moving least squares, SODA 2005, with discs as wide as tokens; marching cubes by scikit-image). The
+grid is gone through in blocks, so that a large world needs no more memory than a small one. The texture is what the
+world shows to its own views, each triangle from the view that sees it largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, UInt8
+from numba import njit
+
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory import LatentMemory
+
+BLOCK = 96
+"""Voxels to a side of the blocks that space is gone through in."""
+VOXELS_PER_TOKEN, FINEST_M, COARSEST_M = 3.0, 0.005, 1.0
+"""Side by side across a token of usual width, at most; and the sides that voxels may have."""
+SPARE, LEAST_MADE = 8, 250_000
+"""So many times more triangles are made than are wanted in the end, and at least so many, as far as tokens are that fine."""
+REACH, INNER = 1.0, 0.25
+"""How far a token's word reaches along its plane, in distances to the next token; the surface ends where no token's weight,
+1 at its middle, is above INNER."""
+MOST_REACH = 24
+"""Voxels that it reaches at most: wider tokens leave gaps."""
+FRONT, BEHIND = 1.0, 0.5
+"""How far it reaches before and behind the plane, in widths of the token, and at least this often in voxels:"""
+LEAST_FRONT, LEAST_BEHIND = 3.0, 2.0
+LEAST_COSINE = 0.2
+"""What was seen more grazingly is as long as from there."""
+SMALLEST = 6.0
+"""Pieces of surface are dropped that have no more area than this many squares as wide as their tokens."""
+BESIDE = 0.06
+"""A view sees a vertex that lies no farther behind what it sees there, as a share of depth, and two voxels."""
+GAP_PX = 2
+"""Texels to a side of each plain colour."""
+
+
+@dataclass(frozen=True)
+class Surface:
+    """n vertices and m triangles, which run counter-clockwise seen from where there is free space.
+
+    Attributes:
+        vertices_m: in the world.
+        rgb: the colour of the tokens at each vertex.
+        real: which triangles real pictures showed; the others were imagined.
+        voxel_m: as finely as it was made.
+    """
+
+    vertices_m: Float32[np.ndarray, "n 3"]
+    faces: Int[np.ndarray, "m 3"]
+    rgb: UInt8[np.ndarray, "n 3"]
+    real: Bool[np.ndarray, "m"]
+    voxel_m: float
+
+    def of(self, chosen: Bool[np.ndarray, "m"]) -> Surface:
+        """Some of the triangles, with no vertices but theirs."""
+        used, faces = np.unique(self.faces[chosen], return_inverse=True)
+        return replace(self, vertices_m=self.vertices_m[used], rgb=self.rgb[used], faces=faces.reshape(-1, 3),
+                       real=self.real[chosen])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Skin:
+    """A texture.
+
+    Attributes:
+        uv: of each triangle's corners, from 0 at the left and at the top of the picture to 1.
+    """
+
+    picture: UInt8[np.ndarray, "h w 3"]
+    uv: Float32[np.ndarray, "m 3 2"]
+
+
+def surface_of(
+    memory: LatentMemory, faces: int, voxel_m: float | None = None, tick: Callable[[float], object] = lambda _: None
+) -> Surface:
+    """The surface that a memory holds, before it is simplified.
+
+    Args:
+        faces: so many triangles are wanted in the end.
+        voxel_m: by default as fine as tokens and `faces` are.
+        tick: called with the share that is done.
+
+    Raises:
+        MirageError: scikit-image or scipy are missing, or there is no surface.
+    """
+    _need_packages()
+    usual = float(np.median(memory.footprints_m)) if memory.tokens else 1.0
+    if voxel_m is None:
+        across = min(VOXELS_PER_TOKEN, np.sqrt(max(SPARE * faces, LEAST_MADE) / 2 / max(memory.tokens, 1)))
+        voxel_m = float(np.clip(usual / across, FINEST_M, COARSEST_M))
+    if not FINEST_M <= voxel_m <= COARSEST_M:
+        raise MirageError(f"A surface of {voxel_m:g} m a voxel was asked for; give {FINEST_M:g} to {COARSEST_M:g}.")
+    discs, parts, count = _discs(memory, voxel_m), [], 0
+    for share, corner, rows in _blocks(discs, voxel_m):
+        if (part := _of_block(discs, rows, corner, voxel_m)) is not None:
+            parts.append((part[0], part[1] + count, part[2]))
+            count += len(part[0])
+        tick(share)
+    if not parts:
+        raise MirageError(f"The {memory.tokens} tokens make no surface; give a world that remembers more.")
+    vertices, faces, colour = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _cleaned(vertices, faces, colour, voxel_m)
+
+
+def _need_packages() -> None:
+    try:
+        import scipy.sparse  # noqa: F401
+        import skimage.measure  # noqa: F401
+    except ImportError as error:
+        raise MirageError(
+            f"Meshes need the packages scikit-image and scipy ({error}); pip install 'mirage_ros[mesh]'."
+        ) from error
+
+
+def _discs(memory: LatentMemory, voxel_m: float) -> tuple[np.ndarray, ...]:
+    """Of each token its middle, normal, the two axes of its disc (1 over their length long), how far it reaches before and
+    behind its plane, weight, and colour, 1 where it is real, and width: as `_fill` takes them."""
+    xyz, normals, width = memory.positions_m.astype(np.float64), memory.normals.astype(np.float64), memory.footprints_m
+    away = memory.eyes_m - xyz
+    away /= np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-9)
+    cosine = np.einsum("ni,ni->n", away, normals)
+    slant = away - cosine[:, None] * normals
+    length = np.linalg.norm(slant, axis=1)
+    slant[length < 1e-3] = np.cross(normals[length < 1e-3], [1.0, 0.3, 0.2])
+    slant /= np.linalg.norm(slant, axis=1, keepdims=True)
+    cosine = np.maximum(np.abs(cosine), LEAST_COSINE)
+    most = MOST_REACH * voxel_m
+    along, across = np.minimum(REACH * width / cosine, most), np.minimum(REACH * width, most)
+    along, across = np.maximum(along, 1.5 * voxel_m), np.maximum(across, 1.5 * voxel_m)
+    front = np.clip(FRONT * width, LEAST_FRONT * voxel_m, most)
+    behind = np.clip(BEHIND * width, LEAST_BEHIND * voxel_m, most)
+    axes = np.stack([slant / along[:, None], np.cross(normals, slant) / across[:, None]], 1)
+    colour = np.concatenate([memory.to_points().rgb, memory.from_real[:, None], width[:, None]], 1).astype(np.float32)
+    return xyz, normals, axes, np.stack([front, behind], 1), cosine / np.square(width), colour
+
+
+def _blocks(discs: tuple[np.ndarray, ...], voxel_m: float) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
+    """Share done, corner in voxels and tokens (in order) of each block that tokens reach into."""
+    xyz, normals, axes, reaches = discs[:4]
+    lengths = 1 / np.linalg.norm(axes, axis=2)
+    spread = np.abs(normals) * reaches.max(1, keepdims=True)
+    spread = spread + (np.abs(axes) * (lengths**2)[..., None]).sum(1)
+    low, high = (np.floor((xyz + sign * spread) / (voxel_m * BLOCK)).astype(np.int64) for sign in (-1, 1))
+    # The nodes on a border belong to both blocks.
+    low -= np.isclose(xyz - spread, low * voxel_m * BLOCK)
+    found = []
+    for corner in np.ndindex(2, 2, 2):
+        block = np.where(corner, high, low)
+        new = ~((np.array(corner, bool) & (high == low)).any(1))
+        found.append(np.concatenate([block[new], np.nonzero(new)[0][:, None]], 1))
+    pairs = np.concatenate(found)
+    pairs = pairs[np.lexsort(pairs.T[::-1])]
+    starts = np.flatnonzero(np.append(True, (np.diff(pairs[:, :3], axis=0) != 0).any(1)))
+    for start, stop in zip(starts, np.append(starts[1:], len(pairs)), strict=True):
+        yield stop / len(pairs), pairs[start, :3] * BLOCK, pairs[start:stop, 3]
+
+
+def _of_block(discs: tuple[np.ndarray, ...], rows: np.ndarray, corner: np.ndarray, voxel_m: float):
+    """Vertices, faces, and colour, realness and width at the vertices of the surface in a block; None where there is none."""
+    from skimage.measure import marching_cubes
+
+    sides = (BLOCK + 1,) * 3
+    near, values = np.zeros(sides, np.float32), np.zeros((*sides, 7), np.float32)
+    _fill(near, values, corner, voxel_m, rows, *discs)
+    whole = near > INNER
+    for axis in range(3):  # scikit-image takes a cube for masked by its last corner: all eight have to be known
+        whole = np.moveaxis(whole, axis, 0)
+        whole = np.moveaxis(np.append(whole[:1] & False, whole[1:] & whole[:-1], 0), 0, axis)
+    distance = values[..., 1] / np.maximum(values[..., 0], 1e-30)
+    if not whole.any():
+        return None
+    try:
+        points, faces, _, _ = marching_cubes(distance, 0.0, mask=whole, allow_degenerate=False)
+    except (ValueError, RuntimeError):  # the distance is nowhere 0 there
+        return None
+    colour = values[tuple(np.rint(points).astype(int).T)]
+    return (points + corner) * voxel_m, faces, colour[:, 2:] / np.maximum(colour[:, :1], 1e-30)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fill(near, values, corner, voxel_m, rows, xyz, normals, axes, reaches, weights, colours):
+    """Of each node of a block the largest weight, and sums of weights, and of weighted distances, colours, realness and widths."""
+    last = near.shape[0] - 1
+    low, high = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    for i in rows:
+        p, n, axis = xyz[i], normals[i], axes[i]
+        front, behind = reaches[i]
+        first, second = 1 / (axis[0] ** 2).sum(), 1 / (axis[1] ** 2).sum()
+        for k in range(3):
+            spread = abs(n[k]) * max(front, behind) + abs(axis[0, k]) * first + abs(axis[1, k]) * second
+            low[k] = max(int(np.ceil((p[k] - spread) / voxel_m)) - corner[k], 0)
+            high[k] = min(int(np.floor((p[k] + spread) / voxel_m)) - corner[k], last)
+        for x in range(low[0], high[0] + 1):
+            dx = (x + corner[0]) * voxel_m - p[0]
+            for y in range(low[1], high[1] + 1):
+                dy = (y + corner[1]) * voxel_m - p[1]
+                for z in range(low[2], high[2] + 1):
+                    dz = (z + corner[2]) * voxel_m - p[2]
+                    s = n[0] * dx + n[1] * dy + n[2] * dz
+                    if s > front or s < -behind:
+                        continue
+                    u = axis[0, 0] * dx + axis[0, 1] * dy + axis[0, 2] * dz
+                    v = axis[1, 0] * dx + axis[1, 1] * dy + axis[1, 2] * dz
+                    inner = 1 - u * u - v * v
+                    if inner <= 0:
+                        continue
+                    near[x, y, z] = max(near[x, y, z], inner)
+                    w = weights[i] * inner * inner * (1 + s / behind if s < 0 else 1.0)
+                    node = values[x, y, z]
+                    node[0] += w
+                    node[1] += w * s
+                    for k in range(5):
+                        node[2 + k] += w * colours[i, k]
+
+
+def _cleaned(vertices, faces, colour, voxel_m: float) -> Surface:
+    """Blocks joined at their borders, without small pieces."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    keys = np.rint(vertices / voxel_m * 2048).astype(np.int64)
+    _, first, number = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    vertices, colour, faces = vertices[first], colour[first], number.reshape(-1)[faces]
+    faces = faces[(faces != np.roll(faces, 1, 1)).all(1)]
+    ends = faces.reshape(-1), np.roll(faces, 1, 1).reshape(-1)
+    links = coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(len(vertices),) * 2)
+    piece = connected_components(links, directed=False)[1][faces[:, 0]]
+    a, b, c = vertices[faces.T]
+    tokens = 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1) / np.square(colour[faces, 4]).mean(1)
+    kept = np.bincount(piece, tokens)[piece] >= SMALLEST
+    if not kept.any():
+        raise MirageError("What the world remembers makes no piece of surface worth the name; give one that remembers more.")
+    rgb = np.clip(np.rint(colour[:, :3]), 0, 255).astype(np.uint8)
+    whole = Surface(vertices.astype(np.float32), faces, rgb, colour[faces, 3].mean(1) > 0.5, voxel_m)
+    return whole.of(kept)
+
+
+def simplified(surface: Surface, faces: int) -> Surface:
+    """With about so many triangles at most, those go first that are needed least (quadric error metrics).
+
+    Edges of holes stay as they are, so a surface with many holes may keep more.
+    """
+    if len(surface.faces) <= faces:
+        return surface
+    try:
+        from fast_simplification import simplify
+        from scipy.spatial import cKDTree
+    except ImportError as error:
+        raise MirageError(
+            f"Simpler meshes need the packages fast-simplification and scipy ({error}); pip install 'mirage_ros[mesh]'."
+        ) from error
+    points, triangles = simplify(surface.vertices_m, surface.faces.astype(np.int32), target_count=faces)
+    nearest = cKDTree(surface.vertices_m).query(points)[1]
+    share = np.zeros(len(surface.vertices_m))
+    np.add.at(share, surface.faces.reshape(-1), np.repeat(surface.real / 3.0, 3))
+    share /= np.maximum(np.bincount(surface.faces.reshape(-1), minlength=len(share)) / 3.0, 1e-9)
+    real = share[nearest][triangles].mean(1) > 0.5
+    return Surface(points.astype(np.float32), triangles.astype(np.int64), surface.rgb[nearest], real, surface.voxel_m)
+
+
+def skin_of(
+    surface: Surface, memory: LatentMemory, cameras: Camera, pictures: UInt8[np.ndarray, "v h w 3"],
+    shown: Bool[np.ndarray, "v h w"],
+) -> Skin:  # fmt: skip
+    """The texture of a surface from v pictures of its world.
+
+    A triangle is drawn as the picture shows it that sees it largest; one that none sees has the colour of its tokens.
+
+    Args:
+        cameras: of the pictures.
+        shown: where a picture shows what is remembered.
+    """
+    depth_m = memory.measure(cameras)[0] if len(cameras) else ()
+    best, view, uv = np.zeros(len(surface.faces)), np.full(len(surface.faces), -1), np.zeros((len(surface.faces), 3, 2))
+    for i, camera in enumerate(cameras):
+        pixels, seen = _seen(surface, camera, np.where(shown[i], depth_m[i], np.nan))
+        corners = pixels[surface.faces]
+        (a, b), (c, d) = (corners[:, 1] - corners[:, 0]).T, (corners[:, 2] - corners[:, 0]).T
+        area = np.where(seen[surface.faces].all(1), b * c - a * d, 0)  # above 0 seen from before
+        larger = area > best
+        best[larger], view[larger], uv[larger] = area[larger], i, corners[larger]
+    return _laid_out(surface, pictures, view, uv)
+
+
+def _seen(surface: Surface, camera: Camera, depth_m: Float[np.ndarray, "h w"]):
+    """Pixels of all vertices, and which of them the camera sees, given how far it sees."""
+    pixels, z = camera.project(surface.vertices_m.astype(np.float64))
+    height, width = camera.size
+    with np.errstate(invalid="ignore"):
+        inside = (z > 0) & (pixels >= 0).all(1) & (pixels[:, 0] <= width - 1) & (pixels[:, 1] <= height - 1)
+    column, row = np.rint(np.where(inside[:, None], pixels, 0)).astype(int).T
+    with np.errstate(invalid="ignore"):
+        return pixels, inside & (z <= depth_m[row, column] * (1 + BESIDE) + 2 * surface.voxel_m)
+
+
+def _laid_out(surface: Surface, pictures: np.ndarray, view: np.ndarray, pixels: np.ndarray) -> Skin:
+    """The used pictures beside each other, below them plain colours for triangles without one."""
+    used, tile = np.unique(view[view >= 0], return_inverse=True)
+    height, width = pictures.shape[1:3]
+    across = max(1, int(np.ceil(np.sqrt(len(used) * height / width))))
+    down = -(-len(used) // across)
+    plain = surface.rgb[surface.faces[view < 0]].mean(1).astype(int) & 0xF8 if (view < 0).any() else np.zeros((0, 3), int)
+    colours, colour = np.unique(plain, axis=0, return_inverse=True)
+    a_row = across * width // GAP_PX
+    extra = -(-len(colours) // a_row) * GAP_PX
+    picture = np.zeros((max(down * height + extra, GAP_PX), across * width, 3), np.uint8)
+    for i, number in enumerate(used):
+        row, column = divmod(i, across)
+        picture[row * height : (row + 1) * height, column * width : (column + 1) * width] = pictures[number]
+    places = np.stack(divmod(np.arange(len(colours)), a_row)[::-1], -1) * GAP_PX + [0, down * height]
+    for (x, y), shade in zip(places, colours, strict=True):
+        picture[y : y + GAP_PX, x : x + GAP_PX] = shade + 4
+    texels = pixels.copy()
+    texels[view >= 0] += (np.stack(divmod(tile, across)[::-1], -1) * [width, height])[:, None]
+    texels[view < 0] = (places[colour.reshape(-1)] + (GAP_PX - 1) / 2)[:, None]
+    return Skin(picture, ((texels + 0.5) / picture.shape[1::-1]).astype(np.float32))
