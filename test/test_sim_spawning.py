@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped, Twist, TwistStamped, Vector3
 from plans import sideways
 from sensor_msgs.msg import Image
-from sim_client import OK, PERIOD, START, entity_state, move, reset
+from sim_client import OK, PERIOD, START, entity_state, move, reset, worker_pid
 from simulation_interfaces import srv
 from simulation_interfaces.msg import (
     Bounds,
@@ -235,3 +237,20 @@ def test_bodies_are_driven_by_their_cmd_vel_until_it_ends(sim, folder):
     assert moving("one").linear == Vector3(), "it stands still when nobody drives it any more"
     assert sim.ask(srv.DeleteEntity, "delete_entity", entity="one").result.result == OK
     sim.spin(lambda: plain.get_subscription_count() == 0)
+
+
+def test_bodies_and_their_motion_outlive_the_worker(sim, folder, look):
+    assert spawn(sim, "box", pose=ahead(folder, 1.4)).result.result == OK
+    assert spawn(sim, "gone", pose=ahead(folder, 1.4)).result.result == OK
+    moving = EntityState()
+    moving.twist.linear.z = 0.5
+    assert move(sim, np.eye(4), "box", state=moving, set_pose=False, set_twist=True).result == OK
+    assert sim.ask(srv.DeleteEntity, "delete_entity", entity="gone").result.result == OK
+    _, before = look(2)
+    os.kill(worker_pid(sim), signal.SIGKILL)
+    _, after = look(2)
+    assert set(np.unique(before)) == set(np.unique(after)) == {0, 1} and names(sim) == ["camera", "box"]
+    place = pose_from_ros(entity_state(sim, "box").state.pose)[:3, 3]
+    np.testing.assert_allclose(place, ahead(folder, 1.4)[:3, 3] + [0, 0, 0.5 * 4 * PERIOD / 1e9], atol=1e-6)
+    assert spawn(sim, "next").result.result == OK
+    assert set(np.unique(look()[1])) <= {0, 1, 3}, "numbers go on where they were"
