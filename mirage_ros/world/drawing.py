@@ -48,7 +48,7 @@ class Solid:
             return depth_m, real
         for index, camera in enumerate(cameras):
             inverse_m = _inverse(depth_m[index])
-            body_of, _ = _buffers(camera, self.entities, self.stamp_ns, inverse_m)
+            body_of, _ = _buffers(_placed(camera, self.entities, self.stamp_ns), inverse_m)
             hit = body_of >= 0
             depth_m[index][hit] = 1 / inverse_m[hit]
             real[index][hit] = False
@@ -63,23 +63,62 @@ def drawn(chunk: Chunk, entities: Entities, memory: SpatialMemory) -> Chunk:
     return replace(chunk, frames=tuple(_drawn(frame, entities, light) for frame in chunk.frames))
 
 
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """A body where a camera meets it.
+
+    Attributes:
+        index: its place in the registry.
+        pose: world_from_body.
+        pinhole: fx, fy, cx, cy of the camera, whose pictures have the `size`.
+        middle, radius: of a ball around it, in the camera's axes.
+    """
+
+    body: Body
+    index: int
+    pose: np.ndarray
+    camera_from_body: np.ndarray
+    pinhole: np.ndarray
+    size: tuple[int, int]
+    middle: np.ndarray
+    radius: float
+
+    def shows(self, margin_m: float = 0.0) -> bool:
+        """Whether what is so close to it may show."""
+        return _in_view(self.middle, self.radius + margin_m, self.pinhole, self.size)
+
+    def window(self, margin_m: float = 0.0) -> np.ndarray:
+        """First and last row and column, exclusive, that what is so close to it may show in."""
+        return _window(self.middle, self.radius + margin_m, self.pinhole, self.size)
+
+
+def _placed(camera: Camera, entities: Entities, stamp_ns: int) -> list[_Placed]:
+    camera_from_world, pinhole, found = camera.camera_from_world, _pinhole(camera), []
+    for index, body in enumerate(entities):
+        bounds, pose = body.state.bounds_m, body.state.pose_at(stamp_ns)
+        camera_from_body = camera_from_world @ pose
+        middle = camera_from_body[:3, :3] @ bounds.mean(0) + camera_from_body[:3, 3]
+        radius = 0.5 * float(np.linalg.norm(bounds[1] - bounds[0]))
+        found.append(_Placed(body, index, pose, camera_from_body, pinhole, camera.size, middle, radius))
+    return found
+
+
 def _drawn(frame: Frame, entities: Entities, light: np.ndarray) -> Frame:
-    camera, stamp_ns = frame.camera, frame.stamp_ns
     inverse_m = _inverse(frame.depth_m)
     world = inverse_m.copy()
-    body_of, face_of = _buffers(camera, entities, stamp_ns, inverse_m)
+    bodies = _placed(frame.camera, entities, frame.stamp_ns)
+    body_of, face_of = _buffers(bodies, inverse_m)
     rgb, depth_m = frame.rgb.copy(), frame.depth_m.copy()
     labels = np.zeros(body_of.shape, np.int32)
-    pinhole = _pinhole(camera)
-    for body in entities:
-        _shade_ground(rgb, world, body_of, pinhole, camera, body, stamp_ns)
+    for placed in bodies:
+        _shade_ground(rgb, world, body_of, placed)
     key = KEY / np.linalg.norm(KEY)
-    for index, body in enumerate(entities):
-        mesh, pose = body.mesh, body.state.pose_at(stamp_ns)
-        window = _window(*_ball(body, camera, stamp_ns), pinhole, body_of.shape)
-        _shade(rgb, labels, inverse_m, body_of, face_of, window, index, body.state.number, pinhole,
-               inverse(camera.camera_from_world @ pose), pose[:3, :3].copy(), mesh.vertices_m, mesh.faces, mesh.normals,
-               mesh.colours, mesh.closed, light[index], key)  # fmt: skip
+    for placed in bodies:
+        if placed.shows():
+            mesh = placed.body.mesh
+            _shade(rgb, labels, inverse_m, body_of, face_of, placed.window(), placed.index, placed.body.state.number,
+                   placed.pinhole, inverse(placed.camera_from_body), placed.pose[:3, :3].copy(), mesh.vertices_m,
+                   mesh.faces, mesh.normals, mesh.colours, mesh.closed, light[placed.index], key)  # fmt: skip
     hit = body_of >= 0
     depth_m[hit] = 1 / inverse_m[hit]
     return replace(frame, rgb=rgb, depth_m=depth_m, labels=labels)
@@ -101,22 +140,15 @@ def _middle(body: Body, stamp_ns: int) -> np.ndarray:
     return body.state.box_at(stamp_ns).mean(0)
 
 
-def _buffers(camera: Camera, entities: Entities, stamp_ns: int, inverse_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _buffers(bodies: list[_Placed], inverse_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which body (by place in the registry) and which face of it each pixel shows, -1 none; `inverse_m` is updated."""
     body_of, face_of = (np.full(inverse_m.shape, -1, np.int32) for _ in range(2))
-    pinhole = _pinhole(camera)
-    for index, body in enumerate(entities):
-        if _in_view(*_ball(body, camera, stamp_ns), pinhole, inverse_m.shape):
-            mesh, camera_from_body = body.mesh, camera.camera_from_world @ body.state.pose_at(stamp_ns)
-            _fill(mesh.vertices_m, mesh.faces, mesh.closed, camera_from_body, pinhole, index, inverse_m, body_of, face_of)
+    for placed in bodies:
+        if placed.shows():
+            mesh = placed.body.mesh
+            _fill(mesh.vertices_m, mesh.faces, mesh.closed, placed.camera_from_body, placed.pinhole, placed.index,
+                  inverse_m, body_of, face_of)  # fmt: skip
     return body_of, face_of
-
-
-def _ball(body: Body, camera: Camera, stamp_ns: int) -> tuple[np.ndarray, float]:
-    """Centre, in the camera's axes, and radius of a ball around a body."""
-    bounds, camera_from_body = body.state.bounds_m, camera.camera_from_world @ body.state.pose_at(stamp_ns)
-    middle = camera_from_body[:3, :3] @ bounds.mean(0) + camera_from_body[:3, 3]
-    return middle, 0.5 * float(np.linalg.norm(bounds[1] - bounds[0]))
 
 
 def _in_view(middle: np.ndarray, radius: float, pinhole: np.ndarray, size: tuple[int, int]) -> bool:
@@ -149,16 +181,14 @@ def lights(memory: SpatialMemory, places: np.ndarray) -> np.ndarray:
     return result
 
 
-def _shade_ground(rgb, world, body_of, pinhole, camera, body, stamp_ns) -> None:
+def _shade_ground(rgb, world, body_of, placed: _Placed) -> None:
     """The contact shadow of one body on the world's pixels."""
-    bounds = body.state.bounds_m.astype(np.float64)
+    bounds = placed.body.state.bounds_m.astype(np.float64)
     size = bounds[1] - bounds[0]
     reach = float(np.clip(SHADOW_SHARE * np.sort(size)[1], SHADOW_LEAST_M, SHADOW_MOST_M))
-    middle, radius = _ball(body, camera, stamp_ns)
-    if _in_view(middle, radius + reach, pinhole, world.shape):
-        window = _window(middle, radius + reach, pinhole, world.shape)
-        body_from_camera = inverse(camera.camera_from_world @ body.state.pose_at(stamp_ns))
-        _darken(rgb, world, body_of, window, pinhole, body_from_camera, bounds, reach)
+    if placed.shows(reach):
+        body_from_camera = inverse(placed.camera_from_body)
+        _darken(rgb, world, body_of, placed.window(reach), placed.pinhole, body_from_camera, bounds, reach)
 
 
 def _window(middle: np.ndarray, radius: float, pinhole: np.ndarray, size: tuple[int, int]) -> np.ndarray:
