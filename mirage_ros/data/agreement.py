@@ -327,12 +327,12 @@ def refined(thumbs: list[Thumb], found: Agreement) -> Float[np.ndarray, "n 4 4"]
     given = np.stack([thumb.camera.world_from_camera for thumb in thumbs])
     poses, centre, pairs = given.copy(), np.eye(4), pairs_of(thumbs)
     centre[:3, 3] = given[:, :3, 3].mean(0)
-    greys = [np.clip(thumb.rgb * gain + offset, 0, 255).mean(-1).astype(np.float32)
-             for thumb, gain, offset in zip(thumbs, found.gain, found.offset, strict=True)]  # fmt: skip
+    frames = [(np.clip(thumb.rgb * gain + offset, 0, 255).mean(-1).astype(np.float32), _sloped(1 / thumb.depth_m))
+              for thumb, gain, offset in zip(thumbs, found.gain, found.offset, strict=True)]  # fmt: skip
     for blur, steep in ROUNDS:
         cameras = [thumb.camera for thumb in at_poses(thumbs, poses)]
-        layers = [(_sloped(cv2.GaussianBlur(grey, (0, 0), blur)), _sloped(1 / thumb.depth_m), camera.lift(thumb.depth_m))
-                  for grey, thumb, camera in zip(greys, thumbs, cameras, strict=True)]  # fmt: skip
+        layers = [(_sloped(cv2.GaussianBlur(grey, (0, 0), blur)), inverse_depth, camera.lift(thumb.depth_m))
+                  for (grey, inverse_depth), thumb, camera in zip(frames, thumbs, cameras, strict=True)]
         terms = {(a, b): _pull(layers[a], layers[b], cameras[a], centre[:3, 3], steep) for a, b in pairs}
         for i, step in enumerate(_steps(given, poses, centre[:3, 3], terms)):
             poses[i] = centre @ rigid.exp(step) @ rigid.inverse(centre) @ poses[i]

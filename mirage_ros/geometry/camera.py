@@ -55,7 +55,7 @@ class Camera:
         object.__setattr__(self, "world_from_camera", pose)
         object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
         _check_intrinsics(intrinsics, self.size)
-        _check_pose(pose)
+        check_pose(pose, "A camera")
 
     @classmethod
     def from_hfov(
@@ -237,13 +237,16 @@ def _check_intrinsics(intrinsics: np.ndarray, size: tuple[int, int]) -> None:
         )
 
 
-def _check_pose(pose: np.ndarray) -> None:
+def check_pose(pose: Float[np.ndarray, "*batch 4 4"], what: str) -> None:
+    """Raises MirageError for what is no rigid map, or lies beyond FARTHEST_M.
+
+    Args:
+        what: has the pose, for the message.
+    """
     if not np.isfinite(pose).all():
-        raise MirageError("A camera pose holds NaN or infinity; give finite poses.")
-    check_place(pose[..., :3, 3], "A camera")
+        raise MirageError(f"{what}'s pose holds NaN or infinity; give finite poses.")
+    check_place(pose[..., :3, 3], what)
     rotation = pose[..., :3, :3]
     product = np.einsum("...ki,...kj->...ij", rotation, rotation)
     if np.abs(product - np.eye(3)).max(initial=0) > ORTHONORMAL_TOLERANCE:
-        raise MirageError(
-            "A camera pose's rotation is not orthonormal; normalise its quaternion first."
-        )
+        raise MirageError(f"{what}'s pose has a rotation that is not orthonormal; normalise its quaternion first.")

@@ -32,7 +32,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from mirage_ros.errors import MirageError, report
 from mirage_ros.geometry.camera import Camera
@@ -191,6 +191,14 @@ class Cycle:
         fork = state.forked()
         draft = self.read(fork, cameras, stamps_ns)
         return self.finish(fork, draft, self.generate(draft))
+
+    def pictures(
+        self, state: WorldState, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]
+    ) -> UInt8[np.ndarray, "f h w 3"]:
+        """The pictures of the next chunk alone: nothing is perceived or written, and the state stays as it is."""
+        fork = state.forked()
+        latents = self.generate(self.read(fork, cameras, stamps_ns))
+        return decode_next(self.model, latents, fork.decoder, len(stamps_ns))[0]
 
     def read(self, state: WorldState, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Draft:
         """What memory shows to the planned cameras, and the latents that go before them."""

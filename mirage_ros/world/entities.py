@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32, UInt8
 
 from mirage_ros.errors import MirageError
-from mirage_ros.geometry.camera import ORTHONORMAL_TOLERANCE, check_place
+from mirage_ros.geometry.camera import check_pose
 from mirage_ros.geometry.rigid import exp, exp_rotation, orthonormal
 from mirage_ros.protocol import SECOND_NS
 
@@ -331,12 +331,8 @@ def _check_name(name: str) -> None:
 
 def _checked(pose: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
     pose = np.array(pose, np.float64)
-    if not np.isfinite(pose).all():
-        raise EntityError("An entity's pose holds NaN or infinity; give a finite one.", "pose")
-    if np.abs(pose[:3, :3].T @ pose[:3, :3] - np.eye(3)).max() > ORTHONORMAL_TOLERANCE:
-        raise EntityError("An entity's pose is no rigid one; normalise its quaternion.", "pose")
     try:
-        check_place(pose[:3, 3], "An entity")
+        check_pose(pose, "An entity")
     except MirageError as error:
         raise EntityError(str(error), "pose") from error
     return pose

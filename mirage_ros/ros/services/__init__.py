@@ -130,6 +130,19 @@ def info(body: EntityState | None) -> EntityInfo:
     return EntityInfo(category=category, description=body.description, tags=list(body.tags))
 
 
+def found(name: str, lacking: str, cameras: Sequence[str], bodies: Collection[str]) -> tuple[int, str]:
+    """OK and '' if there is an entity of the name; else a result's code and the reason.
+
+    Args:
+        lacking: what keeps the session from answering, '' for nothing.
+    """
+    if lacking:
+        return INCORRECT_STATE, lacking
+    if name in cameras or name in bodies:
+        return OK, ""
+    return NOT_FOUND, unknown(name, [*cameras, *bodies])
+
+
 def unknown(name: str, there: Sequence[str]) -> str:
     """Says that there is no such entity, and which there are."""
     more = f" and {len(there) - 20} more" if len(there) > 20 else ""

@@ -35,14 +35,13 @@ from mirage_ros.ros.services import (
     FAILED,
     INCORRECT_STATE,
     NOT_FOUND,
-    OK,
     UNSUPPORTED,
     answered,
     carried_out,
+    found,
     info,
     placed,
     tags_match,
-    unknown,
 )
 from mirage_ros.ros.session import Session
 from mirage_ros.ros.tracks import TransformError
@@ -267,12 +266,7 @@ class Entities:
         return answered(response)
 
     def _refusal(self, entity: str) -> tuple[int, str]:
-        reason = self._session.lacking()
-        if reason:
-            return INCORRECT_STATE, reason
-        if entity not in self._names and entity not in self._session.bodies:
-            return NOT_FOUND, unknown(entity, [*self._names, *self._session.bodies])
-        return OK, ""
+        return found(entity, self._session.lacking(), self._names, self._session.bodies)
 
     def _pose(self, entity: str) -> np.ndarray:
         index = self._names.index(entity)

@@ -30,14 +30,13 @@ from mirage_ros.ros.callbacks import Endpoints
 from mirage_ros.ros.services import (
     FAILED,
     INCORRECT_STATE,
-    NOT_FOUND,
     OK,
     answered,
     carried_out,
+    found,
     info,
     placed,
     refused,
-    unknown,
 )
 from mirage_ros.ros.session import Session
 from mirage_ros.ros.tracks import TransformError
@@ -186,16 +185,10 @@ class Spawning:
         return carried_out(self._session.submit, response, [change])
 
     def _there(self, name: str, response) -> bool:
-        """Whether there is an entity of the name; the response says which."""
-        reason = self._session.lacking()
-        if reason:
-            answered(response, INCORRECT_STATE, reason)
-        elif name not in self._cameras and name not in self._session.bodies:
-            answered(response, NOT_FOUND, unknown(name, [*sorted(self._cameras), *self._session.bodies]))
-        else:
-            answered(response, OK)
-            return True
-        return False
+        """Whether there is an entity of the name; the response says so."""
+        code, reason = found(name, self._session.lacking(), sorted(self._cameras), self._session.bodies)
+        answered(response, code, reason)
+        return code == OK
 
 
 def _spawned(response: Any, outcome: str | EntityError) -> Any:
