@@ -9,11 +9,13 @@ from fakes import pixel_model
 from ros_client import LOCAL, NodeProcess
 from test_studio import Notes, did, moved
 
+from mirage_ros.apps.studio.bodies import place_ahead, spawnables
 from mirage_ros.apps.studio.walk import Walk
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.evaluation.metrics import psnr_db, psnr_where
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.protocol import Delete, Move
 from mirage_ros.ros.attached import AttachedWorld
 from mirage_ros.world.world import World
 
@@ -99,6 +101,30 @@ def test_the_buttons_are_the_nodes_services(joined, folder, tmp_path):
     assert shows(notes.views[-1].frame, seed)
     good, sentence = did(walk, notes, walk.dream_again)
     assert not good and "--world-seed" in sentence
+
+
+def test_entities_are_the_nodes(joined, folder, tmp_path):
+    walk, notes = joined
+    seed = load_seed(folder)
+    assert did(walk, notes, lambda: walk.begin(seed))[0]
+    bare = notes.views[-1]
+    place = place_ahead(bare)
+    assert did(walk, notes, lambda: walk.spawn("box", spawnables(tmp_path)["box"], place)) == (True, "box")
+    view = notes.views[-1]
+    (body,) = view.state.entities
+    assert body.state.name == "box" and np.ptp(body.state.bounds_m, axis=0) == pytest.approx([0.4, 0.4, 0.4], abs=1e-3)
+    assert body.state.pose[2, 3] == pytest.approx(place[2, 3] + 0.2, abs=1e-3)
+    nearer = view.frame.depth_m < bare.frame.depth_m - 0.1
+    assert nearer.sum() > 50
+    aside = body.state.pose.copy()
+    aside[:3, 3] += 0.4 * seed.camera.world_from_camera[:3, 0]
+    did(walk, notes, lambda: walk.change_entities((Move("box", aside),)) or "moved")
+    moved_on = notes.views[-1].frame.depth_m < bare.frame.depth_m - 0.1
+    assert np.nonzero(moved_on)[1].mean() > np.nonzero(nearer)[1].mean() + 3
+    good, sentence = did(walk, notes, lambda: walk.change_entities((Delete("table"),)))
+    assert not good and "The node refused" in sentence and "table" in sentence
+    did(walk, notes, lambda: walk.change_entities((Delete("box"),)) or "deleted")
+    assert notes.views[-1].state.entities == ()
 
 
 def test_without_a_node_that_streams_it_says_what_to_start(folder, tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 import numpy as np
+from jaxtyping import Float
 
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, open_file, share_path, user_path
@@ -112,6 +113,12 @@ def shape(uri: str) -> Mesh:
         raise EntityError(f"{uri} is no shape; there are: {usual}; all take color=RRGGBB.", "parse")
     measures = {name: _numbers(uri, name, given, usual) for name, usual in SHAPES[kind].items()}
     return Mesh.of(*_triangles(kind, measures), _colour(uri, given), f"The {kind}")
+
+
+def box_mesh(bounds_m: Float[np.ndarray, "2 3"]) -> Mesh:
+    """A grey box between two corners, where more of a body is not known."""
+    vertices, faces = _triangles("box", {"size": tuple(np.maximum(np.ptp(bounds_m, axis=0), 1e-3))})
+    return Mesh.of(vertices + bounds_m.mean(0), faces, GREY, "The box")
 
 
 def _numbers(uri: str, name: str, given: dict, usual: tuple) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import rclpy
 import yaml
-from geometry_msgs.msg import Point
+from geometry_msgs.msg import Point, PoseStamped
 from jaxtyping import Float
 from rcl_interfaces.srv import GetParameters
 from rclpy.context import Context
@@ -26,26 +27,33 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
-from simulation_interfaces.msg import Resource, Result, SimulationState
-from simulation_interfaces.srv import LoadWorld, SetSimulationState
+from simulation_interfaces.msg import Bounds, EntityState, Resource, Result, SimulationState
+from simulation_interfaces.srv import (DeleteEntity, GetEntitiesStates, GetEntityBounds, LoadWorld, SetEntityState,
+                                       SetSimulationState, SpawnEntity)  # fmt: skip
+from std_msgs.msg import Header
 from tf2_msgs.msg import TFMessage
 
+from mirage_ros.data.meshes import box_mesh
 from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path, write_file
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.msg import RolloutStatus
-from mirage_ros.protocol import SECOND_NS, STAGES, Chunk, Frame, Points
+from mirage_ros.protocol import SECOND_NS, STAGES, Chunk, EntityChange, Frame, Move, Points, Spawn
 from mirage_ros.recording.pictures import write_depth_png, write_png
 from mirage_ros.recording.topics import COLOR, COLOR_INFO, DEPTH, OBSERVED, POINTS, STATUS, TF, TF_STATIC
 from mirage_ros.ros.image_messages import depth_from_ros, mask_from_ros, picture_from_ros
 from mirage_ros.ros.messages import (
     camera_from_ros,
     cloud_from_ros,
+    pose_from_ros,
+    pose_to_ros,
     stamp_from_ros,
     transform_from_ros,
     transform_to_ros,
 )
 from mirage_ros.srv import EraseRegion, ForkWorld, RestoreWorld, SaveWorld
+from mirage_ros.world.entities import Body
+from mirage_ros.world.entities import EntityState as BodyState
 
 TELL_S = 1 / 30
 STEP_S, ANSWER_S, FIND_S = 30.0, 300.0, 15.0
@@ -53,6 +61,8 @@ STEP_S, ANSWER_S, FIND_S = 30.0, 300.0, 15.0
 THERE = 1e-3
 """A picture is of a pose that differs by less, in metres and in its rotation matrix."""
 STAMPS_KEPT = 16
+BODIES_S = 1.0
+"""Between two questions where entities are."""
 PARTS = {COLOR: (Image, picture_from_ros), COLOR_INFO: (CameraInfo, camera_from_ros),
          DEPTH: (Image, depth_from_ros), OBSERVED: (Image, mask_from_ros)}  # fmt: skip
 NAMES = ("time_mode", "world_frame", "camera_frame", "rendered_camera_frame", "start_frame")
@@ -100,6 +110,7 @@ class AttachedState:
     memory: Cloud
     name: str = ""
     free_space: None = None
+    entities: tuple[Body, ...] = ()
 
 
 class AttachedWorld:
@@ -121,6 +132,8 @@ class AttachedWorld:
         self._frame: Frame | None = None
         self._start: np.ndarray | None = None
         self._memory, self._status, self._clients = EMPTY, RolloutStatus(), {}
+        self._bodies: tuple[Body, ...] = ()
+        self._boxes, self._bodies_s = {}, -BODIES_S
         self._context = Context()
         rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
         self._node = Node("mirage_studio", namespace=namespace, context=self._context)
@@ -163,13 +176,21 @@ class AttachedWorld:
             raise MirageError("The node has no world yet; wait for its log to tell of one, or begin one here.")
         return Camera.from_hfov(60.0, (240, 320), self._start)
 
+    @property
+    def entities(self) -> tuple[Body, ...]:
+        """As the node last told of them, each with the box around it for a mesh."""
+        return self._bodies
+
     def snapshot(self) -> AttachedState:
-        return AttachedState(self._memory)
+        if time.monotonic() - self._bodies_s > BODIES_S:  # others may spawn, too
+            with suppress(MirageError):
+                self._read_bodies()
+        return AttachedState(self._memory, entities=self._bodies)
 
     def fork(self, name: str) -> AttachedState:
         """Has the node keep its memory under a name."""
         self._ask(ForkWorld, "fork", name=f"studio-{name}")
-        return AttachedState(self._memory, f"studio-{name}")
+        return AttachedState(self._memory, f"studio-{name}", entities=self._bodies)
 
     def restore(self, state: AttachedState) -> None:
         self._ask(RestoreWorld, "restore", name=state.name)
@@ -180,6 +201,18 @@ class AttachedWorld:
     def erase(self, low: Float[np.ndarray, "3"], high: Float[np.ndarray, "3"]) -> int:
         corners = [Point(**dict(zip("xyz", map(float, corner), strict=True))) for corner in (low, high)]
         return int(self._ask(EraseRegion, "erase_region", min=corners[0], max=corners[1]).erased)
+
+    def change_entities(self, changes: tuple[EntityChange, ...]) -> list[str]:
+        """Spawns, moves and deletes, one after the other; the name of each. Raises MirageError with the node's own sentence."""
+        names = []
+        for change in changes:
+            kind, service, fields = self._asked(change)
+            answer = self._call(kind, service, **fields)
+            if answer.result.result != Result.RESULT_OK:
+                raise MirageError(f"The node refused to change its entities: {answer.result.error_message}")
+            names.append(getattr(answer, "entity_name", change.name))
+        self._read_bodies()
+        return names
 
     def load(self, folder: Path) -> None:
         """A saved world or a seed folder, and the simulation goes on."""
@@ -237,6 +270,31 @@ class AttachedWorld:
                 camera = Camera(lens.intrinsics, parts[TF], lens.size)
                 return Frame(stamp_ns, camera, parts[COLOR], parts[DEPTH], parts[OBSERVED])
         return None
+
+    def _asked(self, change: EntityChange) -> tuple[type, str, dict[str, object]]:
+        """The service for a change of an entity, and what it is asked."""
+        header = Header(frame_id=self._names["world_frame"])
+        if isinstance(change, Spawn):
+            pose = PoseStamped(header=header, pose=pose_to_ros(change.pose))
+            return SpawnEntity, "spawn_entity", {"name": change.name, "allow_renaming": change.rename,
+                                                 "entity_resource": Resource(uri=change.uri), "initial_pose": pose}  # fmt: skip
+        if isinstance(change, Move):
+            state = EntityState(header=header, pose=pose_to_ros(change.pose))
+            return SetEntityState, "set_entity_state", {"entity": change.name, "set_pose": True, "state": state}
+        return DeleteEntity, "delete_entity", {"entity": change.name}
+
+    def _read_bodies(self) -> None:
+        """Asks where the entities are, and of new ones how large they are; cameras have no bounds."""
+        answer, self._bodies_s = self._call(GetEntitiesStates, "get_entities_states"), time.monotonic()
+        poses = {name: pose_from_ros(state.pose) for name, state in zip(answer.entities, answer.states, strict=True)}
+        self._boxes = {name: box for name, box in self._boxes.items() if name in poses}
+        for name in poses.keys() - self._boxes.keys():
+            bounds = self._call(GetEntityBounds, "get_entity_bounds", entity=name).bounds
+            if bounds.type == Bounds.TYPE_BOX:
+                self._boxes[name] = box_mesh(np.array([[corner.x, corner.y, corner.z] for corner in bounds.points]))
+        self._bodies = tuple(
+            Body(BodyState(name, 0, poses[name], self.stamp_ns, box.bounds_m, poses[name]), box) for name, box in self._boxes.items()
+        )
 
     def _ask(self, kind: type, service: str, **fields: object) -> Any:
         """An answer that says success. Raises MirageError with the node's own sentence."""

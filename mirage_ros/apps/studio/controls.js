@@ -1,5 +1,5 @@
-// Runs in the page. The wheel, a gamepad and, on a touch screen, four buttons press the keys that walk; a dropped file goes
-// to the upload button; on a phone the view takes what the panel leaves. viser has no call for these.
+// Runs in the page. The wheel, a gamepad and, on a touch screen, four buttons press the keys that walk; dropped files go
+// to the upload buttons; on a phone the view takes what the panel leaves. viser has no call for these.
 if (!window.mirageStudio) {
   window.mirageStudio = true;
   const held = new Set(), send = (kind, code) =>
@@ -27,12 +27,21 @@ if (!window.mirageStudio) {
   };
   window.addEventListener("gamepadconnected", () => requestAnimationFrame(poll));
   document.addEventListener("dragover", (event) => event.preventDefault());
-  document.addEventListener("drop", (event) => {
+  const isDepth = async (file) => {  // a PNG of one channel of 16 bits, as its head tells
+    const head = new Uint8Array(await file.slice(0, 26).arrayBuffer());
+    return head[1] === 0x50 && head[2] === 0x4e && head[24] === 16 && head[25] === 0;
+  };
+  document.addEventListener("drop", async (event) => {
     event.preventDefault();
-    const input = document.querySelector("input[type=file]");
-    if (!input || !event.dataTransfer.files.length) return;
-    input.files = event.dataTransfer.files;
-    input.dispatchEvent(new Event("change", {bubbles: true}));
+    const files = [...event.dataTransfer.files].slice(0, 2), inputs = document.querySelectorAll("input[type=file]");
+    const depths = await Promise.all(files.map(isDepth));
+    for (const wanted of [0, 1]) {  // the photograph first
+      const file = files.find((_, at) => depths[at] === Boolean(wanted)), list = new DataTransfer();
+      if (!file || !inputs[wanted]) continue;
+      list.items.add(file);
+      inputs[wanted].files = list.files;
+      inputs[wanted].dispatchEvent(new Event("change", {bubbles: true}));
+    }
   });
   const pad = document.createElement("div");
   if (matchMedia("(pointer: coarse)").matches) {

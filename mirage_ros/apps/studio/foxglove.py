@@ -37,6 +37,7 @@ from mirage_ros.recording.topics import (
     map_fields,
     packed_colours,
 )
+from mirage_ros.world.drawing import Solid
 from mirage_ros.world.sensors import MapConfig, ScanConfig, floor_plan, scan
 
 SLOW_S = 1.0
@@ -140,7 +141,8 @@ class Bridge:
             frame, state = view.frame, view.state
             with suppress(MirageError):
                 pose = frame.camera.world_from_camera
-                frame = replace(frame, scan=scan(state.memory, state.free_space, pose, ScanConfig()))
+                solid = Solid(state.memory, state.entities, frame.stamp_ns)
+                frame = replace(frame, scan=scan(solid, state.free_space, pose, ScanConfig()))
             self._scanned = view, frame
         return self._scanned[1]
 

@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import viser
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 from PIL import Image, ImageOps, UnidentifiedImageError
 from viser import _messages as messages
 
@@ -33,16 +33,13 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.images import check_size
 
 COOKIE = "mirage_studio"
-LONGEST_HEAD = 16 * 2**10
-HEAD_S = 10.0
-MOST_CONNECTIONS = 128
-PIECE_BYTES = 64 * 2**10
+LONGEST_HEAD, PIECE_BYTES = 16 * 2**10, 64 * 2**10
+HEAD_S, MOST_CONNECTIONS = 10.0, 128
 MOST_BYTES = 32 * 2**20
 """Of an upload; all that are under way together have at most twice that."""
 MOST_UPLOADS = 8
 MOST_PIXELS = 64_000_000
-KINDS = ("JPEG", "PNG", "WEBP")
-KEPT_PX = 2048
+KINDS, KEPT_PX = ("JPEG", "PNG", "WEBP"), 2048
 FILM_MM = 36.0
 FOCAL_35MM, EXIF_IFD = 0xA405, 0x8769
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
@@ -149,9 +146,8 @@ class Gate:
             self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result()
         except (OSError, OverflowError) as error:
             self._end_loop()
-            raise MirageError(
-                f"The studio cannot listen on {host}, port {port} ({error}); give another --port or --host."
-            ) from error
+            text = f"The studio cannot listen on {host}, port {port} ({error}); give another --port or --host."
+            raise MirageError(text) from error
         self.port = self._server.sockets[0].getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.port}/" + (f"?token={token}" if token else "")
@@ -171,7 +167,7 @@ class Gate:
 
     async def _end(self) -> None:
         self._server.close()
-        for task in list(self._tasks):
+        for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -259,23 +255,11 @@ def decoded(name: str, data: bytes) -> tuple[UInt8[np.ndarray, "h w 3"], float |
 
     Raises MirageError for what is too large, or no JPEG, PNG or WebP, before anything of it is decoded.
     """
-    if len(data) > MOST_BYTES:
-        raise MirageError(too_large(name, len(data)))
-    try:
-        with Image.open(io.BytesIO(data), formats=KINDS) as picture:
-            width, height = picture.size
-            if width * height > MOST_PIXELS:
-                raise MirageError(
-                    f"{name} has {width}x{height} pixels; give a picture of at most {MOST_PIXELS // 10**6} million."
-                )
-            focal_mm = picture.getexif().get_ifd(EXIF_IFD).get(FOCAL_35MM)
-            picture.draft("RGB", (KEPT_PX, KEPT_PX))
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-            upright.thumbnail((KEPT_PX, KEPT_PX), Image.Resampling.LANCZOS)
-    except UnidentifiedImageError as error:
-        raise MirageError(f"{name} is no picture that can be read here; give a JPEG, PNG or WebP.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MirageError(f"{name} is damaged ({error!s:.100}); give a whole JPEG, PNG or WebP.") from error
+    with _opened(name, data, KINDS, "JPEG, PNG or WebP") as picture:
+        focal_mm = picture.getexif().get_ifd(EXIF_IFD).get(FOCAL_35MM)
+        picture.draft("RGB", (KEPT_PX, KEPT_PX))
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+        upright.thumbnail((KEPT_PX, KEPT_PX), Image.Resampling.LANCZOS)
     check_size((upright.height, upright.width), f"The picture {name}")
     hfov = None
     if focal_mm and math.isfinite(focal_mm) and 5 < focal_mm < 500:
@@ -284,8 +268,37 @@ def decoded(name: str, data: bytes) -> tuple[UInt8[np.ndarray, "h w 3"], float |
     return np.asarray(upright), hfov
 
 
+def decoded_depth(name: str, data: bytes) -> UInt16[np.ndarray, "h w"]:
+    """Millimetres along z of an uploaded depth picture, 0 where there are none. Raises MirageError as `decoded` does."""
+    with _opened(name, data, ("PNG",), "16-bit PNG") as picture:
+        if picture.mode[0] != "I":
+            kind = "8 bits a pixel" if picture.mode in ("L", "1") else "colours"
+            raise MirageError(f"{name} has {kind}, which is no depth; give a PNG of one channel of 16 bits, in millimetres.")
+        depth_mm = np.asarray(picture).astype(np.uint16)
+    check_size(depth_mm.shape, f"The depth picture {name}")
+    if not (depth_mm % 65535).any():
+        raise MirageError(f"{name} has no depth in any pixel; give millimetres above 0, or a photograph alone.")
+    return depth_mm
+
+
+@contextlib.contextmanager
+def _opened(name: str, data: bytes, kinds: tuple[str, ...], wanted: str) -> Iterator[Image.Image]:
+    """A picture of which only the head has been read, and is sound. Raises MirageError for any other."""
+    if len(data) > MOST_BYTES:
+        raise MirageError(too_large(name, len(data)))
+    try:
+        with Image.open(io.BytesIO(data), formats=kinds) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise MirageError(f"{name} has {picture.width}x{picture.height} pixels; give a picture of at most {MOST_PIXELS // 10**6} million.")
+            yield picture
+    except UnidentifiedImageError as error:
+        raise MirageError(f"{name} is no picture that can be read here; give a {wanted}.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MirageError(f"{name} is damaged ({error!s:.100}); give a whole {wanted}.") from error
+
+
 def too_large(name: str, size: int) -> str:
-    return f"{name} has {size / 2**20:,.0f} MiB; give a photograph of at most {MOST_BYTES // 2**20} MiB."
+    return f"{name} has {size / 2**20:,.0f} MiB; give a picture of at most {MOST_BYTES // 2**20} MiB."
 
 
 # What follows uses private parts of viser, here alone: it has no public call to refuse an upload before it is kept whole, to
@@ -347,6 +360,9 @@ class UploadGuard:
     def held_bytes(self) -> int:
         return sum(size for _, size in self._held.values())
 
+    def coming(self, client_id: int) -> bool:
+        return any(held[0] == client_id for held in self._held.values())
+
     def left(self, client_id: int) -> None:
         """A browser has gone, or sends something else: what it was sending goes."""
         for key in [key for key, held in self._held.items() if held[0] == client_id]:
@@ -360,7 +376,8 @@ class UploadGuard:
 
     def _started(self, client_id: int, message: messages.FileTransferStartUpload) -> None:
         name = Path(message.filename).name[:80] or "The file"
-        self.left(client_id)
+        if sum(held[0] == client_id for held in self._held.values()) > 1:  # a picture and its depth come together
+            self.left(client_id)
         if not 0 <= message.size_bytes <= MOST_BYTES:
             self._refused(client_id, message.transfer_uuid, too_large(name, message.size_bytes))
         elif len(self._held) >= MOST_UPLOADS:

@@ -1,4 +1,4 @@
-"""What can be made in the studio: worlds, moments to come back to, paths, recordings, pictures.
+"""What can be made in the studio: worlds, moments to come back to, recordings, pictures.
 
 Everything is saved below one folder. Names are checked before they become paths, and what is uploaded
 passed the gate.
@@ -7,7 +7,6 @@ passed the gate.
 from __future__ import annotations
 
 import base64
-import math
 import re
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import numpy as np
 import viser
 from jaxtyping import Float, UInt8
 
-from mirage_ros.apps.studio.gate import UploadGuard, decoded, forget_upload
+from mirage_ros.apps.studio.gate import UploadGuard, decoded, decoded_depth, forget_upload
 from mirage_ros.apps.studio.walk import View, Walk
 from mirage_ros.data.seeds import (
     DEFAULT_HFOV_DEG,
@@ -28,23 +27,23 @@ from mirage_ros.data.seeds import (
     central_depth_m,
     find_seed,
     load_seed,
-    plan_tour,
+    read_depth,
     read_picture,
     shipped_seeds,
 )
+from mirage_ros.data.walks import joined
 from mirage_ros.errors import MirageError
-from mirage_ros.files import UNREADABLE, WORLD, read_json, write_file, write_json
-from mirage_ros.geometry.camera import Camera
+from mirage_ros.files import WORLD, write_file
 from mirage_ros.geometry.images import seed_warnings
-from mirage_ros.geometry.rigid import exp, inverse, log
 from mirage_ros.recording.drawing import write_ply
 
 THUMB_PX = 81
-STEP_M, STEP_DEG = 0.15, 6.0
-TOUR_FRAMES = 36
 NAME = re.compile(r"\w[\w .-]{0,59}")
 RECORDINGS = ("mp4", "mcap", "lerobot")
 NONE_YET = "none yet"
+NOT_DRIVING = "Somebody else drives; press 'Drive from this browser' first."
+SAME_SHAPE = 0.02
+"""Share by which a photograph and its depth may differ in their width for their height."""
 
 
 @runtime_checkable
@@ -52,14 +51,35 @@ class Host(Protocol):
     """What the panel needs of its page."""
 
     view: View | None
+    driver: int | None
+    height_m: float
 
-    def camera_of(self, client_id: int) -> np.ndarray | None: ...
-
-    def show_scene(self, client_id: int) -> None: ...
+    def show_scene(self, client_id: int, whole: bool = False) -> None: ...
 
     def client(self, client_id: int) -> viser.ClientHandle | None: ...
 
-    def told(self, sentence: str, good: bool) -> None: ...
+    def told(self, sentence: str, good: bool, only: int | None = None) -> None: ...
+
+
+def on_click(handle: viser.GuiButtonHandle | viser.GuiButtonGroupHandle, page: Host, do: Callable, all_may: bool = False) -> None:
+    """What a click does; a refusal is told to who clicked. Who looks on may change nothing, unless `all_may`."""
+
+    async def clicked(event: viser.GuiEvent) -> None:
+        try:
+            if event.client_id not in (None, page.driver) and not all_may:
+                raise MirageError(NOT_DRIVING)
+            do(event)
+        except MirageError as error:
+            page.told(str(error), good=False, only=event.client_id)
+
+    handle.on_click(clicked)
+
+
+def seen(page: Host) -> View:
+    """The last picture. Raises MirageError before there is one."""
+    if page.view is None:
+        raise MirageError("There is no picture yet; begin a world first.")
+    return page.view
 
 
 def checked_name(text: str) -> str:
@@ -92,17 +112,6 @@ def strip(thumbnails: list[str], empty: str) -> str:
     return f'<div style="display:flex;flex-wrap:wrap;gap:6px;padding:2px 10px 8px">{inside}</div>'
 
 
-def between(poses: list[Float[np.ndarray, "4 4"]]) -> Float[np.ndarray, "n 4 4"]:
-    """Poses along keyframes, `STEP_M` or `STEP_DEG` apart, from the first to the last."""
-    path = [poses[0]]
-    for start, end in zip(poses, poses[1:], strict=False):
-        twist = log(inverse(start) @ end)
-        steps = np.linalg.norm(twist[:3]) / STEP_M, np.degrees(np.linalg.norm(twist[3:])) / STEP_DEG
-        count = max(1, math.ceil(max(steps)))
-        path += [start @ exp(twist * (k / count)) for k in range(1, count)] + [end]
-    return np.stack(path)
-
-
 def looked_at(view: View) -> Float[np.ndarray, "3"]:
     """The point in the middle of the picture, on the surface that is seen there."""
     camera, depth_m = view.frame.camera, view.frame.depth_m
@@ -112,7 +121,7 @@ def looked_at(view: View) -> Float[np.ndarray, "3"]:
 
 
 class MakePanel:
-    """The tab that makes things, and the part of the walk's tab that draws paths.
+    """The tab that makes things.
 
     Args:
         folder: all that is saved goes below it.
@@ -120,26 +129,13 @@ class MakePanel:
 
     def __init__(self, server: viser.ViserServer, walk: Walk, folder: Path, page: Host) -> None:
         self._server, self._walk, self._folder, self._page = server, walk, folder, page
-        self._keyframes: list[np.ndarray] = []
-        self._line: viser.LineSegmentsHandle | None = None
         self._box: viser.TransformControlsHandle | None = None
         self._inside: viser.BoxHandle | None = None
         self._thumbnails: dict[tuple, str] = {}
+        self._waiting: viser.GuiEvent | None = None
         self.uploads = UploadGuard(server, self._refused)
 
     # What stands in the panel.
-
-    def build_path(self) -> None:
-        """Fills the folder of the walk's tab."""
-        gui = self._server.gui
-        with gui.add_folder("Path", expand_by_default=False):
-            self._path_told = gui.add_markdown("No keyframes. *Play* without any walks a tour.")
-            self._on(gui.add_button("Add a keyframe here", icon=viser.Icon.PLUS), self._add_keyframe)
-            self._on(gui.add_button("Play", icon=viser.Icon.PLAYER_PLAY), self._play)
-            self._on(gui.add_button("Clear", icon=viser.Icon.ERASER), self._clear_path)
-            self._path_name = gui.add_text("Name", "path")
-            self._path_file = gui.add_button_group("File", ("Save", "Load"))
-            self._on(self._path_file, self._path_saved_or_loaded)
 
     def build(self) -> None:
         """Fills the tab that is open."""
@@ -148,10 +144,10 @@ class MakePanel:
         with self._beginnings:
             self._gallery = gui.add_html("")
             self._seed = gui.add_dropdown("From", self._seeds())
-            self._hfov = gui.add_slider("Photograph's view", 20, 120, 1, round(DEFAULT_HFOV_DEG),
+            self._hfov = gui.add_slider("Photograph's view", 20.0, 120.0, 0.1, DEFAULT_HFOV_DEG,
                                         hint="Its horizontal field of view in degrees; read from EXIF where that tells.")  # fmt: skip
             self._on(gui.add_button("Begin here", color="teal"), self._begin)
-            self._add_upload()
+            self._add_uploads()
         with gui.add_folder("Moments"):
             self._timeline = gui.add_html("")
             self._on(gui.add_button("Keep this moment", icon=viser.Icon.BOOKMARK), self._keep)
@@ -179,41 +175,59 @@ class MakePanel:
             self._format = gui.add_dropdown("As", RECORDINGS)
             self._recorded = gui.add_button("Record", icon=viser.Icon.PLAYER_RECORD, color="red")
             self._on(self._recorded, self._record)
-            self._on(gui.add_button("Screenshot", icon=viser.Icon.CAMERA), self._screenshot)
-            self._on(gui.add_button("Export points (PLY)", icon=viser.Icon.DOWNLOAD), self._export)
+            self._on(gui.add_button("Screenshot", icon=viser.Icon.CAMERA), self._screenshot, all_may=True)
+            self._on(gui.add_button("Export points (PLY)", icon=viser.Icon.DOWNLOAD), self._export, all_may=True)
 
-    def _on(self, handle: viser.GuiButtonHandle | viser.GuiButtonGroupHandle, do: Callable) -> None:
-        """What a click does; a refusal is told to who clicked."""
+    def _on(self, handle: viser.GuiButtonHandle, do: Callable, all_may: bool = False) -> None:
+        on_click(handle, self._page, do, all_may)
 
-        async def clicked(event: viser.GuiEvent) -> None:
-            try:
-                do(event)
-            except MirageError as error:
-                self._page.told(str(error), good=False)
-
-        handle.on_click(clicked)
-
-    def _add_upload(self) -> None:
-        """The button, or a new one in its place: viser's stays blocked after an upload that was refused."""
-        self._upload = self._server.gui.add_upload_button(
+    def _add_uploads(self) -> None:
+        """The buttons, or new ones in their place: viser's stay blocked after an upload that was refused."""
+        gui = self._server.gui
+        photograph = gui.add_upload_button(
             "A photograph of yours", mime_type="image/jpeg,image/png,image/webp", icon=viser.Icon.PHOTO_UP,
-            hint="Or drop one on the page.",
+            hint="Or drop one on the page, alone or with its depth.",
         )  # fmt: skip
+        depth = gui.add_upload_button(
+            "Its depth", mime_type="image/png", icon=viser.Icon.STACK_2,
+            hint="A PNG of 16 bits, in millimetres, that shows what the photograph shows. Its size may be another one.",
+        )  # fmt: skip
+        self._uploads = photograph, depth
+        photograph.on_upload(self._take_photograph)
+        depth.on_upload(self._take_depth)
 
-        @self._upload.on_upload
-        async def _(_: object) -> None:
-            file, hfov = self._upload.value, float(self._hfov.value)
-            self.uploads.done()
-            self._walk.ask("Reading the photograph", lambda: self._begin_photograph(file.name, file.content, hfov))
+    async def _take_photograph(self, event: viser.GuiEvent) -> None:
+        self._take(event, self._begin_photograph)
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and waiting.client_id == event.client_id:
+            self._take(waiting, self._begin_with_depth)
+
+    async def _take_depth(self, event: viser.GuiEvent) -> None:
+        self.uploads.done()
+        if self.uploads.coming(event.client_id):  # dropped with its photograph, and the smaller of the two
+            self._waiting = event
+        else:
+            self._take(event, self._begin_with_depth)
+
+    def _take(self, event: viser.GuiEvent, begin: Callable) -> None:
+        file, hfov = event.target.value, float(self._hfov.value)
+        self.uploads.done()
+        if event.client_id == self._page.driver:
+            name = Path(file.name).name[:80] or "The file"
+            self._walk.ask("Reading the picture", lambda: begin(name, file.content, hfov))
+        else:
+            self._page.told(NOT_DRIVING, good=False, only=event.client_id)
 
     def _refused(self, client_id: int, upload: str, sentence: str) -> None:
         client = self._page.client(client_id)
-        self._page.told(sentence, good=False)
+        self._waiting = None
+        self._page.told(sentence, good=False, only=client_id)
         if client is not None:
             forget_upload(client, upload)
-        self._upload.remove()
+        for button in self._uploads:
+            button.remove()
         with self._beginnings:
-            self._add_upload()
+            self._add_uploads()
 
     def refresh(self) -> None:
         """Brings lists and small pictures up to date; called after each job, by the walk's thread."""
@@ -231,9 +245,10 @@ class MakePanel:
     def _seed_thumbnail(self, name: str) -> str:
         path = self._seed_path(name)
         path = path / "color.png" if path.is_dir() else path
-        key = name, path.stat().st_mtime_ns
+        caption = f"{name} + depth" if self._depth_path(name).is_file() else name
+        key = caption, path.stat().st_mtime_ns
         if key not in self._thumbnails:
-            self._thumbnails[key] = thumbnail(read_picture(path), name)
+            self._thumbnails[key] = thumbnail(read_picture(path), caption)
         return self._thumbnails[key]
 
     # Worlds.
@@ -242,12 +257,11 @@ class MakePanel:
         return (*shipped_seeds(), *sorted(path.stem for path in self._folder.glob("photographs/*.png")))
 
     def _seed_path(self, name: str) -> Path:
-        own = self._folder / "photographs" / f"{checked_name(name)}.png"
+        own = self._photograph(name)
         return own if own.is_file() else find_seed(name)[0]
 
     def _begin(self, _: viser.GuiEvent) -> None:
-        path, hfov = self._seed_path(self._seed.value), float(self._hfov.value)
-        self.begin(load_seed(path, hfov))
+        self.begin(self._own_seed(self._seed.value, float(self._hfov.value)))
 
     def begin(self, seed: Seed) -> None:
         """Has a world begun around a seed."""
@@ -261,16 +275,47 @@ class MakePanel:
         return sentence
 
     def _begin_photograph(self, name: str, data: bytes, hfov: float) -> str:
-        rgb, told_deg = decoded(Path(name).name[:80] or "The file", data)
+        rgb, told_deg = decoded(name, data)
         stem = re.sub(r"[^\w .-]", "_", Path(name).stem)[:50].strip(" ._-") or "photograph"
         path = self._folder / "photographs" / f"{stem}.png"
         write_file(path, cv2.imencode(".png", rgb[..., ::-1])[1].tobytes())
+        self._depth_path(stem).unlink(missing_ok=True)  # of another photograph of that name
         if told_deg is not None:
-            self._hfov.value = hfov = float(np.clip(round(told_deg), 20, 120))
+            self._hfov.value = hfov = float(np.clip(round(told_deg, 1), 20, 120))
         sentence = self._begun(load_seed(path, hfov))
         self.refresh()
         self._seed.value = stem
         return sentence
+
+    def _begin_with_depth(self, name: str, data: bytes, hfov: float) -> str:
+        """Gives depth to the photograph that is chosen."""
+        depth_mm, stem = decoded_depth(name, data), self._seed.value
+        if not self._photograph(stem).is_file():
+            raise MirageError(f"{stem} is no photograph of yours; upload that first, then its depth {name}.")
+        height, width = read_picture(self._photograph(stem)).shape[:2]
+        if abs(depth_mm.shape[1] / depth_mm.shape[0] * height / width - 1) > SAME_SHAPE:
+            raise MirageError(
+                f"{name} is {depth_mm.shape[1]}x{depth_mm.shape[0]} and {stem} {width}x{height}, which cannot show the same; "
+                "give depth of the same view, as wide for its height."
+            )
+        write_file(self._depth_path(stem), data)
+        seed = self._own_seed(stem, hfov)
+        near_m, far_m = np.nanquantile(np.where(np.isfinite(seed.depth_m), seed.depth_m, np.nan), (0.02, 0.98))
+        return f"{self._begun(seed)} Its depth goes from {near_m:.2f} to {far_m:.2f} m."
+
+    def _photograph(self, name: str) -> Path:
+        return self._folder / "photographs" / f"{checked_name(name)}.png"
+
+    def _depth_path(self, name: str) -> Path:
+        return self._folder / "depths" / f"{checked_name(name)}.png"
+
+    def _own_seed(self, name: str, hfov: float) -> Seed:
+        """A shipped seed, or a photograph with its depth where it has been given."""
+        seed, depth = load_seed(self._seed_path(name), hfov), self._depth_path(name)
+        if seed.depth_m is not None or not depth.is_file():
+            return seed
+        frame = joined(seed.rgb, seed.camera, read_depth(depth, None), None)
+        return Seed(name, frame.rgb, frame.camera, frame.depth_m)
 
     def _worlds(self) -> tuple[str, ...]:
         return tuple(sorted(path.parent.name for path in self._folder.glob(f"worlds/*/{WORLD}"))) or (NONE_YET,)
@@ -336,7 +381,7 @@ class MakePanel:
         self._walk.ask("Recording", lambda: self._walk.record(path))
 
     def _screenshot(self, event: viser.GuiEvent) -> None:
-        view, path = self._seen(), self._fresh("pictures", "png")
+        view, path = seen(self._page), self._fresh("pictures", "png")
         data = cv2.imencode(".png", view.frame.rgb[..., ::-1])[1].tobytes()
         write_file(path, data)
         if event.client is not None:
@@ -344,57 +389,7 @@ class MakePanel:
         self._page.told(f"Saved as {path}.", good=True)
 
     def _export(self, _: viser.GuiEvent) -> None:
-        view, path = self._seen(), self._fresh("exports", "ply")
+        view, path = seen(self._page), self._fresh("exports", "ply")
         points = view.state.memory.to_points()
         write_ply(path, points)
         self._page.told(f"Saved as {path}, {len(points.xyz):,} points.", good=True)
-
-    def _seen(self) -> View:
-        if self._page.view is None:
-            raise MirageError("There is no picture yet; begin a world first.")
-        return self._page.view
-
-    # Paths.
-
-    def _add_keyframe(self, event: viser.GuiEvent) -> None:
-        pose = None if event.client_id is None else self._page.camera_of(event.client_id)
-        if pose is not None:
-            self._draw_path([*self._keyframes, pose])
-
-    def _clear_path(self, _: viser.GuiEvent) -> None:
-        self._draw_path([])
-
-    def _draw_path(self, keyframes: list[np.ndarray]) -> None:
-        self._keyframes = keyframes
-        count = len(keyframes)
-        self._path_told.content = f"{count} keyframes." if count else "No keyframes. *Play* without any walks a tour."
-        if self._line is not None:
-            self._line.remove()
-            self._line = None
-        if count > 1:
-            places = between(keyframes)[:, :3, 3]
-            segments = np.stack([places[:-1], places[1:]], 1)
-            self._line = self._server.scene.add_line_segments(
-                "/path", segments, (80, 220, 120), thickness=3.0, thickness_units="screen"
-            )
-
-    def _play(self, _: viser.GuiEvent) -> None:
-        frame = self._seen().frame
-        if len(self._keyframes) > 1:
-            camera = frame.camera
-            cameras = Camera(camera.intrinsics, between(self._keyframes), camera.size)
-        else:
-            cameras = plan_tour(frame.camera, TOUR_FRAMES, frame.depth_m)
-        self._walk.ask("Walking the path", lambda: self._walk.play(cameras))
-
-    def _path_saved_or_loaded(self, event: viser.GuiEvent) -> None:
-        path = self._folder / "paths" / f"{checked_name(self._path_name.value)}.json"
-        if self._path_file.value == "Save":
-            write_json(path, {"world_from_camera": [pose.tolist() for pose in self._keyframes]})
-            self._page.told(f"Saved as {path}, {len(self._keyframes)} keyframes.", good=True)
-            return
-        try:
-            poses = np.array(read_json(path)["world_from_camera"], np.float64).reshape(-1, 4, 4)
-        except (OSError, *UNREADABLE) as error:
-            raise MirageError(f"{path} holds no path ({error!s:.100}); save one under that name first.") from error
-        self._draw_path(list(poses))

@@ -1,4 +1,4 @@
-"""The page: a viser server, who looks on, and the picture that they see. Its panels are in see.py and make.py.
+"""The page: a viser server, who looks on, and the picture that they see. Its panels are in see.py, make.py, paths.py and bodies.py.
 
 viser's own camera is what walks: its keys, drags and touches move it in the browser, it tells where it is, and the
 picture from there is laid over the whole view. One browser drives; the cameras of the others follow.
@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import viser
 from jaxtyping import Float
-from transforms3d.quaternions import quat2mat
 
+from mirage_ros.apps.studio.bodies import BodiesPanel
 from mirage_ros.apps.studio.gate import guard, hidden_loopback, run_in_page
 from mirage_ros.apps.studio.make import MakePanel
-from mirage_ros.apps.studio.see import Gauges, SeePanel, fitted
+from mirage_ros.apps.studio.paths import PathPanel
+from mirage_ros.apps.studio.see import Gauges, SeePanel, aspect_of, fitted, pose_of
 from mirage_ros.apps.studio.walk import Elsewhere, View, Walk
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.world.world import World
@@ -52,6 +53,7 @@ class Visitor:
         placed: where its camera was put, and it has not said yet that it is there.
         deaf_until_s: what it says counts from then on in any case (monotonic clock).
         settle: looks after its camera once it has come to rest.
+        parts: of the scene: what may lie over the picture, and what only the 3D view shows, as it would hide the picture.
     """
 
     client: viser.ClientHandle
@@ -62,6 +64,7 @@ class Visitor:
     settle: asyncio.TimerHandle | None = None
     chooser: viser.GuiDropdownHandle | None = None
     status: viser.GuiMarkdownHandle | None = None
+    parts: tuple[viser.FrameHandle, ...] = ()
 
     def expect(self, pose: Float[np.ndarray, "4 4"]) -> None:
         """The camera is put here; nothing is waited for where it was put already."""
@@ -85,6 +88,7 @@ class Page:
         walk, server: made with it.
         driver: id of the browser that drives, None without any.
         view: what was seen last, None before the first picture.
+        height_m: of the camera along the world's up where the world began.
         viewers: each called with every view; may not wait.
 
     Raises:
@@ -100,13 +104,13 @@ class Page:
         self.driver: int | None = None
         self._visitors: dict[int, Visitor] = {}
         self.view: View | None = None
-        self._shown_world, self._grounded_m = 0, 0.0
+        self._shown_world, self._up, self.height_m = 0, np.array([0.0, 0.0, 1.0]), 0.0
         self._said: dict[str, float] = {}
         self._changed, self._closing, self._jumped = threading.Condition(), False, False
         self._due: View | None = None
         with redirect_stdout(io.StringIO()):  # it would print the address that nobody is to know
             self.server = viser.ViserServer(hidden_loopback(), 0, verbose=False)
-        self.walk = Walk(self.world, self)
+        self.walk = Walk(self.world, self, self.folder / "models")
         self._build()
         self.server.on_client_connect(self._came)
         self.server.on_client_disconnect(self._left)
@@ -138,18 +142,18 @@ class Page:
             self.view = self._due = view
             self._jumped |= jumped
             self._changed.notify()
-        for saw in (self.see.saw, *self.viewers):
+        for saw in (self.see.saw, self.bodies.saw, *self.viewers):
             saw(view)
 
-    def told(self, sentence: str, good: bool) -> None:
-        """Says it in every browser, but not the same again and again."""
+    def told(self, sentence: str, good: bool, only: int | None = None) -> None:
+        """Says it in every browser, or in one alone, but not the same again and again."""
         if not self._visitors:
             print(sentence, flush=True)
         now = time.monotonic()
         if now - self._said.get(sentence, -TOLD_S) < TOLD_S:
             return
         self._said = {said: when for said, when in self._said.items() if now - when < TOLD_S} | {sentence: now}
-        for visitor in list(self._visitors.values()):
+        for visitor in [one for number, one in list(self._visitors.items()) if only in (None, number)]:
             visitor.client.add_notification(
                 "Done" if good else "Not done", sentence, auto_close_seconds=TOLD_S if good else 2 * TOLD_S,
                 color="teal" if good else "red",
@@ -175,6 +179,8 @@ class Page:
         self._stop.on_click(self._stopped)
         self.see = SeePanel(server, self._watched)
         self.make = MakePanel(server, self.walk, self.folder, self)
+        self.paths = PathPanel(server, self.walk, self.folder, self)
+        self.bodies = BodiesPanel(server, self.walk, self.folder / "models", self)
         tabs = gui.add_tab_group()
         with tabs.add_tab("Walk", viser.Icon.WALK):
             self._build_walk()
@@ -182,6 +188,7 @@ class Page:
             self.see.build()
         with tabs.add_tab("Make", viser.Icon.WAND):
             self.make.build()
+            self.bodies.build()
 
     def _colour(self, dark: bool) -> None:
         self.server.gui.configure_theme(dark_mode=dark, show_logo=False, show_share_button=False, brand_color=BRAND)
@@ -194,20 +201,15 @@ class Page:
         self._take.on_click(self._taken)
         gui.add_markdown(KEYS)
         self._gauges = Gauges(gui)
-        self.make.build_path()
+        self.paths.build()
         self._is_dark = gui.add_checkbox("Dark", self.dark)
         self._is_dark.on_update(self._recoloured)
 
-    def camera_of(self, client_id: int) -> Float[np.ndarray, "4 4"] | None:
-        """Where a browser's camera is; None for one that has gone."""
-        client = self.client(client_id)
-        return None if client is None else pose_of(client.camera)
-
-    def show_scene(self, client_id: int) -> None:
-        """Has a browser that only sees the picture show the scene over it."""
+    def show_scene(self, client_id: int, whole: bool = False) -> None:
+        """Has a browser that only sees the picture show the scene over it, or the `whole` scene alone."""
         visitor = self._visitors.get(client_id)
-        if visitor is not None and visitor.mode == WALK:
-            self._switch(visitor, OVER)
+        if visitor is not None and visitor.mode in ((WALK, OVER) if whole else (WALK,)):
+            self._switch(visitor, SPACE if whole else OVER)
 
     def client(self, client_id: int) -> viser.ClientHandle | None:
         visitor = self._visitors.get(client_id)
@@ -244,7 +246,7 @@ class Page:
             self._switch(visitor, mode.value)
 
         visitor.chooser = mode
-        client.scene.set_global_visibility(False)
+        visitor.parts = tuple(client.scene.add_frame(f"/{part}", show_axes=False, visible=False) for part in ("seen", "space"))
         client.camera.on_update(self._moved)
         if self.view is not None:
             self._place(visitor, self.view.frame.camera)
@@ -290,7 +292,7 @@ class Page:
             return
         self.walk.look(allowed)
         away = float(np.linalg.norm(camera.look_at - camera.position))
-        if not 0.5 * LOOK_M < away < 2 * LOOK_M or abs(allowed[2, 3] - pose[2, 3]) > 1e-3:
+        if not 0.5 * LOOK_M < away < 2 * LOOK_M or np.abs(allowed[:3, 3] - pose[:3, 3]).max() > 1e-3:
             with visitor.client.atomic():
                 camera.position = allowed[:3, 3]
                 camera.look_at = allowed[:3, 3] + LOOK_M * allowed[:3, 2]
@@ -298,7 +300,7 @@ class Page:
     def _allowed(self, pose: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
         if self._ground.value and self._shown_world:
             pose = pose.copy()
-            pose[2, 3] = self._grounded_m
+            pose[:3, 3] += (self.height_m - pose[:3, 3] @ self._up) * self._up
         return pose
 
     def _tell_who_drives(self) -> None:
@@ -309,11 +311,13 @@ class Page:
             seen = "" if not others else f" {others} other browser{'s' * (others > 1)} here."
             visitor.status.content = ("You drive." if mine else "You look on, somebody else drives.") + seen
         self._take.visible = len(visitors) > 1
+        self.bodies.place_gizmo()
 
     def _switch(self, visitor: Visitor, mode: str) -> None:
         visitor.mode = mode
         visitor.chooser.value = mode
-        visitor.client.scene.set_global_visibility(mode != WALK)
+        for part, visible in zip(visitor.parts, (mode != WALK, mode == SPACE), strict=True):
+            part.visible = visible
         if self.view is None:
             return
         if mode == SPACE:
@@ -364,8 +368,9 @@ class Page:
     def _settle_world(self, view: View) -> None:
         """Where up and the ground are in a new world, for browsers that are here and for those that come."""
         camera = view.frame.camera
-        self._shown_world, self._grounded_m = view.world, float(camera.position_world[2])
-        self.server.scene.set_up_direction(floor_axes(camera.world_from_camera)[0])
+        self._shown_world, self._up = view.world, floor_axes(camera.world_from_camera)[0]
+        self.height_m = float(camera.position_world @ self._up)
+        self.server.scene.set_up_direction(self._up)
         start = self.server.initial_camera
         start.position = camera.position_world
         start.look_at = camera.position_world + LOOK_M * camera.world_from_camera[:3, 2]
@@ -386,15 +391,3 @@ class Page:
             handle.up_direction, handle.position = up, camera.position_world - 2.5 * ahead + 2.5 * up + 0.8 * right
             handle.look_at = camera.position_world + 1.5 * ahead
             handle.fov = math.radians(60)
-
-
-def aspect_of(camera: viser.CameraHandle) -> float:
-    """Width over height of a browser's view; a view that is hidden counts for a square."""
-    return camera.image_width / camera.image_height if camera.image_width and camera.image_height else 1.0
-
-
-def pose_of(camera: viser.CameraHandle) -> Float[np.ndarray, "4 4"]:
-    """world_from_camera, optical axes."""
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = quat2mat(camera.wxyz), camera.position
-    return pose

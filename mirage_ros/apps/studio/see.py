@@ -17,21 +17,22 @@ import cv2
 import numpy as np
 import viser
 from jaxtyping import Float, Int, UInt8, UInt64
-from transforms3d.quaternions import mat2quat
+from transforms3d.quaternions import mat2quat, quat2mat
 from viser import uplot
 
 from mirage_ros.apps.studio.walk import View
-from mirage_ros.errors import MirageError
-from mirage_ros.geometry.camera import Camera
-from mirage_ros.protocol import FREE, OCCUPIED, SECOND_NS, STAGES, Surfaces
+from mirage_ros.data.seeds import EYE_HEIGHT_M
+from mirage_ros.geometry.camera import Camera, floor_axes
+from mirage_ros.protocol import FREE, OCCUPIED, SECOND_NS, STAGES, UNKNOWN, FloorPlan, Surfaces
 from mirage_ros.recording.drawing import colour_depth, colour_observed, depth_range_m, enlarge
+from mirage_ros.world.drawing import Solid
 from mirage_ros.world.sensors import MapConfig, ScanConfig, floor_plan, scan
 
 DRAWN_HZ = 2.0
 MOST_CLOUDS = 32
 """When there are more, all points are sent as one."""
 COLOURINGS = ("picture", "seen or imagined", "age")
-SEEN, IMAGINED, TRACK = (60, 160, 255), (255, 140, 40), (255, 200, 60)
+SEEN, IMAGINED, TRACK, HIT = (60, 160, 255), (255, 140, 40), (255, 200, 60), (220, 50, 50)
 TRAIL_KEPT = 400
 FRUSTUM_M = 0.35
 PLOTTED = 120
@@ -39,6 +40,9 @@ ENLARGED = 4
 AROUND = {True: (16, 17, 20), False: (236, 238, 241)}
 """A picture, on a dark page and on a light one."""
 PANEL_PX = 288
+LOW = 0.02
+"""Share of the points that may lie below the floor: there are always some that are wrong."""
+MEASURED = "Map and scan"
 COLOURS = ("#8ab4f8", "#f28b82", "#fdd663", "#81c995", "#c58af9")
 
 
@@ -119,7 +123,7 @@ class Memory3D:
         if come is not None:
             number, rows = come
             self._handles[number] = self._scene.add_point_cloud(
-                f"/memory/{number}", xyz[rows], colours[rows], point_size=point_m, point_shape="rounded",
+                f"/seen/memory/{number}", xyz[rows], colours[rows], point_size=point_m, point_shape="rounded",
                 precision="float32", point_shading="flat",
             )  # fmt: skip
         if colouring != self._coloured_by or colouring == "age":
@@ -157,7 +161,7 @@ class Track3D:
         pose = {"wxyz": mat2quat(camera.world_from_camera[:3, :3]), "position": camera.position_world}
         if self._frustum is None:
             self._frustum = self._scene.add_camera_frustum(
-                "/camera", vfov, camera.size[1] / camera.size[0], scale=FRUSTUM_M, thickness=2.0, thickness_units="screen",
+                "/space/camera", vfov, camera.size[1] / camera.size[0], scale=FRUSTUM_M, thickness=2.0, thickness_units="screen",
                 color=TRACK, image=rgb, **pose,
             )  # fmt: skip
         self._frustum.fov, self._frustum.aspect = float(vfov), camera.size[1] / camera.size[0]
@@ -165,36 +169,87 @@ class Track3D:
         points = np.stack([*self._trail, self._trail[-1]])
         segments = np.stack([points[:-1], points[1:]], 1)
         if self._line is None:
-            self._line = self._scene.add_line_segments("/trail", segments, TRACK, thickness=2.0, thickness_units="screen")
+            self._line = self._scene.add_line_segments("/seen/trail", segments, TRACK, thickness=2.0, thickness_units="screen")
         else:
             self._line.points = segments
 
 
-def plan_picture(view: View, side_px: int = PANEL_PX) -> UInt8[np.ndarray, "h w 3"]:
-    """The floor plan with a laser scan from where the camera is: north (y) is up, the camera in the middle."""
-    camera, state = view.frame.camera, view.state
-    if not isinstance(state.memory, Surfaces):
-        raise MirageError("A world elsewhere is measured there; look at its topics map and scan.")
-    plan = floor_plan(state.memory, state.free_space, camera.position_world, MapConfig(size_m=10.0))
-    shades = np.full((*plan.cells.shape, 3), 70, np.uint8)
-    shades[plan.cells == FREE], shades[plan.cells == OCCUPIED] = 235, (30, 30, 40)
-    scanned = scan(state.memory, state.free_space, camera.world_from_camera, ScanConfig())
-    angles = scanned.angle_min_rad + scanned.angle_step_rad * np.arange(len(scanned.ranges_m))
-    hits = np.isfinite(scanned.ranges_m)
-    flat = np.stack([np.cos(angles), np.sin(angles), np.zeros_like(angles)], -1) * scanned.ranges_m[:, None]
-    ends = (flat[hits] @ scanned.world_from_scan[:3, :3].T + scanned.world_from_scan[:3, 3])[:, :2]
-    scale = side_px / max(shades.shape[:2])
-    picture = cv2.resize(shades, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+def floor_m(xyz: Float[np.ndarray, "n 3"], camera: Camera) -> float:
+    """How high the floor is along the camera's up: nearly the lowest that memory holds below it; where that is nothing, the
+    height of an eye below the camera."""
+    up = floor_axes(camera.world_from_camera)[0]
+    own, heights = float(camera.position_world @ up), xyz.astype(np.float64) @ up
+    below = heights[heights < own - 0.2]
+    return float(np.quantile(below, LOW)) if len(below) else own - EYE_HEIGHT_M
 
-    def pixel(place: np.ndarray) -> tuple[int, int]:
-        column, row = (place[:2] - plan.origin_m) / plan.resolution_m * scale
-        return round(float(column)), round(float(row))
 
-    for end in ends:
-        cv2.circle(picture, pixel(end), 2, (220, 50, 50), -1)
-    here = camera.position_world
-    cv2.arrowedLine(picture, pixel(here), pixel(here + 0.6 * camera.world_from_camera[:3, 2]), (30, 110, 230), 2, tipLength=0.4)
-    return np.ascontiguousarray(picture[::-1])
+@dataclass(frozen=True)
+class Measured:
+    """What is measured from where the camera is: the floor plan around it, and where a laser scan ends."""
+
+    plan: FloorPlan
+    ends_m: Float[np.ndarray, "n 3"]
+
+    @classmethod
+    def of(cls, view: View) -> Measured | None:
+        """None for a world elsewhere, which is measured there."""
+        camera, state, stamp_ns = view.frame.camera, view.state, view.frame.stamp_ns
+        if not isinstance(state.memory, Surfaces):
+            return None
+        plan = floor_plan(state.memory, state.free_space, camera.position_world, MapConfig(size_m=10.0))
+        solid = Solid(state.memory, state.entities, stamp_ns)
+        scanned = scan(solid, state.free_space, camera.world_from_camera, ScanConfig())
+        angles = scanned.angle_min_rad + scanned.angle_step_rad * np.arange(len(scanned.ranges_m))
+        hits = np.isfinite(scanned.ranges_m)
+        flat = np.stack([np.cos(angles), np.sin(angles), np.zeros_like(angles)], -1)[hits] * scanned.ranges_m[hits, None]
+        return cls(plan, flat @ scanned.world_from_scan[:3, :3].T + scanned.world_from_scan[:3, 3])
+
+    def shades(self) -> UInt8[np.ndarray, "h w 3"]:
+        shades = np.full((*self.plan.cells.shape, 3), 70, np.uint8)
+        shades[self.plan.cells == FREE], shades[self.plan.cells == OCCUPIED] = 235, (30, 30, 40)
+        return shades
+
+    def picture(self, camera: Camera, side_px: int = PANEL_PX) -> UInt8[np.ndarray, "h w 3"]:
+        """From above: north (y) is up."""
+        plan, shades = self.plan, self.shades()
+        scale = side_px / max(shades.shape[:2])
+        picture = cv2.resize(shades, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+
+        def pixel(place: np.ndarray) -> tuple[int, int]:
+            column, row = (place[:2] - plan.origin_m) / plan.resolution_m * scale
+            return round(float(column)), round(float(row))
+
+        for end in self.ends_m:
+            cv2.circle(picture, pixel(end), 2, HIT, -1)
+        here = camera.position_world
+        cv2.arrowedLine(picture, pixel(here), pixel(here + 0.6 * camera.world_from_camera[:3, 2]), (30, 110, 230), 2, tipLength=0.4)
+        return np.ascontiguousarray(picture[::-1])
+
+
+class Measured3D:
+    """The floor plan on the floor and the scan at its height, in a scene."""
+
+    def __init__(self, scene: viser.SceneApi) -> None:
+        self._scene = scene
+        self._handles: list[viser.SceneNodeHandle] = []
+
+    def draw(self, measured: Measured | None) -> None:
+        """In place of what was drawn; None takes it away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if measured is None:
+            return
+        plan, shades = measured.plan, measured.shades()
+        alpha = np.where(plan.cells == UNKNOWN, 0, 210).astype(np.uint8)
+        high, wide = np.array(plan.cells.shape) * plan.resolution_m
+        middle = (*(plan.origin_m + np.array([wide, high]) / 2), MapConfig.floor_m + 0.01)
+        # viser's pictures stand in the plane of x and y with y down: half a turn about x lays this one with y up.
+        self._handles.append(self._scene.add_image("/space/map", np.dstack([shades, alpha])[::-1], float(wide), float(high), format="png",
+                                                   wxyz=(0.0, 1.0, 0.0, 0.0), position=middle))  # fmt: skip
+        if len(measured.ends_m):
+            self._handles.append(self._scene.add_point_cloud("/seen/scan", measured.ends_m.astype(np.float32), HIT, point_size=0.04,
+                                                             point_shape="circle", precision="float32"))  # fmt: skip
 
 
 def fitted(
@@ -212,6 +267,18 @@ def fitted(
     return canvas, vfov
 
 
+def aspect_of(camera: viser.CameraHandle) -> float:
+    """Width over height of a browser's view; a view that is hidden counts for a square."""
+    return camera.image_width / camera.image_height if camera.image_width and camera.image_height else 1.0
+
+
+def pose_of(camera: viser.CameraHandle) -> Float[np.ndarray, "4 4"]:
+    """world_from_camera, optical axes."""
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = quat2mat(camera.wxyz), camera.position
+    return pose
+
+
 class SeePanel:
     """The tab that says what is shown, and the thread that shows it.
 
@@ -221,7 +288,7 @@ class SeePanel:
 
     def __init__(self, server: viser.ViserServer, watched: Callable[[], bool]) -> None:
         self._server, self._watched = server, watched
-        self.memory, self.track = Memory3D(server.scene), Track3D(server.scene)
+        self.memory, self.track, self._measured = Memory3D(server.scene), Track3D(server.scene), Measured3D(server.scene)
         self._newest: View | None = None
         self._changed, self._closing = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="see", daemon=True)
@@ -234,7 +301,7 @@ class SeePanel:
         blank = np.full((128, 160, 3), 40, np.uint8)
         self._pictures: dict[str, tuple[viser.GuiCheckboxHandle, viser.GuiImageHandle]] = {}
         for name, hint in (("Depth", "Near is warm, far is cool."), ("From memory", "Teal was remembered, amber imagined."),
-                           ("Map and scan", "White is free, dark is occupied, grey unknown; red is a laser scan.")):  # fmt: skip
+                           (MEASURED, "White is free, dark is occupied, grey unknown; red is a laser scan. In the 3D view, too.")):  # fmt: skip
             box = gui.add_checkbox(name, name == "Depth", hint=hint)
             self._pictures[name] = box, gui.add_image(blank, visible=name == "Depth")
             box.on_update(self._again)
@@ -267,58 +334,65 @@ class SeePanel:
             pause.wait(1 / DRAWN_HZ)
 
     def _draw(self, view: View) -> None:
-        if self._watched():
+        watched = self._watched()
+        if watched:
             self.memory.draw(view, self._colouring.value, self._point.value)
             self.track.draw(view)
+        measured = Measured.of(view) if self._pictures[MEASURED][0].value else None
+        if watched:
+            self._measured.draw(measured)
         for name, (box, handle) in self._pictures.items():
             handle.visible = box.value
             if box.value:
-                handle.image = _panel_picture(name, view)
+                handle.image = _panel_picture(name, view, measured)
 
 
-def _panel_picture(name: str, view: View) -> UInt8[np.ndarray, "h w 3"]:
+def _panel_picture(name: str, view: View, measured: Measured | None) -> UInt8[np.ndarray, "h w 3"]:
     frame = view.frame
     factor = PANEL_PX / frame.rgb.shape[1]
     if name == "Depth":
         return enlarge(colour_depth(frame.depth_m, depth_range_m([frame.depth_m])), factor)
     if name == "From memory":
         return enlarge(colour_observed(frame.rgb, frame.observed), factor)
-    try:
-        return plan_picture(view)
-    except MirageError:
-        return np.full((8, 8, 3), 70, np.uint8)
+    return np.full((8, 8, 3), 70, np.uint8) if measured is None else measured.picture(frame.camera)
 
 
 class Gauges:
-    """How fast it goes: a sentence, and two small graphs of the last pictures."""
+    """How fast it goes and how much is remembered: a sentence, and small graphs of the last pictures."""
 
     def __init__(self, gui: viser.GuiApi) -> None:
         self._rows: deque[tuple[float, ...]] = deque(maxlen=PLOTTED)
+        self._speed = "Walk, and see how fast it goes."
         self._told = gui.add_markdown("No picture yet; the first one takes a minute or two where this was just installed.")
-        axis = {"stroke": "#888", "grid": {"stroke": "#8883", "width": 1}, "size": 34, "font": "10px sans-serif"}
+        axis = {"stroke": "#888", "grid": {"stroke": "#8883", "width": 1}, "size": 42, "font": "10px sans-serif"}
         axes = (uplot.Axis(**{**axis, "show": False}), uplot.Axis(**axis))
         scales = {"x": uplot.Scale(time=False)}
         rate = (uplot.Series(label="picture"), uplot.Series(label="pictures/s", stroke=COLOURS[0], width=2))
         self._rate = gui.add_uplot(self._columns(1), rate, title="pictures/s", height=120, padding=(10, 14, 8, 0), scales=scales, axes=axes,
                                    legend=uplot.Legend(show=False))  # fmt: skip
+        right = uplot.Axis(**{**axis, "scale": "kB", "side": 1, "stroke": COLOURS[4], "grid": {"show": False}})
+        held = (uplot.Series(label="picture"), uplot.Series(label="tokens", stroke=COLOURS[3], width=2),
+                uplot.Series(label="kB", scale="kB", stroke=COLOURS[4], width=2, dash=(5, 4)))  # fmt: skip
+        self._held = gui.add_uplot(self._columns(2), held, title="tokens, kB of memory (dashed)", height=120, padding=(10, 4, 8, 0),
+                                   scales={**scales, "kB": uplot.Scale()}, axes=(*axes, right), legend=uplot.Legend(show=False))  # fmt: skip
         stages = [uplot.Series(label=stage, stroke=colour, width=1.5) for stage, colour in zip(STAGES, COLOURS, strict=True)]
         self._stages = gui.add_uplot(self._columns(len(STAGES)), (uplot.Series(label="picture"), *stages), scales=scales,
                                      title="seconds by stage", height=190, axes=axes, padding=(10, 14, 8, 0))  # fmt: skip
 
     def saw(self, view: View) -> None:
         memory, seconds = view.state.memory, view.frame.stamp_ns / SECOND_NS
+        if view.seconds:  # else nobody walked here, which says nothing of how fast that goes
+            self._speed = (
+                f"**{view.rate_hz:.1f}** pictures/s, **{view.waited_s:.2f} s** from pose to picture, "
+                f"{view.observed_fraction:.0%} of it from memory"
+            )
+            number = self._rows[-1][0] + 1 if self._rows else 0.0
+            stages = (view.seconds.get(stage, 0.0) for stage in STAGES)
+            self._rows.append((number, view.rate_hz, memory.tokens, memory.nbytes / 1e3, *stages))
+            table = np.array(self._rows).T
+            self._rate.data, self._held.data, self._stages.data = (tuple(table[rows]) for rows in ([0, 1], [0, 2, 3], [0, *range(4, len(table))]))
         known = f"{memory.tokens:,} tokens, {memory.nbytes / 1e3:,.0f} kB, {seconds:.1f} s of world time"
-        if not view.seconds:  # nobody walked here: it says nothing of how fast that goes
-            self._told.content = f"Walk, and see how fast it goes.  \n{known}"
-            return
-        number = self._rows[-1][0] + 1 if self._rows else 0.0
-        self._rows.append((number, view.rate_hz, *(view.seconds.get(stage, 0.0) for stage in STAGES)))
-        self._told.content = (
-            f"**{view.rate_hz:.1f}** pictures/s, **{view.waited_s:.2f} s** from pose to picture, "
-            f"{view.observed_fraction:.0%} of it from memory  \n{known}"
-        )
-        table = np.array(self._rows).T
-        self._rate.data, self._stages.data = (table[0], table[1]), (table[0], *table[2:])
+        self._told.content = f"{self._speed}  \n{known}"
 
     def _columns(self, count: int) -> tuple[np.ndarray, ...]:
         return tuple(np.zeros(2) for _ in range(count + 1))

@@ -20,13 +20,15 @@ import numpy as np
 from jaxtyping import Float
 
 from mirage_ros.data.seeds import Seed
+from mirage_ros.data.spawning import EntityChanges
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.rows import FIRST_OBSERVED
-from mirage_ros.protocol import SECOND_NS, Frame
+from mirage_ros.protocol import SECOND_NS, Chunk, EntityChange, Frame, Move, Spawn
 from mirage_ros.recording import Recorder, RecordingConfig
 from mirage_ros.recording.formats import guess_format, open_recorder
+from mirage_ros.world.entities import Entities
 from mirage_ros.world.state import WorldState
 from mirage_ros.world.world import World
 
@@ -34,6 +36,8 @@ PERIOD_NS = SECOND_NS // 10
 RATES_KEPT = 20
 MOST_KEPT = 24
 """Kept moments: the oldest goes when there is one more."""
+QUIET = "Looking"
+"""Work of a moment, of which no progress is shown."""
 STILL_M, STILL = 1e-4, 1e-5
 """A pose that differs by less, in metres and in its rotation matrix, is the one that was shown."""
 
@@ -94,6 +98,8 @@ class Elsewhere(Protocol):
 
     def fork(self, name: str) -> Any: ...
 
+    def change_entities(self, changes: tuple[EntityChange, ...]) -> list[str]: ...
+
 
 class Stopped(MirageError):
     """Long work was stopped by who had asked for it."""
@@ -107,6 +113,7 @@ class Walk:
 
     Args:
         world: a World, or one Elsewhere.
+        models: the user's own, that may be spawned.
 
     Attributes:
         world: touched by this thread alone.
@@ -115,13 +122,15 @@ class Walk:
         worlds: how many were begun or loaded.
     """
 
-    def __init__(self, world: World | Elsewhere, listener: Listener) -> None:
+    def __init__(self, world: World | Elsewhere, listener: Listener, models: Path | None = None) -> None:
         self.world = world
+        self._entity_changes = EntityChanges("" if models is None else str(models))
         self.moments: tuple[Moment, ...] = ()
         self.recording: Path | None = None
         self.worlds = 0
         self._listener = listener
         self._recorder: Recorder | None = None
+        self._bare: Chunk | None = None
         self._changed = threading.Condition()
         self._jobs: deque[tuple[str, Job]] = deque()
         self._wanted: tuple[np.ndarray, float] | None = None
@@ -166,7 +175,7 @@ class Walk:
 
     def begin(self, seed: Seed) -> str:
         """A new world around a seed; the moments of the old one go."""
-        chunk = self.world.reset(seed.rgb, seed.camera, seed.depth_m)
+        chunk = self._bare = self.world.reset(seed.rgb, seed.camera, seed.depth_m)
         self.moments, self.worlds = (), self.worlds + 1
         self._show(chunk.frames[0], {}, 0.0, 1.0, jumped=True)
         return f"A world around {seed.name}, {chunk.tokens} tokens."
@@ -195,6 +204,7 @@ class Walk:
         if moment is None:
             raise MirageError(f"There is no moment {name}; keep one first.")
         self.world.restore(moment.state)
+        self._bare = None
         self._show(moment.frame, {}, 0.0, 1.0, jumped=True)
         return f"Back at moment {name}."
 
@@ -215,6 +225,37 @@ class Walk:
         count = self.world.erase(low, high)
         self._step(self._frame.camera.world_from_camera, jumped=True)
         return f"{count} tokens erased."
+
+    def spawn(self, name: str, uri: str, place: Float[np.ndarray, "4 4"]) -> str:
+        """One more entity, whose lowest point is at the height of a place; returns its own name."""
+        (name,) = self._carried_out((Spawn(name, uri, place, rename=True),))
+        lowest_m = next(float(body.state.bounds_m[0, 2]) for body in self.world.entities if body.state.name == name)
+        pose = place.copy()
+        pose[:3, 3] -= lowest_m * place[:3, 2]
+        self.change_entities((Move(name, pose),))
+        return name
+
+    def change_entities(self, changes: tuple[EntityChange, ...]) -> None:
+        """Moves or deletes entities, and shows what comes of it."""
+        self._carried_out(changes)
+        self._draw_again()
+
+    def _carried_out(self, changes: tuple[EntityChange, ...]) -> list[str]:
+        """All changes or none; the name that each is about."""
+        if isinstance(self.world, Elsewhere):
+            return self.world.change_entities(changes)
+        names: list[str] = []
+
+        def changed(entities: Entities, stamp_ns: int) -> Entities:
+            after, outcomes = self._entity_changes(entities, stamp_ns, changes)
+            for outcome in outcomes:
+                if isinstance(outcome, MirageError):
+                    raise outcome
+            names.extend(outcomes)
+            return after
+
+        self.world.change_entities(changed)
+        return names
 
     def play(self, cameras: Camera) -> str:
         """Walks along a path, picture by picture."""
@@ -255,12 +296,27 @@ class Walk:
     def _step(self, pose: np.ndarray, jumped: bool = False, asked_s: float | None = None) -> None:
         begun = time.perf_counter() if asked_s is None else asked_s
         camera = self.world.camera
-        cameras = Camera(camera.intrinsics, pose[None], camera.size)
-        chunk = self.world.step(cameras, np.array([self.world.stamp_ns + PERIOD_NS]))
+        chunk = self._made(Camera(camera.intrinsics, pose[None], camera.size))
         self._ends.append(time.perf_counter())
         self._record(chunk.frames[0])
         waited = time.perf_counter() - begun
         self._show(chunk.frames[0], chunk.seconds, waited, chunk.observed_fraction, jumped)
+
+    def _made(self, cameras: Camera) -> Chunk:
+        """The next picture; as it is without entities it is kept, so that a move of one draws it anew and makes none."""
+        stamps = np.array([self.world.stamp_ns + PERIOD_NS])
+        if isinstance(self.world, Elsewhere):
+            return self.world.step(cameras, stamps)
+        self._bare = self.world.change(lambda state: self.world.cycle.stepped(state, cameras, stamps))
+        return self.world.drawn(self._bare)
+
+    def _draw_again(self) -> None:
+        """The picture of the same place with the entities where they are now; a new one where none is kept or all are recorded."""
+        if self._bare is None or self._recorder is not None or isinstance(self.world, Elsewhere):
+            self._step(self._shown)
+            return
+        chunk = self.world.drawn(self._bare)
+        self._show(chunk.frames[0], {}, 0.0, chunk.observed_fraction, jumped=False)
 
     def _record(self, frame: Frame) -> None:
         """A disk that is full ends the recording and not the walk."""
@@ -297,7 +353,7 @@ class Walk:
                 self._changed.wait_for(lambda: self._closing or self._jobs or self._due())
                 if self._closing:
                     return
-                what, job = self._jobs.popleft() if self._jobs else ("Looking", self._look_now())
+                what, job = self._jobs.popleft() if self._jobs else (QUIET, self._look_now())
             self._do(what, job)
 
     def _look_now(self) -> Job:
@@ -307,7 +363,7 @@ class Walk:
     def _do(self, what: str, job: Job) -> None:
         """A job that fails is told of and harms nothing: the world changes whole or not at all."""
         try:
-            if what != "Looking":
+            if what != QUIET:
                 self._listener.working(what, 0.0)
             if (sentence := job()) is not None:
                 self._listener.told(sentence, good=True)
@@ -317,7 +373,7 @@ class Walk:
             traceback.print_exc()
             self._listener.told(f"{what} failed ({error!r:.200}); the terminal tells more.", good=False)
         finally:
-            if what != "Looking":
+            if what != QUIET:
                 self._listener.working(None, 1.0)
 
 
