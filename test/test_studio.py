@@ -935,7 +935,7 @@ WATCH = """() => {
 
 def test_a_key_press_is_seen_soon(chromium, seed, tmp_path):
     """Prints how long MIRAGE_KEYS key presses took to be seen in the browser, with the shipped model where they are 20 or more."""
-    from mirage_ros.models.pretrained import load_model
+    from mirage_ros.models import load_model
 
     real = KEYS >= 20
     page = Page(World(load_model("mini") if real else PixelModel(SIZE)), tmp_path / "studio")
