@@ -13,7 +13,7 @@ from mirage_ros.apps.studio.bodies import place_ahead, spawnables
 from mirage_ros.apps.studio.walk import Walk
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
-from mirage_ros.evaluation.metrics import psnr_db, psnr_where
+from mirage_ros.evaluation import psnr_db, psnr_where
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Delete, Move
 from mirage_ros.ros.attached import AttachedWorld

@@ -11,11 +11,10 @@ import pytest
 import walk_writers as writers
 
 from mirage_ros.cli import main
-from mirage_ros.data import building
+from mirage_ros.data import Walk, WalkConfig, building
 from mirage_ros.data.building import BLURRED, USED, BuildConfig, build, planned, upright
 from mirage_ros.data.layouts import open_walk
 from mirage_ros.data.seeds import PosedFrame
-from mirage_ros.data.walks import Walk, WalkConfig
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.rigid import exp_rotation, log_rotation
 from mirage_ros.models import load_model

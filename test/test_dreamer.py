@@ -11,9 +11,9 @@ from mirage_ros import cli
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models.mini.dreamer import Dreamer
+from mirage_ros.training import Loop, LoopConfig, pick_dtype
 from mirage_ros.training.clips import StoredClip
 from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, ViewSampler, complete
-from mirage_ros.training.loop import Loop, LoopConfig, pick_dtype
 from mirage_ros.training.views import (
     Blocks,
     ViewStore,

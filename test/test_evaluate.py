@@ -13,11 +13,12 @@ from analytic import cameras, look, raycast, room
 from fakes import PixelModel
 from test_evaluation import REAL, needs_real
 
+from mirage_ros import evaluation as metrics
 from mirage_ros.cli import main
 from mirage_ros.data.seeds import PosedRgbd, load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.evaluation import evaluate as evaluating
-from mirage_ros.evaluation import metrics
+from mirage_ros.evaluation import lpips_of, psnr_db, psnr_where, ssim, ssim_where
 from mirage_ros.evaluation.evaluate import (
     ABLATIONS,
     AblatedModel,
@@ -26,7 +27,6 @@ from mirage_ros.evaluation.evaluate import (
     make_world,
     parse_variants,
 )
-from mirage_ros.evaluation.metrics import lpips_of, psnr_db, psnr_where, ssim, ssim_where
 from mirage_ros.evaluation.readback import read_back
 from mirage_ros.evaluation.report import describe
 from mirage_ros.evaluation.rgb_cache import RgbWorld

@@ -10,7 +10,7 @@ from make_seed import write_seed
 
 from mirage_ros.data.seeds import PosedFrame, PosedRgbd, load_seed
 from mirage_ros.errors import MirageError
-from mirage_ros.evaluation.metrics import psnr_db, ssim, zncc
+from mirage_ros.evaluation import psnr_db, ssim, zncc
 from mirage_ros.evaluation.readback import describe, draw, read_back, warp_pixels
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "realdata" / "office_loop"

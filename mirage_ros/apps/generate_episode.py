@@ -19,8 +19,8 @@ from transforms3d.quaternions import mat2quat
 
 from mirage_ros.apps.generate_pool import Event
 from mirage_ros.data.seeds import central_depth_m, clearance_m, plan_tour
+from mirage_ros.env import Start, draw_start
 from mirage_ros.env.environments import GOAL_RADIUS_M, PER_STEP, REACHED, drive_in, driven
-from mirage_ros.env.stepping import Start, draw_start
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_json
 from mirage_ros.geometry import rigid

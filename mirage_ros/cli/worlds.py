@@ -122,7 +122,7 @@ def build(arguments: argparse.Namespace) -> int:
 
 
 def _walk_config(arguments: argparse.Namespace):
-    from mirage_ros.data.walks import WalkConfig
+    from mirage_ros.data import WalkConfig
 
     names = ("every", "color", "depth", "color_info", "depth_info", "poses", "world_frame")
     given = {name: getattr(arguments, name) for name in names}

@@ -15,8 +15,7 @@ from jaxtyping import Float, Int
 from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.typesys import Stores, get_typestore
 
-from mirage_ros.data.seeds import PosedFrame
-from mirage_ros.data.walks import (
+from mirage_ros.data import (
     Walk,
     WalkConfig,
     joined,
@@ -26,6 +25,7 @@ from mirage_ros.data.walks import (
     sound_pose,
     undistorted,
 )
+from mirage_ros.data.seeds import PosedFrame
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.rigid import inverse

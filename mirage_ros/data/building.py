@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from mirage_ros.data import Walk
 from mirage_ros.data.agreement import Agreement, Thumb, agreement_of, at_poses, better_reading, refined, thumb_of, usual
 from mirage_ros.data.seeds import PosedFrame
-from mirage_ros.data.walks import Walk
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, header_of_world, read_json, write_json
 from mirage_ros.geometry.camera import Camera, floor_axes

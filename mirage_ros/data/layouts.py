@@ -14,9 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from mirage_ros.data.bags import open_bag
-from mirage_ros.data.seeds import PosedFrame, PosedRgbd, load_seed, read_depth, read_matrices, read_picture
-from mirage_ros.data.walks import (
+from mirage_ros.data import (
     Walk,
     WalkConfig,
     joined,
@@ -26,6 +24,8 @@ from mirage_ros.data.walks import (
     sound_pose,
     undistorted,
 )
+from mirage_ros.data.bags import open_bag
+from mirage_ros.data.seeds import PosedFrame, PosedRgbd, load_seed, read_depth, read_matrices, read_picture
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, read_json
 from mirage_ros.geometry.camera import Camera

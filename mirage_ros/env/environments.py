@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from transforms3d.quaternions import mat2quat
 
 from mirage_ros.data.seeds import Seed
-from mirage_ros.env.stepping import Start, WorldFrames, draw_start
+from mirage_ros.env import Start, WorldFrames, draw_start
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry import rigid
 from mirage_ros.geometry.camera import Camera, floor_axes
@@ -52,7 +52,7 @@ class EnvConfig:
         speed_mps, turn_rps: what an action element of 1 means.
         starts: where worlds start: "shipped" pictures, "scenes" or "boxes" (procedural, need
             MuJoCo), or names and paths of seeds.
-        lookahead: draw a whole chunk ahead while actions repeat; see `mirage_ros.env.stepping`.
+        lookahead: draw a whole chunk ahead while actions repeat; see `mirage_ros.env`.
         max_memory_bytes: cap of the latent memory.
         max_depth_m: depth beyond it is shown as this.
         size: (height, width) of the pictures with backend "mujoco"; the model's own otherwise.
@@ -209,7 +209,7 @@ class CameraEnv(gymnasium.Env):
 
     def _frame_source(self):
         if self.config.backend == "mujoco":
-            from mirage_ros.env.stepping import TrueFrames
+            from mirage_ros.env import TrueFrames
 
             return TrueFrames(tuple(self.config.size), self.config.period_s)
         model = self.config.model

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from mirage_ros.data import Walk
 from mirage_ros.data.building import USED, Built, fitted
 from mirage_ros.data.seeds import PosedFrame, PosedRgbd
-from mirage_ros.data.walks import Walk
 from mirage_ros.errors import MirageError
-from mirage_ros.evaluation.metrics import compensated, psnr_where, zncc
+from mirage_ros.evaluation import compensated, psnr_where, zncc
 from mirage_ros.evaluation.worlds import seed_lost, seed_remembered, shown_by_seed
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth, completed

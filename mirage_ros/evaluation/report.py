@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_ros.evaluation.metrics import FEWEST_WINDOWS, likeness_known
+from mirage_ros.evaluation import FEWEST_WINDOWS, likeness_known
 from mirage_ros.evaluation.scoring import Evaluation
 from mirage_ros.files import atomic_file
 from mirage_ros.protocol import STAGES

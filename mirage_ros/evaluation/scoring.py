@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 
-from mirage_ros.evaluation.metrics import (
+from mirage_ros.evaluation import (
     FEWEST_WINDOWS,
     SMALLEST_SHARE,
     floor_heights_m,

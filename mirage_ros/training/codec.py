@@ -28,8 +28,8 @@ from torch.nn import functional as F
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.models.mini.codec import GEOMETRY_CHANNELS, Aligner, MiniCodec
 from mirage_ros.models.parts import picture_from_rgb
+from mirage_ros.training import coloured_depth, sheet
 from mirage_ros.training.clips import StoredClip
-from mirage_ros.training.loop import coloured_depth, sheet
 
 
 @dataclass(frozen=True)

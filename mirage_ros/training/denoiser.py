@@ -27,9 +27,9 @@ from mirage_ros.models.mini.denoiser import (
     shifted,
 )
 from mirage_ros.models.parts import add_lora
+from mirage_ros.training import Loop, LoopConfig, checkpoint_path, sheet
 from mirage_ros.training.chunks import Chunks, Prefetcher, encode_clips, pixel_weights
 from mirage_ros.training.codec import block_pictures
-from mirage_ros.training.loop import Loop, LoopConfig, checkpoint_path, sheet
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS, Dreamer
+from mirage_ros.training import Loop, LoopConfig, coloured_depth, sheet
 from mirage_ros.training.clips import ShardConfig, each_shard, make_shards
-from mirage_ros.training.loop import Loop, LoopConfig, coloured_depth, sheet
 from mirage_ros.training.views import DEPTH_SPREAD, DEPTH_UNIT_M, ViewStore, heading_rays, unpacked
 
 #: Metres of height above the ground, and between cameras, that count as 1.

@@ -18,6 +18,7 @@ from mirage_ros.models import load_perception, save_model
 from mirage_ros.models.mini import MiniConfig, MiniModel, MiniPerception
 from mirage_ros.models.mini.codec import Aligner, MiniCodec
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SamplerConfig, SideBranch
+from mirage_ros.training import Loop, LoopConfig
 from mirage_ros.training.chunks import ChunksConfig
 from mirage_ros.training.clips import ShardConfig, StoredClip, load_shards, make_shards
 from mirage_ros.training.codec import (
@@ -29,7 +30,6 @@ from mirage_ros.training.codec import (
     block_pictures,
 )
 from mirage_ros.training.denoiser import REGIMES, AlignerLossConfig, DenoiserLossConfig
-from mirage_ros.training.loop import Loop, LoopConfig
 
 #: One class, two sizes: this is the small one (the large one is Wan 2.2 TI2V 5B).
 MINI_TRANSFORMER = {

@@ -28,8 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from mirage_ros.errors import MirageError
 from mirage_ros.models.mini.denoiser import TIMESTEPS, MemoryDenoiser, shifted
 from mirage_ros.models.parts import add_lora
-from mirage_ros.training.chunks import Chunks
-from mirage_ros.training.loop import (
+from mirage_ros.training import (
     Steps,
     checkpoint_path,
     flat_moments,
@@ -37,6 +36,7 @@ from mirage_ros.training.loop import (
     tensors_of,
     write_checkpoint,
 )
+from mirage_ros.training.chunks import Chunks
 
 STAGES = ("branch", "lora")
 

@@ -31,7 +31,7 @@ from mirage_ros.data.seeds import (
     read_picture,
     shipped_seeds,
 )
-from mirage_ros.data.walks import joined
+from mirage_ros.data import joined
 from mirage_ros.errors import MirageError
 from mirage_ros.files import WORLD, write_file
 from mirage_ros.geometry.images import seed_warnings
