@@ -45,6 +45,9 @@ def model():
     return load_model("mini", device="cpu")
 
 
+MemoryDenoiser_forward = MemoryDenoiser.forward
+
+
 def tiny_denoiser():
     torch.manual_seed(0)
     transformer = WanTransformer3DModel(**TINY)
@@ -257,6 +260,29 @@ def test_observed_are_the_latents_that_the_model_did_not_imagine(model, monkeypa
     differ = (made[1] != made[3]).any(1)[0].numpy()
     assert 0.05 < differ.mean() < 0.95
     np.testing.assert_array_equal(upsample(~differ[None], model.stride)[0], frame.observed)
+
+
+def test_where_memory_shows_all_the_network_would_add_nothing(model, monkeypatch):
+    """So it is not run: one frame costs as much as the codec does."""
+    seed, runs, made = load_seed("room"), [], []
+    monkeypatch.setattr(type(model.denoiser), "forward", lambda *given: runs.append(1) or MemoryDenoiser_forward(*given))
+    generate = type(model).generate
+
+    def both(self, *given):
+        made.append((generate(self, *given), len(runs)))
+        with monkeypatch.context() as patch:
+            patch.setattr(type(model), "_shortcut_is_all", False)
+            made.append((generate(self, *given), len(runs)))
+        return made[-1][0]
+
+    monkeypatch.setattr(type(model), "generate", both)
+    world = World(model)
+    camera = world.reset(seed.rgb, seed.camera, seed.depth_m).frames[0].camera
+    for stamp_ns in (1, 2):  # what the first one imagined the second one remembers
+        made.clear()
+        world.step(Camera(camera.intrinsics, camera.world_from_camera[None], camera.size), np.array([stamp_ns]))
+    (short, before), (whole, after) = made
+    assert after == before + 1 and torch.equal(short, whole)
 
 
 def test_depth_takes_its_scale_from_the_readout(model):

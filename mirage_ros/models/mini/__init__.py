@@ -197,24 +197,26 @@ class MiniModel:
     ) -> Float[Tensor, "f c lh lw"]:
         """Latents of up to `chunk_frames` frames; needs one preceding frame at least.
 
-        A shorter chunk is filled up with its last view, because the network knows one length.
+        Where memory shows all of them the network is not run: it would add nothing.
         What memory does not show takes its detail from what it shows and from the reference.
         """
+        if self._shortcut_is_all and self.from_memory(readout).all():
+            return self.recall(readout, cameras, preceding, references)
         count = len(readout.visible)
         condition, context = self._condition(readout, preceding)
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self.channels, self.chunk_frames, *context.shape[-2:])
-        noise = torch.randn(shape, generator=generator).to(self.device) * self.config.sampler.noise
+        noise = torch.randn(shape, generator=generator)[:, :, :count].to(self.device) * self.config.sampler.noise
         shortcut = self.denoiser.branch.aligned(condition)
 
         def network(noisy: Tensor, sigma: Tensor) -> Tensor:
-            timestep = torch.zeros(1, context.shape[2] + self.chunk_frames, device=self.device)
+            timestep = torch.zeros(1, context.shape[2] + count, device=self.device)
             timestep[:, context.shape[2] :] = sigma * TIMESTEPS
             frames = torch.cat([context, noisy], 2)
             output = self.denoiser(frames, timestep, condition, self._text, shortcut)
             return output[:, :, context.shape[2] :]
 
-        latents = sample(network, noise, self.config.sampler)[0, :, :count].transpose(0, 1).cpu()
+        latents = sample(network, noise, self.config.sampler)[0].transpose(0, 1).cpu()
         return self._with_detail(latents, readout, cameras, preceding, references)
 
     @torch.inference_mode()
@@ -226,15 +228,18 @@ class MiniModel:
         references: Float[Tensor, "r c lh lw"],
     ) -> Float[Tensor, "f c lh lw"]:
         """What `generate` would make without its denoiser: the aligned readout and borrowed detail."""
-        condition, context = self._condition(readout, preceding)
-        first = context.shape[2]
-        latents = self.denoiser.branch.aligned(condition)[0, :, first : first + len(readout.visible)]
+        target = condition_from_readout(readout, self.readout_cells)[None].to(self.device)
+        latents = self.denoiser.branch.aligned(target)[0]
         return self._with_detail(latents.transpose(0, 1).cpu(), readout, cameras, preceding, references)
+
+    @property
+    def _shortcut_is_all(self) -> bool:
+        """Whether the network's output is the aligned readout wherever memory shows a latent."""
+        return self.denoiser.branch.config.shortcut and self.config.sampler.prediction == "sample"
 
     def _condition(self, readout: Readout, preceding: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is given of memory, a frame each, and the frames that it follows."""
-        frames = np.minimum(np.arange(self.chunk_frames), len(readout.visible) - 1)
-        target = condition_from_readout(readout, self.readout_cells)[:, frames]
+        target = condition_from_readout(readout, self.readout_cells)
         context = preceding[-1:].float().transpose(0, 1)
         before = condition_from_context(context, self.readout_cells)
         return torch.cat([before, target], 1)[None].to(self.device), context[None].to(self.device)
