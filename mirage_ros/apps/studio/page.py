@@ -24,7 +24,7 @@ from mirage_ros.apps.studio.bodies import BodiesPanel
 from mirage_ros.apps.studio.gate import guard, hidden_loopback, run_in_page
 from mirage_ros.apps.studio.make import MakePanel
 from mirage_ros.apps.studio.paths import PathPanel
-from mirage_ros.apps.studio.see import Gauges, SeePanel, aspect_of, fitted, pose_of
+from mirage_ros.apps.studio.see import Gauges, SeePanel, fitted, pose_of
 from mirage_ros.apps.studio.walk import Elsewhere, View, Walk
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.world.world import World
@@ -200,7 +200,7 @@ class Page:
                                     hint="One browser drives, the others look on.")  # fmt: skip
         self._take.on_click(self._taken)
         gui.add_markdown(KEYS)
-        self._gauges = Gauges(gui)
+        self.see.gauges = Gauges(gui)
         self.paths.build()
         self._is_dark = gui.add_checkbox("Dark", self.dark)
         self._is_dark.on_update(self._recoloured)
@@ -338,7 +338,6 @@ class Page:
 
     def _paint(self) -> None:
         """Gives every browser the newest picture; one that is slow gets fewer."""
-        painted = None
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or self._due is not None)
@@ -351,9 +350,6 @@ class Page:
             for visitor in list(self._visitors.values()):
                 if visitor.mode != SPACE:
                     self._give(visitor, view, jumped)
-            if view is not painted:
-                self._gauges.saw(view)
-            painted = view
 
     def _give(self, visitor: Visitor, view: View, jumped: bool) -> None:
         camera = visitor.client.camera
@@ -391,3 +387,8 @@ class Page:
             handle.up_direction, handle.position = up, camera.position_world - 2.5 * ahead + 2.5 * up + 0.8 * right
             handle.look_at = camera.position_world + 1.5 * ahead
             handle.fov = math.radians(60)
+
+
+def aspect_of(camera: viser.CameraHandle) -> float:
+    """Width over height of a browser's view; a view that is hidden counts for a square."""
+    return camera.image_width / camera.image_height if camera.image_width and camera.image_height else 1.0

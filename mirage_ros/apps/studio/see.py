@@ -40,8 +40,6 @@ ENLARGED = 4
 AROUND = {True: (16, 17, 20), False: (236, 238, 241)}
 """A picture, on a dark page and on a light one."""
 PANEL_PX = 288
-LOW = 0.02
-"""Share of the points that may lie below the floor: there are always some that are wrong."""
 MEASURED = "Map and scan"
 COLOURS = ("#8ab4f8", "#f28b82", "#fdd663", "#81c995", "#c58af9")
 
@@ -180,7 +178,7 @@ def floor_m(xyz: Float[np.ndarray, "n 3"], camera: Camera) -> float:
     up = floor_axes(camera.world_from_camera)[0]
     own, heights = float(camera.position_world @ up), xyz.astype(np.float64) @ up
     below = heights[heights < own - 0.2]
-    return float(np.quantile(below, LOW)) if len(below) else own - EYE_HEIGHT_M
+    return float(np.quantile(below, 0.02)) if len(below) else own - EYE_HEIGHT_M  # some points are always wrong
 
 
 @dataclass(frozen=True)
@@ -267,11 +265,6 @@ def fitted(
     return canvas, vfov
 
 
-def aspect_of(camera: viser.CameraHandle) -> float:
-    """Width over height of a browser's view; a view that is hidden counts for a square."""
-    return camera.image_width / camera.image_height if camera.image_width and camera.image_height else 1.0
-
-
 def pose_of(camera: viser.CameraHandle) -> Float[np.ndarray, "4 4"]:
     """world_from_camera, optical axes."""
     pose = np.eye(4)
@@ -284,7 +277,12 @@ class SeePanel:
 
     Args:
         watched: whether anybody looks at the scene; what nobody looks at is not sent.
+
+    Attributes:
+        gauges: given once their tab is there.
     """
+
+    gauges: Gauges
 
     def __init__(self, server: viser.ViserServer, watched: Callable[[], bool]) -> None:
         self._server, self._watched = server, watched
@@ -317,6 +315,7 @@ class SeePanel:
         if self._newest is None or view.world != self._newest.world:
             self.track.forget()
         self.track.been(view.frame.camera)
+        self.gauges.saw(view)
         self._newest = view
         self._changed.set()
 
@@ -334,8 +333,8 @@ class SeePanel:
             pause.wait(1 / DRAWN_HZ)
 
     def _draw(self, view: View) -> None:
-        watched = self._watched()
-        if watched:
+        self.gauges.draw()
+        if watched := self._watched():
             self.memory.draw(view, self._colouring.value, self._point.value)
             self.track.draw(view)
         measured = Measured.of(view) if self._pictures[MEASURED][0].value else None
@@ -363,36 +362,38 @@ class Gauges:
     def __init__(self, gui: viser.GuiApi) -> None:
         self._rows: deque[tuple[float, ...]] = deque(maxlen=PLOTTED)
         self._speed = "Walk, and see how fast it goes."
-        self._told = gui.add_markdown("No picture yet; the first one takes a minute or two where this was just installed.")
+        self._sentence = "No picture yet; the first one takes a minute or two where this was just installed."
+        self._told = gui.add_markdown(self._sentence)
         axis = {"stroke": "#888", "grid": {"stroke": "#8883", "width": 1}, "size": 42, "font": "10px sans-serif"}
         axes = (uplot.Axis(**{**axis, "show": False}), uplot.Axis(**axis))
-        scales = {"x": uplot.Scale(time=False)}
+        scales, none = {"x": uplot.Scale(time=False)}, (np.zeros(2),)
         rate = (uplot.Series(label="picture"), uplot.Series(label="pictures/s", stroke=COLOURS[0], width=2))
-        self._rate = gui.add_uplot(self._columns(1), rate, title="pictures/s", height=120, padding=(10, 14, 8, 0), scales=scales, axes=axes,
+        self._rate = gui.add_uplot(2 * none, rate, title="pictures/s", height=120, padding=(10, 14, 8, 0), scales=scales, axes=axes,
                                    legend=uplot.Legend(show=False))  # fmt: skip
         right = uplot.Axis(**{**axis, "scale": "kB", "side": 1, "stroke": COLOURS[4], "grid": {"show": False}})
         held = (uplot.Series(label="picture"), uplot.Series(label="tokens", stroke=COLOURS[3], width=2),
                 uplot.Series(label="kB", scale="kB", stroke=COLOURS[4], width=2, dash=(5, 4)))  # fmt: skip
-        self._held = gui.add_uplot(self._columns(2), held, title="tokens, kB of memory (dashed)", height=120, padding=(10, 4, 8, 0),
+        self._held = gui.add_uplot(3 * none, held, title="tokens, kB of memory (dashed)", height=120, padding=(10, 4, 8, 0),
                                    scales={**scales, "kB": uplot.Scale()}, axes=(*axes, right), legend=uplot.Legend(show=False))  # fmt: skip
-        stages = [uplot.Series(label=stage, stroke=colour, width=1.5) for stage, colour in zip(STAGES, COLOURS, strict=True)]
-        self._stages = gui.add_uplot(self._columns(len(STAGES)), (uplot.Series(label="picture"), *stages), scales=scales,
+        stages = [uplot.Series(label=name, stroke=colour, width=1.5) for name, colour in zip(STAGES, COLOURS, strict=True)]
+        self._stages = gui.add_uplot((len(STAGES) + 1) * none, (uplot.Series(label="picture"), *stages), scales=scales,
                                      title="seconds by stage", height=190, axes=axes, padding=(10, 14, 8, 0))  # fmt: skip
 
     def saw(self, view: View) -> None:
+        """Counts a picture; never waits."""
         memory, seconds = view.state.memory, view.frame.stamp_ns / SECOND_NS
         if view.seconds:  # else nobody walked here, which says nothing of how fast that goes
-            self._speed = (
-                f"**{view.rate_hz:.1f}** pictures/s, **{view.waited_s:.2f} s** from pose to picture, "
-                f"{view.observed_fraction:.0%} of it from memory"
-            )
+            self._speed = (f"**{view.rate_hz:.1f}** pictures/s, **{view.waited_s:.2f} s** from pose to picture, "
+                           f"{view.observed_fraction:.0%} of it from memory")  # fmt: skip
             number = self._rows[-1][0] + 1 if self._rows else 0.0
             stages = (view.seconds.get(stage, 0.0) for stage in STAGES)
             self._rows.append((number, view.rate_hz, memory.tokens, memory.nbytes / 1e3, *stages))
-            table = np.array(self._rows).T
-            self._rate.data, self._held.data, self._stages.data = (tuple(table[rows]) for rows in ([0, 1], [0, 2, 3], [0, *range(4, len(table))]))
         known = f"{memory.tokens:,} tokens, {memory.nbytes / 1e3:,.0f} kB, {seconds:.1f} s of world time"
-        self._told.content = f"{self._speed}  \n{known}"
+        self._sentence = f"{self._speed}  \n{known}"
 
-    def _columns(self, count: int) -> tuple[np.ndarray, ...]:
-        return tuple(np.zeros(2) for _ in range(count + 1))
+    def draw(self) -> None:
+        """Shows what was counted."""
+        self._told.content = self._sentence
+        if self._rows:
+            number, rate, tokens, kilobytes, *stages = np.array(self._rows).T
+            self._rate.data, self._held.data, self._stages.data = (number, rate), (number, tokens, kilobytes), (number, *stages)
