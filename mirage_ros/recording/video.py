@@ -1,8 +1,10 @@
 """Video files: streams of exact frame times, their joining without re-encoding, and episodes for people.
 
 Frame k of a stream is shown at exactly k / rate. Its encoders (PyAV) run on one thread and write no
-dates: the same pictures give the same bytes. What people look at is H.264 through the ffmpeg that
-imageio-ffmpeg brings along; an episode shows colour, depth and what memory knew, side by side.
+dates: the same pictures give the same bytes. What people look at (`VideoWriter`) goes through the ffmpeg
+program that imageio-ffmpeg brings along, because it encodes in a process of its own: beside the cycle it
+waits for no Python, and when the recorder is killed it still ends its file. An episode shows colour, depth
+and what memory knew, side by side.
 """
 
 from __future__ import annotations
