@@ -8,17 +8,10 @@ import numpy as np
 
 from mirage_ros.scenes.builder import Builder, MaterialSet
 from mirage_ros.scenes.catalogue import Catalogue, Look
+from mirage_ros.scenes.gl import spot, sun
+from mirage_ros.scenes.interiors import WALL_M, door_frame, door_leaf, home_room, window_frame
 from mirage_ros.scenes.pictures import colour
 from mirage_ros.scenes.placing import OPPOSITE, SIDES, Furnisher, Layout, Room, panel, turned
-from mirage_ros.scenes.shells import (
-    WALL_M,
-    door_frame,
-    door_leaf,
-    home_room,
-    spot,
-    sun,
-    window_frame,
-)
 
 # Smallest and largest (width, depth) in metres.
 SIZES = {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mirage_ros.scenes import furniture as f
+from mirage_ros.scenes import interiors as f
 from mirage_ros.scenes.builder import Builder, MaterialSet
+from mirage_ros.scenes.gl import indoor_lights, sun
+from mirage_ros.scenes.interiors import WALL_M, ceiling_lamps, shell, wall
 from mirage_ros.scenes.placing import SIDES, Layout, panel
-from mirage_ros.scenes.shells import WALL_M, ceiling_lamps, indoor_lights, shell, sun, wall
 
 HOME = (f.shelf, f.cabinet, f.table, f.sofa, f.bed, f.plant, f.lamp, f.cabinet, f.shelf, f.chair)
 OFFICE = (f.shelf, f.cabinet, f.table, f.chair, f.crates, f.plant, f.bench)

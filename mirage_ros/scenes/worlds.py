@@ -21,13 +21,12 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.scenes import layouts
 from mirage_ros.scenes.builder import Builder, Material, MaterialSet
 from mirage_ros.scenes.catalogue import Catalogue
-from mirage_ros.scenes.gl import mujoco
+from mirage_ros.scenes.gl import mujoco, sky_faces
 from mirage_ros.scenes.homes import make_home
 from mirage_ros.scenes.movers import Scene, Solids, make_movers
 from mirage_ros.scenes.pictures import hsv
 from mirage_ros.scenes.placing import Layout
 from mirage_ros.scenes.rooms import furnish
-from mirage_ros.scenes.shells import sky_faces
 
 KINDS = {
     "room": layouts.room,

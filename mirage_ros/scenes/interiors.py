@@ -1,8 +1,7 @@
-"""Furniture-like things, each built in its own local frame.
+"""What rooms are built of and what stands in them: walls with openings, doors, windows, lamps, and furniture-like things.
 
-Every function stands its thing on the floor at the local origin with its back
-towards -y (a wall) and its front towards +y, and keeps inside the footprint
-that `FOOTPRINTS` draws for it: (width along x, depth along y, height).
+Each is built in a local frame. A thing stands on the floor at the local origin with its back towards -y (a wall) and its
+front towards +y, and keeps inside the footprint that `FOOTPRINTS` draws for it: (width along x, depth along y, height).
 """
 
 from __future__ import annotations
@@ -10,6 +9,143 @@ from __future__ import annotations
 import numpy as np
 
 from mirage_ros.scenes.builder import Builder, MaterialSet
+from mirage_ros.scenes.placing import SIDES
+
+WALL_M = 0.16
+INNER_M, OUTER_M = WALL_M / 2, 0.22
+
+
+def wall(b: Builder, paint, start, end, high, openings=(), low_paint=None, thick=WALL_M):
+    """A wall from start to end (2D) of height `high`; openings are (from, to, bottom, top)."""
+    start, end = np.asarray(start, float), np.asarray(end, float)
+    length = float(np.linalg.norm(end - start))
+    turn = np.arctan2(*(end - start)[::-1])
+    with b.at(*start, turn):
+        x = 0.0
+        for left, right, bottom, top in (*sorted(openings), (length, length, 0, high)):
+            if left - x > 1e-3:
+                b.box(paint, ((x + left) / 2, 0, high / 2), (left - x, thick, high))
+            if right > left:
+                middle, wide = (left + right) / 2, right - left
+                if high - top > 1e-3:
+                    b.box(paint, (middle, 0, (top + high) / 2), (wide, thick, high - top))
+                if bottom > 1e-3:
+                    b.box(paint, (middle, 0, bottom / 2), (wide, thick, bottom))
+            x = right
+
+
+def shell(b: Builder, w: MaterialSet, x, y, wide, deep, high, paints=None, gaps=None):
+    """Floor, ceiling and four walls around the middle (x, y); gaps: side -> openings."""
+    paints = paints or [w.wall() for _ in range(2)]
+    gaps = gaps or {}
+    t = WALL_M / 2
+    b.box(w.floor(), (x, y, -0.1), (wide + 2 * t, deep + 2 * t, 0.2), skip="b")
+    b.box(w.ceiling(), (x, y, high + 0.1), (wide + 2 * t, deep + 2 * t, 0.2), skip="t")
+    x0, x1, y0, y1 = x - wide / 2 - t, x + wide / 2 + t, y - deep / 2 - t, y + deep / 2 + t
+    corners = {
+        "south": ((x0, y0), (x1, y0)),
+        "north": ((x0, y1), (x1, y1)),
+        "west": ((x0, y0), (x0, y1)),
+        "east": ((x1, y0), (x1, y1)),
+    }
+    for index, (side, (start, end)) in enumerate(corners.items()):
+        if gaps.get(side) != "none":
+            wall(b, paints[index % len(paints)], start, end, high, gaps.get(side, ()))
+    if w.rng.random() < 0.6:
+        _skirting(b, w, x, y, wide, deep, gaps)
+
+
+def _skirting(b, w, x, y, wide, deep, gaps):
+    """A low board along the walls without openings."""
+    paint = w.furniture()
+    for side, place, size in (
+        ("south", (x, y - deep / 2 + 0.01, 0.05), (wide, 0.02, 0.1)),
+        ("north", (x, y + deep / 2 - 0.01, 0.05), (wide, 0.02, 0.1)),
+        ("west", (x - wide / 2 + 0.01, y, 0.05), (0.02, deep, 0.1)),
+        ("east", (x + wide / 2 - 0.01, y, 0.05), (0.02, deep, 0.1)),
+    ):
+        if side not in gaps:
+            b.box(paint, place, size, solid=False, skip="b")
+
+
+def ceiling_lamps(b, w, rng, rect, every=3.0):
+    x, y, wide, deep, high = rect
+    for px in np.arange(-wide / 2 + every / 2, wide / 2, every):
+        for py in np.arange(-deep / 2 + every / 2, deep / 2, every):
+            place = (x + px, y + py, high - 0.03)
+            b.box(w.glow(), place, (0.9, 0.3, 0.06), solid=False, skip="t")
+
+
+def home_room(b, paints, rect, openings, outer, floor, ceiling, board):
+    """A room whose walls stand around `rect` (x, y, wide, deep, high), half as thick towards other rooms.
+
+    Args:
+        paints: of south, north, west, east.
+        openings: side -> (from, to, bottom, top), along the side from the wall's middle.
+        outer: sides that face the open.
+        board: material of the skirting, or None.
+    """
+    x, y, wide, deep, high = rect
+    thick = {side: OUTER_M if side in outer else INNER_M for side in SIDES}
+    spread = (wide + thick["west"] + thick["east"], deep + thick["south"] + thick["north"])
+    middle = (x + (thick["east"] - thick["west"]) / 2, y + (thick["north"] - thick["south"]) / 2)
+    b.box(floor, (*middle, -0.1), (*spread, 0.2))
+    b.box(ceiling, (*middle, high + 0.1), (*spread, 0.2))
+    for paint, (side, (outward, yaw)) in zip(paints, SIDES.items(), strict=True):
+        along = np.array([np.cos(yaw), np.sin(yaw)])
+        flat = side in ("south", "north")
+        length, reach = (wide, deep / 2) if flat else (deep, wide / 2)
+        # The walls of the south and the north take the corners.
+        ends = (thick["west"], thick["east"]) if flat else (0.0, 0.0)
+        ends = ends if side != "north" else ends[::-1]
+        line = np.array([x, y]) + outward * (reach + thick[side] / 2)
+        holes = [(f + length / 2 + ends[0], t + length / 2 + ends[0], *z) for f, t, *z in openings.get(side, ())]
+        wall(b, paint, line - along * (length / 2 + ends[0]), line + along * (length / 2 + ends[1]), high,
+             holes, thick=thick[side])  # fmt: skip
+        if board is not None:
+            _boards(b, board, (x, y) + outward * reach, yaw, length, openings.get(side, ()))
+
+
+def _boards(b, paint, middle, yaw, length, openings):
+    """Skirting along a wall, but for its doors."""
+    start = -length / 2
+    with b.at(*middle, yaw):
+        for left, right, bottom, _ in (*sorted(openings), (length / 2, length / 2, 0.0, 0.0)):
+            if bottom < 0.1:
+                if left - start > 0.05:
+                    b.box(paint, ((start + left) / 2, 0.008, 0.045), (left - start, 0.016, 0.09), solid=False, skip="b")
+                start = right
+
+
+def window_frame(b, paint, wide, bottom, top, columns, thick=OUTER_M):
+    """Bars and a sill in an opening of a wall whose inner face is at the local y = 0, facing +y."""
+    high, level, bar = top - bottom, -0.6 * thick, 0.055
+    for x in np.linspace(-wide / 2 + bar / 2, wide / 2 - bar / 2, columns + 1):
+        b.box(paint, (x, level, bottom + high / 2), (bar, 0.06, high), solid=False)
+    for z in (bottom + bar / 2, top - bar / 2):
+        b.box(paint, (0, level, z), (wide, 0.06, bar), solid=False)
+    if bottom > 0.3:
+        b.box(paint, (0, 0.02, bottom - 0.015), (wide + 0.1, 0.16, 0.03), solid=False)
+    b.solid((0, -thick / 2, bottom + high / 2), (wide, thick, high))
+
+
+def door_frame(b, paint, wide, high, thick=WALL_M):
+    """A casing around an opening through the wall around the local y = 0."""
+    for x in (-1, 1):
+        b.box(paint, (x * (wide / 2 - 0.02), 0, high / 2), (0.04, thick + 0.006, high), skip="b")
+        for y in (-1, 1):
+            b.box(paint, (x * (wide / 2 + 0.03), y * (thick / 2 + 0.008), high / 2), (0.06, 0.016, high), solid=False)
+    b.box(paint, (0, 0, high - 0.02), (wide, thick + 0.006, 0.04))
+    for y in (-1, 1):
+        b.box(paint, (0, y * (thick / 2 + 0.008), high + 0.03), (wide + 0.12, 0.016, 0.06), solid=False)
+
+
+def door_leaf(b, picture, paint, wide, high):
+    """A leaf hinged at the local origin, along +x, painted on both sides."""
+    b.box(paint, (wide / 2, 0, high / 2 + 0.005), (wide, 0.04, high))
+    for side in (1, -1):
+        corner = (wide / 2 * (1 + side), side * 0.0215, high)
+        b.quad(picture, corner, (-side * wide, 0, 0), (0, 0, -(high - 0.005)))
 
 
 def table(b: Builder, w: MaterialSet, rng, size):
