@@ -178,12 +178,17 @@ def _export_points(arguments: argparse.Namespace, out: Path) -> str:
 
 
 def _export_splats(arguments: argparse.Namespace, out: Path) -> str:
-    from mirage_ros.recording.pictures import write_splats
+    from mirage_ros.files import WORLD, world_file
+    from mirage_ros.recording.exports import write_splats
+    from mirage_ros.recording.surface import parts_of_tokens, splats_of
 
     _check_ending(out, ".ply")
     memory = _memory(arguments)
-    write_splats(out, memory)
-    return f"{out}: {memory.tokens:,} Gaussians"
+    side = parts_of_tokens(memory) if world_file(arguments.path, WORLD).exists() else 1
+    seen = _pictures(_world(arguments), arguments.real) if side > 1 else ()
+    splats = splats_of(memory, *seen, side=side)
+    write_splats(out, splats)
+    return f"{out}: {len(splats.xyz):,} Gaussians"
 
 
 def _export_map(arguments: argparse.Namespace, out: Path) -> str:
@@ -224,21 +229,27 @@ def _surface(arguments: argparse.Namespace, memory, faces: int):
     return simplified(whole, faces)
 
 
-def _skinned(arguments: argparse.Namespace):
-    """The surface of a saved world with its texture, and the world."""
+def _pictures(world, real: bool):
+    """The cameras of the views that a world keeps, its pictures from there, and where these show what it remembers."""
     import numpy as np
     from tqdm import tqdm
 
     from mirage_ros.recording.exports import shown_by
+
+    cameras = _views(world, real)
+    with tqdm(total=len(cameras), unit="picture", desc="pictures") as bar:
+        frames = shown_by(world, cameras, bar.update)
+    pictures, shown = (np.stack([getattr(frame, name) for frame in frames]) for name in ("rgb", "observed"))
+    return cameras, pictures, shown
+
+
+def _skinned(arguments: argparse.Namespace):
+    """The surface of a saved world with its texture, and the world."""
     from mirage_ros.recording.surface import skin_of
 
     world, memory = _world(arguments), _memory(arguments)
     surface = _surface(arguments, memory, MESH_FACES)
-    cameras = _views(world, arguments.real)
-    with tqdm(total=len(cameras), unit="picture", desc="texture") as bar:
-        frames = shown_by(world, cameras, bar.update)
-    pictures, shown = (np.stack([getattr(frame, name) for frame in frames]) for name in ("rgb", "observed"))
-    return surface, skin_of(surface, memory, cameras, pictures, shown), world
+    return surface, skin_of(surface, memory, *_pictures(world, arguments.real)), world
 
 
 def _views(world, real: bool):

@@ -22,7 +22,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.blocks import SplatRule
 from mirage_ros.memory.files import LAST_TICK, SavedMemory, load_memory, save_memory
-from mirage_ros.memory.lifting import by_surfaces, in_whole_cells, lift_surfels
+from mirage_ros.memory.lifting import by_surfaces, cell_axes_of, in_whole_cells, lift_surfels
 from mirage_ros.memory.rows import (
     FEATURE_TYPES,
     LARGEST,
@@ -41,12 +41,12 @@ from mirage_ros.memory.surfels import (
     of_views,
     places_in_tokens,
     positions_of,
-    view_numbers,
 )
 from mirage_ros.memory.zbuffer import Winners, find_winners
 from mirage_ros.protocol import Points, Readout
 
 __all__ = ["LatentMemory", "MemoryConfig", "Points"]
+LEAST_COSINE = 0.2  # planes that were seen more grazingly are taken for seen so
 
 
 @dataclass(frozen=True)
@@ -281,9 +281,9 @@ class LatentMemory:
         return footprints_of(self._store.surfels)
 
     @property
-    def eyes_m(self) -> Float32[np.ndarray, "n 3"]:
-        """From where each token was seen, in the order of `to_points`."""
-        return self._store.surfels.rays[view_numbers(self._store["places"]), 3]
+    def cell_axes_m(self) -> Float32[np.ndarray, "n 2 3"]:
+        """How far each token's plane goes per column and per row of its view (lifting.py), in the order of `to_points`."""
+        return cell_axes_of(self._store.surfels, LEAST_COSINE)
 
     @property
     def normals(self) -> Float32[np.ndarray, "n 3"]:

@@ -22,7 +22,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share, upsample
 from mirage_ros.memory.rows import tiles_of
-from mirage_ros.memory.surfels import COLUMN, ROW, VIEW_SIDE, octahedral, of_views, packed
+from mirage_ros.memory.surfels import COLUMN, ROW, Surfels, VIEW_SIDE, footprints_of, normals_of, octahedral, of_views, packed, positions_of, view_numbers
 
 EDGE_FOOTPRINTS = 6.0
 """Neighbours farther apart along z than this many footprints lie on different surfaces."""
@@ -239,3 +239,16 @@ def in_whole_cells(
     from_centre = cell % count[:, None] - (count[:, None] - 1) / 2
     within = (within + from_centre.astype(np.float32)) / count[:, None]
     return within.astype(np.float32), log_scale + np.log(count.astype(np.float32))
+
+
+def cell_axes_of(surfels: Surfels, least_cosine: float) -> Float32[np.ndarray, "n 2 3"]:
+    """How far it is on each token's plane from one column of its view to the next, and from one row to the next, metres;
+    as if no token had been seen under a smaller cosine."""
+    view, points, normals = view_numbers(surfels.places), positions_of(surfels), normals_of(surfels)
+    away = points - surfels.rays[view, 3]
+    steps = surfels.rays[view, :2] * (footprints_of(surfels) * surfels.focals[view])[:, None, None]
+    facing = np.einsum("ni,ni->n", away, normals)
+    least = least_cosine * np.linalg.norm(away, axis=1)
+    facing = np.where(facing < 0, -1, 1) * np.maximum(np.abs(facing), np.maximum(least, 1e-12))
+    axes = steps - away[:, None] * (np.einsum("nki,ni->nk", steps, normals) / facing[:, None])[..., None]
+    return axes - normals[:, None] * np.einsum("nki,ni->nk", axes, normals)[..., None]

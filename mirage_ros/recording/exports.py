@@ -23,12 +23,19 @@ from mirage_ros.memory import LatentMemory
 from mirage_ros.protocol import Frame
 from mirage_ros.recording.drawing import write_ply
 from mirage_ros.recording.pictures import millimetres, write_png
-from mirage_ros.recording.surface import Skin, Surface, simplified
+from mirage_ros.recording.surface import Skin, Splats, Surface
 from mirage_ros.world.world import World
 
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 Y_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 """From z up to glTF's axes."""
+
+SPLAT = ("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2",
+         "rot_0", "rot_1", "rot_2", "rot_3")  # fmt: skip
+"""What viewers of 3D Gaussians read of a vertex, all float32 (Kerbl et al., 3D Gaussian Splatting, 2023)."""
+CONSTANT_HARMONIC = 0.28209479177387814
+OPACITY, SPREAD, THICKNESS = 0.98, 0.4, 0.05
+"""Of a Gaussian: its standard deviation in sides of its cell, and its thickness in its longer one."""
 
 
 @contextlib.contextmanager
@@ -249,3 +256,26 @@ def _prisms(surface: Surface) -> Float[np.ndarray, "m 6 3"]:
 
 def _numbers(values: np.ndarray) -> str:
     return " ".join(f"{value:.5g}" for value in np.asarray(values, np.float64).reshape(-1))
+
+
+def write_splats(out: Path, splats: Splats) -> None:
+    """3D Gaussians as binary PLY; all or nothing."""
+    normals, sides = splats.normals.astype(np.float64), splats.sides_m.astype(np.float64)
+    # The turn of least angle from z to the normal, wxyz, and where it brings x and y.
+    turn = np.stack([1 + normals[:, 2], -normals[:, 1], normals[:, 0]], -1)
+    turn[turn[:, 0] < 1e-6] = (0, 1, 0)
+    w, x, y = (turn / np.linalg.norm(turn, axis=-1, keepdims=True)).T
+    basis = np.stack([np.stack([1 - 2 * y * y, 2 * x * y, -2 * w * y], -1), np.stack([2 * x * y, 1 - 2 * x * x, 2 * w * x], -1)], 1)
+    flat = np.einsum("nki,nbi->nkb", sides, basis)
+    (a, b), (_, c) = np.einsum("nkb,nkc->bcn", flat, flat)
+    angle, middle, half = 0.5 * np.arctan2(2 * b, a - c), (a + c) / 2, np.hypot((a - c) / 2, b)
+    wide = SPREAD * np.sqrt(np.maximum(np.stack([middle + half, middle - half], -1), 1e-12))
+    cosine, sine = np.cos(angle / 2), np.sin(angle / 2)
+    values = np.concatenate([
+        splats.xyz, normals, (splats.rgb / 255 - 0.5) / CONSTANT_HARMONIC,
+        np.full((len(normals), 1), np.log(OPACITY / (1 - OPACITY))), np.log(wide), np.log(THICKNESS * wide[:, :1]),
+        np.stack([w * cosine, x * cosine + y * sine, y * cosine - x * sine, w * sine], -1),
+    ], -1).astype("<f4")  # fmt: skip
+    lines = ["ply", "format binary_little_endian 1.0", "comment metres, z up", f"element vertex {len(values)}"]
+    lines += [f"property float {name}" for name in SPLAT]
+    write_file(out, "\n".join([*lines, "end_header", ""]).encode(), np.ascontiguousarray(values).view(np.uint8).data)

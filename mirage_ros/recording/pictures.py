@@ -19,18 +19,11 @@ from jaxtyping import Float, UInt16
 
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_file
-from mirage_ros.protocol import FREE, OCCUPIED, UNKNOWN, FloorPlan, Frame, SpatialMemory
+from mirage_ros.protocol import FREE, OCCUPIED, UNKNOWN, FloorPlan, Frame
 from mirage_ros.recording import NOTHING, RecordingConfig
 from mirage_ros.recording.episodes import Episode, PathLock, disk_errors, remove
 
 LAST_MM = 65534
-SPLAT = ("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity", "scale_0", "scale_1", "scale_2",
-         "rot_0", "rot_1", "rot_2", "rot_3")  # fmt: skip
-"""What viewers of 3D Gaussians read of a vertex, all float32 (Kerbl et al., 3D Gaussian Splatting, 2023)."""
-CONSTANT_HARMONIC = 0.28209479177387814
-OPACITY, SPREAD, THICKNESS, LEAST_COSINE = 0.98, 0.4, 0.05, 0.35
-"""Of a Gaussian: its standard deviation in widths of its cell, its thickness in those; what was seen more grazingly is as
-wide as from there."""
 SHADES = {FREE: 254, OCCUPIED: 0, UNKNOWN: 205}
 POSES, STAMPS, VALUES = "world_from_camera.txt", "stamps_ns.txt", "values.jsonl"
 
@@ -235,20 +228,3 @@ def write_plan(path: str | os.PathLike, plan: FloorPlan) -> None:
         f"origin: [{x:.9g}, {y:.9g}, 0.0]\nnegate: 0\noccupied_thresh: 0.65\nfree_thresh: 0.196\n"
     )
     write_file(path, text.encode())
-
-
-def write_splats(path: str | os.PathLike, memory: SpatialMemory) -> None:
-    """Writes each token as a 3D Gaussian, flat along its normal, as binary PLY; all or nothing."""
-    points, normals = memory.to_points(), memory.normals
-    wide = SPREAD * memory.footprints_m / np.maximum(points.confidence, LEAST_COSINE)
-    # The turn of least angle from z to the normal, wxyz.
-    turns = np.stack([1 + normals[:, 2], -normals[:, 1], normals[:, 0], np.zeros(len(normals))], -1)
-    turns[turns[:, 0] < 1e-6] = (0, 1, 0, 0)
-    values = np.concatenate([
-        points.xyz, normals, (points.rgb / 255 - 0.5) / CONSTANT_HARMONIC,
-        np.full((len(normals), 1), np.log(OPACITY / (1 - OPACITY))), np.log(np.stack([wide, wide, THICKNESS * wide], -1)),
-        turns / np.linalg.norm(turns, axis=-1, keepdims=True),
-    ], -1).astype("<f4")  # fmt: skip
-    lines = ["ply", "format binary_little_endian 1.0", "comment metres, z up", f"element vertex {len(values)}"]
-    lines += [f"property float {name}" for name in SPLAT]
-    write_file(path, "\n".join([*lines, "end_header", ""]).encode(), np.ascontiguousarray(values).view(np.uint8).data)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, UInt8
@@ -34,12 +35,12 @@ MOST_REACH = 24
 FRONT, BEHIND = 1.0, 0.5
 """How far it reaches before and behind the plane, in widths of the token, and at least this often in voxels:"""
 LEAST_FRONT, LEAST_BEHIND = 3.0, 2.0
-LEAST_COSINE = 0.2
-"""What was seen more grazingly is as long as from there."""
+LEAST_WEIGHT = 0.2
+"""Of a token that was seen at a grazing angle, beside one that was seen frontally."""
 SMALLEST = 6.0
 """Pieces of surface are dropped that have no more area than this many squares as wide as their tokens."""
 BESIDE = 0.06
-"""A view sees a vertex that lies no farther behind what it sees there, as a share of depth, and two voxels."""
+"""A view sees what lies no farther behind what it sees there, as a share of depth (and two voxels of a mesh)."""
 GAP_PX = 2
 """Texels to a side of each plain colour."""
 
@@ -123,33 +124,25 @@ def _need_packages() -> None:
 
 
 def _discs(memory: LatentMemory, voxel_m: float) -> tuple[np.ndarray, ...]:
-    """Of each token its middle, normal, the two axes of its disc (1 over their length long), how far it reaches before and
-    behind its plane, weight, and colour, 1 where it is real, and width: as `_fill` takes them."""
-    xyz, normals, width = memory.positions_m.astype(np.float64), memory.normals.astype(np.float64), memory.footprints_m
-    away = memory.eyes_m - xyz
-    away /= np.maximum(np.linalg.norm(away, axis=1, keepdims=True), 1e-9)
-    cosine = np.einsum("ni,ni->n", away, normals)
-    slant = away - cosine[:, None] * normals
-    length = np.linalg.norm(slant, axis=1)
-    slant[length < 1e-3] = np.cross(normals[length < 1e-3], [1.0, 0.3, 0.2])
-    slant /= np.linalg.norm(slant, axis=1, keepdims=True)
-    cosine = np.maximum(np.abs(cosine), LEAST_COSINE)
-    most = MOST_REACH * voxel_m
-    along, across = np.minimum(REACH * width / cosine, most), np.minimum(REACH * width, most)
-    along, across = np.maximum(along, 1.5 * voxel_m), np.maximum(across, 1.5 * voxel_m)
-    front = np.clip(FRONT * width, LEAST_FRONT * voxel_m, most)
-    behind = np.clip(BEHIND * width, LEAST_BEHIND * voxel_m, most)
-    axes = np.stack([slant / along[:, None], np.cross(normals, slant) / across[:, None]], 1)
-    colour = np.concatenate([memory.to_points().rgb, memory.from_real[:, None], width[:, None]], 1).astype(np.float32)
-    return xyz, normals, axes, np.stack([front, behind], 1), cosine / np.square(width), colour
+    """Of each token its middle, normal, the two half axes of its disc, their dual basis, how far it reaches before and behind
+    its plane, weight, and colour, 1 where it is real, and width: as `_fill` takes them."""
+    points, normals, width = memory.to_points(), memory.normals.astype(np.float64), memory.footprints_m
+    sides = REACH * memory.cell_axes_m.astype(np.float64)
+    length = np.linalg.norm(sides, axis=2)
+    sides *= (np.clip(length, 1.5 * voxel_m, MOST_REACH * voxel_m) / np.maximum(length, 1e-12))[..., None]
+    dual = np.stack([np.cross(sides[:, 1], normals), np.cross(normals, sides[:, 0])], 1)
+    dual /= np.einsum("nki,nki->nk", dual, sides)[..., None]
+    front = np.clip(FRONT * width, LEAST_FRONT * voxel_m, MOST_REACH * voxel_m)
+    behind = np.clip(BEHIND * width, LEAST_BEHIND * voxel_m, MOST_REACH * voxel_m)
+    weight = np.maximum(points.confidence, LEAST_WEIGHT) / np.square(width)
+    colour = np.concatenate([points.rgb, memory.from_real[:, None], width[:, None]], 1).astype(np.float32)
+    return points.xyz.astype(np.float64), normals, sides, dual, np.stack([front, behind], 1), weight, colour
 
 
 def _blocks(discs: tuple[np.ndarray, ...], voxel_m: float) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
     """Share done, corner in voxels and tokens (in order) of each block that tokens reach into."""
-    xyz, normals, axes, reaches = discs[:4]
-    lengths = 1 / np.linalg.norm(axes, axis=2)
-    spread = np.abs(normals) * reaches.max(1, keepdims=True)
-    spread = spread + (np.abs(axes) * (lengths**2)[..., None]).sum(1)
+    xyz, normals, sides, _, reaches = discs[:5]
+    spread = np.abs(normals) * reaches.max(1, keepdims=True) + np.abs(sides).sum(1)
     low, high = (np.floor((xyz + sign * spread) / (voxel_m * BLOCK)).astype(np.int64) for sign in (-1, 1))
     # The nodes on a border belong to both blocks.
     low -= np.isclose(xyz - spread, low * voxel_m * BLOCK)
@@ -188,16 +181,15 @@ def _of_block(discs: tuple[np.ndarray, ...], rows: np.ndarray, corner: np.ndarra
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _fill(near, values, corner, voxel_m, rows, xyz, normals, axes, reaches, weights, colours):
+def _fill(near, values, corner, voxel_m, rows, xyz, normals, sides, dual, reaches, weights, colours):
     """Of each node of a block the largest weight, and sums of weights, and of weighted distances, colours, realness and widths."""
     last = near.shape[0] - 1
     low, high = np.zeros(3, np.int64), np.zeros(3, np.int64)
     for i in rows:
-        p, n, axis = xyz[i], normals[i], axes[i]
+        p, n, side, axis = xyz[i], normals[i], sides[i], dual[i]
         front, behind = reaches[i]
-        first, second = 1 / (axis[0] ** 2).sum(), 1 / (axis[1] ** 2).sum()
         for k in range(3):
-            spread = abs(n[k]) * max(front, behind) + abs(axis[0, k]) * first + abs(axis[1, k]) * second
+            spread = abs(n[k]) * max(front, behind) + abs(side[0, k]) + abs(side[1, k])
             low[k] = max(int(np.ceil((p[k] - spread) / voxel_m)) - corner[k], 0)
             high[k] = min(int(np.floor((p[k] + spread) / voxel_m)) - corner[k], last)
         for x in range(low[0], high[0] + 1):
@@ -283,7 +275,7 @@ def skin_of(
     depth_m = memory.measure(cameras)[0] if len(cameras) else ()
     best, view, uv = np.zeros(len(surface.faces)), np.full(len(surface.faces), -1), np.zeros((len(surface.faces), 3, 2))
     for i, camera in enumerate(cameras):
-        pixels, seen = _seen(surface, camera, np.where(shown[i], depth_m[i], np.nan))
+        pixels, seen = _seen(surface.vertices_m, camera, np.where(shown[i], depth_m[i], np.nan), 2 * surface.voxel_m)
         corners = pixels[surface.faces]
         (a, b), (c, d) = (corners[:, 1] - corners[:, 0]).T, (corners[:, 2] - corners[:, 0]).T
         area = np.where(seen[surface.faces].all(1), b * c - a * d, 0)  # above 0 seen from before
@@ -292,15 +284,15 @@ def skin_of(
     return _laid_out(surface, pictures, view, uv)
 
 
-def _seen(surface: Surface, camera: Camera, depth_m: Float[np.ndarray, "h w"]):
-    """Pixels of all vertices, and which of them the camera sees, given how far it sees."""
-    pixels, z = camera.project(surface.vertices_m.astype(np.float64))
+def _seen(points: Float[np.ndarray, "n 3"], camera: Camera, depth_m: Float[np.ndarray, "h w"], slack_m):
+    """Pixels of points of a surface, and which of them the camera sees, given how far it sees."""
+    pixels, z = camera.project(points.astype(np.float64))
     height, width = camera.size
     with np.errstate(invalid="ignore"):
         inside = (z > 0) & (pixels >= 0).all(1) & (pixels[:, 0] <= width - 1) & (pixels[:, 1] <= height - 1)
     column, row = np.rint(np.where(inside[:, None], pixels, 0)).astype(int).T
     with np.errstate(invalid="ignore"):
-        return pixels, inside & (z <= depth_m[row, column] * (1 + BESIDE) + 2 * surface.voxel_m)
+        return pixels, inside & (z <= depth_m[row, column] * (1 + BESIDE) + slack_m)
 
 
 def _laid_out(surface: Surface, pictures: np.ndarray, view: np.ndarray, pixels: np.ndarray) -> Skin:
@@ -324,3 +316,49 @@ def _laid_out(surface: Surface, pictures: np.ndarray, view: np.ndarray, pixels: 
     texels[view >= 0] += (np.stack(divmod(tile, across)[::-1], -1) * [width, height])[:, None]
     texels[view < 0] = (places[colour.reshape(-1)] + (GAP_PX - 1) / 2)[:, None]
     return Skin(picture, ((texels + 0.5) / picture.shape[1::-1]).astype(np.float32))
+
+
+MOST_SPLATS, FINEST_PARTS = 400_000, 8
+"""Tokens are cut into parts, to so many to a side, as long as there are no more of them in all."""
+
+
+class Splats(NamedTuple):
+    """n flat Gaussians: middles, normals, the sides of the cells that they stand for, colours."""
+
+    xyz: Float[np.ndarray, "n 3"]
+    normals: Float[np.ndarray, "n 3"]
+    sides_m: Float[np.ndarray, "n 2 3"]
+    rgb: UInt8[np.ndarray, "n 3"]
+
+
+def parts_of_tokens(memory: LatentMemory) -> int:
+    """To a side of each token, that Gaussians are made of."""
+    side = FINEST_PARTS
+    while side > 1 and memory.tokens * side**2 > MOST_SPLATS:
+        side //= 2
+    return side
+
+
+def splats_of(
+    memory: LatentMemory, cameras: Camera | None = None, pictures: np.ndarray = (), shown: np.ndarray = (), side: int = 1
+) -> Splats:
+    """A Gaussian for each token, or for each of side x side parts of it, in its colour or that of a picture of its world.
+
+    Args:
+        cameras, pictures, shown: as of `skin_of`; the view that is nearest to a part gives its colour.
+    """
+    points, normals, sides = memory.to_points(), memory.normals, memory.cell_axes_m
+    off = (np.arange(side, dtype=np.float32) + 0.5) / side - 0.5
+    xyz = points.xyz[:, None, None] + off[:, None] * sides[:, None, None, 0] + off[:, None, None] * sides[:, None, None, 1]
+    xyz, each = xyz.reshape(-1, 3), side**2
+    rgb, nearest = np.repeat(points.rgb, each, 0), np.zeros(len(xyz))
+    depth_m = memory.measure(cameras)[0] if cameras is not None else ()
+    slack_m = np.repeat(memory.footprints_m, each) / side
+    for camera, picture, where, depth in zip(cameras or (), pictures, shown, depth_m, strict=True):
+        pixels, seen = _seen(xyz, camera, np.where(where, depth, np.nan), slack_m)
+        z = (xyz - camera.position_world) @ camera.world_from_camera[:3, 2]
+        near = np.where(seen, camera.intrinsics[0, 0] / np.where(seen, z, 1), 0)
+        nearer = near > nearest
+        column, row = np.rint(pixels[nearer]).astype(int).T
+        rgb[nearer], nearest[nearer] = picture[row, column], near[nearer]
+    return Splats(xyz, np.repeat(normals, each, 0), np.repeat(sides / side, each, 0), rgb)
