@@ -62,9 +62,9 @@ def sampler(store: ViewStore, **changes) -> ViewSampler:
     return ViewSampler(store, (0, 3), DreamerLossConfig(batch=4, **changes))
 
 
-def small_network() -> Dreamer:
+def small_network(**more) -> Dreamer:
     torch.manual_seed(0)
-    return Dreamer(12, (16, 16, 16), 16, 8)
+    return Dreamer(12, (16, 16, 16), 16, 8, **more)
 
 
 def test_a_mirrored_picture_has_latents_of_known_signs(store):
@@ -155,11 +155,32 @@ def test_a_mirrored_batch_is_the_batch_of_the_mirrored_world(store):
         assert torch.equal(part, getattr(twice, name)), name
 
 
+def test_an_untaught_network_dreams_channels_as_strong_as_they_are(store):
+    """Its answer is 0, so each channel is what noise alone tells of it; details would drown in the first one's scale."""
+    batch, deviations = sampler(store).draw(np.random.default_rng(1), 4), store.deviations()
+    assert len(deviations) == 14 and max(deviations) > 20 * min(deviations)
+    dream = complete(small_network(deviations=deviations), batch, 48, 0)
+    hidden = (batch.mask == 0).expand_as(dream)
+    found = torch.stack([dream[:, c][hidden[:, c]].std() for c in range(len(deviations))])
+    assert torch.allclose(found, torch.tensor(deviations), rtol=0.25)
+
+
+def test_the_gains_are_those_of_a_normal_channel():
+    network, time = small_network(deviations=[0.05] * 14), torch.tensor([0.3, 0.9, 0.98])
+    rng = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(3, 14, 100, 100, generator=rng) for _ in range(2))
+    blend = time.view(-1, 1, 1, 1)
+    noisy = blend * 0.05 * clean + (1 - blend) * noise
+    into, kept, out = network.gains(time)
+    assert torch.allclose((into * noisy).std((1, 2, 3)), torch.ones(3), rtol=0.01)
+    assert torch.allclose(((0.05 * clean - kept * noisy) / out).std((1, 2, 3)), torch.ones(3), rtol=0.01)
+
+
 def test_it_learns_and_dreams_the_same_again(store, tmp_path):
     loss = DreamerLoss(sampler(store), DreamerLossConfig(batch=4))
     with torch.no_grad():
-        before = loss(small_network(), torch.Generator().manual_seed(7))["loss"]
-    loop = Loop(small_network(), tmp_path, LoopConfig(steps=30, warmup_steps=5, learning_rate=2e-3))
+        before = loss(small_network(deviations=store.deviations()), torch.Generator().manual_seed(7))["loss"]
+    loop = Loop(small_network(deviations=store.deviations()), tmp_path, LoopConfig(steps=30, warmup_steps=5, learning_rate=2e-3))
     loop.run(loss)
     with torch.no_grad():
         after = loss(loop.network, torch.Generator().manual_seed(7))["loss"]

@@ -1,7 +1,7 @@
-"""Teaches the dreamer to complete views: flow matching over all noise levels, scored as velocity.
+"""Teaches the dreamer to complete views: flow matching over all noise levels.
 
-noisy = (1 - time) * noise + time * clean. The network predicts the clean view (Li and He 2025, "Back
-to Basics"); its error over 1 - time is that of the velocity. Only what memory would not show counts
+noisy = (1 - time) * noise + time * clean. The network predicts the clean view; its error counts in each channel by how far
+the view could be from what the noisy one alone tells (`Dreamer.gains`). Only what memory would not show counts
 fully. Style views are among those whose cells are shown: what is hidden stays hidden.
 """
 
@@ -27,6 +27,8 @@ from mirage_ros.training.views import DEPTH_SPREAD, DEPTH_UNIT_M, ViewStore, hea
 #: Metres of height above the ground, and between cameras, that count as 1.
 HEIGHT_UNIT_M, PLACE_UNIT_M = 1.5, 3.0
 STYLE_VIEWS = 2
+#: Later times are drawn as this one: there is next to no noise left.
+LATEST = 0.999
 #: Of views that show this little or this much, most are drawn again: they teach little.
 LITTLE, MUCH = 0.03, 0.85
 
@@ -37,24 +39,22 @@ class DreamerLossConfig:
     batch: views per step and process.
     seen_weight: of cells that memory shows; others have 1.
     depth_weight, sky_weight: of these channels; a latent's has 1.
+    deviation_power: a channel counts by its deviation to this power besides. 0 would give most weight to details.
     seen_noise: largest standard deviation added to what memory shows, which is never exact.
     level_mean, level_spread: times are drawn as the sigmoid of a normal number (Esser et al. 2024).
-    noise_power, least_noise: an error counts by the noise 1 - time, this at least, to the power of
-        -noise_power; 2 makes it that of the velocity.
     hide_style, hide_height: shares of views that are not given a style view, the camera's height.
     """
 
     batch: int = 48
     seen_weight: float = 0.1
-    depth_weight: float = 4.0
-    sky_weight: float = 2.0
+    depth_weight: float = 2.0
+    sky_weight: float = 1.0
+    deviation_power: float = 0.75
     seen_noise: float = 0.04
     # Noise decides a component that is as strong as it: the first of a view has a deviation of 1,
     # the fortieth of .02, so details are taught by times of .9 and more.
-    level_mean: float = 0.7
-    level_spread: float = 1.5
-    noise_power: float = 1.5
-    least_noise: float = 0.03
+    level_mean: float = 1.2
+    level_spread: float = 1.8
     hide_style: float = 0.1
     hide_height: float = 0.1
 
@@ -167,28 +167,30 @@ class DreamerLoss:
         level = config.level_mean + config.level_spread * torch.randn(
             len(clean), generator=generator
         )
-        time = torch.sigmoid(level)
+        time = torch.sigmoid(level).clamp(max=LATEST)
         blend = time.view(-1, 1, 1, 1)
         noisy = blend * clean + (1 - blend) * torch.randn(clean.shape, generator=generator)
         spread = config.seen_noise * torch.rand(len(clean), 1, 1, 1, generator=generator)
         seen = (clean + spread * torch.randn(clean.shape, generator=generator)) * batch.mask
         given = noisy, time, seen, batch.mask, batch.rays, batch.style
         predicted = network(*(part.to(device) for part in given)).cpu()
-        return self._score(predicted, batch, blend)
+        _, _, out = network.gains(time.to(device))
+        return self._score((predicted - clean) / out.cpu(), network.deviation.float().cpu(), batch)
 
     def _draw(self, generator: torch.Generator) -> ViewBatch:
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         return self.views.draw(rng, self.config.batch)
 
-    def _score(self, predicted: Tensor, batch: ViewBatch, blend: Tensor) -> dict[str, Tensor]:
+    def _score(self, error: Tensor, deviation: Tensor, batch: ViewBatch) -> dict[str, Tensor]:
+        """Args: error: of the view, in deviations of the network's answer."""
         config, clean = self.config, batch.clean
         cells = (1 - batch.mask + config.seen_weight * batch.mask) * batch.counts
-        weights = (cells * self.channel_weights).expand_as(clean).clone()
+        channel_weights = self.channel_weights * deviation**config.deviation_power
+        weights = (cells * channel_weights).expand_as(clean).clone()
         weights[:, -2:-1] *= (clean[:, -1:] < 0).float()  # sky has no depth
-        error = weights * (predicted - clean).square()
-        error = error / (1 - blend).clamp(min=config.least_noise) ** config.noise_power
+        error = weights * error.square()
         channels = clean.shape[1] - SURFACE_CHANNELS
-        whole = cells.sum() * channels
+        whole = cells.sum() * channel_weights.sum()
         report = {
             "latents": error[:, :channels].sum() / whole,
             "depth": error[:, -2].sum() / whole,
@@ -267,7 +269,7 @@ def train_dreamer(recipe: DreamerRecipe) -> None:
     torch.set_num_threads(recipe.threads)
     store = make_views(recipe)
     torch.manual_seed(recipe.training.seed)
-    network = Dreamer(recipe.latent_channels, list(recipe.widths))
+    network = Dreamer(recipe.latent_channels, list(recipe.widths), deviations=store.deviations())
     loop = Loop(network.to(memory_format=torch.channels_last), Path(recipe.run), recipe.training)
     ranges = recipe.clips.seeds, recipe.validation_seeds
     loop.run(

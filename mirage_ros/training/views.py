@@ -196,6 +196,9 @@ def record(seed: int, clip: StoredClip, blocks: Blocks) -> np.ndarray:
     return row
 
 
+LEAST_DEVIATION = 1e-3
+
+
 class ViewStore:
     """A folder with the records of one size and the linear code that they were made with."""
 
@@ -231,6 +234,13 @@ class ViewStore:
         code = Blocks.fit(rows, self.channels)
         self.folder.mkdir(parents=True, exist_ok=True)
         code.save(self.folder)
+
+    def deviations(self, views: int = 400) -> list[float]:
+        """Of each channel, surface channels included, from 0; of so many views, the same ones each time."""
+        records, rng = self.open(), np.random.default_rng(0)
+        clips = rng.integers(len(records), size=views)
+        drawn = records["view"][clips, rng.integers(records["view"].shape[1], size=views)].astype(np.float32)
+        return np.sqrt((drawn**2).mean((0, 2, 3))).clip(min=LEAST_DEVIATION).tolist()
 
     def seeds(self) -> set[int]:
         """Of the clips that are there."""

@@ -38,6 +38,9 @@ class Dreamer(ModelMixin, ConfigMixin):
         latent_channels: of the codec; a view has `SURFACE_CHANNELS` more.
         widths: channels on the cell grid, on half and on a quarter of it.
         cells: cells to a side that are packed into one position of the first grid.
+        deviations: standard deviation of each channel of a view, surface channels included. The network is given and
+            gives channels of deviation 1; without them, details of a fiftieth of the first component's strength are
+            never learnt. 1 each if left out.
     """
 
     @register_to_config
@@ -48,16 +51,17 @@ class Dreamer(ModelMixin, ConfigMixin):
         time_width: int = 256,
         head_width: int = 64,
         cells: int = 1,
+        deviations: Sequence[float] | None = None,
     ):
         super().__init__()
         a, b, c = widths
         view = latent_channels + SURFACE_CHANNELS
+        deviation = torch.tensor(deviations or [1.0] * view).view(1, view, 1, 1)
+        self.register_buffer("deviation", deviation, persistent=False)
         block = lambda i, o: ResidualBlock(i, o, time_width)  # noqa: E731
         attention = lambda d: Attention(d, head_width, b)  # noqa: E731
-        self.time = nn.Sequential(
-            nn.Linear(2 * _TIME_FREQUENCIES, time_width), nn.SiLU(),
-            nn.Linear(time_width, time_width), nn.SiLU(),
-        )  # fmt: skip
+        widened = nn.Linear(2 * _TIME_FREQUENCIES, time_width)
+        self.time = nn.Sequential(widened, nn.SiLU(), nn.Linear(time_width, time_width), nn.SiLU())
         inputs = (2 * view + 1) * cells**2 + RAY_CHANNELS
         self.into = nn.Conv2d(inputs, a, 3, padding=1)
         self.style_into = nn.Conv2d(4 * (view * cells**2 + STYLE_CHANNELS), b, 3, padding=1)
@@ -99,6 +103,25 @@ class Dreamer(ModelMixin, ConfigMixin):
             rays: `RAY_CHANNELS` on the first grid (its sides are those of noisy over `cells`).
             style: s other views on the first grid: view channels, then `STYLE_CHANNELS`.
         """
+        into, kept, out = self.gains(time)
+        deviation = self.deviation.float()
+        channels = deviation.shape[1]
+        style = torch.cat([style[:, :, :channels] / deviation[:, None], style[:, :, channels:]], 2)
+        return kept * noisy + out * self._answer(into * noisy, time, seen / deviation, mask, rays, style)
+
+    def gains(self, time: Float[Tensor, "b"]) -> tuple[Float[Tensor, "b v 1 1"], ...]:
+        """What the noisy view is multiplied by for the network, and it and the network's answer for the clean one.
+
+        Those of Karras et al. 2022 ("Elucidating the design space of diffusion-based generative models"), for each
+        channel's own deviation: were channels normal and independent, the clean view were expected where the answer
+        is 0, and lay one deviation of the answer from there.
+        """
+        time, deviation = time.view(-1, 1, 1, 1).float(), self.deviation.float()
+        variance = (time * deviation) ** 2 + (1 - time) ** 2
+        return variance.rsqrt(), time * deviation**2 / variance, deviation * (1 - time) * variance.rsqrt()
+
+    def _answer(self, noisy: Tensor, time: Tensor, seen: Tensor, mask: Tensor, rays: Tensor, style: Tensor) -> Tensor:
+        """Of the network, all views in channels of deviation 1."""
         cells, kind = self.config.cells, self.into.weight.dtype
         t = self.time(_frequencies(time).to(kind))
         given = torch.cat([noisy, seen, mask], 1)
