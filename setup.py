@@ -44,6 +44,7 @@ setup(
         "record": ["openexr>=3.3", "pyarrow>=18"],
         "entities": ["trimesh>=4", "pycollada>=0.8"],
         "scenes": ["mujoco>=3.3"],
+        "physics": ["mujoco>=3.3"],
         "studio": ["viser>=1.1"],
         "build": ["pycolmap>=3.12", "scipy>=1.11"],
         "mesh": ["fast-simplification>=0.1.9", "scikit-image>=0.24", "scipy>=1.11", "trimesh>=4"],

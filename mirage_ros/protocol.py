@@ -86,6 +86,22 @@ class FloorPlan:
 
 
 @dataclass(frozen=True)
+class SurfacePoints:
+    """Points where bodies touch, or that may stop one.
+
+    Attributes:
+        normals: away from the surface; 0 where that is not told.
+        bodies: the number of the entity that touches; 0 is the robot.
+        labels: of the entity whose surface it is; 0 is the world.
+    """
+
+    points_m: Float32[np.ndarray, "n 3"]
+    normals: Float32[np.ndarray, "n 3"]
+    bodies: Int32[np.ndarray, "n"]
+    labels: Int32[np.ndarray, "n"]
+
+
+@dataclass(frozen=True)
 class Frame:
     """One generated picture with everything that belongs to its instant.
 
@@ -99,6 +115,7 @@ class Frame:
         scan, lidar: of sensors at the camera's place; None unless they were asked for.
         labels: the number of the entity that each pixel shows, 0 for the world; None where there are no entities.
             `observed` is of the world behind them.
+        contacts, obstacles: of the robot that carries the camera, as scan; the latter of a chunk's last frame alone.
     """
 
     stamp_ns: int
@@ -109,6 +126,8 @@ class Frame:
     scan: Scan | None = None
     lidar: LidarCloud | None = None
     labels: Int32[np.ndarray, "h w"] | None = None
+    contacts: SurfacePoints | None = None
+    obstacles: SurfacePoints | None = None
 
 
 #: Of the cycle, in order.
@@ -206,6 +225,14 @@ class Points(NamedTuple):
     rgb: UInt8[np.ndarray, "n 3"]
     confidence: Float32[np.ndarray, "n"]
     written_ns: Int64[np.ndarray, "n"]
+
+
+class Patches(NamedTuple):
+    """Pieces of surfaces: their corners in turn, which way they face, and whether a real picture showed them."""
+
+    corners_m: Float32[np.ndarray, "n 4 3"]
+    normals: Float32[np.ndarray, "n 3"]
+    real: Bool[np.ndarray, "n"]
 
 
 __all__ = ["Chunk", "Frame", "Perception", "Readout", "WorldModel"]

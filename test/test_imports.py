@@ -22,7 +22,7 @@ ORDER = """
     protocol machine
     memory
     world
-    models data
+    models data physics
     scenes recording
     env training evaluation loop
     ros

@@ -1,5 +1,5 @@
 """Measuring: how good is what a model shows, in worlds whose truth is known and in real walks (`mirage evaluate`,
-`readback`); speed, memory and errors on this machine (`mirage bench memory`, `generate`, `record`, `sensors`).
+`readback`); speed, memory and errors on this machine (`mirage bench memory`, `generate`, `record`, `sensors`, `physics`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def add_bench(parsers) -> None:
     _add_generate(actions)
     _add_record(actions)
     _add_sensors(actions)
+    _add_physics(actions)
 
 
 def _add_memory(actions) -> None:
@@ -130,6 +131,32 @@ def bench_sensors(arguments: argparse.Namespace) -> int:
 
     seeds = seed_range(arguments.seeds)
     report = run_bench(load_model(arguments.model), seeds, arguments.kind, arguments.picture)
+    print(describe(report))
+    write_json(report, arguments.json)
+    return 0
+
+
+def _add_physics(actions) -> None:
+    parser = add_command(
+        actions,
+        "physics",
+        bench_physics,
+        "judge what stops a base, and what falls and is pushed, against rooms whose truth is known",
+        "examples:\n  mirage bench physics\n  mirage bench physics --seeds 2000100-2000102 --json out/physics.json\n\n"
+        "each world begins with one true picture and its depth; a base drives at a wall, a box falls\n"
+        "from a metre, a base pushes a box, and rays cast in the room (MuJoCo) say how right that is.",
+    )
+    parser.add_argument("--seeds", default="2000100-2000109", metavar="A-B", help="rooms (default: %(default)s)")
+    parser.add_argument("--kind", default="room", help="of the scenes (default: room)")
+    add_model(parser)
+    add_json(parser)
+
+
+def bench_physics(arguments: argparse.Namespace) -> int:
+    from mirage_ros.apps.bench_physics import describe, run_bench
+    from mirage_ros.models import load_model
+
+    report = run_bench(load_model(arguments.model), seed_range(arguments.seeds), arguments.kind)
     print(describe(report))
     write_json(report, arguments.json)
     return 0

@@ -25,6 +25,10 @@ LIVE_NUMBERS = (
     ("timeout", "S", 0.5, "the base stops when the newest command is older"),
     ("tf-rate", "HZ", 30.0, "poses on TF and odom"),
 )
+BODY_NUMBERS = (
+    ("radius", "M", 0.2, "of the body, an upright cylinder as high as the camera; a node with physics stops it at surfaces"),
+    ("low", "M", 0.1, "height of its lower end; what lies below is driven over"),
+)
 
 
 def add_loop(parsers) -> None:
@@ -69,14 +73,19 @@ def add_base(parsers) -> None:
     parser.add_argument("--hfov", type=float, metavar="DEG", help="as given to the node")
     parser.add_argument("--rate", type=float, default=5.0, help="the node's frame_rate_hz")
     parser.add_argument("--step-frames", type=int, default=4, help="the model's chunk (default: 4)")
+    _add_numbers(parser, BODY_NUMBERS)
     live = parser.add_argument_group("in real time")
     live.add_argument("--live", action="store_true",
                       help="move while time passes, by Twist or TwistStamped of any stamp")  # fmt: skip
     _add_kind(live)
-    for name, metavar, default, about in LIVE_NUMBERS:
-        live.add_argument(f"--{name}", type=float, default=default, metavar=metavar,
-                          help=f"{about} (default: {default})")  # fmt: skip
+    _add_numbers(live, LIVE_NUMBERS)
     _add_names(parser)
+
+
+def _add_numbers(parser, rows) -> None:
+    for name, metavar, default, about in rows:
+        parser.add_argument(f"--{name}", type=float, default=default, metavar=metavar,
+                            help=f"{about} (default: {default})")  # fmt: skip
 
 
 def _add_kind(parser) -> None:
@@ -228,6 +237,8 @@ def base(arguments: argparse.Namespace) -> int:
         frame_rate_hz=arguments.rate,
         step_frames=arguments.step_frames,
         live=live,
+        radius_m=arguments.radius,
+        low_m=arguments.low,
         tf_rate_hz=arguments.tf_rate,
         base_frame=arguments.base_frame,
         camera_frame=arguments.camera_frame,

@@ -53,6 +53,31 @@ def distances_m(
     return np.linalg.norm(away, axis=-1).min(1)
 
 
+@dataclass(frozen=True, eq=False)
+class Obstacles:
+    """What stops a body.
+
+    Attributes:
+        points_m: of surfaces, in the axes that the body's places are in.
+        body: its low_m and high_m are heights there.
+        flies: it is a ball around its place instead, with the body's radius.
+    """
+
+    points_m: Float[np.ndarray, "n 3"]
+    body: Footprint = Footprint()
+    flies: bool = False
+
+    def stop(self, before: Float[np.ndarray, "3"], after: Float[np.ndarray, "3"]) -> bool:
+        """Whether a move brings the body nearer to a point that it holds then. Away from one is free."""
+        axes = 3 if self.flies else 2
+        points = self.points_m if self.flies else self.points_m[self.body.at_its_height(self.points_m)]
+        near = (np.abs(points[:, :axes] - after[:axes]) < self.body.radius_m).all(1)
+        then, now = (np.linalg.norm(points[near, :axes] - place[:axes], axis=1) for place in (after, before))
+        return bool(((then < self.body.radius_m) & (then < now)).any())
+
+
+FINE_M = 0.005
+"""Obstacles are looked for in steps of this."""
 STRAIGHT_RPS = 1e-6
 UPRIGHT = 0.5
 # Of any component of a command, so that its length is a number (m/s, rad/s).
@@ -105,6 +130,17 @@ class BasePose:
         """The next `count` poses, a period apart."""
         for index in range(1, count + 1):
             yield self.after(command, index * period_s)
+
+    def stopped(self, command: Command, period_s: float, count: int, obstacles: Obstacles) -> Iterator[BasePose]:
+        """As `along`, up to where something stops it; there it stays."""
+        steps = max(1, math.ceil(abs(command.speed_mps) * period_s / FINE_M))
+        pose, stands = self, False
+        for index in range(count * steps):
+            after = self.after(command, (index + 1) * period_s / steps)
+            stands = stands or obstacles.stop(pose.world_from_base[:3, 3], after.world_from_base[:3, 3])
+            pose = pose if stands else after
+            if (index + 1) % steps == 0:
+                yield pose
 
 
 def base_under(
@@ -173,6 +209,7 @@ class LiveBase:
     Attributes:
         odom_from_base: where it stands.
         twist: its velocity in its own frame, vx vy vz (m/s) wx wy wz (rad/s).
+        obstacles: what stops it; it turns on at them, and goes away from them. None is nothing.
 
     Args:
         odom_from_base: where it stands when time begins.
@@ -184,6 +221,7 @@ class LiveBase:
         self.config = config
         self.odom_from_base = odom_from_base.copy()
         self.twist = np.zeros(6)
+        self.obstacles: Obstacles | None = None
         self._target = np.zeros(6)
         self._expires_ns = self._now_ns = 0
 
@@ -217,11 +255,18 @@ class LiveBase:
     def _move(self, seconds: float) -> None:
         """Integrates, exactly where the twist is constant, until time is up or the base rests."""
         while seconds > 0 and (self.twist.any() or self._target.any()):
-            twist, step_s = self._ramped(seconds)
-            self.odom_from_base = self.odom_from_base @ exp((self.twist + twist) / 2 * step_s)
-            self.twist = twist
+            twist, step_s = self._ramped(seconds if self.obstacles is None else min(seconds, self._fine_s()))
+            after = self.odom_from_base @ exp((self.twist + twist) / 2 * step_s)
+            if self.obstacles is not None and self.obstacles.stop(self.odom_from_base[:3, 3], after[:3, 3]):
+                after[:3, 3], twist[LINEAR] = self.odom_from_base[:3, 3], 0.0
+            self.odom_from_base, self.twist = after, twist
             seconds -= step_s
         self.odom_from_base = orthonormal(self.odom_from_base)
+
+    def _fine_s(self) -> float:
+        """How long it takes at most FINE_M."""
+        speeds = (float(np.linalg.norm(twist[LINEAR])) for twist in (self.twist, self._target))
+        return max(FINE_M / max(*speeds, FINE_M), 1e-4)
 
     def _ramped(self, seconds: float) -> tuple[np.ndarray, float]:
         """The twist after a step of at most so long, and the length of that step."""

@@ -22,7 +22,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.blocks import SplatRule
 from mirage_ros.memory.files import LAST_TICK, SavedMemory, load_memory, save_memory
-from mirage_ros.memory.lifting import by_surfaces, cell_axes_of, in_whole_cells, lift_surfels
+from mirage_ros.memory.lifting import by_surfaces, cell_axes_of, in_whole_cells, lift_surfels, patches_of
 from mirage_ros.memory.rows import (
     FEATURE_TYPES,
     LARGEST,
@@ -43,7 +43,7 @@ from mirage_ros.memory.surfels import (
     positions_of,
 )
 from mirage_ros.memory.zbuffer import Winners, find_winners
-from mirage_ros.protocol import Points, Readout
+from mirage_ros.protocol import Patches, Points, Readout
 
 __all__ = ["LatentMemory", "MemoryConfig", "Points"]
 LEAST_COSINE = 0.2  # planes that were seen more grazingly are taken for seen so
@@ -152,10 +152,9 @@ class LatentMemory:
     ) -> int:
         """Writes only the cells that memory does not show yet, or shows too coarsely.
 
-        Frame by frame, each seeing what the frames before it wrote: so a surface keeps the
-        tokens of its first view until a view comes whose cells are finer by more than
-        `rewrite_log_scale` (natural log). Where memory shows a token of a real picture it stays,
-        however coarse, unless this one is `real` too. Returns how many tokens were stored.
+        Frame by frame, each seeing what the frames before it wrote: so a surface keeps the tokens of its first view
+        until a view comes whose cells are finer by more than `rewrite_log_scale` (natural log). Where memory shows a
+        token of a real picture it stays, however coarse, unless this one is `real` too. Returns how many were stored.
 
         Depth may be finer than latents, see `write_by_surfaces`.
         """
@@ -214,6 +213,10 @@ class LatentMemory:
         real, seen = winners.index >= 0, winners.index >= 0
         real[seen] = of_views(store["places"][winners.index[seen]], store.views["real"])
         return depths_on_planes(store.surfels, cameras.world_from_camera, cameras.intrinsics, winners), real
+
+    def patches(self, low: Float[np.ndarray, "b 3"], high: Float[np.ndarray, "b 3"]) -> Patches:
+        """The surfaces of the tokens in any of b axis-aligned boxes of the world. Changes nothing."""
+        return patches_of(self._store.surfels, low, high)
 
     def _places(self, cameras: Camera, winners: Winners, rows: Int[np.ndarray, "n"]):
         """`place` and `log_scale` of a Readout; `rows` are those of the visible cells."""

@@ -23,6 +23,7 @@ from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share, upsample
 from mirage_ros.memory.rows import tiles_of
 from mirage_ros.memory.surfels import COLUMN, ROW, Surfels, VIEW_SIDE, footprints_of, normals_of, octahedral, of_views, packed, positions_of, view_numbers
+from mirage_ros.protocol import Patches
 
 EDGE_FOOTPRINTS = 6.0
 """Neighbours farther apart along z than this many footprints lie on different surfaces."""
@@ -252,3 +253,14 @@ def cell_axes_of(surfels: Surfels, least_cosine: float) -> Float32[np.ndarray, "
     facing = np.where(facing < 0, -1, 1) * np.maximum(np.abs(facing), np.maximum(least, 1e-12))
     axes = steps - away[:, None] * (np.einsum("nki,ni->nk", steps, normals) / facing[:, None])[..., None]
     return axes - normals[:, None] * np.einsum("nki,ni->nk", axes, normals)[..., None]
+
+
+def patches_of(surfels: Surfels, low: Float[np.ndarray, "b 3"], high: Float[np.ndarray, "b 3"]) -> Patches:
+    """The pieces of surface that the tokens in any of b axis-aligned boxes are."""
+    xyz, inside = positions_of(surfels), np.zeros(len(surfels.places), bool)
+    for least, most in zip(low, high, strict=True):
+        inside |= ((xyz >= least) & (xyz <= most)).all(-1)
+    chosen = surfels._replace(places=surfels.places[inside], normals=surfels.normals[inside])
+    across, down = np.moveaxis(0.5 * cell_axes_of(chosen, GRAZING_COSINE), 1, 0)
+    corners = np.stack([-across - down, across - down, across + down, down - across], 1) + xyz[inside, None]
+    return Patches(corners, normals_of(chosen), surfels.real[view_numbers(chosen.places)])

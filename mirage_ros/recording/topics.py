@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from transforms3d.quaternions import mat2quat
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.protocol import SECOND_NS, FloorPlan, Frame, ImuSample
+from mirage_ros.protocol import SECOND_NS, FloorPlan, Frame, ImuSample, SurfacePoints
 
 Fields = dict[str, Any]
 
@@ -33,7 +34,7 @@ TRANSFORMS = "tf2_msgs/msg/TFMessage"
 # rosbag2 writes this span for a deadline, lifespan or lease that was not set.
 FOREVER = {"sec": 9223372036, "nsec": 854775807}
 # PointField.datatype by numpy's: the packed colour is float32 by convention.
-DATATYPES = {"<f4": 7, "<u4": 7, "<u2": 4}
+DATATYPES = {"<f4": 7, "<u4": 7, "<i4": 5, "<u2": 4}
 COLOR_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("rgb", "<u4")])
 
 
@@ -117,6 +118,9 @@ DEPTH, DEPTH_INFO = "depth/image_rect", "depth/camera_info"
 COMPRESSED_COLOR, COMPRESSED_DEPTH = f"{COLOR}/compressed", f"{DEPTH}/compressedDepth"
 POINTS, DELTAS, MARKERS, STATUS = "cache/points", "cache/deltas", "markers", "status"
 SCAN, MAP, IMU, LIDAR, LABELS = "scan", "map", "imu", "lidar/points", "labels/image"
+CONTACTS, OBSTACLES = "contacts", "obstacles"
+SURFACE_POINT = np.dtype([(name, "<f4") for name in ("x", "y", "z", "normal_x", "normal_y", "normal_z")]
+                         + [("body", "<i4"), ("label", "<i4")])  # fmt: skip
 RING_POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("ring", "<u2"), ("time", "<f4")])
 TF, TF_STATIC = "/tf", "/tf_static"
 
@@ -336,15 +340,21 @@ def _lidar(frame: Frame, ids: FrameIds) -> Fields:
     return cloud_fields(points, frame.stamp_ns, ids.lidar, is_dense=False)
 
 
+def _surface_points(frame: Frame, ids: FrameIds, part: str) -> Fields:
+    found = getattr(frame, part)
+    rows = np.column_stack([found.points_m, found.normals]).view(np.int32)
+    points = np.column_stack([rows, found.bodies, found.labels]).astype(np.int32).view(SURFACE_POINT)[:, 0]
+    return cloud_fields(points, frame.stamp_ns, ids.world)
+
+
 def _picture(name: str, type_name: str, fields: Callable, part: str = "") -> Topic:
     """Published of every frame and recorded."""
     return Topic(name, type_name, Qos(), fields, part, per_camera=True)
 
 
-def _on_demand(name: str, type_name: str, fields: Callable | None = None, sensor: str = "") -> Topic:
+def _on_demand(name: str, type_name: str, fields: Callable | None = None, sensor: str = "", per_camera=True) -> Topic:
     """Made of a frame while somebody subscribes; volatile, because a latched topic is always made."""
-    qos = Qos(durability="volatile")
-    return Topic(name, type_name, qos, fields, per_camera=True, on_demand=True, recorded=NOWHERE, sensor=sensor)
+    return Topic(name, type_name, Qos(durability="volatile"), fields, "", per_camera, True, NOWHERE, sensor)
 
 
 def _queued(depth: int | None) -> Qos:
@@ -374,6 +384,8 @@ TOPICS = (
           recorded=NOWHERE),
     Topic(POINTS, CLOUD, LATCHED),
     Topic(DELTAS, CLOUD, _queued(100), on_demand=True, recorded=BY_NODE),
+    _on_demand(CONTACTS, CLOUD, partial(_surface_points, part=CONTACTS), CONTACTS, per_camera=False),
+    _on_demand(OBSTACLES, CLOUD, partial(_surface_points, part=OBSTACLES), OBSTACLES, per_camera=False),
     Topic(MAP, GRID, LATCHED, on_demand=True, recorded=NOWHERE, sensor="map"),
     Topic(STATUS, "mirage_ros/msg/RolloutStatus", _queued(None)),
     Topic(TF_STATIC, TRANSFORMS, LATCHED),

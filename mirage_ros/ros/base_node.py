@@ -26,17 +26,21 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.subscription import Subscription
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.errors import MirageError
 from mirage_ros.loop.base import (
     BasePose,
     Command,
+    Footprint,
     LiveBase,
     LiveBaseConfig,
+    Obstacles,
     base_under,
     live_base_under,
 )
+from mirage_ros.recording.topics import OBSTACLES
 from mirage_ros.ros.messages import (
     COMMAND_TYPES,
     SECOND_NS,
@@ -46,13 +50,16 @@ from mirage_ros.ros.messages import (
     transform_to_ros,
     twist_from_ros,
     twist_to_ros,
+    xyz_from_ros,
 )
+from mirage_ros.world.collision import ABOVE_M, REACH_M
 
 LATCHED = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 KEPT_ODOMETRY = QoSProfile(depth=64, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 REPEAT_S = 1.0
 UNSTAMPED_NS = 0
 COMMAND_DEPTH = 10
+OBSTACLE_DEPTH = 4
 FASTEST_TF_HZ = 200.0
 WATCH_S = 0.2
 # (1 mm)^2, (1 mrad)^2 and the same per second: exact, but filters invert these matrices.
@@ -69,6 +76,7 @@ class BaseConfig:
         frame_rate_hz, step_frames: the simulator's, for a base in lockstep.
         max_speed_mps, max_turn_rps: in lockstep, faster commands are cut down to these.
         live: how a live base moves.
+        radius_m, low_m: of the body, which is as high as the camera: `obstacles` of the simulator stop it.
         tf_rate_hz: how often a live base tells its pose.
     """
 
@@ -79,12 +87,21 @@ class BaseConfig:
     max_speed_mps: float = 1.0
     max_turn_rps: float = 1.5
     live: LiveBaseConfig = field(default_factory=LiveBaseConfig)
+    radius_m: float = 0.2
+    low_m: float = 0.1
     tf_rate_hz: float = 30.0
     world_frame: str = "world"
     odom_frame: str = "odom"
     base_frame: str = "base_link"
     camera_frame: str = "camera_color_optical_frame"
     namespace: str = ""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.radius_m <= REACH_M / 2 and np.isfinite(self.low_m)):
+            raise MirageError(
+                f"The base's radius is {self.radius_m:g} m and its lower end {self.low_m:g} m; give a radius up to "
+                f"{REACH_M / 2:g} m and a finite height."
+            )
 
 
 class Motion:
@@ -107,11 +124,14 @@ class Motion:
         self.horizon_ns = 0
         self.now_ns = self.began_ns = 0
         self._told_ns = -1
+        self.obstacles: Obstacles | None = None
+        self.obstacles_ns = 0
 
     @property
     def waiting(self) -> bool:
-        """All that was planned has happened: the next command is due."""
-        return bool(self.planned) and self.now_ns >= self.horizon_ns
+        """All that was planned has happened, and what stands there is known: the next command is due."""
+        seen = self.obstacles is None or self.obstacles_ns >= self.horizon_ns
+        return bool(self.planned) and self.now_ns >= self.horizon_ns and seen
 
     def why_ignored(self, stamp_ns: int) -> str:
         """Why a command of this stamp decides nothing; '' where it needs no word.
@@ -139,7 +159,7 @@ class Motion:
         self.now_ns = now_ns
         if begins:
             self.planned, self.horizon_ns = {now_ns: self._start}, now_ns
-            self.began_ns = now_ns
+            self.began_ns, self.obstacles = now_ns, None
             self._told_ns = -1
             self.follow(Command())
         return begins
@@ -159,7 +179,8 @@ class Motion:
             _limited(command.turn_rps, self._config.max_turn_rps),
         )
         start, begin_ns = self.planned[self.horizon_ns], self.horizon_ns
-        steps = start.along(self.command, self.period_ns / SECOND_NS, self._config.step_frames)
+        how = self.command, self.period_ns / SECOND_NS, self._config.step_frames
+        steps = start.along(*how) if self.obstacles is None else start.stopped(*how, self.obstacles)
         self.planned = {begin_ns: start}
         for index, pose in enumerate(steps, 1):
             self.planned[begin_ns + index * self.period_ns] = pose
@@ -179,6 +200,20 @@ class _Base(Node):
         mount = transform_to_ros(base_from_camera, config.base_frame, config.camera_frame, 0)
         odom = transform_to_ros(np.eye(4), config.world_frame, config.odom_frame, 0)
         self._static.publish(TFMessage(transforms=[odom, mount]))
+        # Published while the simulator's physics are not off.
+        self.create_subscription(PointCloud2, OBSTACLES, self._on_obstacles, OBSTACLE_DEPTH)
+
+    def _on_obstacles(self, message: PointCloud2) -> None:
+        try:
+            stamp_ns, points = stamp_from_ros(message.header.stamp), xyz_from_ros(message)
+        except MirageError as error:
+            self._say_once("obstacles", f"obstacles are ignored: {error}")
+            return
+        self._meet(stamp_ns, points)
+
+    def _meet(self, stamp_ns: int, points: Float[np.ndarray, "n 3"]) -> None:
+        """Takes in what may stop the base."""
+        raise NotImplementedError
 
     def _say_once(self, kind: str, text: str) -> None:
         """A warning, once of each kind."""
@@ -209,6 +244,7 @@ class BaseNode(_Base):
 
     def __init__(self, world_from_camera: Float[np.ndarray, "4 4"], config: BaseConfig) -> None:
         start, mount = base_under(world_from_camera)
+        self._body = Footprint(config.radius_m, config.low_m, world_from_camera[2, 3] + ABOVE_M)
         super().__init__(config, mount)
         self.motion = Motion(start, config)
         self._command: Command | None = None
@@ -229,6 +265,10 @@ class BaseNode(_Base):
             command = self.motion.command
             twist = np.array([command.speed_mps, 0, 0, 0, 0, command.turn_rps])
             self._odom.publish(self._odometry(pose.world_from_base, twist, stamp_ns))
+        self._advance()
+
+    def _meet(self, stamp_ns: int, points: np.ndarray) -> None:
+        self.motion.obstacles, self.motion.obstacles_ns = Obstacles(points, self._body), stamp_ns
         self._advance()
 
     def _on_command(self, message: TwistStamped) -> None:
@@ -293,6 +333,7 @@ class LiveBaseNode(_Base):
         if not 1.0 <= config.tf_rate_hz <= FASTEST_TF_HZ:
             raise MirageError(f"The base's TF rate is {config.tf_rate_hz}; give 1 to {FASTEST_TF_HZ:g} poses/s.")
         start, mount = live_base_under(world_from_camera, config.live.kind)
+        self._body = Footprint(config.radius_m, config.low_m, world_from_camera[2, 3] + ABOVE_M)
         super().__init__(config, mount)
         self.base = LiveBase(start, config.live)
         # DDS takes one type of a topic in a process, so what is published decides which is heard.
@@ -301,6 +342,9 @@ class LiveBaseNode(_Base):
         self._listen_for("geometry_msgs/msg/Twist")
         self.create_timer(WATCH_S, self._watch, clock=RosClock(clock_type=ClockType.STEADY_TIME))
         self.create_timer(1 / config.tf_rate_hz, self._publish)
+
+    def _meet(self, stamp_ns: int, points: np.ndarray) -> None:
+        self.base.obstacles = Obstacles(points, self._body, self.config.live.kind == "free")
 
     def _listen_for(self, type_name: str) -> None:
         if self._commands is not None:

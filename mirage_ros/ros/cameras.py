@@ -18,6 +18,7 @@ from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker import Planned, View, WorkerConfig
+from mirage_ros.world.entities import RobotBody
 from mirage_ros.world.sensors import ImuConfig, LidarConfig, MapConfig, ScanConfig
 
 KEYS = {"name", "frame", "width", "height", "hfov_deg", "fx", "fy", "cx", "cy", "xyz", "wxyz"}
@@ -150,6 +151,8 @@ def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) ->
         lidar=lidar_config(config),
         map=map_config(config),
         reserved=tuple(camera.name for camera in rig) or (CAMERA,),
+        physics=config.physics,
+        robot=RobotBody(config.robot_radius_m, config.map_floor_m + config.map_floor_margin_m, config.map_floor_m),
         spawnables=str(user_path(config.spawnables_folder)) if config.spawnables_folder else "",
     )
 

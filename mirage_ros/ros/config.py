@@ -73,6 +73,8 @@ class NodeConfig:
     map_imagined: bool = True
     map_period_s: float = 2.0
     entity_timeout_s: float = 0.5
+    physics: str = "off"
+    robot_radius_m: float = 0.2
     worker_silence_s: float = 60.0
 
 

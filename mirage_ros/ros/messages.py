@@ -286,6 +286,16 @@ def cloud_from_ros(message: PointCloud2) -> dict[str, np.ndarray]:
     }
 
 
+def xyz_from_ros(message: PointCloud2) -> Float[np.ndarray, "n 3"]:
+    """The places of a cloud whose points begin with x y z as little-endian float32."""
+    if message.point_step < 12 or message.is_bigendian or [field.name for field in message.fields[:3]] != list("xyz"):
+        raise MirageError(
+            f"The cloud has {message.point_step} bytes a point; little-endian ones that begin with x y z are needed."
+        )
+    rows = np.frombuffer(message.data, np.uint8).reshape(-1, message.point_step)
+    return np.ascontiguousarray(rows[:, :12]).view(np.float32)
+
+
 def status_to_ros(
     chunk: Chunk, chunk_index: int, frames_pending: int, model: str, total_s: float, frame_id: str
 ) -> RolloutStatus:

@@ -17,8 +17,10 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from mirage_ros.errors import MirageError
+from mirage_ros.physics import check_installed
 from mirage_ros.ros.cameras import lidar_config, map_config, scan_config
 from mirage_ros.ros.config import NodeConfig
+from mirage_ros.world.entities import PHYSICS
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,17 @@ TABLE: dict[str, Row] = {
         high=3600.0,
         live=True,
     ),
+    "physics": Row(
+        "off; contact: obstacles and contacts tell what the robot runs into, and bases stop there; mujoco: entities fall, "
+        "rest, roll and are pushed as well, which needs the extra physics.",
+        choices=PHYSICS,
+    ),
+    "robot_radius_m": Row(
+        "Radius of the upright cylinder that the robot is, from map_floor_margin_m above the floor up to its camera; 0 is no "
+        "body, metres.",
+        low=0.0,
+        high=1.5,
+    ),
     "worker_silence_s": Row(
         "An inference worker whose work gets nowhere for so long is replaced; one call of a network "
         "has to be faster.",
@@ -233,6 +246,7 @@ def descriptor(name: str) -> ParameterDescriptor:
     result = ParameterDescriptor(description=row.description, read_only=not row.live)
     if row.choices:
         result.additional_constraints = "one of: " + ", ".join(row.choices)
+    result.dynamic_typing = "off" in row.choices  # which YAML takes for false
     if row.frame:
         result.additional_constraints = "a TF frame name, not empty, without a leading slash"
     if isinstance(row.low, float):
@@ -268,6 +282,8 @@ def check(config: NodeConfig) -> None:
             f"image_width is {config.image_width} and image_height {config.image_height}; set both "
             "or leave both at 0."
         )
+    if config.physics == "mujoco":
+        check_installed()
     scan_config(config)
     map_config(config)
     lidar_config(config)
@@ -285,6 +301,8 @@ def declare(node: Node) -> NodeConfig:
             given = overrides(node).get(field.name)
             got = f" is {given.value!r}" if given is not None else ""
             raise MirageError(f"{field.name}{got}; {_allowed(field.name)}.") from error
+        if values[field.name] is False and "off" in TABLE[field.name].choices:
+            values[field.name] = "off"
     config = NodeConfig(**values)
     check(config)
     return config

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from nav_msgs.msg import OccupancyGrid
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, PointCloud2
 from sensor_msgs.msg import Imu as ImuMessage
 from tf2_msgs.msg import TFMessage
 
@@ -184,6 +184,8 @@ class Publishers:
         self._tf = self._publisher(topics.TF)
         self._static = self._publisher(topics.TF_STATIC)
         self._map = self._publisher(topics.MAP)
+        # Of the robot, whichever cameras it carries.
+        self._robot = {name: lazy_publisher(node, config, BY_NAME[name]) for name in (topics.CONTACTS, topics.OBSTACLES)}
         # Made with the first cloud.
         self._deltas: DeltaPublisher | None = None
 
@@ -199,6 +201,7 @@ class Publishers:
         # Latched, but nobody who comes later is waited for with work.
         if self._map.get_subscription_count():
             wanted.add(BY_NAME[topics.MAP].sensor)
+        wanted |= {BY_NAME[name].sensor for name, publisher in self._robot.items() if publisher.wanted}
         return tuple(sorted(wanted))
 
     def shared(self) -> dict[str, list[str]]:
@@ -226,6 +229,11 @@ class Publishers:
         self._tf.publish(message_of(TFMessage, {"transforms": self._poses(frames)}))
         for frame, pictures in zip(frames, self._pictures, strict=True):
             pictures.frame(frame)
+        ids = _frame_ids(self._config, self.cameras[0])
+        for name, publisher in self._robot.items():
+            topic = BY_NAME[name]
+            if getattr(frames[0], topic.sensor) is not None:
+                publisher.publish(lambda frame, topic=topic: message_of(PointCloud2, topic.fields(frame, ids)), frames[0])
 
     def cloud(self, points: Points, stamp_ns: int) -> None:
         """The whole memory; of a rig's cameras, which share it, once."""

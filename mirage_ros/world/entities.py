@@ -7,7 +7,7 @@ Drawing is in drawing.py, so that whoever asks only where things are needs no co
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int32, UInt8
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import check_pose
-from mirage_ros.geometry.rigid import exp, exp_rotation, orthonormal
+from mirage_ros.geometry.rigid import exp, exp_rotation, log_rotation, orthonormal
 from mirage_ros.protocol import SECOND_NS
 
 MOST_TRIANGLES = 200_000
@@ -25,6 +25,9 @@ LARGEST_M, FASTEST = 1000.0, 1000.0
 CREASE = 0.77
 """Cosine of the angle up to which faces that meet are shaded as one round surface."""
 LONGEST_NAME = 200
+PHYSICS, WIDEST_M = ("off", "contact", "mujoco"), 1.5
+STATIC = 5
+"""The category of simulation_interfaces whose bodies physics leave where they are."""
 
 
 class EntityError(MirageError):
@@ -156,6 +159,25 @@ STILL = Motion(np.zeros(3), np.zeros(3))
 
 
 @dataclass(frozen=True, eq=False)
+class Track:
+    """Where a body was at rising times; between two of them it went evenly."""
+
+    stamps_ns: tuple[int, ...]
+    poses: Float[np.ndarray, "n 4 4"]
+
+    def at(self, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
+        index = int(np.searchsorted(self.stamps_ns, stamp_ns))
+        if index == 0 or index == len(self.stamps_ns) or stamp_ns == self.stamps_ns[index]:
+            return self.poses[min(index, len(self.poses) - 1)]
+        (begin_ns, end_ns), (one, other) = self.stamps_ns[index - 1 : index + 1], self.poses[index - 1 : index + 1]
+        share = (stamp_ns - begin_ns) / (end_ns - begin_ns)
+        pose = one.copy()
+        pose[:3, 3] += share * (other[:3, 3] - one[:3, 3])
+        pose[:3, :3] = exp_rotation(share * log_rotation(other[:3, :3] @ one[:3, :3].T)) @ one[:3, :3]
+        return pose
+
+
+@dataclass(frozen=True, eq=False)
 class EntityState:
     """All of a body but its triangles.
 
@@ -166,6 +188,8 @@ class EntityState:
         bounds_m: lower and upper corner along its own axes.
         category: of simulation_interfaces/EntityCategory.
         source: what it was made of.
+        passed: where physics took it before `stamp_ns`.
+        resting: where physics found it at rest, what was around it then, as a number; 0 elsewhere.
     """
 
     name: str
@@ -179,9 +203,13 @@ class EntityState:
     description: str = ""
     tags: tuple[str, ...] = ()
     source: str = ""
+    passed: Track | None = None
+    resting: int = 0
 
     def pose_at(self, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
-        """world_from_entity; before `stamp_ns` as it was then."""
+        """world_from_entity; before `stamp_ns` as it was then, but for where physics took it."""
+        if self.passed is not None and stamp_ns < self.stamp_ns:
+            return self.passed.at(stamp_ns)
         motion = self.motion
         end_ns = stamp_ns if motion.until_ns is None else min(stamp_ns, motion.until_ns)
         seconds = max(0, end_ns - self.stamp_ns) / SECOND_NS
@@ -278,7 +306,7 @@ class Entities:
         body = self.known(name)
         at = body.state.pose_at(stamp_ns) if pose is None else _checked(pose)
         motion = body.state.motion if motion is None else motion
-        return self._with(replace(body, state=replace(body.state, pose=at, stamp_ns=stamp_ns, motion=motion)))
+        return self._with(replace(body, state=_anew(body.state, at, stamp_ns, motion)))
 
     def described(self, name: str, category: int, description: str, tags: tuple[str, ...]) -> Entities:
         body = self.known(name)
@@ -287,7 +315,7 @@ class Entities:
 
     def at_start(self, stamp_ns: int) -> Entities:
         """Every body where it was spawned, at rest."""
-        return self._each(lambda s: replace(s, pose=s.start_pose, stamp_ns=stamp_ns, motion=STILL))
+        return self.each(lambda s: _anew(s, s.start_pose, stamp_ns, STILL))
 
     def redated(self, then_ns: int, now_ns: int) -> Entities:
         """Every body as it was at one time, from another time on."""
@@ -296,15 +324,16 @@ class Entities:
             motion = state.motion
             if motion.until_ns is not None:
                 motion = replace(motion, until_ns=motion.until_ns + now_ns - then_ns)
-            return replace(state, pose=state.pose_at(then_ns), stamp_ns=now_ns, motion=motion)
+            return replace(_anew(state, state.pose_at(then_ns), now_ns, motion), resting=state.resting)
 
-        return self._each(moved)
+        return self.each(moved)
 
     def numbered_after(self, other: Entities) -> Entities:
         """The same, whose numbers to come are none that either has given."""
         return replace(self, next_number=max(self.next_number, other.next_number))
 
-    def _each(self, change) -> Entities:
+    def each(self, change: Callable[[EntityState], EntityState]) -> Entities:
+        """Every body changed."""
         return self._of({name: replace(body, state=change(body.state)) for name, body in self.bodies.items()})
 
     def _with(self, body: Body, next_number: int | None = None) -> Entities:
@@ -313,6 +342,31 @@ class Entities:
 
     def _of(self, bodies: dict[str, Body]) -> Entities:
         return Entities(MappingProxyType(bodies), self.next_number)
+
+
+def _anew(state: EntityState, pose: np.ndarray, stamp_ns: int, motion: Motion) -> EntityState:
+    """The body in another pose or motion from a time on, whatever physics knew of it."""
+    return replace(state, pose=pose, stamp_ns=stamp_ns, motion=motion, passed=None, resting=0)
+
+
+@dataclass(frozen=True)
+class RobotBody:
+    """An upright cylinder below the camera of a robot.
+
+    Attributes:
+        radius_m: 0 is no body; low_m: z of its lower end, what lies below is driven over; floor_m: of the floor.
+    """
+
+    radius_m: float = 0.2
+    low_m: float = 0.1
+    floor_m: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.radius_m <= WIDEST_M and np.isfinite(self.low_m) and np.isfinite(self.floor_m)):
+            raise MirageError(
+                f"A robot got a radius of {self.radius_m:g} m and a lower end at {self.low_m:g} m; give finite numbers, "
+                f"the radius from 0 to {WIDEST_M:g} m."
+            )
 
 
 def plain_name(name: str) -> bool:

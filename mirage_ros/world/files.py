@@ -201,7 +201,7 @@ def _entities_to(entities: Entities) -> tuple[dict, dict[str, np.ndarray]]:
 def _values(state: EntityState) -> dict:
     motion = state.motion
     return {
-        **{name: getattr(state, name) for name in (*PLAIN, "tags")},
+        **{name: getattr(state, name) for name in (*PLAIN, "tags", "resting")},
         "pose": state.pose.tolist(),
         "motion": [motion.linear.tolist(), motion.angular.tolist(), motion.in_body, motion.until_ns],
     }
@@ -220,6 +220,7 @@ def _entities_of(info: dict, tensors: dict[str, np.ndarray]) -> Entities:
         linear, angular, in_body, until_ns = values["motion"]
         motion = Motion(np.array(linear, np.float64), np.array(angular, np.float64), in_body, until_ns)
         plain = {name: values[name] for name in PLAIN} | {"tags": tuple(values["tags"])}
+        plain["resting"] = int(values.get("resting", 0))
         bounds = meshes[place].bounds_m
         state = EntityState(pose=pose, start_pose=pose, bounds_m=bounds, motion=motion, **plain)
         bodies[state.name] = Body(state, meshes[place])

@@ -23,6 +23,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.rows import FIRST_OBSERVED
 from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel
+from mirage_ros.world.collision import Physics
 from mirage_ros.world.cycle import Cycle, LatentBackend, Plan, memory_config, overlapped
 from mirage_ros.world.drawing import drawn
 from mirage_ros.world.entities import Entities
@@ -54,6 +55,7 @@ class World:
 
     Args:
         backend: makes what gives the world its memory, from model and config.
+        physics: moves the entities, such as physics.Mujoco(); None leaves them to their velocities.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class World:
         model: WorldModel,
         config: WorldConfig = WorldConfig(),
         backend: MakeBackend = LatentBackend,
+        physics: Physics | None = None,
     ) -> None:
+        self.physics = physics
         self.cycle = Cycle(model, config, backend)
         self.model, self.config = model, config
         self._state: WorldState | None = None
@@ -129,7 +133,21 @@ class World:
 
         Frames seen before come back, the rest is imagined. Bad plans raise MirageError.
         """
-        return self.drawn(self.change(lambda state: self.cycle.stepped(state, cameras, stamps_ns)))
+        return self.drawn(self.change(lambda state: self.lived(state, *self.cycle.stepped(state, cameras, stamps_ns))))
+
+    def lived(self, before: WorldState, after: WorldState, chunk: Result, poses: Chunk | None = None) -> tuple[WorldState, Result]:
+        """What follows a state, its entities moved on by physics.
+
+        Args:
+            poses: of the robot that carries the camera, where that is not the chunk.
+        """
+        if self.physics is None or not len(before.entities):
+            return after, chunk
+        frames = (chunk if poses is None else poses).frames
+        stamps = np.array([before.stamp_ns, *(frame.stamp_ns for frame in frames)])
+        cameras_m = np.stack([before.camera.position_world, *(frame.camera.position_world for frame in frames)])
+        entities = self.physics.stepped(before.entities, after.memory, after.free_space, stamps, cameras_m)
+        return replace(after, entities=entities), chunk
 
     def drawn(self, chunk: Chunk) -> Chunk:
         """A chunk of this world, brought to any size, with the entities in its frames."""
@@ -158,6 +176,7 @@ class World:
     def _overlapped(self, plans: Sequence[Plan]) -> Iterator[Chunk]:
         with closing(overlapped(self.cycle, self.state, plans)) as chunks:
             for state, chunk in chunks:
+                state, chunk = self.lived(self.state, state, chunk)
                 self._state = state
                 yield self.drawn(chunk)
                 if self._state is not state:
@@ -266,7 +285,12 @@ class Rig:
         """
         if len(cameras) != self.cameras:
             raise MirageError(f"The rig has {self.cameras} cameras and got {len(cameras)} plans.")
-        chunks = self.world.change(lambda state: self._stepped(state, cameras, stamps_ns))
+
+        def stepped(state: WorldState) -> tuple[WorldState, tuple[Chunk, ...]]:
+            after, chunks = self._stepped(state, cameras, stamps_ns)
+            return self.world.lived(state, after, chunks, chunks[0])
+
+        chunks = self.world.change(stepped)
         return tuple(self.world.drawn(fitted(index, chunk)) for index, chunk in enumerate(chunks))
 
     def _stepped(

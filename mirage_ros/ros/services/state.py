@@ -123,7 +123,7 @@ class StateServices:
         response.features.spawn_formats = [ending[1:] for ending in MESHES]
         response.features.custom_info = (
             f"mirage_ros {__version__}, time_mode {self._session.config.time_mode}: a world generated "
-            "from one picture, without physics; a step is one frame."
+            f"from one picture, physics {self._session.config.physics}; a step is one frame."
         )
         return response
 

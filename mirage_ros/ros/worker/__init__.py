@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from mirage_ros.data.seeds import Seed, load_seed
 from mirage_ros.protocol import Chunk, EntityChange, FloorPlan, Frame, Points
-from mirage_ros.world.entities import EntityState
+from mirage_ros.world.entities import EntityState, RobotBody
 from mirage_ros.world.sensors import LidarConfig, MapConfig, ScanConfig
 
 
@@ -61,9 +61,8 @@ class WorkerConfig:
         views: the cameras, one or more.
         anchored: a named seed's camera stands at the first frame's pose, and its world with it.
         snapshots: folder for the worker's own snapshots; None keeps none.
-        scan: the range scanner at each camera's place.
-        lidar: likewise.
-        map: how floor plans are made.
+        scan, lidar: the sensors at each camera's place; map: how floor plans are made.
+        physics, robot: what bodies do, and the one that carries the cameras.
         spawnables: folder of the user's own models, '' for none.
         reserved: names that no entity may have.
     """
@@ -80,6 +79,8 @@ class WorkerConfig:
     scan: ScanConfig = field(default_factory=ScanConfig)
     lidar: LidarConfig = LidarConfig((0.0,))
     map: MapConfig = field(default_factory=MapConfig)
+    physics: str = "off"
+    robot: RobotBody = RobotBody()
     spawnables: str = ""
     reserved: tuple[str, ...] = ()
 
@@ -314,10 +315,8 @@ class Dying:
     message: str
 
 
-# Repeating more than that would take longer than the world is worth waiting for.
-MOST_COMMANDS = 256
-# Of observed pictures with their depth: 60 of 640 x 480.
-MOST_BYTES = 128 * 2**20
+MOST_COMMANDS = 256  # repeating more would take longer than the world is worth waiting for
+MOST_BYTES = 128 * 2**20  # of observed pictures with their depth: 60 of 640 x 480
 
 
 class Journal:

@@ -16,6 +16,7 @@ from mirage_ros.data.spawning import EntityChanges
 from mirage_ros.errors import LONG_S, MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import seed_warnings
+from mirage_ros.physics import Mujoco
 from mirage_ros.protocol import Chunk, FloorPlan, Frame, Points, Surfaces, WorldModel
 from mirage_ros.ros.worker import (
     CHANGING,
@@ -40,6 +41,7 @@ from mirage_ros.ros.worker import (
     WorkerConfig,
 )
 from mirage_ros.ros.worker.shared import Snapshots
+from mirage_ros.world.collision import obstacles, touched, unyielding
 from mirage_ros.world.drawing import Solid
 from mirage_ros.world.entities import Entities, EntityState
 from mirage_ros.world.sensors import floor_plan, lidar, scan
@@ -141,6 +143,7 @@ class Engine:
                 forget_moving=config.forget_moving,
                 max_dynamic_share=config.max_dynamic_share,
             ),
+            physics=Mujoco(config.robot) if config.physics == "mujoco" else None,
         )
         self._rig = Rig(self._world, len(config.views))
 
@@ -163,6 +166,7 @@ class Engine:
         cameras = [self._camera(view, pose) for view, pose in zip(views, poses, strict=True)]
         chunks = self._rig.step(cameras, stamps, lambda index, chunk: _resized(chunk, views[index].size))
         chunks = [self._measured(chunk, command.sensors) for chunk in chunks]
+        chunks[0] = self._met(chunks[0], command.sensors)
         others = tuple(chunk.frames for chunk in chunks[1:])
         return replace(_done(command, _summed(chunks), **start), others=others)
 
@@ -179,6 +183,22 @@ class Engine:
             if "lidar" in sensors:
                 frame = replace(frame, lidar=lidar(solid, pose, self.config.lidar))
             frames.append(frame)
+        return replace(chunk, frames=tuple(frames))
+
+    def _met(self, chunk: Chunk, sensors: tuple[str, ...]) -> Chunk:
+        """With what the robot touches, and what may stop it from where it is at last. Changes nothing."""
+        wanted = {"contacts", "obstacles"} & set(sensors)
+        if self.config.physics == "off" or not wanted:
+            return chunk
+        state, body, frames = self._world.state, self.config.robot, list(chunk.frames)
+        for index, frame in enumerate(frames):
+            last, place = index == len(frames) - 1, frame.camera.position_world
+            if last or "contacts" in wanted:
+                found = obstacles(state.memory, state.free_space, state.entities, frame.stamp_ns, place, body)
+                contacts = touched(found, place, body) if "contacts" in wanted else None
+                if self.config.physics == "mujoco":
+                    found = unyielding(found, state.entities, place, body)
+                frames[index] = replace(frame, contacts=contacts, obstacles=found if last else None)
         return replace(chunk, frames=tuple(frames))
 
     def _change_entities(self, command: ChangeEntities) -> Done:

@@ -1,0 +1,341 @@
+"""Bodies in a world: what stops a robot, what entities fall and rest on, what pushes them; and who asks for what is not there."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from analytic import cameras, look, raycast, room
+from fakes import PixelModel
+
+from mirage_ros.data.meshes import Spawnables, load, shape
+from mirage_ros.data.seeds import Seed
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.loop.base import BasePose, Command, Footprint, LiveBase, LiveBaseConfig, Obstacles
+from mirage_ros.protocol import SECOND_NS, Move, Spawn
+from mirage_ros.recording.topics import BY_NAME, CONTACTS, OBSTACLES, SURFACE_POINT, FrameIds
+from mirage_ros.ros import parameters
+from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.worker import ChangeEntities, Planned, Reset, Step, WorkerConfig
+from mirage_ros.ros.worker.engine import Engine
+from mirage_ros.world.collision import obstacles, touched, unyielding
+from mirage_ros.world.entities import Motion, RobotBody
+from mirage_ros.world.world import World
+
+mujoco = pytest.importorskip("mujoco")
+from mirage_ros.physics import Mujoco  # noqa: E402 - says what is missing where it is
+
+SIZE = (128, 160)
+EYE = np.array([-2.0, 0.0, 1.1])
+PERIOD = SECOND_NS // 10
+BOX = "shape://box?size=0.4,0.4,0.4"
+WALLS = room()[:6]  # 6 x 8 m, the box left out
+
+
+def seen(target=(2, 0, 0.6), quads=WALLS) -> tuple[np.ndarray, Camera, np.ndarray]:
+    """A picture of noise of the analytic room, its camera and its true depth."""
+    view = cameras([look(EYE, target)], SIZE, 75.0)
+    depth_m = raycast(view, quads)[0][0].astype(np.float32)
+    return np.random.default_rng(0).integers(60, 200, (*SIZE, 3)).astype(np.uint8), view[0], depth_m
+
+
+def world_of(quads=WALLS, physics=True, **kwargs) -> World:
+    world = World(PixelModel(SIZE), physics=Mujoco(RobotBody(**kwargs)) if physics else None)
+    world.reset(*seen(quads=quads))
+    return world
+
+
+def at(x, y, z) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:3, 3] = x, y, z
+    return pose
+
+
+def spawn(world: World, name: str, pose: np.ndarray, uri: str = BOX, **more) -> None:
+    world.change_entities(lambda there, stamp_ns: there.spawned(name, shape(uri), pose, stamp_ns, **more))
+
+
+def wait(world: World, seconds: float, period_ns: int = PERIOD) -> list:
+    """Frames of a camera that stands still for so long."""
+    camera = seen()[1]
+    count = round(seconds * SECOND_NS / period_ns)
+    poses = Camera(camera.intrinsics, np.repeat(camera.world_from_camera[None], count, 0), SIZE)
+    stamps = world.stamp_ns + period_ns * np.arange(1, count + 1)
+    return [frame for chunk in world.rollout(poses, stamps) for frame in chunk.frames]
+
+
+def pose_of(world: World, name: str = "box") -> np.ndarray:
+    return world.entities.known(name).state.pose_at(world.stamp_ns)
+
+
+def test_a_box_falls_rests_on_the_floor_and_stays():
+    world = world_of()
+    spawn(world, "box", at(0.5, 0.3, 1.2))
+    frames = wait(world, 0.4)
+    state = world.entities.known("box").state
+    for index, frame in enumerate(frames, 1):
+        fallen_m = 9.80665 * (0.1 * index) ** 2 / 2
+        assert state.pose_at(frame.stamp_ns)[2, 3] == pytest.approx(1.2 - fallen_m, abs=0.02), "drawn where it fell"
+        assert (frame.labels == 1).any()
+    assert state.twist_at(world.stamp_ns)[0][2] == pytest.approx(-3.9, abs=0.1)
+    wait(world, 2.0)
+    rested = pose_of(world)
+    assert rested[2, 3] - 0.2 == pytest.approx(0.0, abs=0.03) and rested[2, 2] > 0.999
+    wait(world, 2.0)
+    np.testing.assert_array_equal(pose_of(world), rested)
+    assert world.entities.known("box").state.resting and not world.entities.known("box").state.twist_at(0)[0].any()
+
+
+def test_bodies_rest_on_each_other_and_fall_when_the_lower_one_is_taken():
+    world = world_of()
+    for name, height in (("low", 0.22), ("high", 0.65)):
+        spawn(world, name, at(0.5, 0.3, height))
+    wait(world, 2.0)
+    assert pose_of(world, "high")[2, 3] == pytest.approx(0.6, abs=0.03)
+    world.change_entities(lambda there, stamp_ns: there.without("low"))
+    wait(world, 1.2)
+    assert pose_of(world, "high")[2, 3] == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_ball_rolls_hits_the_wall_and_comes_to_rest():
+    world = world_of()
+    spawn(world, "ball", at(0.5, 0.0, 0.16), "shape://sphere?radius=0.15", motion=Motion(np.array([1.5, 0, 0]), np.zeros(3)))
+    wait(world, 1.0)
+    rolling = world.entities.known("ball").state
+    assert pose_of(world, "ball")[0, 3] > 1.3 and rolling.twist_at(world.stamp_ns)[1][1] > 2
+    farthest = max(pose_of(world, "ball")[0, 3] for _ in range(10) if wait(world, 0.4))
+    assert farthest < 3.0 - 0.15 + 0.05, "the wall is at x = 3"
+
+
+def test_what_was_carved_holds_nothing_and_static_bodies_stay():
+    """A table that a real picture no longer shows: what stood on it falls. The category says what never does."""
+    table = [*WALLS, replace(WALLS[0], corner=(0.0, -0.6, 0.7), a=(1.2, 0, 0), b=(0, 1.2, 0)),
+             replace(WALLS[0], corner=(0.0, -0.6, 0.0), a=(0, 1.2, 0), b=(0, 0, 0.7))]  # fmt: skip
+    world = world_of(table)
+    spawn(world, "box", at(0.5, 0.0, 0.95))
+    spawn(world, "shelf", at(0.5, 1.5, 1.4), category=5)
+    wait(world, 2.0)
+    assert pose_of(world)[2, 3] == pytest.approx(0.9, abs=0.04)
+    world.observe(*seen(), stamp_ns=world.stamp_ns)
+    wait(world, 2.0)
+    assert pose_of(world)[2, 3] == pytest.approx(0.2, abs=0.04)
+    np.testing.assert_array_equal(pose_of(world, "shelf"), at(0.5, 1.5, 1.4))
+
+
+def test_where_nobody_saw_a_floor_it_goes_on_as_told():
+    for floor_m in (0.0, -0.5):
+        world = world_of(floor_m=floor_m)
+        for name, x in (("unseen", -2.6), ("seen", 1.0)):
+            spawn(world, name, at(x, 0.0, 0.5))
+        wait(world, 2.0)
+        assert pose_of(world, "unseen")[2, 3] == pytest.approx(floor_m + 0.2, abs=0.02)
+        assert pose_of(world, "seen")[2, 3] == pytest.approx(0.2, abs=0.03)
+
+
+def driven(world: World, metres: float, steps: int = 20) -> None:
+    """The robot's camera goes along x."""
+    camera = seen()[1]
+    poses = np.repeat(camera.world_from_camera[None], steps, 0)
+    poses[:, 0, 3] += np.linspace(0, metres, steps + 1)[1:]
+    stamps = world.stamp_ns + PERIOD * np.arange(1, steps + 1)
+    for _ in world.rollout(Camera(camera.intrinsics, poses, SIZE), stamps):
+        pass
+
+
+def test_a_robot_pushes_a_box_and_one_without_a_body_does_not():
+    for radius_m, moved_m in ((0.2, 0.6), (0.0, 0.0)):
+        world = world_of(radius_m=radius_m)
+        spawn(world, "box", at(0.2, 0.0, 0.21))
+        wait(world, 0.8)
+        driven(world, 2.4, steps=40)
+        # Its front is at -2 + 2.4 + 0.2 then, where the box's back began at 0.
+        assert pose_of(world)[0, 3] - 0.2 == pytest.approx(moved_m, abs=0.06)
+        assert pose_of(world)[2, 3] == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_driven_body_stops_at_what_stands_there():
+    world = world_of()
+    spawn(world, "car", at(0.0, 0.0, 0.21))
+    spawn(world, "post", at(1.2, 0.0, 0.21), category=5)
+    forward = Motion(np.array([0.5, 0, 0]), np.zeros(3), True, until_ns=world.stamp_ns + 4 * SECOND_NS)
+    world.change_entities(lambda there, stamp_ns: there.moved("car", stamp_ns, motion=forward))
+    wait(world, 1.2)
+    assert pose_of(world, "car")[0, 3] == pytest.approx(0.6, abs=0.05)
+    wait(world, 3.2)
+    assert pose_of(world, "car")[0, 3] == pytest.approx(0.8, abs=0.05)
+    wait(world, 0.8)
+    assert world.entities.known("car").state.resting
+
+
+def test_shipped_models_and_flat_ones_stand():
+    world = world_of()
+    for index, name in enumerate(("chair", "mannequin", "robot")):
+        mesh = load(f"package://mirage_ros/config/spawnables/{name}.glb", Spawnables())[1]
+        pose = at(0.5, index - 1.0, 0.03)
+        world.change_entities(lambda there, stamp_ns, n=name, m=mesh, p=pose: there.spawned(n, m, p, stamp_ns))
+    spawn(world, "sheet", at(-0.4, 0.0, 0.1), "shape://plane?size=0.3,0.3")
+    wait(world, 2.0)
+    for state in world.entities.states:
+        pose = state.pose_at(world.stamp_ns)
+        assert pose[2, 2] > 0.99 and abs(pose[2, 3]) < 0.03, state.name
+
+
+def test_a_gap_in_time_is_stepped_in_part_and_jumps_push_nothing():
+    world = world_of()
+    spawn(world, "box", at(0.2, 0.0, 0.6))
+    wait(world, 3600.0, 3600 * SECOND_NS)
+    assert pose_of(world)[2, 3] == pytest.approx(0.2, abs=0.03)
+    rested = pose_of(world)
+    driven(world, 2.4, steps=1)
+    np.testing.assert_allclose(pose_of(world), rested, atol=1e-6)
+
+
+def engine(**config) -> Engine:
+    found = Engine(PixelModel(SIZE), WorkerConfig(period_ns=PERIOD, **config))
+    rgb, camera, depth_m = seen()
+    found.carry_out(Reset(Seed("room", rgb, camera, depth_m), 0, "test"))
+    return found
+
+
+def step(number: int, sensors: tuple[str, ...] = (), ahead_m: float = 0.0) -> Step:
+    poses = np.repeat(seen()[1].world_from_camera[None], 4, 0)
+    poses[:, 0, 3] += ahead_m
+    stamps = tuple(PERIOD * (4 * number + k) for k in range(1, 5))
+    return Step(Planned(stamps, poses), sensors=sensors)
+
+
+def test_a_worker_that_repeats_what_was_done_has_the_bodies_where_they_were(tmp_path):
+    """Killed while bodies fall: the journal's commands, and a snapshot in the middle of the fall with those after it."""
+    first = ChangeEntities((Spawn("box", BOX, at(0.5, 0.3, 1.4)), Spawn("can", "shape://cylinder?radius=0.1&length=0.3", at(0.5, 0.9, 1.0))))
+    push = ChangeEntities((Move("box", twist=(np.array([0.3, 0, 0]), np.array([0, 0, 1.0]))),))
+    before, after = engine(physics="mujoco"), engine(physics="mujoco")
+    for command in (first, step(0)):
+        before.carry_out(command)
+    before._world.save(tmp_path / "falling")
+    assert np.linalg.norm(before._world.entities.known("box").state.twist_at(4 * PERIOD)[0]) > 2
+    for found in (before, after):
+        for command in ((first, step(0)) if found is after else ()):
+            found.carry_out(command)
+    restored = World(PixelModel(SIZE), physics=Mujoco())
+    restored.load(tmp_path / "falling")
+    for command in (push, *(step(k) for k in range(1, 5))):
+        for found in (before, after):
+            found.carry_out(command)
+    for name in ("box", "can"):
+        one, other = (e._world.entities.known(name).state for e in (before, after))
+        np.testing.assert_array_equal(one.pose_at(20 * PERIOD), other.pose_at(20 * PERIOD))
+    camera, at_rest = seen()[1], before._world.entities.known("can").state.pose_at(20 * PERIOD)
+    for k in range(1, 5):
+        poses = np.repeat(camera.world_from_camera[None], 4, 0)
+        restored.step(Camera(camera.intrinsics, poses, SIZE), PERIOD * (4 * k + np.arange(1, 5)))
+    np.testing.assert_allclose(pose_of(restored, "can"), at_rest, atol=1e-6)
+
+
+def test_a_base_stops_at_a_wall_turns_there_and_goes_back():
+    world, body = world_of(physics=False), RobotBody()
+    state = world.state
+    found = obstacles(state.memory, state.free_space, state.entities, 0, EYE + [3, 0, 0], body)
+    assert len(found.points_m) > 100 and not found.labels.any()
+    for kind, speed in (("diff", 0.5), ("omni", 2.0)):
+        base = LiveBase(at(1.0, 0, 0), LiveBaseConfig(kind, max_speed_mps=2.0, timeout_s=60.0))
+        base.obstacles = Obstacles(found.points_m, Footprint(0.2, 0.1, 1.15))
+        base.advance(SECOND_NS)
+        base.command(np.array([speed, 0, 0, 0, 0, 0]), SECOND_NS)
+        base.advance(9 * SECOND_NS)
+        assert 3.0 - 0.2 - base.odom_from_base[0, 3] == pytest.approx(0.0, abs=0.05), "the wall is at x = 3"
+        assert np.linalg.norm(base.twist[:3]) < 0.03
+        stopped = base.odom_from_base[0, 3]
+        base.command(np.array([speed, 0, 0, 0, 0, 1.0]), 9 * SECOND_NS)
+        base.advance(9 * SECOND_NS + SECOND_NS // 2)
+        assert base.odom_from_base[1, 0] > 0.2, "turns"
+        base.command(np.array([-speed, 0, 0, 0, 0, 0]), 10 * SECOND_NS)
+        base.advance(11 * SECOND_NS)
+        assert base.odom_from_base[0, 3] < stopped - 0.2
+    walls = Obstacles(found.points_m, Footprint(0.2, 0.1, 1.15))
+    poses = list(BasePose(1.0).stopped(Command(0.8), 1.0, 4, walls))
+    assert 3.0 - 0.2 - poses[-1].x_m == pytest.approx(0.0, abs=0.05) and poses[0].x_m == pytest.approx(1.8)
+
+
+def test_what_was_imagined_stops_a_base_once_it_was_shown():
+    world, behind = world_of(physics=False), look(EYE, (-3, 0, 1.1))
+    place = EYE + [-0.2, 0, 0]
+
+    def found() -> np.ndarray:
+        state = world.state
+        points = obstacles(state.memory, state.free_space, state.entities, 0, place, RobotBody()).points_m
+        return points[points[:, 0] < -4.5]
+
+    assert not len(found())
+    world.step(Camera(seen()[1].intrinsics, behind[None], SIZE), np.array([PERIOD]))
+    assert len(found()) > 20 and np.median(found()[:, 0]) == pytest.approx(-5.0, abs=0.1), "imagined 3 m away"
+
+
+def test_contacts_and_obstacles_are_told_with_whom():
+    found = engine(physics="contact")
+    found.carry_out(ChangeEntities((Spawn("box", BOX, at(1.0, 0.0, 0.2)), Spawn("far", BOX, at(0.6, 3.5, 0.2)))))
+    done = found.carry_out(step(0, (CONTACTS, OBSTACLES), 2.6))
+    last = done.chunk.frames[-1]
+    assert all(frame.contacts is not None for frame in done.chunk.frames)
+    assert [frame.obstacles is None for frame in done.chunk.frames] == [True] * 3 + [False]
+    assert set(last.contacts.labels) == {1} and set(last.obstacles.labels) == {0, 1} and not last.contacts.bodies.any()
+    assert np.abs(last.contacts.points_m[:, 0] - 0.8).max() < 0.02 and (last.contacts.normals[:, 0] < -0.9).any()
+    for name in (CONTACTS, OBSTACLES):
+        fields = BY_NAME[name].fields(last, FrameIds())
+        assert fields["header"]["frame_id"] == "world"
+        assert [(f["name"], f["offset"], f["datatype"]) for f in fields["fields"]][-2:] == [("body", 24, 5), ("label", 28, 5)]
+        points = np.frombuffer(fields["data"], SURFACE_POINT)
+        assert np.array_equal(points["label"], getattr(last, name).labels) and np.array_equal(points["z"], getattr(last, name).points_m[:, 2])
+    assert found.carry_out(step(1)).chunk.frames[-1].contacts is None, "nobody asks"
+    off = engine()
+    assert off.carry_out(step(0, (CONTACTS, OBSTACLES))).chunk.frames[-1].obstacles is None
+
+
+def test_a_pushed_body_does_not_stop_the_robot_and_a_wedged_one_does():
+    found, place = engine(physics="mujoco"), EYE + [2.6, 0, 0]
+    found.carry_out(ChangeEntities((Spawn("box", BOX, at(1.02, 0.0, 0.21)),)))
+    last = found.carry_out(step(0, (OBSTACLES, CONTACTS), 2.6)).chunk.frames[-1]
+    assert set(last.obstacles.labels) == {0}
+    world = found._world
+    for x, stops in ((1.0, False), (0.9, True)):
+        there = world.entities.moved("box", world.stamp_ns, at(x, 0.0, 0.21))
+        near = obstacles(world.memory, world.state.free_space, there, world.stamp_ns, place, RobotBody())
+        assert 1 in touched(near, place, RobotBody()).labels
+        assert (1 in unyielding(near, there, place, RobotBody()).labels) == stops
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"physics": "jelly"}, "physics is 'jelly'; set one of off, contact, mujoco"),
+        ({"robot_radius_m": float("nan")}, "robot_radius_m is nan"),
+    ],
+)
+def test_bad_parameters_are_refused_in_a_sentence(values, words):
+    with pytest.raises(MirageError, match=words):
+        parameters.check(replace(NodeConfig(), **values))
+    with pytest.raises(MirageError, match="A robot got a radius of 9 m"):
+        RobotBody(9.0)
+
+
+def test_without_mujoco_it_says_what_to_install(monkeypatch):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mujoco" else there(name))
+    for ask in (Mujoco, lambda: parameters.check(replace(NodeConfig(), physics="mujoco"))):
+        with pytest.raises(MirageError, match=r"pip install 'mirage_ros\[physics\]'"):
+            ask()
+    parameters.check(replace(NodeConfig(), physics="contact"))
+
+
+def test_bodies_stand_where_they_should_in_a_rendered_room():
+    """One room of the bench, with a model that needs no weights; `mirage bench physics` judges the shipped one in ten."""
+    from mirage_ros.apps.bench_physics import BODY, Timed, begin, judge_drop, judge_stop
+
+    physics, model = Timed(Mujoco(BODY)), PixelModel(SIZE)
+    place = begin(model, 2_000_100, "room")
+    stop = judge_stop(World(model), place, 0)
+    assert -0.05 < stop.gap_m < 0.1 and not stop.passed and stop.driven_m > 0.5
+    drop = judge_drop(World(model, physics=physics), physics, place, 0)
+    assert abs(drop.off_m) < 0.03 and drop.moved_m < 0.005 and drop.tilt_deg < 2
