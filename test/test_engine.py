@@ -96,6 +96,20 @@ def test_what_was_observed_before_the_first_frame_stays(times):
     assert (births(engine) == LATE - 1).any(), "the observation is gone"
 
 
+def test_a_live_camera_is_believed_twice_and_takes_its_share_of_the_time(monkeypatch):
+    monkeypatch.setattr("mirage_ros.world.world.LIVE_SHARE", 1.0)
+    config = NodeConfig(observe_live=True)
+    engine, real = Engine(PixelModel(), worker_config(config, (), View())), seed(1)
+    engine.carry_out(Reset(real, PERIOD, "test"))
+    near = Seed("real", real.rgb, real.camera, np.full(real.rgb.shape[:2], 1.0, np.float32))
+    looks = [engine.carry_out(Observe(near, LATE + i * 10**9)).values["stored"] for i in range(3)]
+    assert looks[0] == 0 < looks[1] and looks[2] == 0
+    monkeypatch.setattr("mirage_ros.world.world.LIVE_SHARE", 1e-9)
+    far = Seed("real", real.rgb, real.camera, np.full(real.rgb.shape[:2], 1.5, np.float32))
+    looks = [engine.carry_out(Observe(far, LATE + i * 10**9)).values["stored"] for i in range(4, 8)]
+    assert looks == [0] * 4, "the first took all of the time that there is for long"
+
+
 def test_an_untouched_seed_dates_from_just_before_the_first_frame():
     engine = engine_with_a_seed()
     engine.carry_out(away())

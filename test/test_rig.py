@@ -165,6 +165,35 @@ def test_a_picture_that_only_adds_leaves_what_was_seen_as_finely():
     assert erased > inner == stored
 
 
+def test_a_camera_that_looks_all_the_time_replaces_what_two_pictures_agree_on():
+    world = started()
+    camera, tokens, second = world.camera, world.memory.tokens, 10**9
+    wall, box = np.full(SIZE, WALL_M, np.float32), np.full(SIZE, WALL_M, np.float32)
+    box[16:48, 24:56] = 1.0
+    counts, sightings = world.keep_up(spotted(), camera, wall, 1)
+    assert counts == (0, 0) and not sightings, "nothing is new"
+    before = world.memory
+    counts, sightings = world.keep_up(spotted(RED, 200), camera, box, second, sightings)
+    assert counts == (0, 0) and world.memory is before, "one picture is not believed"
+    counts, sightings = world.keep_up(spotted(RED, 200), camera, box, second + 10**8, sightings)
+    assert counts == (0, 0), "nor two at once: it may move"
+    counts, sightings = world.keep_up(spotted(RED, 200), camera, box * 0.7, 2 * second, sightings)
+    assert counts == (0, 0), "it was elsewhere before"
+    counts, sightings = world.keep_up(spotted(RED, 200), camera, box, 2 * second, sightings)
+    assert counts[1] > 0 and world.memory.tokens > tokens
+    depth = world.memory.measure(Camera.stack([camera]))[0][0]
+    assert np.median(depth[24:40, 32:48]) == pytest.approx(1.0, abs=0.02)
+    for i in range(8):
+        counts, sightings = world.keep_up(spotted(RED, 200), camera, box, 3 * second + i * 10**8, sightings)
+    assert counts == (0, 0), "it is known now"
+    for i in range(8):
+        _, sightings = world.keep_up(spotted(), camera, wall, 5 * second + i * 10**8, sightings)
+    depth = world.memory.measure(Camera.stack([camera]))[0][0]
+    assert np.median(depth[24:40, 32:48]) == pytest.approx(WALL_M, rel=0.02), "and gone when it went"
+    with pytest.raises(MirageError, match="needs depth"):
+        world.keep_up(spotted(), camera, None, 9 * second, sightings)
+
+
 def test_unknown_depth_changes_nothing_and_bad_observations_are_refused():
     world = started()
     camera, tokens = world.camera, world.memory.tokens

@@ -153,6 +153,7 @@ def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) ->
         reserved=tuple(camera.name for camera in rig) or (CAMERA,),
         physics=config.physics,
         robot=RobotBody(config.robot_radius_m, config.map_floor_m + config.map_floor_margin_m, config.map_floor_m),
+        observe_live=config.observe_live,
         spawnables=str(user_path(config.spawnables_folder)) if config.spawnables_folder else "",
     )
 

@@ -72,6 +72,7 @@ class NodeConfig:
     map_robot_height_m: float = 0.5
     map_imagined: bool = True
     map_period_s: float = 2.0
+    observe_live: bool = False
     entity_timeout_s: float = 0.5
     physics: str = "off"
     robot_radius_m: float = 0.2

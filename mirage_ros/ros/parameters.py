@@ -214,6 +214,9 @@ TABLE: dict[str, Row] = {
     "map_robot_height_m": Row("Surfaces above this do not stop the robot, metres.", low=0.01, high=100.0),
     "map_imagined": Row("What was imagined counts as known in map; false: only what real pictures showed."),
     "map_period_s": Row("Least wall time between two maps; the last state is always sent.", low=0.0, high=3600.0),
+    "observe_live": Row(
+        "observe/* come from a camera that looks all the time: what is new is written, what changed when two pictures agree."
+    ),
     "entity_timeout_s": Row(
         "A body stands still so long after its last entities/NAME/cmd_vel, seconds of the plan's time.",
         low=0.01,

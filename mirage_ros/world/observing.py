@@ -3,15 +3,19 @@
 A real picture with depth tells two things: where surfaces are, and that nothing stands before them. So when one is
 observed, every token in view that lies at a measured surface or before it goes, real ones of an older picture too, and
 the picture's own tokens come in. What lies behind, or where depth is invalid, stays.
+
+A camera that looks all the time keeps a world up to date (`kept_up`): what it shows for the first time is written at once, where it shows
+another surface than a real picture did before, two of its pictures some time apart have to agree; most pictures change nothing and cost little.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
+from numba import njit
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
@@ -37,6 +41,19 @@ KEPT_OBSERVED = 64
 """So many latents of observed pictures are kept, for reference."""
 
 
+@dataclass(frozen=True)
+class Changed:
+    """The cells of a picture that are to be written.
+
+    Attributes:
+        new: no real picture showed them, or only more coarsely.
+        other: real pictures showed something else there, which goes.
+    """
+
+    new: Bool[np.ndarray, "h w"]
+    other: Bool[np.ndarray, "h w"]
+
+
 def observed(
     model: WorldModel,
     config: WorldConfig,
@@ -48,16 +65,35 @@ def observed(
     adds: bool = False,
 ) -> tuple[WorldState, tuple[int, int]]:
     """A state with the picture in its memory, and how many tokens went and came; see World.observe."""
+    return _written(model, config, state, *_fitted(model, state, rgb, camera, depth_m), stamp_ns, adds, None)
+
+
+def _fitted(model: WorldModel, state: WorldState, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None):
+    """Picture, camera and depth at the model's size. Raises MirageError for what cannot be observed."""
     if depth_m is None:
         raise MirageError("An observation needs depth; send a depth picture with it.")
     if not isinstance(state.memory, LatentMemory):
         raise MirageError("This world's memory cannot be corrected; use the latent memory.")
     rgb, camera, depth_m = fit_seed(rgb, camera, depth_m, model.size)
-    depth_m = completed(depth_m)
+    return rgb, camera, completed(depth_m)
+
+
+def _written(
+    model: WorldModel,
+    config: WorldConfig,
+    state: WorldState,
+    rgb: UInt8[np.ndarray, "h w 3"],
+    camera: Camera,
+    depth_m: Float[np.ndarray, "h w"],
+    stamp_ns: int,
+    adds: bool,
+    changed: Changed | None,
+) -> tuple[WorldState, tuple[int, int]]:
+    """As `observed`; where `changed` is given only its cells."""
     latents = check_latents(model.encode(rgb[None]), model, 1)
     number = max((i for i in state.latents if i >= FIRST_OBSERVED), default=FIRST_OBSERVED - 1) + 1
     fork = state.forked()
-    counts = _replaced(fork.memory, model, config, latents, rgb, camera, depth_m, stamp_ns, number, adds)
+    counts = _replaced(fork.memory, model, config, latents, rgb, camera, depth_m, stamp_ns, number, adds, changed)
     kept = {
         i: latent for i, latent in state.latents.items() if i < FIRST_OBSERVED or i > number - KEPT_OBSERVED
     }
@@ -77,20 +113,21 @@ def _replaced(
     stamp_ns: int,
     frame_id: int,
     adds: bool,
+    changed: Changed | None,
 ) -> tuple[int, int]:
     """Writes a picture's tokens in place of those that its depth contradicts; how many went and came."""
     cameras = Camera.stack([camera])
     cells = cameras.resized(latent_size(model))
     fine = np.where(depth_m > MAX_DEPTH_M, np.float32(np.inf), depth_m)[None]
     depth = cell_depth(fine, model.stride)
-    moving = moving_in_real(
-        model,
-        rgb[None],
-        config.forget_moving,
-        lambda: perceive_seed(model, rgb[None], cameras, depth_m).dynamic,
-    )
+    guess = lambda: perceive_seed(model, rgb[None], cameras, depth_m).dynamic  # noqa: E731
+    moving = moving_in_real(model, rgb[None], config.forget_moving, guess)
     known = np.isfinite(depth) & (cell_share(moving, model.stride) <= config.max_dynamic_share)
-    erased = memory.forget(contradicted(memory, cells[0], depth[0], adds))
+    if changed is None:
+        gone = contradicted(memory, cells[0], depth[0], adds)
+    else:
+        known, gone = known & (changed.new | changed.other), _out_of_date(memory, cells[0], depth[0], changed)
+    erased = memory.forget(gone) if gone.any() else 0
     if adds:
         known &= lacking(memory, cells)
     stored = memory.write_by_surfaces(
@@ -104,6 +141,14 @@ def _replaced(
         real=True,
     )
     return erased, stored
+
+
+def _out_of_date(
+    memory: LatentMemory, cells: Camera, depth_m: Float[np.ndarray, "h w"], changed: Changed
+) -> Bool[np.ndarray, "n"]:
+    """The tokens that go where something has changed, and imagined ones where something is new."""
+    other, new = (np.where(which, depth_m, np.float32(np.nan)) for which in (changed.other, changed.new))
+    return contradicted(memory, cells, other) | (contradicted(memory, cells, new) & ~memory.from_real)
 
 
 def lacking(memory: LatentMemory, cells: Camera) -> Bool[np.ndarray, "f h w"]:
@@ -120,17 +165,111 @@ def contradicted(
     if clearly:
         padded = np.pad(np.where(np.isnan(depth_m), -np.inf, depth_m), 1, constant_values=-np.inf)
         depth_m = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).min((-2, -1))
-    points = memory.positions_m.astype(np.float64)
-    pixels, depth = camera.project(points)
+    k = camera.intrinsics
+    pinhole = np.array([k[0, 0], k[1, 1], k[0, 2], k[1, 2]])
+    points, widths = memory.positions_m, memory.footprints_m
+    return _before(points, widths, camera.camera_from_world, pinhole, np.float32(depth_m), -1 if clearly else 1)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _before(points, widths, m, pinhole, depth_m, sign):
+    """Which points lie at or before the depth measured in their cell; NaN there says nothing."""
+    found = np.zeros(len(points), np.bool_)
+    height, width = depth_m.shape
+    fx, fy, cx, cy = pinhole
+    for i in range(len(points)):
+        x, y, z = float(points[i, 0]), float(points[i, 1]), float(points[i, 2])
+        depth = m[2, 0] * x + m[2, 1] * y + m[2, 2] * z + m[2, 3]
+        if not depth > 0:
+            continue
+        column = np.rint((m[0, 0] * x + m[0, 1] * y + m[0, 2] * z + m[0, 3]) / depth * fx + cx)
+        row = np.rint((m[1, 0] * x + m[1, 1] * y + m[1, 2] * z + m[1, 3]) / depth * fy + cy)
+        if 0 <= row < height and 0 <= column < width:
+            measured = float(depth_m[int(row), int(column)])
+            found[i] = depth <= measured * (1 + sign * TOLERANCE) + sign * float(widths[i])
+    return found
+
+
+LEAST_NEW = 0.05
+"""A picture of a camera that looks all the time is written when so much of its known cells is new, or something has changed."""
+SETTLED_NS = 300_000_000
+"""Two pictures that agree on a change lie so far apart at least: what moves is elsewhere by then."""
+MOST_SIGHTINGS, BETWEEN_NS = 8, 100_000_000
+"""So many pictures that showed something else are kept, the newest, and none sooner after the last than that."""
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a picture showed where memory shows other surfaces of real pictures.
+
+    Attributes:
+        cells: its camera at latent size.
+        depth_m: along z, NaN where it agreed with memory.
+    """
+
+    stamp_ns: int
+    cells: Camera
+    depth_m: Float[np.ndarray, "h w"]
+
+
+def kept_up(
+    model: WorldModel,
+    config: WorldConfig,
+    state: WorldState,
+    rgb: np.ndarray,
+    camera: Camera,
+    depth_m: np.ndarray | None,
+    stamp_ns: int,
+    sightings: tuple[Sighting, ...],
+) -> tuple[WorldState, tuple[tuple[int, int], tuple[Sighting, ...]]]:
+    """A state that has what is new and what has changed, counts as of `observed`, and what to remember until the next picture."""
+    rgb, camera, depth_m = _fitted(model, state, rgb, camera, depth_m)
+    cells = camera.resized(latent_size(model))
+    depth = cell_depth(np.where(depth_m > MAX_DEPTH_M, np.float32(np.inf), depth_m)[None], model.stride)[0]
+    new, other = _compared(state.memory.fork(), cells, depth)
+    agreed = _agreed(cells, np.where(other, depth, np.float32(np.nan)), stamp_ns, sightings)
+    if other.any() and (not sightings or stamp_ns - sightings[-1].stamp_ns >= BETWEEN_NS):
+        sighting = Sighting(stamp_ns, cells, np.where(other, depth, np.float32(np.nan)))
+        sightings = (*sightings, sighting)[-MOST_SIGHTINGS:]
+    if not agreed.any() and new.sum() <= LEAST_NEW * max(int(np.isfinite(depth).sum()), 1):
+        return state, ((0, 0), sightings)
+    # The cells around what has changed lie half on it.
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(agreed, 1), (3, 3)).any((-2, -1)) & np.isfinite(depth)
+    changed = Changed(new & ~around, around)
+    state, counts = _written(model, config, state, rgb, camera, depth_m, stamp_ns, False, changed)
+    return state, (counts, sightings)
+
+
+def _compared(
+    memory: LatentMemory, cells: Camera, depth_m: Float[np.ndarray, "h w"]
+) -> tuple[Bool[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+    """Which cells no real picture showed as finely yet, and where real ones showed another surface, clearly before or behind all
+    that is measured in the cells around."""
+    shown = memory.read(Camera.stack([cells]))
+    real, known = memory.shows_real(shown)[0], np.isfinite(depth_m)
+    slack = TOLERANCE * depth_m + depth_m / cells.intrinsics[0, 0]
+    windows = [np.lib.stride_tricks.sliding_window_view(np.pad(np.where(known, depth_m, fill), 1, constant_values=fill), (3, 3))
+               for fill in (np.inf, -np.inf)]  # fmt: skip
     with np.errstate(invalid="ignore"):
-        column, row = np.rint(pixels).T
-        inside = (depth > 0) & (row >= 0) & (row < camera.size[0])
-        inside &= (column >= 0) & (column < camera.size[1])
-    result = np.zeros(len(points), bool)
-    index = np.nonzero(inside)[0]
-    measured = depth_m[row[index].astype(int), column[index].astype(int)]
-    footprint = memory.footprints_m[index]
-    with np.errstate(invalid="ignore"):
-        sign = -1 if clearly else 1
-        result[index] = depth[index] <= measured * (1 + sign * TOLERANCE) + sign * footprint
-    return result
+        nearer = shown.depth_m[0] < windows[0].min((-2, -1)) - slack
+        farther = shown.depth_m[0] > windows[1].max((-2, -1)) + slack
+        other = known & real & (nearer | farther)
+        finer = np.abs(shown.depth_m[0] - depth_m) <= slack
+    fine = real & ((shown.log_scale[0] <= REWRITE_LOG_SCALE) | ~finer)
+    return known & ~fine & ~other, other
+
+
+def _agreed(cells: Camera, depth_m: Float[np.ndarray, "h w"], stamp_ns: int, sightings: tuple[Sighting, ...]):
+    """Which cells an earlier sighting, long enough ago, saw at the same place."""
+    agreed, where = np.zeros(depth_m.shape, bool), np.isfinite(depth_m)
+    points = cells.lift(depth_m)[where]
+    for sighting in sightings:
+        if stamp_ns - sighting.stamp_ns >= SETTLED_NS and len(points):
+            pixels, z = sighting.cells.project(points)
+            height, width = sighting.depth_m.shape
+            with np.errstate(invalid="ignore"):
+                inside = (z > 0) & (np.rint(pixels) >= 0).all(1) & (np.rint(pixels) < (width, height)).all(1)
+                column, row = np.rint(np.where(inside[:, None], pixels, 0)).astype(int).T
+                slack = TOLERANCE * z + z / cells.intrinsics[0, 0]
+                agreed[where] |= inside & (np.abs(sighting.depth_m[row, column] - z) <= slack)
+    return agreed

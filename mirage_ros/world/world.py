@@ -11,6 +11,7 @@ camera after camera: what the first one imagines, the second one remembers.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -28,7 +29,7 @@ from mirage_ros.world.cycle import Cycle, LatentBackend, Plan, memory_config, ov
 from mirage_ros.world.drawing import drawn
 from mirage_ros.world.entities import Entities
 from mirage_ros.world.files import load_world, save_world
-from mirage_ros.world.observing import observed
+from mirage_ros.world.observing import Sighting, kept_up, observed
 from mirage_ros.world.state import (
     KEPT_LATENTS,
     MakeBackend,
@@ -38,7 +39,7 @@ from mirage_ros.world.state import (
     frames_per_latent,
 )
 
-__all__ = ["Rig", "World", "WorldConfig"]
+__all__ = ["Rig", "Watch", "World", "WorldConfig"]
 
 Result = TypeVar("Result")
 FIRST_ID = 2**24
@@ -201,6 +202,17 @@ class World:
         picture = rgb, camera, depth_m, stamp_ns
         return self.change(lambda state: observed(self.model, self.config, state, *picture, adds))
 
+    def keep_up(
+        self, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None, stamp_ns: int, sightings: tuple[Sighting, ...] = ()
+    ) -> tuple[tuple[int, int], tuple[Sighting, ...]]:
+        """As `observe`, for pictures of a camera that looks all the time: most of them change nothing, and cost little.
+
+        What no real picture showed yet is written; what one showed otherwise is replaced when two pictures agree on it that
+        lie 0.3 s apart at least. Returns how many tokens went and came, and what to give to the next call.
+        """
+        picture = rgb, camera, depth_m, stamp_ns
+        return self.change(lambda state: kept_up(self.model, self.config, state, *picture, sightings))
+
     def erase(self, box_min: Float[np.ndarray, "3"], box_max: Float[np.ndarray, "3"]) -> int:
         """Forgets what memory holds in an axis-aligned box; returns how many tokens went."""
         fork = self.state.forked()
@@ -250,6 +262,29 @@ class World:
         """Another state, in which no entity gets a number that one had before."""
         before = entities if self._state is None else self._state.entities
         self._state = replace(state, entities=entities.numbered_after(before))
+
+
+LIVE_SHARE = 0.15
+"""At most this share of the time goes into what a camera shows that looks all the time."""
+
+
+class Watch:
+    """A camera that looks at a world all the time: `World.keep_up` with what it needs between two pictures, and in its share
+    of the time. Pictures that come while the last one is being paid for are left out."""
+
+    def __init__(self) -> None:
+        self._next_s, self._sightings = -np.inf, ()
+
+    def observe(
+        self, world: World, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None, stamp_ns: int
+    ) -> tuple[int, int]:
+        """How many tokens went, and how many came. Raises as `World.observe`."""
+        start_s = time.monotonic()
+        if start_s < self._next_s:
+            return 0, 0
+        counts, self._sightings = world.keep_up(rgb, camera, depth_m, stamp_ns, self._sightings)
+        self._next_s = start_s + (time.monotonic() - start_s) / LIVE_SHARE
+        return counts
 
 
 class Rig:

@@ -55,8 +55,7 @@ class WorkerConfig:
     """How the world is made.
 
     Attributes:
-        world_seed, use_memory, max_memory_bytes, forget_moving, max_dynamic_share: see
-            WorldConfig.
+        world_seed, use_memory, max_memory_bytes, forget_moving, max_dynamic_share: see WorldConfig.
         period_ns: time between frames.
         views: the cameras, one or more.
         anchored: a named seed's camera stands at the first frame's pose, and its world with it.
@@ -65,6 +64,7 @@ class WorkerConfig:
         physics, robot: what bodies do, and the one that carries the cameras.
         spawnables: folder of the user's own models, '' for none.
         reserved: names that no entity may have.
+        observe_live: observations come from a camera that looks all the time, see World.keep_up.
     """
 
     world_seed: int = 0
@@ -83,6 +83,7 @@ class WorkerConfig:
     robot: RobotBody = RobotBody()
     spawnables: str = ""
     reserved: tuple[str, ...] = ()
+    observe_live: bool = False
 
 
 @dataclass(frozen=True)

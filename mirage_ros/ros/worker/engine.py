@@ -45,10 +45,9 @@ from mirage_ros.world.collision import obstacles, touched, unyielding
 from mirage_ros.world.drawing import Solid
 from mirage_ros.world.entities import Entities, EntityState
 from mirage_ros.world.sensors import floor_plan, lidar, scan
-from mirage_ros.world.world import Rig, World, WorldConfig
+from mirage_ros.world.world import Rig, Watch, World, WorldConfig
 
-MOST_UNDATED = 16
-LONGEST_FORK = 100
+MOST_UNDATED, LONGEST_FORK = 16, 100
 # At most this share of the time goes into floor plans; they take longer the more views are kept.
 MAP_SHARE = 0.1
 # What could not be repeated from what lies on disk by then; all else waits for its time.
@@ -83,7 +82,7 @@ class Engine:
         self._snapshots = Snapshots(config.snapshots)
         self._dating = Dating()
         self._cloud_sent_s = self._map_sent_s = -np.inf
-        self._map_took_s = 0.0
+        self._map_took_s, self._watch = 0.0, Watch()
         self._change, self._said = EntityChanges(config.spawnables, config.reserved), Entities()
         self._start()
         self._actions = {
@@ -270,8 +269,9 @@ class Engine:
         return _done(command, tokens=self._world.memory.tokens)
 
     def _observe(self, command: Observe) -> Done:
-        seed = command.seed
-        erased, stored = self._world.observe(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns)
+        seed, world = command.seed, self._world
+        picture = seed.rgb, seed.camera, seed.depth_m, command.stamp_ns
+        erased, stored = self._watch.observe(world, *picture) if self.config.observe_live else world.observe(*picture)
         return _done(command, erased=erased, stored=stored, tokens=self._world.memory.tokens)
 
     def _prompt(self, command: Prompt) -> Done:
