@@ -18,7 +18,7 @@ from nav_msgs.msg import Odometry
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_client import LOCAL, RENDERED, Client, NodeProcess, new_domain
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, PointCloud2
 from terminal import Pty
 from tf2_msgs.msg import TFMessage
 
@@ -26,7 +26,8 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.rigid import exp
 from mirage_ros.loop.base import BASE_FROM_OPTICAL, LiveBase, LiveBaseConfig, live_base_under
 from mirage_ros.protocol import SECOND_NS
-from mirage_ros.ros.messages import pose_from_ros, stamp_from_ros, stamp_to_ros, transform_from_ros
+from mirage_ros.recording.topics import SURFACE_POINT, cloud_fields
+from mirage_ros.ros.messages import message_of, pose_from_ros, stamp_from_ros, stamp_to_ros, transform_from_ros
 
 PROGRAM = ("-m", "mirage_ros.cli")
 AT_ONCE = {"acceleration_mps2": 1e9, "turn_acceleration_rps2": 1e9}
@@ -221,6 +222,29 @@ def test_it_tells_poses_of_the_present_at_twenty_hertz_with_covariances(driver):
     assert np.array_equal(static["world", "odom"], np.eye(4))
     camera = pose_from_ros(odometry.pose.pose) @ static["base_link", "camera_color_optical_frame"]
     assert np.allclose(camera[:3, 3], (-1.5, -2.5, 1.2), atol=1e-6)
+
+
+def test_what_the_simulator_says_stands_there_stops_the_base(driver):
+    """A wall of points a metre ahead, 0.1 m of which the body of 0.2 m reaches over."""
+    plain = driver.node.create_publisher(Twist, "cmd_vel", 10)
+    walls = driver.node.create_publisher(PointCloud2, "obstacles", 4)
+    driver.spin(lambda: walls.get_subscription_count() and plain.get_subscription_count())
+    start = pose_from_ros(driver.odometry[-1].pose.pose)
+    points = np.zeros(41, SURFACE_POINT)
+    for axis, name in enumerate("xyz"):
+        points[name] = start[axis, 3] + start[axis, 0] + np.linspace(-0.4, 0.4, 41) * start[axis, 1]
+    points["z"] = 0.6
+    walls.publish(message_of(PointCloud2, cloud_fields(points, SECOND_NS, "world")))
+    twist = twist_as_teleop_twist_keyboard_sends_it(False)
+
+    def gone_m() -> float:
+        return float(np.linalg.norm(pose_from_ros(driver.odometry[-1].pose.pose)[:3, 3] - start[:3, 3]))
+
+    driver.drive(plain, twist, lambda: gone_m() > 0.7)
+    driver.drive(plain, twist, lambda: abs(driver.speed()) < 0.05)
+    assert gone_m() == pytest.approx(0.8, abs=0.02)
+    twist.linear.x = -0.5
+    driver.drive(plain, twist, lambda: gone_m() < 0.6)
 
 
 DRIVE_S = float(os.environ.get("MIRAGE_DRIVE_S", "8"))

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from analytic import cameras, look, raycast, room
 from fakes import PixelModel
+from geometry_msgs.msg import PoseStamped
+from sensor_msgs.msg import PointCloud2
+from sim_client import LOCKSTEP, OK, entity_state, simulated, worker_pid
+from simulation_interfaces import srv
+from simulation_interfaces.msg import Resource
 
 from mirage_ros.data.meshes import Spawnables, load, shape
 from mirage_ros.data.seeds import Seed
@@ -19,6 +26,7 @@ from mirage_ros.protocol import SECOND_NS, Move, Spawn
 from mirage_ros.recording.topics import BY_NAME, CONTACTS, OBSTACLES, SURFACE_POINT, FrameIds
 from mirage_ros.ros import parameters
 from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros.messages import pose_from_ros, pose_to_ros
 from mirage_ros.ros.worker import ChangeEntities, Planned, Reset, Step, WorkerConfig
 from mirage_ros.ros.worker.engine import Engine
 from mirage_ros.world.collision import obstacles, touched, unyielding
@@ -339,3 +347,45 @@ def test_bodies_stand_where_they_should_in_a_rendered_room():
     assert -0.05 < stop.gap_m < 0.1 and not stop.passed and stop.driven_m > 0.5
     drop = judge_drop(World(model, physics=physics), physics, place, 0)
     assert abs(drop.off_m) < 0.03 and drop.moved_m < 0.005 and drop.tilt_deg < 2
+
+
+@pytest.fixture(scope="module")
+def falling(tmp_path_factory, folder):
+    """A client of a node in lockstep whose bodies fall."""
+    arguments = ("-p", f"seed:={folder}", "-p", "physics:=mujoco")
+    yield from simulated(tmp_path_factory.mktemp("log"), *LOCKSTEP, *arguments)
+
+
+def test_a_killed_worker_has_the_falling_bodies_where_they_were(falling):
+    """Over DDS: a box falls, the services say where it is, the robot's contacts are told; once more, with a kill in mid-air."""
+    sim, clouds = falling, {CONTACTS: [], OBSTACLES: []}
+    info = sim.ask(srv.GetSimulatorFeatures, "get_simulator_features").features.custom_info
+    assert "physics mujoco" in info
+    for name, got in clouds.items():
+        sim.node.create_subscription(PointCloud2, name, got.append, 20)
+        sim.spin(lambda topic=name: sim.node.count_publishers(topic) == 1)
+    sim.spin_for(0.5)
+    ahead = np.array([2.5, 5.5]) / np.hypot(2.5, 5.5)
+    for name, metres, height in (("box", 3.0, 1.2), ("near", 0.452, 0.21)):
+        initial = PoseStamped(pose=pose_to_ros(at(*(np.array([-1.5, -2.5]) + metres * ahead), height)))
+        assert sim.ask(srv.SpawnEntity, "spawn_entity", name=name, entity_resource=Resource(uri=BOX), initial_pose=initial).result.result == OK
+    ends = []
+    for kill in (False, True):
+        assert sim.step(3).result == OK
+        state = entity_state(sim, "box").state
+        assert state.pose.position.z == pytest.approx(1.2 - 9.80665 * 0.3**2 / 2, abs=0.02)
+        assert state.twist.linear.z == pytest.approx(-2.9, abs=0.1)
+        if kill:
+            os.kill(worker_pid(sim), signal.SIGKILL)
+            sim.process.wait_for("is back after")
+            assert entity_state(sim, "box").state == state
+        assert sim.step(20).result == OK
+        ends.append([pose_from_ros(entity_state(sim, name).state.pose) for name in ("box", "near")])
+        assert ends[-1][0][2, 3] == pytest.approx(0.2, abs=0.04)
+        if not kill:
+            assert sim.ask(srv.ResetSimulation, "reset_simulation", scope=srv.ResetSimulation.Request.SCOPE_STATE | 1).result.result == OK
+    np.testing.assert_array_equal(*ends)
+    sim.spin(lambda: all(clouds.values()))
+    touching = [np.frombuffer(cloud.data, SURFACE_POINT) for cloud in clouds[CONTACTS]]
+    assert {int(label) for points in touching for label in points["label"]} == {2}
+    assert clouds[OBSTACLES][-1].width > 50 and clouds[OBSTACLES][-1].header.frame_id == "world"
