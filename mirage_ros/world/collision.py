@@ -26,7 +26,9 @@ HEADROOM_M = 0.5
 SPACING_M = 0.04
 FINEST_M = 0.02
 MOST_TO_A_SIDE = 9
-RISE_M = 0.1
+RISE_M, RIM = 0.1, 0.2
+"""Surfaces that rise less stop nobody; and at its rim a piece seen from afar reaches over, at corners, by more than the gaps
+that are left without it."""
 LEVEL_COSINE, LEVEL_M = 0.7, 0.25
 """What faces up more than this is driven over up to so much above what the robot clears."""
 TOUCH_M = 0.02
@@ -93,15 +95,17 @@ def _within(corners_m: Float[np.ndarray, "n 4 3"], places: Float[np.ndarray, "k 
     return np.einsum("nci,ck->nki", corners_m.astype(np.float64), weights)
 
 
-def spread(patches: Patches, spacing_m: float = SPACING_M) -> tuple[Float[np.ndarray, "m 3"], Float[np.ndarray, "m 3"]]:
-    """Points all over pieces of surface, and the normals there."""
+def spread(
+    patches: Patches, spacing_m: float = SPACING_M, rim: float = 0.0
+) -> tuple[Float[np.ndarray, "m 3"], Float[np.ndarray, "m 3"]]:
+    """Points all over pieces of surface but for their rim, a share of their sides, and the normals there."""
     corners = patches.corners_m
     longest = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=-1).max(1, initial=0)
     sides = np.clip(np.ceil(longest / spacing_m).astype(int) + 1, 2, MOST_TO_A_SIDE)
     points, normals = [np.zeros((0, 3))], [np.zeros((0, 3))]
     for side in np.unique(sides):
         chosen = sides == side
-        places = np.stack(np.meshgrid(*[np.linspace(0, 1, side)] * 2), -1).reshape(-1, 2)
+        places = np.stack(np.meshgrid(*[np.linspace(rim, 1 - rim, side)] * 2), -1).reshape(-1, 2)
         points.append(_within(corners[chosen], places).reshape(-1, 3))
         normals.append(patches.normals[chosen].repeat(len(places), 0))
     return np.concatenate(points), np.concatenate(normals)
@@ -218,7 +222,7 @@ def obstacles(
     low = np.array([x - REACH_M, y - REACH_M, body.low_m])
     high = np.array([x + REACH_M, y + REACH_M, max(z, body.low_m) + HEADROOM_M])
     wide = np.array([SPACING_M * MOST_TO_A_SIDE] * 3)
-    points, normals = spread(solid(memory, free_space, (low - wide)[None], (high + wide)[None]))
+    points, normals = spread(solid(memory, free_space, (low - wide)[None], (high + wide)[None]), rim=RIM)
     stops = (points[:, 2] > body.low_m + LEVEL_M) | (normals[:, 2] < LEVEL_COSINE)
     stops &= ((points >= low) & (points <= high)).all(1)
     points, normals = points[stops], normals[stops]
