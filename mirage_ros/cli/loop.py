@@ -160,8 +160,9 @@ def add_studio(parsers) -> None:
         "  mirage studio --foxglove 8765              open ws://localhost:8765 in Foxglove, layout config/foxglove/mirage.json\n"
         "  mirage studio --ros                        beside `mirage node --seed room --params config/drive.yaml`\n\n"
         "Open the address that it prints. W A S D walk, a drag or the arrows look around. The panel begins worlds from\n"
-        "photographs, keeps moments to go back to, records and saves; all files go to the folder. Other machines are let\n"
-        "in with --host alone, and need the token of the printed address. Ctrl-C ends it.",
+        "photographs, with their depth where there is one, spawns entities, keeps moments to go back to, records and saves;\n"
+        "all files go to the folder, and models of yours may lie in FOLDER/models. Other machines are let in with --host\n"
+        "alone, and need the token of the printed address. Ctrl-C ends it.",
     )
     parser.add_argument("seed", nargs="?", default="room", metavar="SEED",
                         help="a shipped seed's name, a seed folder or any picture (default: room)")  # fmt: skip
