@@ -196,7 +196,7 @@ def test_entities_are_drawn_anew_without_a_new_picture(walk, tmp_path):
     box, chair = view.state.entities
     floor = floor_m(view.state.memory.positions_m, view.frame.camera)
     for body in (box, chair):
-        assert body.state.box_at(0)[0, 2] == pytest.approx(floor, abs=1e-3)
+        assert body.state.box_at(0)[0, 2] == pytest.approx(floor, abs=0.03)
         assert (view.frame.camera.camera_from_world @ np.append(body.state.pose[:3, 3], 1))[2] > 0.5
     aside = moved(chair.state.pose, right_m=0.0)
     aside[:3, 3] += 0.3 * view.frame.camera.world_from_camera[:3, 0]
@@ -990,16 +990,21 @@ def test_the_pictures_of_the_docs(chromium, tmp_path):
         tab = browser.Tab(chromium, gate.url, (1180, 720))
         tab.says("You drive.")
         tab.wait_for(lambda: page.view)
-        shots = {}
-        for key in ["ArrowRight", "ArrowLeft"] * 8 + ["ArrowRight", "shot"] + ["ArrowLeft"] * 3:
-            if key == "shot":
-                tab.page.wait_for_timeout(1500)  # for the graphs
-                shots["studio"] = tab.shot(browser.NO_NOTIFICATIONS)
-                continue
+
+        def back():
+            """Where the world began, with what was remembered since."""
+            page.walk.ask("Going back", lambda: page.walk.play(Camera.stack([start])))
+            tab.wait_for(lambda: np.allclose(page.view.frame.camera.world_from_camera, start.world_from_camera))
+            tab.page.wait_for_timeout(2500)
+
+        shots, start = {}, page.view.frame.camera
+        for key in ["ArrowRight", "ArrowLeft"] * 6 + ["ArrowLeft"] * 3:
             before = page.view
             tab.hold(key, 60)
             tab.wait_for(lambda before=before: page.view is not before)
             came_to_rest(tab, page)
+        back()
+        shots["studio"] = tab.shot(browser.NO_NOTIFICATIONS)
         tab.open("See")
         tab.choose("View", "Memory in 3D")
         tab.page.mouse.move(400, 600)
@@ -1009,6 +1014,7 @@ def test_the_pictures_of_the_docs(chromium, tmp_path):
         tab.open("Make")
         tab.page.get_by_text("Entities", exact=True).click()
         tab.choose("Model", "chair")
+        back()
         tab.press("Spawn ahead")
         tab.says("Spawned", 60)
         came_to_rest(tab, page)

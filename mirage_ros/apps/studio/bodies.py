@@ -28,8 +28,8 @@ from mirage_ros.world.entities import Body, Mesh
 
 NEAR_M, AWAY_M, ROOM_M = 0.8, 5.0, 0.5
 """How far ahead a body is put at least and at most, and how far from what stands there."""
-STANDS_AT = 0.85
-"""Where in the picture's height the floor is seen on which it stands."""
+STANDS_AT = 0.8, 0.88
+"""Between these shares of the picture's height the floor is seen on which it stands."""
 NOBODY = "none"
 SHAPES = {
     "box": "shape://box?size=0.4,0.4,0.4&color=c8503c",
@@ -47,13 +47,18 @@ def spawnables(folder: Path) -> dict[str, str]:
 
 def place_ahead(view: View) -> Float[np.ndarray, "4 4"]:
     """world_from_body on the floor that is seen ahead of the camera, before what stands there, looking at it."""
-    camera, depth_m = view.frame.camera, view.frame.depth_m
+    camera, depth_m, labels = view.frame.camera, view.frame.depth_m, view.frame.labels
     up, ahead, _ = floor_axes(camera.world_from_camera)
-    above_m = float(camera.position_world @ up) - floor_m(view.state.memory.positions_m, camera)
     height, width = camera.size
-    ray = camera.world_from_camera[:3, :3] @ camera.rays()[int(STANDS_AT * (height - 1)), width // 2]
-    seen_m = above_m * float(ray @ ahead) / max(-float(ray @ up), 1e-6)
-    away_m = float(np.clip(min(seen_m, clearance_m(camera, depth_m) - ROOM_M), NEAR_M, AWAY_M))
+    rows = slice(*(int(share * height) for share in STANDS_AT))
+    columns = slice(int(0.45 * width), int(0.55 * width) + 1)
+    bare = np.isfinite(depth_m) if labels is None else np.isfinite(depth_m) & (labels == 0)
+    seen = (camera.lift(depth_m) - camera.position_world)[rows, columns][bare[rows, columns]]
+    if len(seen):
+        away_m, above_m = float(np.median(seen @ ahead)), -float(np.median(seen @ up))
+    else:
+        away_m, above_m = AWAY_M, float(camera.position_world @ up) - floor_m(view.state.memory.positions_m, camera)
+    away_m = float(np.clip(min(away_m, clearance_m(camera, depth_m) - ROOM_M), NEAR_M, AWAY_M))
     pose = np.eye(4)
     pose[:3, :3] = np.stack([-ahead, np.cross(up, -ahead), up], 1)
     pose[:3, 3] = camera.position_world + away_m * ahead - above_m * up

@@ -173,12 +173,14 @@ class Track3D:
 
 
 def floor_m(xyz: Float[np.ndarray, "n 3"], camera: Camera) -> float:
-    """How high the floor is along the camera's up: nearly the lowest that memory holds below it; where that is nothing, the
-    height of an eye below the camera."""
+    """How high the floor is along the camera's up: the lowest layer of many points below it, as some are always wrong; an
+    eye's height below it where there is none."""
     up = floor_axes(camera.world_from_camera)[0]
-    own, heights = float(camera.position_world @ up), xyz.astype(np.float64) @ up
-    below = heights[heights < own - 0.2]
-    return float(np.quantile(below, 0.02)) if len(below) else own - EYE_HEIGHT_M  # some points are always wrong
+    below = (camera.position_world - xyz) @ up
+    counts, edges = np.histogram(below, np.arange(0.3, 5.1, 0.1))
+    lowest = edges[:-1][2 * counts >= max(counts.max(), 1)][-1:]
+    down = below[np.abs(below - lowest - 0.05) < 0.1]
+    return float(camera.position_world @ up - (np.median(down) if len(down) else EYE_HEIGHT_M))
 
 
 @dataclass(frozen=True)
@@ -278,8 +280,7 @@ class SeePanel:
     Args:
         watched: whether anybody looks at the scene; what nobody looks at is not sent.
 
-    Attributes:
-        gauges: given once their tab is there.
+    Attributes: gauges, given once their tab is there.
     """
 
     gauges: Gauges
