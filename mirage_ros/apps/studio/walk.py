@@ -213,7 +213,7 @@ class Walk:
         if isinstance(self.world, Elsewhere):
             raise MirageError("A running node imagines with the world seed that it was started with; start it with another --world-seed.")
         config = replace(self.world.config, seed=self.world.config.seed + 1)
-        fresh = World(self.world.model, config)
+        fresh = World(self.world.model, config, physics=self.world.physics)
         state, forgotten = only_seen(self.world.state)
         fresh.restore(state)
         self.world = fresh
@@ -307,8 +307,9 @@ class Walk:
         stamps = np.array([self.world.stamp_ns + PERIOD_NS])
         if isinstance(self.world, Elsewhere):
             return self.world.step(cameras, stamps)
-        self._bare = self.world.change(lambda state: self.world.cycle.stepped(state, cameras, stamps))
-        return self.world.drawn(self._bare)
+        world = self.world
+        self._bare = world.change(lambda state: world.lived(state, *world.cycle.stepped(state, cameras, stamps)))
+        return world.drawn(self._bare)
 
     def _draw_again(self) -> None:
         """The picture of the same place with the entities where they are now; a new one where none is kept or all are recorded."""
