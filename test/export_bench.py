@@ -1,4 +1,4 @@
-"""Times `mirage export` on a world of a million tokens: `python test/export_bench.py [TOKENS]`.
+"""Times `mirage export` on a world of a million tokens: `python test/export_bench.py [TOKENS [KIND ...]]`.
 
 A room of flat walls and a box, seen finely from all around, whose world keeps as many views as a world may.
 """
@@ -41,7 +41,7 @@ def saved(folder: Path, tokens: int) -> Path:
         colours = np.repeat((quad[..., None] * 20 + 40).astype(np.uint8), 3, -1)
         latents = torch.zeros(4, model.channels, *batch.size)
         ids = np.arange(4 * number, 4 * number + 4)
-        memory.write(latents, batch, depth_m, np.isfinite(depth_m), ids * 1000, colours, ids)
+        memory.write(latents, batch, depth_m, np.isfinite(depth_m), ids * 1000, colours, ids, real=True)
         number += 1
     views = ring(readout_size(model), MOST)
     seed, depth_m = views[0].resized(model.size), raycast(views, room())[0]
@@ -56,7 +56,7 @@ def saved(folder: Path, tokens: int) -> Path:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         world = saved(Path(folder), int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000)
-        for kind in KINDS:
+        for kind in sys.argv[2:] or KINDS:
             start, cpu = time.perf_counter(), time.process_time()
             assert main(["export", str(world), "--to", kind]) == 0
             print(f"{kind}: {time.perf_counter() - start:.1f} s, {time.process_time() - cpu:.1f} s of CPU", flush=True)

@@ -86,7 +86,9 @@ def test_gain_noise_is_found(walked, model):
     gains = np.random.default_rng(0).choice([0.9, 1.1], len(walked))
     noisy = [replace(one, rgb=np.clip(np.rint(one.rgb * gain), 0, 255).astype(np.uint8))
              for one, gain in zip(walked, gains, strict=True)]  # fmt: skip
-    plan = planned(walk_of(noisy), model, BuildConfig(), lambda *_: None)
+    ticks = []
+    plan = planned(walk_of(noisy), model, BuildConfig(), lambda *tick: ticks.append(tick))
+    assert ("compare", 1) in ticks and ticks[-1] == ("compare", len(noisy)), "told while it compares"
     levels = [np.mean(one.rgb) for one in walked]
     shown = [np.mean(one.rgb * plan.gain[i] + plan.offset[i]) for i, one in enumerate(noisy)]
     before = np.log(gains / np.exp(np.log(gains).mean()))

@@ -99,11 +99,13 @@ def build(arguments: argparse.Namespace) -> int:
     config = BuildConfig(arguments.least_added, arguments.up, not arguments.as_exposed, arguments.refine_poses,
                          arguments.keep_bad, arguments.max_memory * 2**20)  # fmt: skip
     model = load_model(arguments.model)
-    with tqdm(total=2 * len(walk), unit="frame", desc="look") as bar:
+    with tqdm(total=len(walk), unit="frame", desc="look") as bar:
 
         def tick(stage: str, frames: int) -> None:
-            bar.set_description_str(stage)
-            bar.update(frames + (len(walk) if stage == "build" else 0) - bar.n)
+            if frames < bar.n:  # the next stage goes through all frames again
+                bar.reset(len(walk))
+            bar.set_description_str(stage, refresh=False)
+            bar.update(frames - bar.n)
 
         built = build_world(walk, model, arguments.out, config, tick)
     report = report_of(built, walk)

@@ -7,7 +7,7 @@ whose poses or depth disagree with all that they are compared with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -108,22 +108,21 @@ def at_poses(thumbs: Iterable[Thumb], poses: Iterable[Float[np.ndarray, "4 4"]])
     return [replace(one, camera=replace(one.camera, world_from_camera=pose)) for one, pose in zip(thumbs, poses, strict=True)]
 
 
-def agreement_of(thumbs: list[Thumb]) -> Agreement:
-    """Compares the frames of a walk."""
-    count, pairs = len(thumbs), []
-    for a, b in pairs_of(thumbs):
+def agreement_of(thumbs: list[Thumb], tick: Callable[[int], object] = lambda _: None) -> Agreement:
+    """Compares the frames of a walk; `tick` is called with how many frames are through."""
+    count, pairs, ends = len(thumbs), [], pairs_of(thumbs)
+    for i, (a, b) in enumerate(ends):
         if (found := compared(thumbs[a], thumbs[b])) is not None:
             pairs.append((a, b, *found))
+        tick(count * (i + 1) // len(ends))
     if not pairs:
         nothing = np.full(count, np.nan)
         return Agreement(np.ones((count, 3)), np.zeros((count, 3)), nothing, nothing, nothing, 0)
-    ends = np.array([pair[:2] for pair in pairs])
-    blocks = [pair[2] for pair in pairs]
+    ends, blocks = np.array([pair[:2] for pair in pairs]), [pair[2] for pair in pairs]
     gain, offset = exposures(count, ends, blocks)
     apart, ratio, gaps = (np.array([pair[i] for pair in pairs]) for i in (3, 4, 5))
     sharpness = _medians(count, np.concatenate([ends[:, 1], ends[:, 0]]), np.concatenate([ratio, 1 / ratio]))
-    both = ends.T.reshape(-1)
-    shift, gap = (_medians(count, both, np.tile(values, 2)) for values in (apart, gaps))
+    shift, gap = (_medians(count, ends.T.reshape(-1), np.tile(values, 2)) for values in (apart, gaps))
     return Agreement(gain, offset, sharpness, shift, gap, len(pairs))
 
 
@@ -318,7 +317,7 @@ STEEPEST = 0.1
 """Inverse depth that changes by a larger share from pixel to pixel is an edge's."""
 
 
-def refined(thumbs: list[Thumb], found: Agreement) -> Float[np.ndarray, "n 4 4"]:
+def refined(thumbs: list[Thumb], found: Agreement, tick: Callable[[int], object] = lambda _: None) -> Float[np.ndarray, "n 4 4"]:
     """world_from_camera of all frames with which their pictures and depths fit each other best; needs scipy.
 
     Gauss-Newton over all poses at once, on differences of brightness and of inverse depth, which is linear over planes (as
@@ -329,13 +328,14 @@ def refined(thumbs: list[Thumb], found: Agreement) -> Float[np.ndarray, "n 4 4"]
     centre[:3, 3] = given[:, :3, 3].mean(0)
     frames = [(np.clip(thumb.rgb * gain + offset, 0, 255).mean(-1).astype(np.float32), _sloped(1 / thumb.depth_m))
               for thumb, gain, offset in zip(thumbs, found.gain, found.offset, strict=True)]  # fmt: skip
-    for blur, steep in ROUNDS:
+    for done, (blur, steep) in enumerate(ROUNDS, 1):
         cameras = [thumb.camera for thumb in at_poses(thumbs, poses)]
         layers = [(_sloped(cv2.GaussianBlur(grey, (0, 0), blur)), inverse_depth, camera.lift(thumb.depth_m))
                   for (grey, inverse_depth), thumb, camera in zip(frames, thumbs, cameras, strict=True)]
         terms = {(a, b): _pull(layers[a], layers[b], cameras[a], centre[:3, 3], steep) for a, b in pairs}
         for i, step in enumerate(_steps(given, poses, centre[:3, 3], terms)):
             poses[i] = centre @ rigid.exp(step) @ rigid.inverse(centre) @ poses[i]
+        tick(len(thumbs) * done // len(ROUNDS))
     return poses
 
 

@@ -105,7 +105,7 @@ class Built:
 
 
 Tick = Callable[[str, int], object]
-"""Called with the stage and how many frames are through it."""
+"""Called with the stage (look, compare, refine, build) and how many frames are through it."""
 
 
 def planned(walk: Walk, model: WorldModel, config: BuildConfig, tick: Tick) -> Plan:
@@ -129,15 +129,13 @@ def planned(walk: Walk, model: WorldModel, config: BuildConfig, tick: Tick) -> P
             verdicts[i], reasons[i] = UNREAD, str(error)
         tick("look", i + 1)
     _check_read(walk, reasons)
-    tick("compare", len(walk))
-    found = agreement_of(list(thumbs.values())) if thumbs else None
+    found = agreement_of(list(thumbs.values()), lambda frames: tick("compare", frames)) if thumbs else None
     gain, offset, moves = np.ones((len(walk), 3)), np.zeros((len(walk), 3)), np.tile(np.eye(4), (len(walk), 1, 1))
     if found is not None:
         _check_depth(walk, thumbs)
         numbers = np.array(list(thumbs))
         if config.refine:
-            tick("refine", len(walk))
-            found, moves[numbers] = _refined(list(thumbs.values()), found)
+            found, moves[numbers] = _refined(list(thumbs.values()), found, tick)
         if config.exposure:
             gain[numbers], offset[numbers] = found.gain, found.offset
         if not config.keep_bad:
@@ -147,10 +145,10 @@ def planned(walk: Walk, model: WorldModel, config: BuildConfig, tick: Tick) -> P
     return Plan(tuple(verdicts), reasons, gain, offset, moves, shift, gap, found.pairs if found else 0, turn)
 
 
-def _refined(thumbs: list[Thumb], found: Agreement) -> tuple[Agreement, Float[np.ndarray, "n 4 4"]]:
+def _refined(thumbs: list[Thumb], found: Agreement, tick: Tick) -> tuple[Agreement, Float[np.ndarray, "n 4 4"]]:
     """How frames agree after refinement, and how each moved; where that does not bring them together, as they were."""
-    poses = refined(thumbs, found)
-    after = agreement_of(at_poses(thumbs, poses))
+    poses = refined(thumbs, found, lambda frames: tick("refine", frames))
+    after = agreement_of(at_poses(thumbs, poses), lambda frames: tick("compare", frames))
     if not after.residual < found.residual:
         return found, np.tile(np.eye(4), (len(thumbs), 1, 1))
     return after, poses @ np.stack([inverse(thumb.camera.world_from_camera) for thumb in thumbs])
