@@ -346,8 +346,8 @@ class Journal:
         if result.snapshot is not None:
             self._start(result.snapshot)
             return
-        if isinstance(command, (Reset, Load, Unload)):
-            self._start(None)
+        if isinstance(command, (Reset, Load, Unload)) and not getattr(command, "keep_entities", False):
+            self._start(None)  # else what stays was made before
         if not isinstance(command, Unload):
             self._since.append(command)
         self._shorten()
