@@ -24,7 +24,7 @@ from tf2_msgs.msg import TFMessage
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.rigid import exp
-from mirage_ros.loop.base import BASE_FROM_OPTICAL, LiveBase, LiveBaseConfig, live_base_under
+from mirage_ros.loop import BASE_FROM_OPTICAL, LiveBase, LiveBaseConfig, live_base_under
 from mirage_ros.protocol import SECOND_NS
 from mirage_ros.recording.topics import SURFACE_POINT, cloud_fields
 from mirage_ros.ros.messages import message_of, pose_from_ros, stamp_from_ros, stamp_to_ros, transform_from_ros

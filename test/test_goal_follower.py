@@ -16,7 +16,7 @@ import pytest
 
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.loop.base import Footprint, LiveBase, live_base_under
+from mirage_ros.loop import Footprint, LiveBase, live_base_under
 from mirage_ros.loop.drive import clearances_m
 from mirage_ros.world.cycle import Cycle
 from mirage_ros.world.sensors import MapConfig, floor_plan

@@ -13,7 +13,7 @@ from mirage_ros.apps import loop as figures
 from mirage_ros.data.seeds import Seed, level_camera_pose
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.loop.base import BasePose, Command, Footprint, base_under, distances_m
+from mirage_ros.loop import BasePose, Command, Footprint, base_under, distances_m
 from mirage_ros.loop.drive import (
     DriveConfig,
     GeneratedWorld,

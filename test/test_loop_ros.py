@@ -19,7 +19,7 @@ from rosgraph_msgs.msg import Clock
 
 from mirage_ros.apps.loop import LoopConfig, base_arguments, node_arguments, policy_arguments, run_loop
 from mirage_ros.errors import MirageError
-from mirage_ros.loop.base import BasePose, Command
+from mirage_ros.loop import BasePose, Command
 from mirage_ros.loop.drive import DriveConfig
 from mirage_ros.machine import Children, mirage_command, private_environment
 from mirage_ros.ros.base_node import LATCHED, BaseConfig, Motion

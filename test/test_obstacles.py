@@ -9,7 +9,7 @@ import pytest
 
 from mirage_ros.data.seeds import level_camera_pose
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.loop.base import BasePose
+from mirage_ros.loop import BasePose
 from mirage_ros.loop.wander import MapConfig, ObstacleMap
 
 SIZE = (64, 80)

@@ -21,7 +21,7 @@ from mirage_ros.data.meshes import Spawnables, load, shape
 from mirage_ros.data.seeds import Seed
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.loop.base import BasePose, Command, Footprint, LiveBase, LiveBaseConfig, Obstacles
+from mirage_ros.loop import BasePose, Command, Footprint, LiveBase, LiveBaseConfig, Obstacles
 from mirage_ros.protocol import SECOND_NS, Move, Spawn
 from mirage_ros.recording.topics import BY_NAME, CONTACTS, OBSTACLES, SURFACE_POINT, FrameIds
 from mirage_ros.ros import parameters

@@ -19,7 +19,7 @@ from mirage_ros.data.meshes import shape
 from mirage_ros.evaluation.bench_sensors import Place, Truth, begin
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.rigid import exp_rotation
-from mirage_ros.loop.base import Footprint, LiveBase, LiveBaseConfig, Obstacles, live_base_under
+from mirage_ros.loop import Footprint, LiveBase, LiveBaseConfig, Obstacles, live_base_under
 from mirage_ros.physics import Mujoco
 from mirage_ros.protocol import SECOND_NS, WorldModel
 from mirage_ros.world.collision import ABOVE_M, obstacles, unyielding

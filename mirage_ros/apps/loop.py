@@ -18,7 +18,7 @@ from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.files import share_path, write_json
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.loop.base import Footprint
+from mirage_ros.loop import Footprint
 from mirage_ros.loop.drive import DriveConfig, Trace, compare, drive, trace_figures
 from mirage_ros.machine import Children, mirage_command, private_environment
 from mirage_ros.recording.drawing import (

@@ -220,7 +220,7 @@ def loop(arguments: argparse.Namespace) -> int:
 
 
 def base(arguments: argparse.Namespace) -> int:
-    from mirage_ros.loop.base import LiveBaseConfig
+    from mirage_ros.loop import LiveBaseConfig
     from mirage_ros.ros.base_node import BaseConfig
     from mirage_ros.ros.loop_nodes import run_base
 
@@ -250,7 +250,7 @@ def base(arguments: argparse.Namespace) -> int:
 
 
 def wander(arguments: argparse.Namespace) -> int:
-    from mirage_ros.loop.base import Footprint
+    from mirage_ros.loop import Footprint
     from mirage_ros.loop.wander import WanderConfig
     from mirage_ros.ros.loop_nodes import WanderNodeConfig, run_wander
 
@@ -282,7 +282,7 @@ def teleop(arguments: argparse.Namespace) -> int:
 def drive(arguments: argparse.Namespace, node_command: Sequence[str] = ()) -> int:
     """Args: node_command: what runs the node, in place of `mirage node`."""
     from mirage_ros.data.seeds import load_seed
-    from mirage_ros.loop.base import live_base_under
+    from mirage_ros.loop import live_base_under
     from mirage_ros.loop.teleop import check_terminal
     from mirage_ros.machine import Children, child_environment, mirage_command
     from mirage_ros.ros.driving import TeleopConfig, run_teleop

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from mirage_ros.data.seeds import Seed
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.loop.base import BasePose, Command, Footprint, base_under, distances_m
+from mirage_ros.loop import BasePose, Command, Footprint, base_under, distances_m
 from mirage_ros.loop.wander import WanderConfig, Wanderer
 from mirage_ros.protocol import Frame, Points
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.rigid import inverse
-from mirage_ros.loop.base import STILL, BasePose, Command, Footprint, distances_m
+from mirage_ros.loop import STILL, BasePose, Command, Footprint, distances_m
 
 NEAREST_M = 0.05
 AXIS_BITS = 20

@@ -30,7 +30,7 @@ from sensor_msgs.msg import PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.errors import MirageError
-from mirage_ros.loop.base import (
+from mirage_ros.loop import (
     BasePose,
     Command,
     Footprint,

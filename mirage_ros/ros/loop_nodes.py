@@ -33,7 +33,7 @@ from tf2_msgs.msg import TFMessage
 
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
-from mirage_ros.loop.base import BasePose, Command, Footprint
+from mirage_ros.loop import BasePose, Command, Footprint
 from mirage_ros.loop.drive import Snap, Trace, clearances_m
 from mirage_ros.loop.wander import WanderConfig, Wanderer
 from mirage_ros.recording.topics import BY_NAME, DEPTH, DEPTH_INFO, PARTS, POINTS, TF, TF_STATIC
