@@ -15,8 +15,8 @@ from test_worker import PERIOD, seed, step
 from mirage_ros.data.seeds import Seed, level_camera_pose, load_seed
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import SeedWarning
+from mirage_ros.ros import NodeConfig
 from mirage_ros.ros.cameras import worker_config
-from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.worker import (
     MOST_BYTES,
     MOST_COMMANDS,

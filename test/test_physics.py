@@ -24,8 +24,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.loop import BasePose, Command, Footprint, LiveBase, LiveBaseConfig, Obstacles
 from mirage_ros.protocol import SECOND_NS, Move, Spawn
 from mirage_ros.recording.topics import BY_NAME, CONTACTS, OBSTACLES, SURFACE_POINT, FrameIds
-from mirage_ros.ros import parameters
-from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros import NodeConfig, parameters
 from mirage_ros.ros.messages import pose_from_ros, pose_to_ros
 from mirage_ros.ros.worker import ChangeEntities, Planned, Reset, Step, WorkerConfig
 from mirage_ros.ros.worker.engine import Engine

@@ -13,8 +13,7 @@ from tf2_msgs.msg import TFMessage
 from transforms3d.euler import euler2mat
 
 from mirage_ros.errors import MirageError
-from mirage_ros.ros import plan_intake
-from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros import NodeConfig, plan_intake
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.messages import pose_to_ros, stamp_to_ros, transform_to_ros
 from mirage_ros.ros.plan import Missing, Plan, PlanConfig

@@ -22,8 +22,8 @@ from tf2_msgs.msg import TFMessage
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.recording.formats import recover
+from mirage_ros.ros import CameraOutput
 from mirage_ros.ros.callbacks import defer
-from mirage_ros.ros.config import CameraOutput
 from mirage_ros.ros.image_messages import depth_to_ros, mask_to_ros, picture_to_ros
 from mirage_ros.ros.messages import camera_info_to_ros, transform_to_ros
 from mirage_ros.ros.playback import FrameAssembler

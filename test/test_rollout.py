@@ -15,9 +15,9 @@ from mirage_ros.data.seeds import Seed, level_camera_pose
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Frame
+from mirage_ros.ros import NodeConfig
 from mirage_ros.ros.chunk_timing import Pacing
 from mirage_ros.ros.chunks import IN_FLIGHT, Rollout
-from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.inputs import SeedInput
 from mirage_ros.ros.messages import stamp_to_ros
 from mirage_ros.ros.plan import Plan, PlanConfig

@@ -25,9 +25,8 @@ from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.protocol import FREE, OCCUPIED, UNKNOWN, FloorPlan, ImuSample
 from mirage_ros.recording.topics import BY_NAME, LIDAR, RING_POINT, SCAN, FrameIds
-from mirage_ros.ros import parameters
+from mirage_ros.ros import NodeConfig, parameters
 from mirage_ros.ros.cameras import lidar_config
-from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.messages import stamp_from_ros, transform_from_ros
 from mirage_ros.ros.worker import Reset, Survey, WorkerConfig
 from mirage_ros.ros.worker import engine as engines

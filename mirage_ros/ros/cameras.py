@@ -14,7 +14,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, open_file, share_path, user_path
 from mirage_ros.geometry.rigid import from_quaternion, log_rotation
 from mirage_ros.protocol import SECOND_NS
-from mirage_ros.ros.config import CameraOutput, NodeConfig
+from mirage_ros.ros import CameraOutput, NodeConfig
 from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker import Planned, View, WorkerConfig

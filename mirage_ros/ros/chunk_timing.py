@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import SECOND_NS
-from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros import NodeConfig
 from mirage_ros.ros.plan import Mark, Missing, Plan, Planned
 from mirage_ros.ros.tracks import TransformError
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mirage_ros.errors import MirageError
-from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros import NodeConfig
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.plan import FrameSource, Mark, Plan, Planned, Timing
 from mirage_ros.ros.worker import (

@@ -18,11 +18,10 @@ from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.errors import MirageError
-from mirage_ros.ros import parameters
+from mirage_ros.ros import NodeConfig, parameters
 from mirage_ros.ros.callbacks import Endpoints, GuardedNode
 from mirage_ros.ros.cameras import mounted, read_rig, single_camera, worker_config
 from mirage_ros.ros.chunks import Rollout
-from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.inputs import KINDS, PROMPT, EntityCommands, LiveSeeds, Observations, PromptInput
 from mirage_ros.ros.lifecycle import LifeCycle, Requests, SessionLife

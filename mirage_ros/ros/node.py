@@ -23,7 +23,7 @@ from mirage_ros.machine import repair_soon
 
 if TYPE_CHECKING:
     from mirage_ros.protocol import WorldModel
-    from mirage_ros.ros.config import NodeConfig
+    from mirage_ros.ros import NodeConfig
     from mirage_ros.ros.mirage_node import MirageNode, ModelFactory
 
 PRELOAD = ("mirage_ros.models",)

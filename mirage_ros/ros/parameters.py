@@ -18,8 +18,8 @@ from rclpy.parameter import Parameter
 
 from mirage_ros.errors import MirageError
 from mirage_ros.physics import check_installed
+from mirage_ros.ros import NodeConfig
 from mirage_ros.ros.cameras import lidar_config, map_config, scan_config
-from mirage_ros.ros.config import NodeConfig
 from mirage_ros.world.entities import PHYSICS
 
 

@@ -12,7 +12,7 @@ from transforms3d.quaternions import mat2quat
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.rigid import advance, from_rows
 from mirage_ros.protocol import SECOND_NS
-from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros import NodeConfig
 from mirage_ros.ros.tracks import Track, TransformError, Transforms
 from mirage_ros.ros.worker import Planned
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import SECOND_NS
-from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros import NodeConfig
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.plan import Plan
 from mirage_ros.ros.tf import StampedPoses, Untimed, path_from_bytes, transforms_from_bytes

@@ -15,10 +15,10 @@ from jaxtyping import Float
 
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import SECOND_NS, FloorPlan, Frame, Points
+from mirage_ros.ros import NodeConfig
 from mirage_ros.ros.cameras import CameraStates, plan_config
 from mirage_ros.ros.chunk_timing import Pacing, PriorityRollout, Stepper
 from mirage_ros.ros.chunks import Delivery, FrameQueue, Item, Rollout, Then
-from mirage_ros.ros.config import NodeConfig
 from mirage_ros.ros.diagnostics import Figures, Health
 from mirage_ros.ros.plan import Plan
 from mirage_ros.ros.tracks import Transforms

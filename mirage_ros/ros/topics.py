@@ -22,9 +22,9 @@ from mirage_ros.msg import RolloutStatus
 from mirage_ros.protocol import FloorPlan, Frame, Points
 from mirage_ros.recording import topics
 from mirage_ros.recording.topics import BY_NAME, TOPICS, FrameIds, Topic
+from mirage_ros.ros import CameraOutput, NodeConfig
 from mirage_ros.ros.callbacks import LazyPublisher
 from mirage_ros.ros.cameras import imu_config
-from mirage_ros.ros.config import CameraOutput, NodeConfig
 from mirage_ros.ros.image_messages import (
     compressed_depth_to_ros,
     compressed_picture_to_ros,

@@ -12,7 +12,7 @@ from mirage_ros.data.seeds import MissingSeed, find_seed, level_camera_pose, shi
 from mirage_ros.errors import MirageError
 from mirage_ros.files import WORLD, header_of_world, user_path, world_file
 from mirage_ros.protocol import Chunk
-from mirage_ros.ros.config import NodeConfig
+from mirage_ros.ros import NodeConfig
 from mirage_ros.ros.worker import Load, Reset, SeedName
 
 SEED, SAVED = "seed", "saved"

@@ -23,8 +23,8 @@ from mirage_ros.recording import Background
 from mirage_ros.recording.episodes import partials_of
 from mirage_ros.recording.formats import guess_format
 from mirage_ros.recording.topics import PICTURES, TF
+from mirage_ros.ros import CameraOutput
 from mirage_ros.ros.callbacks import Deferred, Endpoints
-from mirage_ros.ros.config import CameraOutput
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.messages import message_class
 from mirage_ros.ros.recorder import (
