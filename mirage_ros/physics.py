@@ -302,9 +302,14 @@ def _print(patches: Patches, entities: Entities, name: str, stamp_ns: int) -> in
 
 
 def _inside(entities: Entities, camera_m: np.ndarray, stamp_ns: int, moving: Sequence[str]) -> bool:
-    """Whether the robot stands in a body that moves, which it would throw away."""
-    boxes = (body.state.box_at(stamp_ns) for body in entities if body.state.name in moving)
-    return any((low[:2] < camera_m[:2]).all() and (camera_m[:2] < high[:2]).all() and low[2] < camera_m[2] for low, high in boxes)
+    """Whether the robot's middle stands in a body that moves, which it would throw away; along the body's own axes."""
+    for body in entities:
+        pose, (low, high) = body.state.pose_at(stamp_ns), body.state.bounds_m
+        middle_m = (pose[:3, :3] @ ((low + high) / 2) + pose[:3, 3])[2]
+        place = pose[:3, :3].T @ (np.append(camera_m[:2], min(middle_m, camera_m[2])) - pose[:3, 3])
+        if body.state.name in moving and (low < place).all() and (place < high).all():
+            return True
+    return False
 
 
 def _settled(state: EntityState, after: tuple, print_of: int, span: tuple[int, int]) -> EntityState:

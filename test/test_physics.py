@@ -163,6 +163,22 @@ def test_a_robot_pushes_a_box_and_one_without_a_body_does_not():
         assert pose_of(world)[2, 3] == pytest.approx(0.2, abs=0.03)
 
 
+def test_a_robot_pushes_a_box_that_stands_askew():
+    """Its middle comes into the box's box along the world's axes, never into the box."""
+    world = world_of()
+    turned = at(0.2, 0.0, 0.21)
+    turned[:2, :2] = np.array([[1, -1], [1, 1]]) / np.sqrt(2)
+    world.change_entities(lambda there, stamp_ns: there.spawned("box", shape(BOX), turned, stamp_ns))
+    camera, steps = seen()[1], 40
+    poses = np.repeat(camera.world_from_camera[None], steps, 0)
+    # Along a diagonal, at right angles to a side.
+    poses[:, :2, 3] = np.array([0.2, 0.0]) - (1.2 - np.linspace(0, 1.2, steps))[:, None] / np.sqrt(2)
+    for _ in world.rollout(Camera(camera.intrinsics, poses, SIZE), 10 * SECOND_NS + PERIOD * np.arange(1, steps + 1)):
+        pass
+    moved = pose_of(world)[:2, 3] - [0.2, 0.0]
+    assert np.linalg.norm(moved) == pytest.approx(0.4, abs=0.06) and moved.min() > 0.2
+
+
 def test_a_driven_body_stops_at_what_stands_there():
     world = world_of()
     spawn(world, "car", at(0.0, 0.0, 0.21))
