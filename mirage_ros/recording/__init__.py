@@ -17,12 +17,14 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from mirage_ros.errors import MirageError
-from mirage_ros.protocol import Frame
+
+if TYPE_CHECKING:  # `mirage --help` names the formats, and has to be quick
+    import numpy as np
+
+    from mirage_ros.protocol import Frame
 
 FORMATS = ("lerobot", "mcap", "video", "png", "exr")
 """What can be recorded, by name; formats.py says how."""
@@ -276,6 +278,8 @@ class QueuedRecorder:
 
     def add(self, frame: Frame, values: Mapping[str, np.ndarray] = NOTHING) -> None:
         """Appends a frame; blocks while the queue is full."""
+        import numpy as np
+
         kept = {name: np.array(value) for name, value in values.items()}
         self._put(lambda: self._add(frame, kept))
         self.frames += 1
