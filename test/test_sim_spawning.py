@@ -249,8 +249,10 @@ def test_bodies_and_their_motion_outlive_the_worker(sim, folder, look):
     _, before = look(2)
     os.kill(worker_pid(sim), signal.SIGKILL)
     _, after = look(2)
-    assert set(np.unique(before)) == set(np.unique(after)) == {0, 1} and names(sim) == ["camera", "box"]
+    number = before.max()
+    assert number and set(np.unique(before)) == set(np.unique(after)) == {0, number}
+    assert names(sim) == ["camera", "box"]
     place = pose_from_ros(entity_state(sim, "box").state.pose)[:3, 3]
     np.testing.assert_allclose(place, ahead(folder, 1.4)[:3, 3] + [0, 0, 0.5 * 4 * PERIOD / 1e9], atol=1e-6)
     assert spawn(sim, "next").result.result == OK
-    assert set(np.unique(look()[1])) <= {0, 1, 3}, "numbers go on where they were"
+    assert set(np.unique(look()[1])) <= {0, number, number + 2}, "numbers go on where they were"

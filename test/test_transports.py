@@ -29,7 +29,7 @@ from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Frame
-from mirage_ros.recording.topics import BY_NAME, MAP, TOPICS, FrameIds
+from mirage_ros.recording.topics import BY_NAME, CONTACTS, MAP, OBSTACLES, TOPICS, FrameIds
 from mirage_ros.ros.doctor import GraphWatch
 from mirage_ros.ros.image_messages import (
     compressed_depth_to_ros,
@@ -262,8 +262,9 @@ def test_the_doctor_has_nothing_made_on_demand(talker):
     executor.shutdown()
     node.destroy_node()
     talker.spin(lambda: talker.last["color/camera_info"])
-    # The talker has no world, and so no map.
-    assert not any(talker.last[topic.name] for topic in TOPICS if topic.on_demand and topic.name != MAP)
+    # The talker has no world, and so no map and nothing to touch.
+    of_worlds = {MAP, CONTACTS, OBSTACLES}
+    assert not any(talker.last[topic.name] for topic in TOPICS if topic.on_demand and topic.name not in of_worlds)
     start = talker.last["frames"]
     talker.spin(lambda: talker.last["frames"] > start + 2 and not gained(talker))
 
