@@ -11,7 +11,7 @@ import pytest
 from make_seed import write_seed
 from plans import PERIOD, START, expect_the_plan, sideways, stamps
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from ros_client import PICTURES, RENDERED, TESTS, Client, NodeProcess, make_path
+from ros_client import PICTURES, RENDERED, TESTS, Client, NodeProcess, end, make_path
 from sensor_msgs.msg import CameraInfo, Image
 from simulation_interfaces.srv import GetNamedPoses
 from tf2_msgs.msg import TFMessage
@@ -370,6 +370,5 @@ def test_a_second_node_of_the_name_or_the_pictures_is_told(client, process, word
         assert levels() == {level}
         assert process.text().count(told) == before + 1
     finally:
-        other.terminate()
-        other.wait()
+        end(other)
     client.spin(settled, patience_s=20)
