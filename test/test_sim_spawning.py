@@ -235,6 +235,11 @@ def test_bodies_are_driven_by_their_cmd_vel_until_it_ends(sim, folder):
     assert math.atan2(turned[1, 0], turned[0, 0]) == pytest.approx(0.5, abs=1e-6)
     np.testing.assert_allclose(place("still"), begun, atol=1e-6)
     assert moving("one").linear == Vector3(), "it stands still when nobody drives it any more"
+    other = sim.node.create_publisher(TwistStamped, "entities/still/cmd_vel", 10)
+    sim.spin(other.get_subscription_count)
+    sim.node.destroy_publisher(other)
+    other = sim.node.create_publisher(Twist, "entities/still/cmd_vel", 10)
+    sim.spin(other.get_subscription_count)  # at once, in the other type
     assert sim.ask(srv.DeleteEntity, "delete_entity", entity="one").result.result == OK
     sim.spin(lambda: plain.get_subscription_count() == 0)
 

@@ -44,6 +44,7 @@ from mirage_ros.recording.topics import OBSTACLES
 from mirage_ros.ros.messages import (
     COMMAND_TYPES,
     SECOND_NS,
+    command_publishers,
     pose_to_ros,
     stamp_from_ros,
     stamp_to_ros,
@@ -356,9 +357,8 @@ class LiveBaseNode(_Base):
 
     def _watch(self) -> None:
         """Changes over to the type that is published; says which is heeded where both are."""
-        found = self.get_publishers_info_by_topic(self.resolve_topic_name("cmd_vel"))
-        publishers = {name: [info.node_name for info in found if info.topic_type == name] for name in COMMAND_TYPES}
-        published = [name for name, nodes in publishers.items() if nodes]
+        publishers = command_publishers(self, self.resolve_topic_name("cmd_vel"))
+        published = list(publishers)
         if len(published) > 1:
             (other,) = (name for name in published if name != self._heard)
             self._say_once(

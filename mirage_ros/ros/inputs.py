@@ -23,7 +23,7 @@ from mirage_ros.data.seeds import Seed
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import SECOND_NS, Move
 from mirage_ros.ros.image_messages import depth_from_ros, picture_from_ros
-from mirage_ros.ros.messages import COMMAND_TYPES, camera_from_ros, stamp_from_ros, twist_from_ros
+from mirage_ros.ros.messages import COMMAND_TYPES, camera_from_ros, command_publishers, stamp_from_ros, twist_from_ros
 from mirage_ros.ros.session import Session
 from mirage_ros.ros.tracks import TransformError
 from mirage_ros.ros.worker import ChangeEntities, Done, Failed, Observe, Prompt
@@ -334,28 +334,24 @@ class EntityCommands:
 
     def __init__(self, session: Session, node: Node) -> None:
         self._session, self._node = session, node
-        self._heard: dict[str, Subscription] = {}
+        self._heard: dict[str, tuple[str, Subscription]] = {}
         self._waiting: dict[str, Twist] = {}
         self._at_work = False
 
     def look_around(self) -> None:
-        """Subscribes to what is published now, and leaves what is not, or whose body is gone."""
+        """Subscribes to what is published now, in the type that it is, and leaves what is not, or whose body is gone."""
         bodies = self._session.bodies if self._session.has_world else {}
         if not bodies and not self._heard:
             return
-        known = dict(self._node.get_topic_names_and_types())
-        published = {}
-        for name in bodies:
-            topic = self._node.resolve_topic_name(f"{ENTITIES}/{name}/cmd_vel")
-            kinds = [kind for kind in known.get(topic, ()) if kind in COMMAND_TYPES]
-            if kinds and self._node.count_publishers(topic):
-                published[name] = topic, COMMAND_TYPES[kinds[0]]
-        for name in self._heard.keys() - published.keys():
-            self._node.destroy_subscription(self._heard.pop(name))
-        for name in published.keys() - self._heard.keys():
-            topic, kind = published[name]
-            on_message = functools.partial(self._on_twist if kind is Twist else self._on_stamped, name)
-            self._heard[name] = self._node.create_subscription(kind, topic, on_message, 10)
+        known = {topic for topic, _ in self._node.get_topic_names_and_types()}
+        topics = {name: self._node.resolve_topic_name(f"{ENTITIES}/{name}/cmd_vel") for name in bodies}
+        published = {name: command_publishers(self._node, topic) for name, topic in topics.items() if topic in known}
+        for name in [name for name, (kind, _) in self._heard.items() if kind not in published.get(name, ())]:
+            self._node.destroy_subscription(self._heard.pop(name)[1])
+        for name in [name for name, kinds in published.items() if kinds and name not in self._heard]:
+            kind = next(iter(published[name]))
+            on_message = functools.partial(self._on_twist if COMMAND_TYPES[kind] is Twist else self._on_stamped, name)
+            self._heard[name] = kind, self._node.create_subscription(COMMAND_TYPES[kind], topics[name], on_message, 10)
 
     def _on_stamped(self, name: str, message: TwistStamped) -> None:
         self._on_twist(name, message.twist)

@@ -15,6 +15,7 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Pose, Quaternion, TransformStamped, Twist, TwistStamped, Vector3
 from jaxtyping import Float, Int, UInt8
+from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, PointCloud2
 
 from mirage_ros.errors import MirageError
@@ -161,6 +162,13 @@ def twist_to_ros(linear: Float[np.ndarray, "3"], angular: Float[np.ndarray, "3"]
 def twist_from_ros(message: Twist) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
     """Linear (m/s) and angular (rad/s) velocity, NaN as it comes."""
     return tuple(np.array((v.x, v.y, v.z), np.float64) for v in (message.linear, message.angular))
+
+
+def command_publishers(node: Node, topic: str) -> dict[str, list[str]]:
+    """Names of the nodes that publish velocities on a topic, by type; a type that nobody publishes is left out."""
+    found = node.get_publishers_info_by_topic(topic)
+    publishers = {name: [info.node_name for info in found if info.topic_type == name] for name in COMMAND_TYPES}
+    return {name: nodes for name, nodes in publishers.items() if nodes}
 
 
 def parts_from_ros(message: TransformStamped) -> tuple[np.ndarray, np.ndarray]:
