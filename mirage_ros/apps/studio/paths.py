@@ -88,7 +88,7 @@ class PathPanel:
     def build(self) -> None:
         gui = self._server.gui
         with gui.add_folder("Path", expand_by_default=False):
-            self._told = gui.add_markdown(NONE_YET)
+            self._summary = gui.add_markdown(NONE_YET)
             self._by_click = gui.add_checkbox("Draw by clicking", False,
                                               hint="Click on the floor in the 3D view: each click is one more keyframe.")  # fmt: skip
             self._by_click.on_update(self._listen)
@@ -149,7 +149,7 @@ class PathPanel:
     def _draw(self, keyframes: list[np.ndarray]) -> None:
         self.keyframes, count = keyframes, len(keyframes)
         self._clicked = {number for number in self._clicked if number < count}
-        self._told.content = f"{count} keyframes." if count else NONE_YET
+        self._summary.content = f"{count} keyframes." if count else NONE_YET
         for handle in self._drawn:
             handle.remove()
         scene = self._server.scene
