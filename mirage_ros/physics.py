@@ -287,7 +287,7 @@ def _among(patches: Patches, boxes: Sequence[tuple[np.ndarray, np.ndarray]]) -> 
     kept = np.zeros(len(middles), bool)
     for low, high in boxes:
         kept |= ((middles >= low) & (middles <= high)).all(1)
-    return Patches(*(field[kept] for field in patches))
+    return patches.of(kept)
 
 
 def _print(patches: Patches, entities: Entities, name: str, stamp_ns: int) -> int:

@@ -90,7 +90,7 @@ class SurfacePoints:
     """Points where bodies touch, or that may stop one.
 
     Attributes:
-        normals: away from the surface; 0 where that is not told.
+        normals: away from the surface; 0 where that is not known.
         bodies: the number of the entity that touches; 0 is the robot.
         labels: of the entity whose surface it is; 0 is the world.
     """
@@ -99,6 +99,10 @@ class SurfacePoints:
     normals: Float32[np.ndarray, "n 3"]
     bodies: Int32[np.ndarray, "n"]
     labels: Int32[np.ndarray, "n"]
+
+    def of(self, chosen: np.ndarray) -> SurfacePoints:
+        """Some of the points, by mask or by index."""
+        return SurfacePoints(*(values[chosen] for values in (self.points_m, self.normals, self.bodies, self.labels)))
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,10 @@ class Patches(NamedTuple):
     corners_m: Float32[np.ndarray, "n 4 3"]
     normals: Float32[np.ndarray, "n 3"]
     real: Bool[np.ndarray, "n"]
+
+    def of(self, chosen: np.ndarray) -> Patches:
+        """Some of the pieces, by mask or by index."""
+        return Patches(*(values[chosen] for values in self))
 
 
 __all__ = ["Chunk", "Frame", "Perception", "Readout", "WorldModel"]

@@ -7,6 +7,7 @@ Those of real pictures give way to views of real pictures alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,7 @@ from mirage_ros.world.entities import STATIC, Entities, Mesh, RobotBody
 FREE_MARGIN = 0.03
 """Share of its depth by which a point lies before what a view showed to be seen free."""
 REACH_M = 3.0
-"""Obstacles are told so far around a robot."""
+"""Obstacles are reported so far around a robot."""
 ABOVE_M = 0.05
 """A robot is so much higher than its camera."""
 HEADROOM_M = 0.5
@@ -35,7 +36,7 @@ TOUCH_M = 0.02
 STUCK_M = 0.04
 """A robot does not go farther into what it pushes."""
 APART_M = 0.1
-"""Contacts of one pair are told so far apart."""
+"""Contacts of one pair are reported so far apart."""
 THICK_M = 0.04
 """Pieces of surface are boxes so deep."""
 LEVEL, LAYER_M, CELL_M, CLOSED_CELLS = 0.95, 0.06, 0.05, 2
@@ -85,7 +86,7 @@ def solid(
     by_any = free_space.seen_free(points, FREE_MARGIN).reshape(-1, len(WITHIN))
     free = np.where(found.real[:, None], by_real, by_any)
     kept = 2 * free.sum(1) < len(WITHIN)
-    return Patches(*(field[kept] for field in found))
+    return found.of(kept)
 
 
 def _within(corners_m: Float[np.ndarray, "n 4 3"], places: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, "n k 3"]:
@@ -143,17 +144,13 @@ def boxes_of(patches: Patches) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]
     heights = patches.corners_m[:, :, 2].mean(1)
     for low_m, high_m in _layers(heights[level]):
         layer = level & (heights >= low_m) & (heights <= high_m)
-        top_m, (origin, cells) = float(np.median(heights[layer])), _cells(_of(patches, layer))
+        top_m, (origin, cells) = float(np.median(heights[layer])), _cells(patches.of(layer))
         found += _slabs(origin, cells, top_m)
         spots = np.floor((patches.corners_m[:, :, :2].mean(1) - origin) / CELL_M).astype(int)
         there = ((spots >= 0) & (spots < cells.shape)).all(1)
         there[there] = cells[tuple(spots[there].T)]
         under |= there & (np.abs(heights - top_m) < LAYER_M)
-    return found + [_box(*one) for one in zip(*_of(patches, ~level & ~under)[:2], strict=True)]
-
-
-def _of(patches: Patches, chosen: np.ndarray) -> Patches:
-    return Patches(*(field[chosen] for field in patches))
+    return found + [_box(*one) for one in zip(*patches.of(~level & ~under)[:2], strict=True)]
 
 
 def _layers(heights: np.ndarray) -> list[tuple[float, float]]:
@@ -257,8 +254,7 @@ def unyielding(found: SurfacePoints, entities: Entities, camera_m: Float[np.ndar
     far = np.linalg.norm(found.points_m[:, :2] - camera_m[:2], axis=1)
     stuck = set(np.unique(found.labels[far < body.radius_m - STUCK_M]).tolist())
     stays = [one.state.number for one in entities if one.state.category == STATIC or one.state.number in stuck]
-    kept = np.isin(found.labels, [0, *stays])
-    return SurfacePoints(*(getattr(found, field)[kept] for field in ("points_m", "normals", "bodies", "labels")))
+    return found.of(np.isin(found.labels, [0, *stays]))
 
 
 def touched(found: SurfacePoints, camera_m: Float[np.ndarray, "3"], body: RobotBody) -> SurfacePoints:
@@ -272,4 +268,4 @@ def touched(found: SurfacePoints, camera_m: Float[np.ndarray, "3"], body: RobotB
     _, first = np.unique(np.column_stack([cells, found.labels[near]]), axis=0, return_index=True)
     near = near[np.sort(first)]
     normals = np.column_stack([away[near] / np.maximum(far[near], 1e-9)[:, None], np.zeros(len(near))])
-    return SurfacePoints(found.points_m[near], normals.astype(np.float32), found.bodies[near], found.labels[near])
+    return replace(found.of(near), normals=normals.astype(np.float32))

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int32, UInt8
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import check_pose
-from mirage_ros.geometry.rigid import exp, exp_rotation, log_rotation, orthonormal
+from mirage_ros.geometry.rigid import advance, exp, exp_rotation, orthonormal
 from mirage_ros.protocol import SECOND_NS
 
 MOST_TRIANGLES = 200_000
@@ -170,11 +170,7 @@ class Track:
         if index == 0 or index == len(self.stamps_ns) or stamp_ns == self.stamps_ns[index]:
             return self.poses[min(index, len(self.poses) - 1)]
         (begin_ns, end_ns), (one, other) = self.stamps_ns[index - 1 : index + 1], self.poses[index - 1 : index + 1]
-        share = (stamp_ns - begin_ns) / (end_ns - begin_ns)
-        pose = one.copy()
-        pose[:3, 3] += share * (other[:3, 3] - one[:3, 3])
-        pose[:3, :3] = exp_rotation(share * log_rotation(other[:3, :3] @ one[:3, :3].T)) @ one[:3, :3]
-        return pose
+        return advance(one, other, (stamp_ns - end_ns) / (end_ns - begin_ns))
 
 
 @dataclass(frozen=True, eq=False)

@@ -157,14 +157,18 @@ def lacking(memory: LatentMemory, cells: Camera) -> Bool[np.ndarray, "f h w"]:
     return ~(memory.shows_real(shown) & (shown.log_scale <= REWRITE_LOG_SCALE))
 
 
+def _around(cells: np.ndarray, outside: float | bool) -> np.ndarray:
+    """Each cell (h, w) with those around it (h, w, 3, 3); beyond the picture's edge is `outside`."""
+    return np.lib.stride_tricks.sliding_window_view(np.pad(cells, 1, constant_values=outside), (3, 3))
+
+
 def contradicted(
     memory: LatentMemory, camera: Camera, depth_m: Float[np.ndarray, "h w"], clearly: bool = False
 ) -> Bool[np.ndarray, "n"]:
     """The tokens that lie at or before a depth measured at latent size, in view; or those `clearly` before it, and
     before what was measured in the cells around: poses are a little off, and edges would be nibbled at."""
     if clearly:
-        padded = np.pad(np.where(np.isnan(depth_m), -np.inf, depth_m), 1, constant_values=-np.inf)
-        depth_m = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).min((-2, -1))
+        depth_m = _around(np.where(np.isnan(depth_m), -np.inf, depth_m), -np.inf).min((-2, -1))
     k = camera.intrinsics
     pinhole = np.array([k[0, 0], k[1, 1], k[0, 2], k[1, 2]])
     points, widths = memory.positions_m, memory.footprints_m
@@ -234,7 +238,7 @@ def kept_up(
     if not agreed.any() and new.sum() <= LEAST_NEW * max(int(np.isfinite(depth).sum()), 1):
         return state, ((0, 0), sightings)
     # The cells around what has changed lie half on it.
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(agreed, 1), (3, 3)).any((-2, -1)) & np.isfinite(depth)
+    around = _around(agreed, False).any((-2, -1)) & np.isfinite(depth)
     changed = Changed(new & ~around, around)
     state, counts = _written(model, config, state, rgb, camera, depth_m, stamp_ns, False, changed)
     return state, (counts, sightings)
@@ -248,11 +252,10 @@ def _compared(
     shown = memory.read(Camera.stack([cells]))
     real, known = memory.shows_real(shown)[0], np.isfinite(depth_m)
     slack = TOLERANCE * depth_m + depth_m / cells.intrinsics[0, 0]
-    windows = [np.lib.stride_tricks.sliding_window_view(np.pad(np.where(known, depth_m, fill), 1, constant_values=fill), (3, 3))
-               for fill in (np.inf, -np.inf)]  # fmt: skip
+    nearest, farthest = (_around(np.where(known, depth_m, fill), fill) for fill in (np.inf, -np.inf))
     with np.errstate(invalid="ignore"):
-        nearer = shown.depth_m[0] < windows[0].min((-2, -1)) - slack
-        farther = shown.depth_m[0] > windows[1].max((-2, -1)) + slack
+        nearer = shown.depth_m[0] < nearest.min((-2, -1)) - slack
+        farther = shown.depth_m[0] > farthest.max((-2, -1)) + slack
         other = known & real & (nearer | farther)
         finer = np.abs(shown.depth_m[0] - depth_m) <= slack
     fine = real & ((shown.log_scale[0] <= REWRITE_LOG_SCALE) | ~finer)

@@ -134,7 +134,11 @@ class World:
 
         Frames seen before come back, the rest is imagined. Bad plans raise MirageError.
         """
-        return self.drawn(self.change(lambda state: self.lived(state, *self.cycle.stepped(state, cameras, stamps_ns))))
+        return self.drawn(self.bare_step(cameras, stamps_ns))
+
+    def bare_step(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Chunk:
+        """As `step`, before the entities are drawn; see `drawn`."""
+        return self.change(lambda state: self.lived(state, *self.cycle.stepped(state, cameras, stamps_ns)))
 
     def lived(self, before: WorldState, after: WorldState, chunk: Result, poses: Chunk | None = None) -> tuple[WorldState, Result]:
         """What follows a state, its entities moved on by physics.

@@ -307,9 +307,8 @@ class Walk:
         stamps = np.array([self.world.stamp_ns + PERIOD_NS])
         if isinstance(self.world, Elsewhere):
             return self.world.step(cameras, stamps)
-        world = self.world
-        self._bare = world.change(lambda state: world.lived(state, *world.cycle.stepped(state, cameras, stamps)))
-        return world.drawn(self._bare)
+        self._bare = self.world.bare_step(cameras, stamps)
+        return self.world.drawn(self._bare)
 
     def _draw_again(self) -> None:
         """The picture of the same place with the entities where they are now; a new one where none is kept or all are recorded."""
