@@ -17,9 +17,9 @@ from mirage_ros.machine import repair_soon
 
 # Command -> its module here, whose function `add_COMMAND` adds the command's parser.
 COMMANDS = {
-    "demo": "node", "node": "node", "plan": "node", "record": "record", "recover": "record", "readback": "evaluate",
+    "demo": "node", "node": "node", "plan": "node", "record": "node", "recover": "node", "readback": "evaluate",
     "train": "train", "data": "train", "bench": "evaluate", "evaluate": "evaluate", "doctor": "node", "info": "node",
-    "build": "worlds", "export": "worlds", "generate": "record", "convert": "train", "loop": "loop", "base": "loop",
+    "build": "worlds", "export": "worlds", "generate": "train", "convert": "train", "loop": "loop", "base": "loop",
     "wander": "loop", "drive": "loop", "teleop": "loop", "studio": "loop",
 }  # fmt: skip
 EXIT_ERROR = 2

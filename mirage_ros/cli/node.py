@@ -1,5 +1,5 @@
-"""The node (`mirage node`), a planner for it (`mirage plan`), both and a recorder over DDS (`mirage demo`), and what is
-wrong with the machine and its ROS graph, or installed (`mirage doctor`, `info`).
+"""The node (`mirage node`), a planner and a recorder for it (`mirage plan`, `record`, `recover`), all three over DDS
+(`mirage demo`), and what is wrong with the machine and its ROS graph, or installed (`mirage doctor`, `info`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import signal
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mirage_ros.cli.arguments import (
 )
 from mirage_ros.errors import MirageError
 from mirage_ros.files import user_path
+from mirage_ros.recording import FORMATS
 
 PACKAGES = ("torch", "diffusers", "peft", "numba", "rclpy", "mcap", "mujoco")
 
@@ -240,6 +242,114 @@ def plan(arguments: argparse.Namespace) -> int:
         )
     )
     print(f"The whole plan of {arguments.frames} poses was rendered.")
+    return 0
+
+
+def add_record(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "record",
+        record,
+        "record a running node's topics: MCAP, LeRobot, video or pictures",
+        "examples:\n  mirage record out/walk.mcap                 until Ctrl-C; one file\n"
+        "  mirage record out/walk                      a rosbag2 folder with metadata.yaml\n"
+        "  mirage record out/walk.mcap --frames 72     until 72 whole frames came\n"
+        "  mirage record out/walk.mp4                  a video to look at\n"
+        "  mirage record out/walk --format lerobot     a LeRobot dataset v3.0\n"
+        "  mirage record out/walk --format png         a posed RGB-D folder (exr: exact depth)\n"
+        "  mirage record out/walk.mp4 --ros-args -r /tf:=/bot/tf    of a node with the same remap\n\n"
+        "a recording that was cut off is mended by `mirage recover PATH`.",
+    )
+    parser.add_argument("path", type=user_path, help="the file or folder to write")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="(default: by the ending of the path: .mcap, .mp4, .lerobot, .png, .exr, else mcap)",
+    )
+    parser.add_argument("--frames", type=int, help="end after so many frames")
+    parser.add_argument("--idle", type=float, metavar="S", help="end after so long without frames")
+    parser.add_argument(
+        "--rate", type=float, metavar="HZ", help="frames/s of the plan (default: by its stamps)"
+    )
+    parser.add_argument(
+        "--codec", choices=("h264", "av1"), default="h264", help="of LeRobot's colour video"
+    )
+    add_namespace(parser)
+    parser.add_argument("--json", action="store_true", help="tell progress as lines of JSON")
+    add_ros_arguments(parser, ": give the node's remaps")
+
+
+def add_recover(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "recover",
+        recover,
+        "mend a recording whose writer was killed or whose disk was full",
+        "examples:\n  mirage recover out/walk.mcap    writes the index that is missing\n"
+        "  mirage recover out/dataset      drops half episodes, finishes a LeRobot dataset\n\n"
+        "give the path that was recorded to; everything that had reached the disk is kept.",
+    )
+    parser.add_argument("path", type=user_path, help="the file or folder that was recorded to")
+
+
+def record(arguments: argparse.Namespace) -> int:
+    from mirage_ros.recording.formats import guess_format
+    from mirage_ros.ros.recorder import RecorderConfig, run_recorder
+
+    config = RecorderConfig(
+        path=arguments.path,
+        namespace=arguments.namespace,
+        ros_arguments=tuple(arguments.ros_args),
+        frames=arguments.frames,
+        idle_s=arguments.idle,
+        format=arguments.format or guess_format(arguments.path),
+        rate_hz=arguments.rate,
+        video_codec=arguments.codec,
+    )
+    with closing(_Progress(arguments.frames, arguments.json)) as progress:
+        summary = run_recorder(config, progress.show)
+    if not arguments.json:
+        print(summary)
+    return 0
+
+
+RECORDING = {
+    "listening": "Waiting for the node's topics; Ctrl-C ends the recording.",
+    "ready": "Connected to the node; recording.",
+}
+
+
+class _Progress:
+    """What `mirage record` shows while it runs: a bar for people, lines of JSON for programs."""
+
+    def __init__(self, frames: int | None, as_json: bool) -> None:
+        self.frames, self.as_json, self.bar = frames, as_json, None
+
+    def show(self, event: str, count: int) -> None:
+        if self.as_json:
+            print(json.dumps({"event": event, "count": count}), flush=True)
+        elif event == "frames":
+            self.bar.update(count - self.bar.n)
+        elif self.bar is None:
+            print(RECORDING[event], flush=True)
+            from tqdm import tqdm
+
+            # Only now: before it listens, a recording ends with one line where it cannot begin.
+            self.bar = tqdm(total=self.frames, unit="frame", desc="record")
+        else:
+            with self.bar.external_write_mode():
+                print(RECORDING[event], flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def recover(arguments: argparse.Namespace) -> int:
+    from mirage_ros.recording.formats import recover
+
+    for sentence in recover(arguments.path):
+        print(sentence)
     return 0
 
 
