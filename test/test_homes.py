@@ -20,7 +20,6 @@ from mirage_ros.scenes.homes import make_home
 from mirage_ros.scenes.meshes import Piece, simplified
 from mirage_ros.scenes.paths import CLEARANCE_M
 from mirage_ros.scenes.placing import Layout
-from mirage_ros.scenes.rooms import furnish
 from mirage_ros.scenes.sweethome import make_catalogue
 from mirage_ros.scenes.worlds import HOMES, KINDS
 
@@ -88,7 +87,7 @@ def furniture(tmp_path_factory) -> Catalogue:
 def planned(seed: int, kind: str, furniture: Catalogue) -> Layout:
     """A home's layout, without the cost of compiling it."""
     rng = np.random.default_rng(seed)
-    return make_home(kind, furniture, furnish)(Builder(), MaterialSet(rng, 16), rng)
+    return make_home(kind, furniture)(Builder(), MaterialSet(rng, 16), rng)
 
 
 def furnished(seed: int, kind: str, furniture: Catalogue):

@@ -194,7 +194,7 @@ def test_module_keeps_the_walls(path: Path):
         ("memory/__init__.py", "from mirage_ros.world.world import World"),
         ("models/codec.py", "from mirage_ros.training import train"),
         ("recording/mcap.py", "from sensor_msgs.msg import Image"),
-        ("scenes/rooms.py", "from mirage_ros import ros"),
+        ("scenes/homes.py", "from mirage_ros import ros"),
         ("cli/node.py", "import rclpy"),
         ("env.py", "from mirage_ros.msg import RolloutStatus"),
         ("news.py", "from mirage_ros import errors"),

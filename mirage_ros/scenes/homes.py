@@ -1,8 +1,6 @@
-"""Furnished homes and offices: rooms behind rooms, with the models of a furniture cache."""
+"""Furnished homes and offices: rooms behind rooms, and what each kind of room is furnished with from a cache."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 
@@ -12,6 +10,7 @@ from mirage_ros.scenes.gl import spot, sun
 from mirage_ros.scenes.interiors import WALL_M, door_frame, door_leaf, home_room, window_frame
 from mirage_ros.scenes.pictures import colour
 from mirage_ros.scenes.placing import OPPOSITE, SIDES, Furnisher, Layout, Room, panel, turned
+from mirage_ros.scenes.placing import dining, hang_all, on_floor, rug, stands, stocked, workplace  # fmt: skip
 
 # Smallest and largest (width, depth) in metres.
 SIZES = {
@@ -26,9 +25,8 @@ DOOR_HIGH_M = 2.05
 FACES = 29_000  # in a whole home: what a frame costs
 
 
-def make_home(kind: str, catalogue: Catalogue, furnish: Callable[[Furnisher, Look, Room], None]):
-    """A floor plan in the manner of `layouts.py` whose first room is of the given kind; `furnish` puts in a room
-    what stands and hangs in it (rooms.py)."""
+def make_home(kind: str, catalogue: Catalogue):
+    """A floor plan in the manner of `layouts.py` whose first room is of the given kind."""
 
     def layout(b: Builder, w: MaterialSet, rng) -> Layout:
         b.cell_m = 0.85
@@ -236,3 +234,163 @@ def _lights(rng, rooms: list[Room], sky: bool) -> tuple[np.ndarray, list[dict]]:
         turn = rng.uniform(0, 2 * np.pi)
         lights.append(sun(rng, (np.cos(turn), np.sin(turn), vertical), rng.uniform(0.12, 0.26)))
     return ambient, lights
+
+
+def _living(f: Furnisher, look: Look) -> None:
+    rng, models = f.rng, f.catalogue.models
+    sofa = f.choose("sofa", fits=lambda m: m.size_m[0] < min(f.rect[2], f.rect[3]) - 0.8)
+    got = f.along_wall(sofa, tries=30)
+    if got:
+        placed, side, at = got
+        deep = float(models[placed.index].size_m[1])
+        low = f.beside(f.choose("coffee table"), placed, rng.uniform(-0.1, 0.1), deep / 2 + rng.uniform(0.6, 0.8), 0.0)
+        f.on_top(low, ("thing", "vase", "desk thing", "kitchen thing", "plant", "tv"), int(rng.integers(1, 5)))
+        rug(f, look, *turned(placed.yaw, 0, deep / 2 + 0.6) + [placed.x, placed.y], placed.yaw)
+        wide = float(models[placed.index].size_m[0])
+        for sign in (-1, 1):
+            if rng.random() < 0.5:
+                f.beside(f.choose("lamp", "plant", "bedside table", fits=lambda m: m.size_m[2] > 0.42), placed,
+                         sign * (wide / 2 + rng.uniform(0.3, 0.45)), -deep / 2 + 0.35, 0.0)  # fmt: skip
+        for sign in (-1, 1):
+            if low and rng.random() < 0.6:
+                f.beside(f.choose("armchair"), low, sign * rng.uniform(1.15, 1.5), rng.uniform(0, 0.3),
+                         sign * (np.pi / 2 + rng.uniform(-0.3, 0.3)))  # fmt: skip
+        stand = f.along_wall(f.choose("tv stand", "cabinet"), [OPPOSITE[side]], -at, tries=1)
+        stand = stand or f.along_wall(f.choose("tv stand"), [OPPOSITE[side]])
+        if stand and models[stand[0].index].size_m[2] < 1.1:
+            f.on_top(stand[0], ("tv",), 1, turn=0.0, whole=True)
+            f.on_top(stand[0], ("thing", "vase", "plant"), 2)
+        elif not stand:
+            f.along_wall(f.choose("wall tv"), [OPPOSITE[side]], -at, tries=1, z=rng.uniform(0.9, 1.1))
+    for _ in range(int(rng.integers(2, 6))):
+        kinds = ["bookcase", "cabinet", "piano", "armchair", "plant", "fireplace", "bench", "tv stand", "big thing"]
+        kind = rng.choice(kinds, p=[0.3, 0.16, 0.07, 0.12, 0.15, 0.04, 0.04, 0.06, 0.06])
+        stocked(f, f.choose(str(kind), fits=stands), ("thing", "vase", "plant", "desk thing", "lamp", "toy"))
+    if f.rect[2] * f.rect[3] > 18 and rng.random() < 0.7:
+        dining(f, look)
+
+
+def _bedroom(f: Furnisher, look: Look) -> None:
+    rng, models = f.rng, f.catalogue.models
+    for _ in range(2 if f.rect[2] * f.rect[3] > 15 and rng.random() < 0.2 else 1):
+        got = f.along_wall(f.choose("bed"), tries=40)
+        if not got:
+            continue
+        bed = got[0]
+        wide, deep = (float(v) for v in models[bed.index].size_m[:2])
+        table = f.choose("bedside table")
+        for sign in (-1, 1):
+            if table is not None and rng.random() < 0.85:
+                size = models[table].size_m
+                place = sign * (wide / 2 + size[0] / 2 + rng.uniform(0.03, 0.12))
+                small = f.beside(table, bed, place, -deep / 2 + size[1] / 2, 0.0)
+                f.on_top(small, ("lamp",), 1)
+                f.on_top(small, ("desk thing", "bedroom thing", "kitchen thing", "thing"), int(rng.integers(0, 3)))
+        f.on_top(bed, ("toy", "bedroom thing"), int(rng.integers(0, 3)))
+        rug(f, look, *turned(bed.yaw, 0, deep * 0.3) + [bed.x, bed.y], bed.yaw)
+    stocked(f, f.choose("wardrobe"), ())
+    for _ in range(int(rng.integers(1, 4))):
+        kinds = ["cabinet", "bookcase", "armchair", "plant", "wardrobe", "tv stand", "big thing", "clothes basket"]
+        kind = rng.choice(kinds, p=[0.25, 0.2, 0.1, 0.1, 0.12, 0.08, 0.1, 0.05])
+        stocked(f, f.choose(str(kind), fits=stands), ("toy", "bedroom thing", "thing", "lamp", "vase"))
+    if rng.random() < 0.6:
+        workplace(f, ("chair", "office chair", "stool"))
+    for _ in range(int(rng.integers(0, 4))):
+        on_floor(f, ("toy", "bedroom thing"))
+
+
+def _kitchen(f: Furnisher, look: Look) -> None:
+    rng, models = f.rng, f.catalogue.models
+    authors = {models[i].author for i in f.catalogue.of("lower cabinet")}
+    author = str(rng.choice(sorted(authors))) if authors else ""
+    sides = list(rng.permutation(list(SIDES)))[: 2 if rng.random() < 0.5 else 1]
+    wanted = ["fridge", "lower cabinet", "kitchen sink", "lower cabinet", "stove", "lower cabinet", "washing machine",
+              "lower cabinet", "lower cabinet", "lower cabinet"]  # fmt: skip
+    if rng.random() < 0.5:
+        wanted[1:3] = wanted[2:0:-1]
+    for side in sides:
+        length, at, hung = f.wall_of(side)[3], 0.0, None
+        while wanted and at < length - 0.4:
+            index = f.choose(wanted[0], fits=lambda m: m.author == author) if rng.random() < 0.85 else None
+            index = f.choose(wanted[0]) if index is None else index
+            wide = float(models[index].size_m[0]) if index is not None else 9.0
+            start = -length / 2 + at + 0.01
+            got = f.along_wall(index, [side], start + wide / 2, tries=1) if at + wide < length else None
+            if not got:
+                at += 0.1
+                if index is None or at + wide >= length:
+                    break
+                continue
+            role = wanted.pop(0)
+            at += wide + 0.004
+            if role in ("lower cabinet", "kitchen sink", "washing machine"):
+                things = ("kitchen thing", "kitchen thing", "vase", "plant")
+                f.on_top(got[0], things, int(rng.integers(0, 4)))
+            if role == "lower cabinet" and rng.random() < 0.15:
+                f.on_top(got[0], ("cooktop",), 1, turn=0.0, whole=True)
+            if role not in ("fridge", "stove") and rng.random() < 0.8:
+                hung = f.choose("upper cabinet", fits=lambda m: m.author == author) if hung is None else hung
+                if hung is not None:
+                    f.along_wall(hung, [side], got[2], tries=1, z=1.45)
+            elif role == "stove":
+                f.along_wall(f.choose("hood"), [side], got[2], tries=1, z=1.6)
+    dining(f, look)
+    for _ in range(int(rng.integers(0, 3))):
+        index = f.choose("dustbin", "freezer", "bookcase", "cabinet", "plant", fits=stands)
+        stocked(f, index, ("kitchen thing", "vase"))
+
+
+def _office(f: Furnisher, look: Look) -> None:
+    rng, area = f.rng, f.rect[2] * f.rect[3]
+    for _ in range(max(1, int(rng.uniform(0.08, 0.2) * area))):
+        workplace(f, ("office chair", "office chair", "chair"))
+    for _ in range(int(rng.integers(2, 6))):
+        kinds = ["bookcase", "filing cabinet", "cabinet", "plant", "white board", "water cooler", "dustbin"]
+        kind = rng.choice(kinds, p=[0.3, 0.2, 0.12, 0.14, 0.1, 0.06, 0.08])
+        stocked(f, f.choose(str(kind), fits=stands), ("desk thing", "thing", "plant", "vase", "big thing"))
+    if area > 16 and rng.random() < 0.6:
+        dining(f, look, ("desk thing", "screen", "kitchen thing"), ("table", "desk"))
+
+
+def _bathroom(f: Furnisher, look: Look) -> None:
+    rng = f.rng
+    got = f.along_wall(f.choose("bath", "bath", "shower"), tries=30)
+    if got and rng.random() < 0.6:
+        mat = f.choose("bathmat")
+        deep = float(f.catalogue.models[got[0].index].size_m[1])
+        f.beside(mat, got[0], 0.0, deep / 2 + 0.35, 0.0, solid=False)
+    for role in ("washbasin", "toilet", "towel rack", "washing machine", "clothes basket", "bidet", "dustbin"):
+        if rng.random() < {"washbasin": 1.0, "toilet": 0.95, "towel rack": 0.8}.get(role, 0.4):
+            index = f.choose(role)
+            level = f.catalogue.models[index].level_m if index is not None else 0.0
+            placed = f.along_wall(index, tries=20, z=level if role == "towel rack" else 0.0)
+            if placed and role in ("washbasin", "washing machine"):
+                f.on_top(placed[0], ("bath thing",), int(rng.integers(1, 5)))
+    if got:
+        f.on_top(got[0], ("bath thing",), int(rng.integers(0, 3)))
+
+
+def _hallway(f: Furnisher, look: Look) -> None:
+    rng = f.rng
+    for _ in range(int(rng.integers(2, 5))):
+        kind = rng.choice(["cabinet", "wardrobe", "plant", "bench", "big thing", "bookcase", "chair"])
+        index = f.choose(str(kind), fits=lambda m: stands(m) and m.size_m[1] < 0.7)
+        stocked(f, index, ("thing", "vase", "bedroom thing"))
+    for _ in range(int(rng.integers(0, 4))):
+        on_floor(f, ("bedroom thing", "big thing"))
+
+
+PROGRAMS = {
+    "living": _living,
+    "bedroom": _bedroom,
+    "kitchen": _kitchen,
+    "office": _office,
+    "bathroom": _bathroom,
+    "hallway": _hallway,
+}
+
+
+def furnish(f: Furnisher, look: Look, room: Room) -> None:
+    """All that stands and hangs in a room."""
+    PROGRAMS[room.kind](f, look)
+    hang_all(f, look, room)

@@ -1,4 +1,5 @@
-"""Floor plans and rooms, and where models of a furniture cache go in them: never into each other."""
+"""Floor plans and rooms, and where models of a furniture cache go in them: never into each other; and what stands together,
+as chairs around a table. `look` is a home's `catalogue.Look`: what covers it."""
 
 from __future__ import annotations
 
@@ -249,3 +250,99 @@ class Furnisher:
             self.blocked.append((low, high, None))
             self.layout.points_of_interest.append((*spot, level + tall / 2))
             return
+
+
+def stands(model) -> bool:
+    return model.placement == "floor"
+
+
+def stocked(f: Furnisher, index, things) -> None:
+    """Something along a wall with things on its tops and boards."""
+    got = f.along_wall(index, turn=f.rng.uniform(-0.02, 0.02))
+    if got and things and f.rng.random() < 0.85:
+        tops = f.catalogue.models[index].tops
+        room = float(((tops[:, 1] - tops[:, 0]) * (tops[:, 3] - tops[:, 2])).sum())
+        f.on_top(got[0], things, int(np.clip(f.rng.uniform(2, 8) * room, 1, 9)))
+
+
+def on_floor(f: Furnisher, roles) -> None:
+    index = f.choose(*roles)
+    x, y, wide, deep, _ = f.rect
+    for _ in range(4 if index is not None else 0):
+        spot = np.array([x, y]) + f.rng.uniform(-0.45, 0.45, 2) * (wide, deep)
+        if f.put(index, *spot, f.rng.uniform(0, 6.28), room_m=0.05):
+            return
+
+
+def workplace(f: Furnisher, chairs) -> None:
+    """A desk at a wall, a chair before it, a screen and what lies about."""
+    got = f.along_wall(f.choose("desk"), tries=20)
+    if not got:
+        return
+    desk, rng, models = got[0], f.rng, f.catalogue.models
+    chair = f.choose(*chairs)
+    if chair is not None:
+        gap = (models[desk.index].size_m[1] + models[chair].size_m[1]) / 2 + rng.uniform(0.03, 0.2)
+        turn = np.pi + rng.normal(0, 0.25)
+        f.beside(chair, desk, rng.uniform(-0.2, 0.2), gap + 0.08, turn)
+    f.on_top(desk, ("screen",), 1 + (rng.random() < 0.3), turn=0.25)
+    f.on_top(desk, ("lamp", "desk thing", "desk thing", "kitchen thing", "plant"), int(rng.integers(1, 6)))
+
+
+def dining(f: Furnisher, look, things=("kitchen thing", "vase", "plant"), tables=("table",)) -> None:
+    """A table with chairs around it."""
+    rng, models = f.rng, f.catalogue.models
+    room = f.rng.uniform(0.45, 0.7)
+    index = f.choose(*tables, fits=lambda m: max(m.size_m[:2]) < min(f.rect[2:4]) - 1.2)
+    table = f.free(index, room_m=room, margin_m=room)
+    if table is None:
+        return
+    wide, deep, high = (float(v) for v in models[table.index].size_m)
+    rug(f, look, table.x, table.y, table.yaw, share=0.3)
+    chair = f.choose("stool") if high > 0.9 else f.choose("chair")
+    if chair is not None:
+        size = models[chair].size_m
+        for turn in (0.0, np.pi, np.pi / 2, -np.pi / 2):
+            length, reach = (wide, deep) if turn in (0.0, np.pi) else (deep, wide)
+            count = int(length / (size[0] + 0.12))
+            for number in range(count):
+                if rng.random() < 0.85:
+                    along = (number + 0.5 - count / 2) * length / count + rng.normal(0, 0.02)
+                    away = reach / 2 + size[1] / 2 + rng.uniform(0.01, 0.15)
+                    x, y = turned(turn, along, -away)
+                    f.beside(chair, table, x, y, turn + rng.normal(0, 0.06))
+    f.on_top(table, things, int(rng.integers(1, 8)))
+
+
+def rug(f: Furnisher, look, x, y, yaw, share=0.6) -> None:
+    if f.rng.random() > share:
+        return
+    size = f.rng.uniform((1.2, 1.0), (2.4, 1.8))
+    x0, y0, wide, deep, _ = f.rect
+    half = np.abs([turned(yaw, *size), turned(yaw, size[0], -size[1])]).max(0) / 2
+    if (np.abs(np.array([x - x0, y - y0])) + half > np.array([wide, deep]) / 2).any():
+        return
+    with f.b.at(x, y, yaw):
+        cloth = look.w.fabric() if f.rng.random() < 0.6 else look.w.carpeting()
+        f.b.box(cloth, (0, 0, 0.006), (*size, 0.012), solid=False, skip="b")
+
+
+def hang_all(f: Furnisher, look, room: Room) -> None:
+    """Pictures, clocks, radiators, lamps of the wall and the ceiling."""
+    rng, w = f.rng, look.w
+    for _ in range(int(rng.integers(0, 4 if room.kind in ("bathroom", "kitchen") else 8))):
+        tall = rng.uniform(0.25, 0.9)
+        f.hang(look.picture(), w.furniture(), tall * rng.uniform(0.7, 1.5), tall, rng.uniform(1.05, 1.5))
+    if rng.random() < 0.4 and room.windows:
+        side, left, right, bottom, _ = room.windows[rng.integers(len(room.windows))]
+        radiator = f.choose("radiator", fits=lambda m: m.size_m[2] < bottom - 0.05)
+        f.along_wall(radiator, [side], (left + right) / 2, tries=1, z=0.06)
+    for role, chance in (("wall clock", 0.15), ("wall lamp", 0.2), ("wall unit", 0.1)):
+        if rng.random() < chance:
+            f.along_wall(f.choose(role), z=rng.uniform(1.5, 1.8), tries=4)
+    lamp = f.choose("ceiling lamp", fits=lambda m: m.face_count < 3000)
+    if lamp is not None and rng.random() < 0.75:
+        x, y, _, _, high = f.rect
+        size = f.catalogue.models[lamp].size_m
+        if high - size[2] > 1.75:
+            f.put(lamp, x, y, 0.0, high - float(size[2]) - 0.005)

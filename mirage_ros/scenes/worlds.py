@@ -26,7 +26,6 @@ from mirage_ros.scenes.homes import make_home
 from mirage_ros.scenes.movers import Scene, Solids, make_movers
 from mirage_ros.scenes.pictures import hsv
 from mirage_ros.scenes.placing import Layout
-from mirage_ros.scenes.rooms import furnish
 
 KINDS = {
     "room": layouts.room,
@@ -123,7 +122,7 @@ def _plan_of(kind: str, furniture: Catalogue | None):
                 f"A scene of kind {kind!r} needs a furniture cache and got none; "
                 "give one that `mirage data furniture` made, or choose one of " + ", ".join(KINDS) + "."
             )
-        return make_home(kind, furniture, furnish)
+        return make_home(kind, furniture)
     if kind not in KINDS:
         raise MirageError(f"There is no scene kind {kind!r}; choose one of {', '.join([*KINDS, *HOMES])}.")
     return KINDS[kind]
