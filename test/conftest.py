@@ -85,8 +85,7 @@ def sim(connected, folder):
     return connected
 
 
-@pytest.fixture(scope="session")
-def walked():
+def recorded(frames, size):
     """Frames of a walk there and back in MuJoCo, as a depth camera would record them."""
     pytest.importorskip("mujoco")
     import numpy as np
@@ -94,6 +93,18 @@ def walked():
     from mirage_ros.data.seeds import PosedFrame
     from mirage_ros.evaluation.worlds import scene_world
 
-    world = scene_world(2000101, 7, (96, 128))
+    world = scene_world(2000101, frames, size)
     depth = np.where(np.isfinite(world.depth_m), world.depth_m, np.nan).astype(np.float32)
     return [PosedFrame(*parts) for parts in zip(world.rgb, depth, world.cameras, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def walked():
+    """A few frames, far apart."""
+    return recorded(7, (96, 128))
+
+
+@pytest.fixture(scope="session")
+def filmed():
+    """The first frames of a video: finer, and close after each other."""
+    return recorded(25, (192, 256))[:9]

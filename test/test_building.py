@@ -118,6 +118,17 @@ def test_a_bad_frame_is_named_and_skipped(walked, model, tmp_path):
     assert again.memory.tokens == report["tokens"]
 
 
+def test_a_track_without_depth_becomes_a_world(filmed, tmp_path, capsys):
+    """RealEstate10K: what was triangulated is remembered, and held-out frames are shown."""
+    path = writers.re10k(tmp_path, filmed)
+    assert main(["build", str(path), "--out", str(tmp_path / "world"), "--hold-out", "4"]) == 0
+    report = json.loads((tmp_path / "world" / "build.json").read_text())
+    print(capsys.readouterr().out)
+    assert report["kind"] == "RealEstate10K track" and report["tokens"] > 50
+    held = report["held_out"]
+    assert held["built_gain"] > held["seed_gain"] + 2 and held["seed_seen_gain"] > held["warp_gain"] - 4
+
+
 def posed(one: PosedFrame, pose: np.ndarray) -> PosedFrame:
     return replace(one, camera=replace(one.camera, world_from_camera=pose))
 

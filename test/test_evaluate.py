@@ -9,6 +9,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+import walk_writers as writers
 from analytic import cameras, look, raycast, room
 from fakes import PixelModel
 from test_evaluation import REAL, needs_real
@@ -27,7 +28,7 @@ from mirage_ros.evaluation.evaluate import (
     make_world,
     parse_variants,
 )
-from mirage_ros.evaluation.readback import read_back
+from mirage_ros.evaluation.readback import folder_world, read_back
 from mirage_ros.evaluation.report import describe
 from mirage_ros.evaluation.rgb_cache import RgbWorld
 from mirage_ros.evaluation.scoring import (
@@ -46,7 +47,6 @@ from mirage_ros.evaluation.worlds import (
     Rolled,
     TrueWorld,
     cached,
-    folder_world,
     name_of,
     plan_excursions,
     roll,
@@ -522,6 +522,45 @@ def test_a_folder_is_walked_as_recorded(tmp_path, truth):
         folder_world(tmp_path, 5, 9, SIZE)
 
 
+def exposed(frames):
+    """Every second picture is taken darker."""
+    return [replace(one, rgb=(one.rgb * (0.7 if i % 2 else 1.0)).astype(np.uint8)) for i, one in enumerate(frames)]
+
+
+def test_tracks_are_judged_there_and_back(filmed, tmp_path, capsys, monkeypatch):
+    """RealEstate10K's layout by an independent writer, without depth: first and returned views, beside what exposure leaves."""
+    monkeypatch.setattr(evaluating, "load_model", lambda path: MODEL)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    writers.re10k(tmp_path / "re10k", exposed(filmed))
+    writers.re10k(tmp_path / "re10k", filmed[:5], "fedcba9876543210")
+    words = ["evaluate", "--re10k", str(tmp_path / "re10k"), "--memories", "latent,none", "--out", str(tmp_path / "out")]
+    assert main([*words, "--json", str(tmp_path / "a.json")]) == 0
+    said, report = capsys.readouterr().out, json.loads((tmp_path / "a.json").read_text())
+    assert "2 worlds of 9 to 17 frames" in said and "LPIPS is not told" in said and "whole pictures" in said
+    one = report["variants"]["latent"]["worlds"]["0123456789abcdef"]
+    print({name: one[name] for name in sorted(one) if name.endswith(("_new", "_return"))})
+    for when in ("new", "return"):
+        assert one[f"gain_{when}"] > one[f"psnr_{when}"] + 1 and one[f"warp_gain_{when}"] > one[f"warp_{when}"] + 1
+        assert one[f"warp_{when}"] > 12 and one[f"warp_gain_{when}"] > 22
+        assert np.isfinite([one[f"whole_{when}"], one[f"whole_gain_{when}"], one[f"whole_ssim_{when}"]]).all()
+    assert one["psnr_shown"] > 25, "what was shown first is shown again"
+
+
+def test_a_recording_of_another_layout_is_judged(walked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluating, "load_model", lambda path: MODEL)
+    writers.tum(tmp_path / "walk", walked)
+    k = [f"{walked[0].camera.intrinsics[at]:.9g}" for at in ((0, 0), (1, 1), (0, 2), (1, 2))]
+    words = ["evaluate", "--folder", str(tmp_path / "walk"), "--intrinsics", *k, "--out", str(tmp_path / "out")]
+    assert main([*words, "--memories", "latent", "--frames", "4", "--json", str(tmp_path / "a.json")]) == 0
+    mean = json.loads((tmp_path / "a.json").read_text())["variants"]["latent"]["mean"]
+    assert mean["warp_new"] > 25 and 15 < mean["psnr_new"] < mean["warp_new"]
+    assert main([*words, "--hold-out", "3", "--json", str(tmp_path / "b.json")]) == 0
+    assert "its pixels, warped" in capsys.readouterr().out
+    held = json.loads((tmp_path / "b.json").read_text())
+    assert held["frames"] == 2 and held["built_gain"] >= held["built"] > 15 and held["warp"] > 15
+    assert cv2.imread(str(tmp_path / "out" / "held_out.png")) is not None
+
+
 @needs_real
 def test_a_real_walk_has_grounded_views_and_returns():
     walk = folder_world(REAL, 8, None, (128, 192))
@@ -576,8 +615,10 @@ def test_holes_of_a_real_depth_picture_are_completed_as_other_frames_measured():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "either --seeds"),
-        (["--seeds", "1", "--folder", "x"], "either --seeds"),
+        ([], "one of --seeds"),
+        (["--seeds", "1", "--folder", "x"], "one of --seeds"),
+        (["--seeds", "1", "--hold-out", "2"], "give one"),
+        (["--re10k", "."], "no RealEstate10K track"),
         (["--seeds", "one"], "give a range"),
         (["--seeds", "9-3"], "smaller number first"),
         (["--seeds", "2000101", "--ablate", "colour"], "There is no variant colour"),

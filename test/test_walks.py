@@ -55,6 +55,49 @@ def test_colmap_models_give_depth_between_their_points(walked, tmp_path):
         np.testing.assert_allclose(got.depth_m[::4, ::4][grid], true.depth_m[::4, ::4][grid], rtol=0.15)
 
 
+def test_tracks_get_depth_from_triangulated_points(filmed, tmp_path):
+    """RealEstate10K's layout: cameras as written, depth that no file holds; its unit is the track's own."""
+    path = writers.re10k(tmp_path / "test", filmed)
+    for source in (path, tmp_path / "test", tmp_path):
+        walk = open_walk(source)
+        assert walk.kind == "RealEstate10K track" and len(walk) == len(filmed)
+    for i, true in enumerate(filmed):
+        got = walk.read(i)
+        np.testing.assert_array_equal(got.rgb, true.rgb)
+        np.testing.assert_allclose(got.camera.world_from_camera, true.camera.world_from_camera, atol=1e-7)
+        np.testing.assert_allclose(got.camera.intrinsics, true.camera.intrinsics, atol=1e-6)
+        known = np.isfinite(got.depth_m) & np.isfinite(true.depth_m)
+        off = np.abs(got.depth_m / true.depth_m - 1)[known]
+        print(f"depth in {known.mean():.0%} of the picture, {np.median(off):.2%} off (median)")
+        assert known.mean() > 0.1 and np.median(off) < 0.03
+
+
+def test_a_depth_model_that_is_asked_for_says_what_is_not_known(filmed, tmp_path):
+    """It is told what is known there, by which it finds its scale."""
+    path, given = writers.re10k(tmp_path, filmed), []
+
+    def depth_of(rgb, camera, known_m):
+        given.append(known_m)
+        return np.full(camera.size, 2.0, np.float32)
+
+    plain, asked = open_walk(path), open_walk(path, WalkConfig(depth_of=depth_of))
+    known, whole = plain.read(2).depth_m, asked.read(2).depth_m
+    np.testing.assert_array_equal(given[0], known)
+    np.testing.assert_array_equal(whole, np.where(np.isnan(known), 2.0, known))
+
+
+def test_tracks_without_pictures_are_named(walked, tmp_path):
+    path = writers.re10k(tmp_path, walked)
+    writers.re10k(tmp_path, walked[:2], "another")
+    assert "2 RealEstate10K tracks" in sentence(tmp_path)
+    shutil.move(tmp_path / path.stem, tmp_path / "elsewhere")
+    assert "pictures of the track" in sentence(path)
+    (tmp_path / path.stem).mkdir()
+    assert "no picture of the track's times" in sentence(path)
+    path.write_text("url\n1 2 3\n")
+    assert "no RealEstate10K camera file" in sentence(path)
+
+
 @pytest.mark.parametrize(("ros", "poses", "depth"), [(2, "tf", "16UC1"), (1, "tf", "16UC1"), (2, "pose", "32FC1"),
                                                       (1, "pose", "32FC1")])  # fmt: skip
 def test_bags_are_read_back(ros: int, poses: str, depth: str, walked, tmp_path):

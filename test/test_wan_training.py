@@ -12,6 +12,7 @@ from diffusers import UniPCMultistepScheduler
 from wan_clips import write_re10k
 from wan_tiny import CHANNELS
 
+from mirage_ros.data.tracks import read_track
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models import load_model
@@ -19,7 +20,7 @@ from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.wan.config import SCHEDULER, random_transformer, write_tiny_checkpoint
 from mirage_ros.training import wan_recipe as latent_cache
 from mirage_ros.training.chunks import Chunks, ChunksConfig, LatentClip
-from mirage_ros.training.clips import LazyVideo, PosedVideo, read_re10k, read_track
+from mirage_ros.training.clips import LazyVideo, PosedVideo, read_re10k
 from mirage_ros.training.wan_recipe import LatentCache, build_cache, pose_scale, scaled
 from mirage_ros.training.wan_trainer import (
     FlowConfig,

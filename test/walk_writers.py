@@ -134,6 +134,19 @@ def colmap(folder: Path, frames, step: int = 4) -> None:
     (model / "points3D.txt").write_text("\n".join(points) + "\n")
 
 
+def re10k(folder: Path, frames, name: str = "0123456789abcdef") -> Path:
+    """A RealEstate10K track: a URL, then a line a frame; intrinsics are shares of the picture, poses 3x4 from the world."""
+    lines = ["https://www.youtube.com/watch?v=none"]
+    for i, frame in enumerate(frames):
+        stamp, k, (height, width) = 1_000_000 + 33_367 * i, frame.camera.intrinsics, frame.camera.size
+        png(folder / name / f"{stamp}.png", frame.rgb[..., ::-1])
+        lens = [k[0, 0] / width, k[1, 1] / height, (k[0, 2] + 0.5) / width, (k[1, 2] + 0.5) / height, 0, 0]
+        there = np.linalg.inv(frame.camera.world_from_camera)[:3].reshape(-1)
+        lines.append(f"{stamp} " + " ".join(f"{x:.9f}" for x in (*lens, *there)))
+    (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder / f"{name}.txt"
+
+
 def bag(path: Path, frames, ros: int = 2, poses: str = "tf", depth: str = "16UC1", skip: str = "", late_ns: int = 0) -> Path:
     """A bag by rosbags' writers: MCAP for ROS 2, `.bag` for ROS 1; `skip` leaves a topic out, `late_ns` delays depth."""
     store = get_typestore(Stores.ROS2_KILTED if ros == 2 else Stores.ROS1_NOETIC)

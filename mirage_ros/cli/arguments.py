@@ -44,6 +44,36 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="mini", help="checkpoint (default: mini)")
 
 
+def add_walk(parser: argparse.ArgumentParser) -> None:
+    """What a recording does not say itself, or is to be asked for."""
+    add = parser.add_argument
+    # fmt: off
+    add("--every", type=int, default=1, metavar="N", help="take each N-th frame of a recording (default: all)")
+    add("--intrinsics", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"), help="of colour, where a recording has none")
+    add("--depth-units", type=float, metavar="N", help="of integer depth in a metre (default: the layout's, mostly 1000)")
+    add("--depth-model", default="", metavar="KIND[:SOURCE]",
+        help="ask this model for depth where the recording has none, such as depth-anything:FOLDER (default: none)")
+    for name, what in (("color", "of colour"), ("depth", "of depth"), ("color-info", "with colour's CameraInfo"),
+                       ("depth-info", "with depth's CameraInfo"), ("poses", "of odometry or poses, instead of TF")):
+        add(f"--{name}", default="", metavar="TOPIC", help=f"topic {what} of a bag (default: found by type)")
+    add("--world-frame", default="", metavar="FRAME", help="of a bag's TF (default: the root)")
+    # fmt: on
+
+
+def walk_config(arguments: argparse.Namespace):
+    from mirage_ros.data import WalkConfig
+
+    names = ("every", "color", "depth", "color_info", "depth_info", "poses", "world_frame")
+    given, depth_of = {name: getattr(arguments, name) for name in names}, None
+    intrinsics = None if arguments.intrinsics is None else tuple(arguments.intrinsics)
+    if arguments.depth_model:
+        from mirage_ros.models.depth_estimators import load_depth_estimator
+        from mirage_ros.models.parts import pick_device
+
+        depth_of = load_depth_estimator(arguments.depth_model, pick_device("auto")).aligned
+    return WalkConfig(intrinsics=intrinsics, depth_units_per_m=arguments.depth_units, depth_of=depth_of, **given)
+
+
 def add_world_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world-seed", type=int, default=0, help="seed of the noise (default: 0)")
 

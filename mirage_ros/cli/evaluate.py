@@ -12,13 +12,15 @@ from mirage_ros.cli.arguments import (
     add_command,
     add_json,
     add_model,
+    add_walk,
     parse_size,
     seed_range,
+    walk_config,
     write_json,
 )
+from mirage_ros.cli.train import add_bench_record
 from mirage_ros.errors import MirageError
 from mirage_ros.files import user_path
-from mirage_ros.recording import FORMATS
 
 
 def add_bench(parsers) -> None:
@@ -26,7 +28,7 @@ def add_bench(parsers) -> None:
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_memory(actions)
     _add_generate(actions)
-    _add_record(actions)
+    add_bench_record(actions)
     _add_sensors(actions)
     _add_physics(actions)
 
@@ -83,28 +85,6 @@ def _add_generate(actions) -> None:
     parser.add_argument("--plan", action="store_true", help="print the memory plan and end")
     parser.add_argument("--write", type=user_path, metavar="FOLDER",
                         help="write the tiny random checkpoint as a folder and end")  # fmt: skip
-    add_json(parser)
-
-
-def _add_record(actions) -> None:
-    parser = add_command(
-        actions,
-        "record",
-        bench_record,
-        "time the cycle with and without recording, format by format",
-        "examples:\n  mirage bench record\n  mirage bench record --formats lerobot --rounds 8\n\n"
-        "plain and recorded rollouts of one walk take turns; recording runs in a thread beside\n"
-        "the next chunk. What a format needs after the last chunk is its episode's end. The CPU\n"
-        "columns are the time of recording all by itself, ffmpeg included, over the cycle's,\n"
-        "without and with the episode's end: where cores are scarce, the cycle gets that much\n"
-        "slower. At most 10 % without the end is what a format is meant to keep to.",
-    )
-    parser.add_argument("--formats", nargs="+", metavar="FORMAT",
-                        help=f"{', '.join(FORMATS)} (default: all)")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=4, help="(default: 4)")
-    parser.add_argument("--frames", type=int, default=48, help="of a rollout (default: 48)")
-    parser.add_argument("--seed", default="room", help="(default: room)")
-    add_model(parser)
     add_json(parser)
 
 
@@ -257,24 +237,6 @@ def _write(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def bench_record(arguments: argparse.Namespace) -> int:
-    from mirage_ros.data.seeds import load_seed
-    from mirage_ros.evaluation.bench_record import RecordBenchConfig, describe, run_bench
-    from mirage_ros.models import load_model
-    from mirage_ros.recording.formats import check_format
-
-    formats = arguments.formats or FORMATS
-    for format in formats:
-        check_format(format)
-    if min(arguments.rounds, arguments.frames) < 1:
-        raise MirageError("A bench needs at least 1 round and 1 frame; give more.")
-    config = RecordBenchConfig(formats, arguments.rounds, arguments.frames)
-    report = run_bench(load_model(arguments.model), load_seed(arguments.seed), config)
-    print(describe(report))
-    write_json(report, arguments.json)
-    return 0
-
-
 def add_evaluate(parsers) -> None:
     parser = add_command(
         parsers,
@@ -286,18 +248,15 @@ def add_evaluate(parsers) -> None:
         "  mirage evaluate --seeds 2000100-2000101 --memories latent --frames 1001\n"
         "  mirage evaluate --seeds 2000100-2000103 --ablate sub_cell,references\n"
         "  mirage evaluate --seeds 2000100-2000103 --compare single_stage=runs/single/model\n"
-        "  mirage evaluate --folder walk/ --seed-frame 8\n\n"
+        "  mirage evaluate --folder walk/ --seed-frame 8          any recording that `mirage build` reads\n"
+        "  mirage evaluate --folder walk/ --hold-out 2            built from each second frame, judged by the others\n"
+        "  mirage evaluate --re10k re10k/ --memories latent,rgb   RealEstate10K: NAME.txt, NAME/MICROSECONDS.png\n\n"
         "each world starts from one true picture (and its depth); all later depth is the model's\n"
         "own. Writes a plot over frames and a contact sheet into --out. Rollouts are kept in\n"
         "--out/rollouts and made again only when weights, program, world or variant changed.\n"
         "Seeds of 2000000 and above were never trained on.",
     )
-    parser.add_argument("--seeds", metavar="A-B", help="scenes (needs MuJoCo)")
-    parser.add_argument("--folder", default="", help="posed RGB-D folder instead of scenes")
-    parser.add_argument("--seed-frame", type=int, default=0, help="of the folder (default: 0)")
-    parser.add_argument("--frames", type=int, help="frames of the walk (default: 33, or the "
-                        "whole folder); above 100 it wanders and comes back each 100")  # fmt: skip
-    parser.add_argument("--kind", help="kind of scene (default: as each seed draws it)")
+    _add_truth(parser)
     add_model(parser)
     parser.add_argument("--memories", default="latent,rgb,keyframes1,keyframes4,none",
                         metavar="A,B", help="of latent, rgb, keyframesN, none "
@@ -313,7 +272,22 @@ def add_evaluate(parsers) -> None:
                         help="pictures whose moving things, by the perceiver's guess, are not "
                         "remembered (default: all of scenes, imagined of a folder)")  # fmt: skip
     parser.add_argument("--out", type=user_path, default=Path("out/evaluate"), metavar="FOLDER")
+    add_walk(parser)
     add_json(parser)
+
+
+def _add_truth(parser) -> None:
+    """Which worlds are evaluated on."""
+    parser.add_argument("--seeds", metavar="A-B", help="scenes (needs MuJoCo)")
+    parser.add_argument("--folder", default="", help="a recording instead of scenes: a posed folder, a bag, ...")
+    parser.add_argument("--re10k", default="", metavar="FOLDER", help="RealEstate10K tracks with their pictures instead "
+                        "of scenes; each is walked there and back")  # fmt: skip
+    parser.add_argument("--hold-out", type=int, default=0, metavar="N", help="build a world from the folder without each "
+                        "N-th frame, and judge it by these")  # fmt: skip
+    parser.add_argument("--seed-frame", type=int, default=0, help="of the folder (default: 0)")
+    parser.add_argument("--frames", type=int, help="frames of the walk (default: 33, or the "
+                        "whole folder; of tracks those there); of scenes above 100 it comes back each 100")  # fmt: skip
+    parser.add_argument("--kind", help="kind of scene (default: as each seed draws it)")
 
 
 def add_readback(parsers) -> None:
@@ -337,11 +311,15 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from mirage_ros.evaluation.evaluate import evaluate as evaluate_models
     from mirage_ros.evaluation.report import report_on
 
-    out = arguments.out
+    out, seeds = arguments.out, _seeds(arguments)
+    if arguments.hold_out:
+        return _hold_out(arguments)
     config = EvaluationConfig(
         model=arguments.model,
-        seeds=_seeds(arguments.seeds, arguments.folder),
+        seeds=seeds,
         folder=arguments.folder,
+        re10k=arguments.re10k,
+        walk=walk_config(arguments),
         seed_frame=arguments.seed_frame,
         frames=arguments.frames,
         kind=arguments.kind,
@@ -363,12 +341,38 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _seeds(text: str | None, folder: str) -> tuple[int, ...]:
-    if bool(text) == bool(folder):
-        raise MirageError("Give either --seeds A-B or --folder to evaluate on.")
-    if not text:
-        return ()
-    return tuple(seed_range(text))
+def _seeds(arguments: argparse.Namespace) -> tuple[int, ...]:
+    if sum(map(bool, (arguments.seeds, arguments.folder, arguments.re10k))) != 1:
+        raise MirageError("Give one of --seeds A-B, --folder and --re10k to evaluate on.")
+    if arguments.hold_out and not arguments.folder:
+        raise MirageError("--hold-out builds a world from a --folder; give one.")
+    return tuple(seed_range(arguments.seeds)) if arguments.seeds else ()
+
+
+def _hold_out(arguments: argparse.Namespace) -> int:
+    """A world built from most of a recording, judged by the rest of it."""
+    import tempfile
+
+    from tqdm import tqdm
+
+    from mirage_ros.data.building import BuildConfig, build
+    from mirage_ros.data.layouts import open_walk
+    from mirage_ros.evaluation.readback import describe_held_out, draw_held_out, judge_held_out
+    from mirage_ros.models import load_model
+
+    walk, rest = open_walk(user_path(arguments.folder), walk_config(arguments)).split(arguments.hold_out)
+    with tempfile.TemporaryDirectory() as room, tqdm(total=2 * len(walk), unit="frame", desc="build") as bar:
+
+        def tick(stage: str, frames: int) -> None:
+            bar.update(max(0, frames + len(walk) * (stage == "build") - bar.n))
+
+        built = build(walk, load_model(arguments.model), Path(room) / "world", BuildConfig(), tick)
+    held = judge_held_out(built, walk, rest)
+    print(describe_held_out(held))
+    draw_held_out(held, arguments.out / "held_out.png")
+    print(f"pictures: {arguments.out / 'held_out.png'}")
+    write_json(held.figures, arguments.json)
+    return 0
 
 
 def readback(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mirage_ros.cli.arguments import add_command, add_model, write_json
+from mirage_ros.cli.arguments import add_command, add_model, add_walk, walk_config, write_json
 from mirage_ros.errors import MirageError
 from mirage_ros.files import user_path
 
@@ -24,6 +24,7 @@ def add_build(parsers) -> None:
         "  mirage build rgbd_dataset_freiburg1_room --out out/room                     TUM RGB-D\n"
         "  mirage build bag/ --color /camera/color/image_raw --out out/lab             rosbag2, MCAP or ROS 1\n"
         "  mirage build scan/ --out out/flat --hold-out 2      and judge it on every second frame\n"
+        "  mirage build re10k/0c11dbe781b1c11c.txt --out out/house    a RealEstate10K track with its pictures\n"
         "  mirage export out/flat --to map                     its floor plan for map_server\n\n"
         "writes the world with build.json (what was used, what was left out and why) and build.png. A build\n"
         "that was killed is gone on with by the same command.",
@@ -33,23 +34,17 @@ def add_build(parsers) -> None:
     add("source", type=user_path, help="a bag (rosbag2 folder, .mcap, .bag), a folder of a known layout, or a picture")
     add("--out", type=user_path, required=True, metavar="WORLD", help="the folder of the world to write")
     add_model(parser)
-    add("--every", type=int, default=1, metavar="N", help="take each N-th frame (default: all)")
     add("--hold-out", type=int, default=0, metavar="N",
         help="keep each N-th frame out, and tell how well the world shows it")
     add("--least-added", type=float, default=0.05, metavar="SHARE",
         help="share of a frame that has to be new for it to be taken (default: 0.05)")
     add("--up", default="auto", help="the recording's axis that points up: +z, -y, ... (default: as cameras are held)")
-    add("--intrinsics", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"), help="of colour, where a recording has none")
-    add("--depth-units", type=float, metavar="N", help="of integer depth in a metre (default: the layout's, mostly 1000)")
     add("--refine-poses", action="store_true", help="move poses so that pictures and depths of one place fit each other")
     add("--as-exposed", action="store_true", help="do not bring frames to one exposure")
     add("--keep-bad", action="store_true", help="take blurred and disagreeing frames as well")
     add("--max-memory", type=int, default=512, metavar="MIB", help="of the world (default: 512)")
-    for name, what in (("color", "of colour"), ("depth", "of depth"), ("color-info", "with colour's CameraInfo"),
-                       ("depth-info", "with depth's CameraInfo"), ("poses", "of odometry or poses, instead of TF")):
-        add(f"--{name}", default="", metavar="TOPIC", help=f"topic {what} of a bag (default: found by type)")
-    add("--world-frame", default="", metavar="FRAME", help="of a bag's TF (default: the root)")
     # fmt: on
+    add_walk(parser)
 
 
 def add_export(parsers) -> None:
@@ -94,7 +89,7 @@ def build(arguments: argparse.Namespace) -> int:
     from mirage_ros.data.layouts import open_walk
     from mirage_ros.models import load_model
 
-    whole = open_walk(arguments.source, _walk_config(arguments))
+    whole = open_walk(arguments.source, walk_config(arguments))
     walk, rest = (whole, None) if not arguments.hold_out else whole.split(arguments.hold_out)
     config = BuildConfig(arguments.least_added, arguments.up, not arguments.as_exposed, arguments.refine_poses,
                          arguments.keep_bad, arguments.max_memory * 2**20)  # fmt: skip
@@ -121,15 +116,6 @@ def build(arguments: argparse.Namespace) -> int:
     pictures = "build.png" if rest is None else "build.png, held_out.png"
     print(f"{arguments.out}: the world, build.json, {pictures}")
     return 0
-
-
-def _walk_config(arguments: argparse.Namespace):
-    from mirage_ros.data import WalkConfig
-
-    names = ("every", "color", "depth", "color_info", "depth_info", "poses", "world_frame")
-    given = {name: getattr(arguments, name) for name in names}
-    intrinsics = None if arguments.intrinsics is None else tuple(arguments.intrinsics)
-    return WalkConfig(intrinsics=intrinsics, depth_units_per_m=arguments.depth_units, **given)
 
 
 def _draw(built, path: Path) -> None:

@@ -35,6 +35,7 @@ class WalkConfig:
         every: take each so many-th frame.
         color, depth, color_info, depth_info, poses: topics of a bag; "" finds them by their types.
         world_frame: of a bag's transforms; "" takes the root of the camera's tree.
+        depth_of: a depth model's word on a picture and its camera, brought to the depth that is known there (NaN where none is).
     """
 
     intrinsics: tuple[float, float, float, float] | None = None
@@ -46,6 +47,7 @@ class WalkConfig:
     depth_info: str = ""
     poses: str = ""
     world_frame: str = ""
+    depth_of: Callable[[np.ndarray, Camera, np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)

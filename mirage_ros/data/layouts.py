@@ -1,7 +1,7 @@
 """Recordings in the layouts that people have, each opened as a `Walk`.
 
 Known are our own posed RGB-D folders, TUM RGB-D, 7-Scenes, ScanNet's exports, Redwood and Open3D, nerfstudio's
-`transforms.json`, COLMAP models, bags (bags.py), and a single picture.
+`transforms.json`, COLMAP models, RealEstate10K tracks (tracks.py), bags (bags.py), and a single picture.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mirage_ros.data import (
 )
 from mirage_ros.data.bags import open_bag
 from mirage_ros.data.seeds import PosedFrame, PosedRgbd, load_seed, read_depth, read_matrices, read_picture
+from mirage_ros.data.tracks import densified, open_track, tracks_in
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, read_json
 from mirage_ros.geometry.camera import Camera
@@ -62,12 +63,21 @@ def open_walk(source: Path, config: WalkConfig = WalkConfig()) -> Walk:
             f"The {walk.kind} {source} has {len(walk):,} frames, {MOST_FRAMES:,} are built at most; "
             f"give --every {-(-len(walk) // MOST_FRAMES) * config.every} or more."
         )
-    return walk
+    return walk if config.depth_of is None else replace(walk, read=lambda i: _perceived(walk.read(i), config))
+
+
+def _perceived(frame: PosedFrame, config: WalkConfig) -> PosedFrame:
+    """With a depth model's word where nothing is known."""
+    known = np.full(frame.camera.size, np.nan, np.float32) if frame.depth_m is None else frame.depth_m
+    guess = config.depth_of(frame.rgb, frame.camera, known)
+    return replace(frame, depth_m=np.where(np.isnan(known), guess, known).astype(np.float32))
 
 
 def _opened(source: Path, config: WalkConfig) -> Walk:
     if source.suffix in (".bag", ".mcap", ".db3") or (source / "metadata.yaml").exists():
         return open_bag(source, config)
+    if source.suffix == ".txt" and source.is_file():
+        return open_track(source, config)
     if source.is_file() and source.name != "transforms.json":
         return _one_picture(source, config)
     folder = source.parent if source.is_file() else source
@@ -77,7 +87,7 @@ def _opened(source: Path, config: WalkConfig) -> Walk:
     raise MirageError(
         f"{source} is no posed recording of a known layout; give a bag (.mcap, .bag), a COLMAP model, or a folder "
         "with K.txt and world_from_camera.txt, rgb.txt and groundtruth.txt (TUM), frame-*.pose.txt (7-Scenes), "
-        "pose/ (ScanNet), a trajectory.log (Redwood) or transforms.json (nerfstudio)."
+        "pose/ (ScanNet), a trajectory.log (Redwood), transforms.json (nerfstudio) or a RealEstate10K track (NAME.txt and NAME/)."
     )
 
 
@@ -234,11 +244,6 @@ def _lens(values: dict, config: WalkConfig) -> tuple[np.ndarray, np.ndarray]:
     return k, np.array([float(values.get(name, 0)) for name in ("k1", "k2", "p1", "p2")])
 
 
-LONGEST_EDGE, AGREEING = 0.2, 0.2
-"""Between triangulated points depth is interpolated over triangles whose edges are no longer than this share of the
-picture's width, and whose inverse depths differ by no more than that share."""
-
-
 def _colmap_model(folder: Path) -> Path | None:
     """Where in a folder COLMAP's model is."""
     places = (folder, folder / "sparse" / "0", folder / "sparse", folder / "colmap" / "sparse" / "0")
@@ -272,7 +277,7 @@ def _colmap(folder: Path, config: WalkConfig) -> Walk:
             frame = joined(rgb, camera, read_depth(depth, None, config.depth_units_per_m or 1000.0), None)
         else:
             seen = [found.points3D[p.point3D_id].xyz for p in image.points2D if p.has_point3D()]
-            frame = PosedFrame(rgb, _densified(np.array(seen).reshape(-1, 3), camera), camera)
+            frame = PosedFrame(rgb, densified(np.array(seen).reshape(-1, 3), camera), camera)
         return undistorted(frame, distortion)
 
     return Walk(folder, "COLMAP model", tuple(image.name for image in images), read)
@@ -292,28 +297,11 @@ def _colmap_lens(lens) -> tuple[np.ndarray, np.ndarray]:
     return pinhole(np.array(values[:4]) - half), distortion
 
 
-def _densified(points: Float[np.ndarray, "n 3"], camera: Camera) -> Float[np.ndarray, "h w"] | None:
-    """Depth between the triangulated points that a camera sees, where three neighbours agree; None of too few."""
-    from scipy.spatial import Delaunay
-
-    height, width = camera.size
-    pixels, z = camera.project(points)
-    pixels, first = np.unique(np.round(pixels[z > 0], 3), axis=0, return_index=True)
-    if len(pixels) < 4:
-        return None
-    inverse, mesh = 1 / z[z > 0][first], Delaunay(pixels)
-    corners, around = pixels[mesh.simplices], inverse[mesh.simplices]
-    edges = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=-1)
-    flat = (np.ptp(around, axis=1) <= AGREEING * around.max(1)) & (edges.max(1) <= LONGEST_EDGE * width)
-    grid = camera.pixels().reshape(-1, 2)
-    triangle = mesh.find_simplex(grid)
-    where = np.nonzero((triangle >= 0) & flat[triangle])[0]
-    affine = mesh.transform[triangle[where]]
-    share = np.einsum("nij,nj->ni", affine[:, :2], grid[where] - affine[:, 2])
-    weights = np.concatenate([share, 1 - share.sum(1, keepdims=True)], 1)
-    depth = np.full(height * width, np.nan, np.float32)
-    depth[where] = 1 / (weights * around[triangle[where]]).sum(1)
-    return depth.reshape(height, width)
+def _one_track(folder: Path, config: WalkConfig) -> Walk:
+    tracks = tracks_in(folder)
+    if len(tracks) > 1:
+        raise MirageError(f"{folder} holds {len(tracks)} RealEstate10K tracks; give one of them, such as {tracks[0]}.")
+    return open_track(tracks[0], config)
 
 
 LAYOUTS = (
@@ -324,5 +312,6 @@ LAYOUTS = (
     (lambda folder: (folder / "transforms.json").exists(), _nerfstudio),
     (lambda folder: _log_of(folder) is not None, _redwood),
     (lambda folder: _colmap_model(folder) is not None, _colmap),
+    (lambda folder: bool(tracks_in(folder)), _one_track),
 )
 """How a folder of each layout is recognised, and what opens it."""

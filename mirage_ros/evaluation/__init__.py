@@ -97,12 +97,21 @@ def ssim_where(first, second, where: Bool[np.ndarray, "h w"]) -> float:
     return float(image[0].mean(0)[torch.from_numpy(where)].mean())
 
 
+def no_lpips() -> str:
+    """Why LPIPS cannot be told, as a sentence; "" where it can."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if find_spec("torchvision") is None:
+        return "LPIPS is not told: the package torchvision is missing; pip install torchvision."
+    if not any(folder.glob(LPIPS_BACKBONE)):
+        return f"LPIPS is not told: its weights, torchvision's {LPIPS_BACKBONE}, are not in {folder}; put them there."
+    return ""
+
+
 @lru_cache(maxsize=1)
 def lpips():
     """torchmetrics' LPIPS, or None where torchvision or the backbone's weights are not at hand:
     evaluating never downloads."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    if find_spec("torchvision") is None or not any(folder.glob(LPIPS_BACKBONE)):
+    if no_lpips():
         return None
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from mirage_ros.data import WalkConfig
 from mirage_ros.errors import MirageError
 from mirage_ros.evaluation.bench_common import describe_machine
+from mirage_ros.evaluation.readback import folder_world, track_worlds
 from mirage_ros.evaluation.rgb_cache import KeyframeWorld, RgbWorld
 from mirage_ros.evaluation.scoring import (
     Evaluation,
@@ -28,7 +30,6 @@ from mirage_ros.evaluation.worlds import (
     Rolled,
     TrueWorld,
     cached,
-    folder_world,
     hash_of_sources,
     name_of,
     roll,
@@ -170,8 +171,10 @@ class EvaluationConfig:
     Attributes:
         model: the checkpoint.
         seeds: of scenes; empty with a folder.
-        folder: posed RGB-D, walked from `seed_frame` on.
-        frames: of the walk, the seed counted; None is 33, or all of a folder.
+        folder: a recording in any layout that is built from, walked from `seed_frame` on.
+        re10k: a folder of RealEstate10K tracks, walked there and back.
+        walk: what such recordings do not say themselves.
+        frames: of the walk, the seed counted; None is 33, or all of a folder; of tracks those there.
         kind: of scene, None as the seed draws it.
         memories, ablations, checkpoints: see parse_variants.
         seed_depth: give the seed's true depth.
@@ -184,6 +187,8 @@ class EvaluationConfig:
     model: str = "mini"
     seeds: tuple[int, ...] = ()
     folder: str = ""
+    re10k: str = ""
+    walk: WalkConfig = WalkConfig()
     seed_frame: int = 0
     frames: int | None = None
     kind: str | None = None
@@ -202,13 +207,12 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
     Raises:
         MirageError: a bad checkpoint, folder, seed, variant or number of frames.
     """
-    forget_moving = config.forget_moving or ("imagined" if config.folder else "all")
+    forget_moving = config.forget_moving or ("all" if config.seeds else "imagined")
     config = replace(config, forget_moving=forget_moving)
     variants = parse_variants(config.memories, config.ablations, config.checkpoints)
     models = _Models(config.model)
     model = models[""]
-    truths = [_true_world(config, model, seed) for seed in tqdm(
-        config.seeds or (None,), desc="truth", unit="world")]  # fmt: skip
+    truths = _true_worlds(config, model)
     rolled = _roll_all(config, variants, models, truths)
     main = rolled[variants[0].name]
     scored: dict[str, list[Scored]] = {}
@@ -231,7 +235,7 @@ def _report(
 ) -> dict:
     """All figures, as JSON takes them; `digest` is of the checkpoint."""
     return {
-        "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
+        "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(replace(config, walk=None)).items()},
         "checkpoint": digest[:20],
         "machine": describe_machine(),
         "worlds": [truth.name for truth in truths],
@@ -275,11 +279,18 @@ class _Models:
         return self._digests[path]
 
 
-def _true_world(config: EvaluationConfig, model: WorldModel, seed: int | None) -> TrueWorld:
-    if seed is None:
-        if not config.folder:
-            raise MirageError("Nothing to evaluate on was given; give --seeds or --folder.")
-        return folder_world(config.folder, config.seed_frame, config.frames, model.size)
+def _true_worlds(config: EvaluationConfig, model: WorldModel) -> list[TrueWorld]:
+    if config.seeds:
+        return [_scene(config, model, seed) for seed in tqdm(config.seeds, desc="truth", unit="world")]
+    if config.re10k:
+        with tqdm(desc="truth", unit="track") as bar:
+            return track_worlds(config.re10k, config.frames, model.size, config.walk, bar.update)
+    if not config.folder:
+        raise MirageError("Nothing to evaluate on was given; give --seeds, --folder or --re10k.")
+    return [folder_world(config.folder, config.seed_frame, config.frames, model.size, config.walk)]
+
+
+def _scene(config: EvaluationConfig, model: WorldModel, seed: int) -> TrueWorld:
     frames = config.frames or 33
     name = name_of(hash_of_sources(TRUTH), seed, frames, model.size, config.kind)
     path = config.store / f"truth_{seed}_{name}.npz"

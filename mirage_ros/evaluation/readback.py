@@ -4,6 +4,8 @@ One frame of a posed RGB-D recording is the seed of a world, as anybody's is, an
 at the real cameras of other frames. The decoded readout is compared with the real picture where both
 see the same surface, beside two bounds: the pixels themselves warped by the same depth (what
 a lossless memory could reach) and the first picture left unmoved (what no geometry gives).
+
+Here as well: recorded walks and RealEstate10K tracks as worlds whose truth is known, for closed loops.
 """
 
 from __future__ import annotations
@@ -15,12 +17,23 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from mirage_ros.data import Walk
+from mirage_ros.data import Walk, WalkConfig
 from mirage_ros.data.building import USED, Built, fitted
+from mirage_ros.data.layouts import open_walk
 from mirage_ros.data.seeds import PosedFrame, PosedRgbd
+from mirage_ros.data.tracks import tracks_in
 from mirage_ros.errors import MirageError
 from mirage_ros.evaluation import compensated, psnr_where, zncc
-from mirage_ros.evaluation.worlds import seed_lost, seed_remembered, shown_by_seed
+from mirage_ros.evaluation.worlds import (
+    BACK_SHARE,
+    LEFT_SHARE,
+    RECORDED_SHARE,
+    TrueWorld,
+    seed_lost,
+    seed_remembered,
+    shown_by_seed,
+)
+from mirage_ros.files import user_path
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import fit_seed, upsample
@@ -29,10 +42,72 @@ from mirage_ros.recording.drawing import colour_observed, compose_row, save_pict
 from mirage_ros.world.state import latent_size, readout_size
 from mirage_ros.world.world import World
 
-SAME_SURFACE_SHARE = 0.08
 SMALLEST_SHARE = 0.02
 SEARCH_PX = 3
 SHEET_ROWS = 6
+TRACK_FRAMES = 33
+"""Of a RealEstate10K track that are walked, the seed counted, unless others are asked for; and as many back."""
+
+
+def folder_world(
+    folder: str | Path, seed_frame: int, frames: int | None, size: tuple[int, int], config: WalkConfig = WalkConfig()
+) -> TrueWorld:
+    """A recorded walk in any layout, from `seed_frame` on, brought to the model's size."""
+    walk = open_walk(user_path(str(folder)), config)
+    numbers = range(seed_frame, len(walk) if frames is None else seed_frame + frames)
+    if len(numbers) < 2 or numbers[-1] >= len(walk):
+        raise MirageError(
+            f"Frames {seed_frame} to {numbers.stop - 1} of {folder} were asked for; it has frames "
+            f"0 to {len(walk) - 1}, and two are needed at least."
+        )
+    return _walked(walk, numbers, size, f"{Path(folder).name} {seed_frame}")
+
+
+def track_worlds(
+    folder: str | Path, frames: int | None, size: tuple[int, int], config: WalkConfig, tick=lambda _: None
+) -> list[TrueWorld]:
+    """RealEstate10K tracks, each walked from its first row and the same way back: first and returned views.
+
+    Raises MirageError where there is none, or one that cannot be begun.
+    """
+    paths = tracks_in(user_path(str(folder)))
+    if not paths:
+        raise MirageError(f"{folder} holds no RealEstate10K track with its pictures (NAME.txt, and NAME/MICROSECONDS.png); fetch them.")
+    worlds = []
+    for path in paths:
+        walk = open_walk(path, config)
+        count = min(frames or TRACK_FRAMES, len(walk))
+        if count < 2:
+            raise MirageError(f"{path} has {len(walk)} pictures and {frames or TRACK_FRAMES} were asked for; two are needed at least.")
+        worlds.append(_walked(walk, [*range(count), *range(count - 2, -1, -1)], size, path.stem, returned_at=count))
+        tick(1)
+    return worlds
+
+
+def _walked(walk: Walk, numbers: Sequence[int], size: tuple[int, int], name: str, returned_at: int | None = None) -> TrueWorld:
+    """Frames of a walk as truth; from `returned_at` on they are seen again, in the other order."""
+    read = {number: walk.read(number) for number in sorted(set(numbers))}
+    if read[numbers[0]].depth_m is None:
+        raise MirageError(f"The first frame of {walk.source} has no depth, and no corner of it was triangulated; give --depth-model.")
+    fitted = {number: fit_seed(frame.rgb, frame.camera, frame.depth_m, size) for number, frame in read.items()}
+    rgb, cameras = np.stack([fitted[n][0] for n in numbers]), Camera.stack([fitted[n][1] for n in numbers])
+    unknown = np.full(size, np.nan)
+    depth = np.stack([unknown if fitted[n][2] is None else fitted[n][2] for n in numbers]).astype(np.float32)
+    still, count = np.zeros(depth.shape, bool), np.arange(len(numbers))
+    grounded = shown_by_seed(cameras, depth, still, RECORDED_SHARE)
+    if returned_at is None:
+        first_shown, returns = np.full(len(rgb), -1), _back_at_the_seed(grounded)
+    else:
+        first_shown = np.where(count < returned_at, -1, 2 * returned_at - 2 - count)
+        returns = first_shown >= 0
+    return TrueWorld(name, cameras, rgb, depth, still, first_shown, returns, grounded)
+
+
+def _back_at_the_seed(grounded: Bool[np.ndarray, "f h w"]) -> Bool[np.ndarray, "f"]:
+    """Frames that see much of the seed's surfaces again after one that saw next to nothing."""
+    share = grounded.mean((1, 2))
+    left = np.maximum.accumulate(share < LEFT_SHARE)
+    return left & (share > BACK_SHARE)
 
 
 @dataclass(frozen=True)
@@ -207,7 +282,7 @@ def judge_held_out(built: Built, walk: Walk, rest: Walk, seed: int | None = None
         known = np.isfinite(real.depth_m)
         both = covered & shown_by_seed(Camera.stack([first.camera, real.camera]),
                                        np.stack([lossless.depth_m, real.depth_m]), np.zeros((2, *model.size), bool),
-                                       SAME_SURFACE_SHARE)[1]  # fmt: skip
+                                       RECORDED_SHARE)[1]  # fmt: skip
         for name, picture, where in (("seed", shown["seed"], known), ("built", shown["built"], known),
                                      ("warp", warped, both), ("seed_seen", shown["seed"], both)):  # fmt: skip
             if where.mean() >= SMALLEST_SHARE:
@@ -219,6 +294,19 @@ def judge_held_out(built: Built, walk: Walk, rest: Walk, seed: int | None = None
         frames += 1
     figures = {name: float(np.nanmean(values)) for name, values in scores.items()}
     return HeldOut({"frames": frames, **figures}, tuple(rows))
+
+
+def describe_held_out(held: HeldOut) -> str:
+    """A table of decibels, plain and with gains evened out."""
+    rows = (("where depth is known", ("built", "the built world"), ("seed", "the world of one frame")),
+            ("where that frame is seen", ("seed_seen", "its world"), ("warp", "its pixels, warped")))  # fmt: skip
+    lines = [f"{held.figures['frames']} frames were held out, PSNR in dB:", f"{'':<32}{'as exposed':>12}{'gains evened out':>18}"]
+    for where, *ones in rows:
+        lines.append(where)
+        for name, words in ones:
+            plain, even = (held.figures.get(key, float("nan")) for key in (name, f"{name}_gain"))
+            lines.append(f"  {words:<30}{plain:>12.2f}{even:>18.2f}")
+    return "\n".join(lines)
 
 
 def view_of(world: World, camera: Camera) -> UInt8[np.ndarray, "h w 3"]:
@@ -251,7 +339,7 @@ def _compare(
     readout = memory.read(cells)
     own_depth_m = cell_depth(real.depth_m[None], model.stride)
     with np.errstate(invalid="ignore"):
-        same = np.abs(readout.depth_m - own_depth_m) < SAME_SURFACE_SHARE * own_depth_m
+        same = np.abs(readout.depth_m - own_depth_m) < RECORDED_SHARE * own_depth_m
     shared = upsample(readout.visible & same, model.stride)[0]
     shown = model.decode(readout.latents)[0]
     context = model.encode(seed.rgb[None])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_ros.evaluation import FEWEST_WINDOWS, likeness_known
+from mirage_ros.evaluation import FEWEST_WINDOWS, likeness_known, no_lpips
 from mirage_ros.evaluation.scoring import Evaluation
 from mirage_ros.files import atomic_file
 from mirage_ros.protocol import STAGES
@@ -55,6 +55,12 @@ IMAGINED_LEGEND = """middle, last: kernel distance of imagined windows to true o
 EfficientNet-Lite0, as the share of the way from the truth (0) to the truth blurred (1); spread: of their features over
 the truth's, by layer; apart: mean difference of pictures to the first variant's, over its own to the truth;
 floor, 95 %: median and 95th percentile of the distance of imagined floors from the ground plane, metres."""
+SEEN = (("", "psnr", "{:.2f}"), ("gain", "gain", "{:.2f}"), ("warp", "warp", "{:.2f}"), ("warp gain", "warp_gain", "{:.2f}"))
+WHOLE = (("", "whole", "{:.2f}"), ("gain", "whole_gain", "{:.2f}"), ("SSIM", "whole_ssim", "{:.3f}"), ("LPIPS", "lpips", "{:.3f}"))
+RECORDED_LEGEND = """first, return: PSNR in dB of views taken for the first time, and again; where the seed is seen: at the places of
+"new views"; warp: the seed's own pixels, brought there by the recording's depth, at the same places: what its exposure,
+light and poses leave to a memory that loses nothing; gain: after a gain and an offset for each colour of each picture;
+whole pictures: imagined regions included, as papers on RealEstate10K tell PSNR, SSIM and LPIPS."""
 TILE = 1.0
 
 
@@ -74,7 +80,7 @@ def describe(evaluation: Evaluation) -> str:
     kept = [name for _, name, _ in COLUMNS if _known(report, name)]
     columns = [column for column in COLUMNS if column[1] in kept]
     lines = [
-        f"{config['model']} ({report['checkpoint']}), {len(truths)} worlds of {len(truths[0])} "
+        f"{config['model']} ({report['checkpoint']}), {len(truths)} worlds of {_lengths(truths)} "
         f"frames at {truths[0].rgb.shape[1]}x{truths[0].rgb.shape[2]}, seed depth "
         f"{'given' if config['seed_depth'] else 'perceived'}",
         f"{machine['processor']}, {machine['cores']} cores, {machine['device']}",
@@ -84,12 +90,31 @@ def describe(evaluation: Evaluation) -> str:
     for name, variant in report["variants"].items():
         mean = variant["mean"]
         lines.append(f"{name:<18}" + "".join(f"{_text(mean[k], f):>10}" for _, k, f in columns))
+    if config["folder"] or config["re10k"]:
+        lines += _recorded_lines(report)
     unjudged = [title for title, name, _ in COLUMNS if name not in kept]
     lines += ["", LEGEND, "", *report["no_return"]]
     if unjudged:
         lines.append(f"Columns left out, because nothing is there to judge: {', '.join(unjudged)}.")
     lines += [*_imagination_lines(report), *_model_lines(report), *_stage_lines(report)]
     return "\n".join([*lines, *_seed_lines(report)])
+
+
+def _lengths(truths: list) -> str:
+    lengths = sorted({len(truth) for truth in truths})
+    return str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+
+
+def _recorded_lines(report: dict) -> list[str]:
+    """First and returned views of recorded walks: where the seed is seen beside what warping leaves, and whole."""
+    lines = []
+    for title, columns in (("where the seed is seen", SEEN), ("whole pictures", WHOLE)):
+        known = [(head or first, f"{name}_{when}", form) for when, first in (("new", "first"), ("return", "return"))
+                 for head, name, form in columns if _known(report, f"{name}_{when}")]  # fmt: skip
+        lines += ["", f"{title:<24}" + "".join(f"{head:>11}" for head, _, _ in known)]
+        lines += [f"{name:<24}" + "".join(f"{_text(variant['mean'][key], form):>11}" for _, key, form in known)
+                  for name, variant in report["variants"].items()]  # fmt: skip
+    return [*lines, "", RECORDED_LEGEND, *([no_lpips()] if no_lpips() else [])]
 
 
 def _imagination_lines(report: dict) -> list[str]:
@@ -172,7 +197,8 @@ def draw_frames(evaluation: Evaluation, path: Path) -> None:
     figure, axes = pyplot.subplots(2, 2, figsize=(12, 8), constrained_layout=True)
     for axis, (key, title) in zip(axes.ravel(), panels, strict=True):
         for name, scored in evaluation.scored.items():
-            values = np.array([one.frames[key] for one in scored])
+            longest = max(len(one.frames[key]) for one in scored)
+            values = np.array([np.pad(one.frames[key], (0, longest - len(one.frames[key])), constant_values=np.nan) for one in scored])
             known = np.isfinite(values).any(0)
             mean = np.nansum(values, 0)[known] / np.isfinite(values).sum(0)[known]
             axis.plot(np.nonzero(known)[0], mean, label=name)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from mirage_ros.evaluation import (
     FEWEST_WINDOWS,
     SMALLEST_SHARE,
+    compensated,
     floor_heights_m,
     grey,
     likeness,
@@ -24,7 +25,7 @@ from mirage_ros.evaluation import (
     windows,
     zncc,
 )
-from mirage_ros.evaluation.worlds import Rolled, TrueWorld, seed_lost
+from mirage_ros.evaluation.worlds import Rolled, TrueWorld, seed_lost, warped_seed
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share
 from mirage_ros.protocol import STAGES, WorldModel
@@ -85,6 +86,11 @@ def shrunk(mask: Bool[np.ndarray, "f h w"], pixels: int) -> Bool[np.ndarray, "f 
     return np.stack([cv2.erode(m.astype(np.uint8), kernel, borderValue=1) > 0 for m in mask])
 
 
+#: Figures that recorded walks are judged by as well, of first and of returned views, and of which columns they are means.
+RECORDED = (
+    ("gain", "psnr_seen_gain"), ("warp", "psnr_warp"), ("warp_gain", "psnr_warp_gain"), ("whole", "psnr_whole"),
+    ("whole_gain", "psnr_whole_gain"), ("whole_ssim", "ssim_whole"), ("lpips", "lpips"),
+)  # fmt: skip
 PATCHES_A_FRAME = 24
 #: True floors lie at most this far from z = 0 where z = 0 is the ground.
 GROUND_M = 0.02
@@ -129,17 +135,20 @@ def score(truth: TrueWorld, rolled: Rolled, first: Rolled, model: WorldModel) ->
     """
     seen = first.observed
     where = truth.grounded & seen
-    vacated = truth.vacated
+    vacated, warped = truth.vacated, warped_seed(truth)
     still = ~(truth.moving | truth.moving[np.maximum(truth.first_shown, 0)])
     count = len(truth)
     columns = {name: np.full(count, np.nan) for name in (
         "psnr_seen", "ssim_seen", "zncc_seen", "psnr_bare", "psnr_whole", "lpips", "psnr_shown",
-        "ssim_shown", "psnr_vacated", "depth_error", "depth_scale")}  # fmt: skip
+        "ssim_shown", "psnr_vacated", "depth_error", "depth_scale", "psnr_seen_gain", "psnr_warp", "psnr_warp_gain",
+        "psnr_whole_gain", "ssim_whole")}  # fmt: skip
     for i in range(1, count):
         made, true = rolled.rgb[i], truth.rgb[i]
         columns["psnr_seen"][i] = psnr_where(made, true, where[i])
         columns["ssim_seen"][i] = ssim_where(made, true, where[i])
         columns["psnr_whole"][i] = psnr_where(made, true, ~truth.moving[i])
+        for name, value in _as_recorded(made, warped[i], true, where[i], ~truth.moving[i]).items():
+            columns[name][i] = value
         columns["psnr_vacated"][i] = psnr_where(made, true, vacated[i])
         columns["lpips"][i] = lpips_of(made, true)
         if where[i].mean() >= SMALLEST_SHARE:
@@ -159,6 +168,14 @@ def score(truth: TrueWorld, rolled: Rolled, first: Rolled, model: WorldModel) ->
     return Scored(columns, *_imagined(truth, rolled, model), rolled.seconds, count - 1, *lost, *imagination)
 
 
+def _as_recorded(made, warped, true, where, still) -> dict[str, float]:
+    """Of one frame: whole, after gain and offset, and what the warped seed is worth at the same places."""
+    found = {"ssim_whole": ssim_where(made, true, still), "psnr_warp": psnr_where(warped, true, where)}
+    for name, picture, there in (("seen", made, where), ("warp", warped, where), ("whole", made, still)):
+        found[f"psnr_{name}_gain"] = psnr_where(compensated(picture, true, there), true, there)
+    return found
+
+
 def summarise(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> dict[str, float]:
     """Means over worlds of one variant's figures (NaN: nothing to judge).
 
@@ -168,7 +185,8 @@ def summarise(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> dict[str
     moving bodies stood and none is any more; depth_error: median relative error; scale_drift: how
     far depth's scale has moved by the last tenth of the frames; lost: share of the seed's cells of
     known depth (moving bodies and sky left out) that memory did not take; no_depth: share of its
-    cells without depth.
+    cells without depth. warp: the seed's own pixels warped, at the same places; whole: of whole pictures, imagined
+    regions included; gain: after a gain and an offset for each colour of each picture.
     """
     rows = [_means(truth, one) for truth, one in zip(truths, scored, strict=True)]
     means = {name: _mean([row[name] for row in rows]) for name in rows[0]}
@@ -185,10 +203,9 @@ def _means(truth: TrueWorld, one: Scored) -> dict[str, float]:
         "ssim_new": _mean(f["ssim_seen"][new]),
         "zncc_new": _mean(f["zncc_seen"][new]),
         "bare_new": _mean(f["psnr_bare"][new]),
-        "whole_new": _mean(f["psnr_whole"][new]),
-        "lpips_new": _mean(f["lpips"][new]),
         "psnr_return": _mean(f["psnr_seen"][truth.returns]),
         "ssim_return": _mean(f["ssim_seen"][truth.returns]),
+        **{f"{name}_{when}": _mean(f[key][there]) for name, key in RECORDED for when, there in (("new", new), ("return", truth.returns))},
         "psnr_shown": _mean(f["psnr_shown"]),
         "ssim_shown": _mean(f["ssim_shown"]),
         "psnr_vacated": _mean(f["psnr_vacated"]),
@@ -205,12 +222,12 @@ def _means(truth: TrueWorld, one: Scored) -> dict[str, float]:
 
 def at_the_seed(truths: Sequence[TrueWorld], scored: Sequence[Scored]) -> list[dict]:
     """Each return to the seed's very camera: frame, PSNR against truth, scale of depth."""
-    frames = np.nonzero(truths[0].first_shown == 0)[0]
+    frames = sorted({int(i) for truth in truths for i in np.nonzero(truth.first_shown == 0)[0]})
     names = {"psnr": "psnr_seen", "depth_scale": "depth_scale"}
+    there = {i: [s for truth, s in zip(truths, scored, strict=True) if i < len(truth) and truth.first_shown[i] == 0] for i in frames}
     return [
-        {"frame": int(i)}
-        | {name: _mean([s.frames[key][i] for s in scored]) for name, key in names.items()}
-        for i in frames
+        {"frame": i} | {name: _mean([s.frames[key][i] for s in ones]) for name, key in names.items()}
+        for i, ones in there.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""Worlds whose truth is known (scenes by seed, folders of posed RGB-D), and their rollouts, kept on disk.
+"""Worlds whose truth is known (scenes by seed; recorded ones are in readback.py), and their rollouts, kept on disk.
 
 A rollout's name is a hash of all that it depends on: weights, program, world, variant. So none is
 made twice.
@@ -7,7 +7,7 @@ made twice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from zipfile import BadZipFile
@@ -15,15 +15,14 @@ from zipfile import BadZipFile
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 
-from mirage_ros.data.seeds import PosedRgbd
 from mirage_ros.errors import MirageError
 from mirage_ros.evaluation.rgb_cache import RgbMemory
 from mirage_ros.files import atomic_file
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
-from mirage_ros.geometry.images import cell_share, fit_seed
+from mirage_ros.geometry.images import cell_share
 from mirage_ros.protocol import STAGES, Readout, WorldModel, readout_cells
 from mirage_ros.world.state import latent_size, readout_size
 from mirage_ros.world.world import World
@@ -137,44 +136,28 @@ def plan_excursions(frames: int, half: int) -> tuple[np.ndarray, np.ndarray, np.
     return eased * reach, eased * widest, first
 
 
-def folder_world(
-    folder: str | Path, seed_frame: int, frames: int | None, size: tuple[int, int]
-) -> TrueWorld:
-    """A recorded walk from `seed_frame` on, brought to the model's size."""
-    walk = PosedRgbd(folder)
-    numbers = range(seed_frame, len(walk) if frames is None else seed_frame + frames)
-    if len(numbers) < 2 or numbers[-1] >= len(walk):
-        raise MirageError(
-            f"Frames {seed_frame} to {numbers.stop - 1} of {folder} were asked for; it has frames "
-            f"0 to {len(walk) - 1}, and two are needed at least."
-        )
-    fitted = [
-        fit_seed(frame.rgb, frame.camera, frame.depth_m, size)
-        for frame in (walk[number] for number in numbers)
-    ]
-    rgb, cameras = np.stack([f[0] for f in fitted]), Camera.stack([f[1] for f in fitted])
-    depth = np.stack([f[2] for f in fitted]).astype(np.float32)
-    still = np.zeros(depth.shape, bool)
-    grounded = shown_by_seed(cameras, depth, still, RECORDED_SHARE)
-    return TrueWorld(
-        f"{Path(folder).name} {seed_frame}",
-        cameras,
-        rgb,
-        depth,
-        still,
-        np.full(len(rgb), -1),
-        _back_at_the_seed(grounded),
-        grounded,
-    )
-
-
 def shown_by_seed(
     cameras: Camera,
     depth_m: Float[np.ndarray, "f h w"],
     moving: Bool[np.ndarray, "f h w"],
     tolerance: float = SAME_SURFACE_SHARE,
 ) -> Bool[np.ndarray, "f h w"]:
-    """Where each frame's surface lies in frame 0's picture and nothing hides it there.
+    """Where each frame's surface lies in frame 0's picture and nothing hides it there; see `seed_pixels`."""
+    return np.stack([shown for _, shown in seed_pixels(cameras, depth_m, moving, tolerance)])
+
+
+def warped_seed(truth: TrueWorld) -> UInt8[np.ndarray, "f h w 3"]:
+    """The seed's own pixels at each frame's surfaces, by true depth: what no memory of the seed can be better than, save
+    by luck. It means something where `grounded`, whatever the tolerance."""
+    places = seed_pixels(truth.cameras, truth.depth_m, truth.moving, SAME_SURFACE_SHARE)
+    return np.stack([cv2.remap(truth.rgb[0], pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+                     for pixels, _ in places])  # fmt: skip
+
+
+def seed_pixels(
+    cameras: Camera, depth_m: Float[np.ndarray, "f h w"], moving: Bool[np.ndarray, "f h w"], tolerance: float
+) -> Iterator[tuple[Float32[np.ndarray, "h w 2"], Bool[np.ndarray, "h w"]]]:
+    """Of each frame in which pixels of frame 0 its surfaces lie, and where these show them.
 
     Depths of one surface may differ by the share `tolerance`. The seed's are interpolated as
     inverse depth, which is linear on planes however slanted, between pixels of known depth alone.
@@ -183,7 +166,7 @@ def shown_by_seed(
     known = np.isfinite(depth_m[0]) & (depth_m[0] > 0) & ~moving[0]
     inverse = np.where(known, 1 / np.where(known, depth_m[0], 1), 0).astype(np.float32)
     # Between a surface and a hole any depth would be found.
-    certain, shown = known.astype(np.float32), np.zeros(depth_m.shape, bool)
+    certain = known.astype(np.float32)
     for i in range(len(depth_m)):
         known = np.isfinite(depth_m[i]) & ~moving[i]
         points = cameras[i].lift(np.where(known, depth_m[i], 1.0))
@@ -197,8 +180,7 @@ def shown_by_seed(
         sure = cv2.remap(certain, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         same = np.abs(there * np.where(inside, z, 0).reshape(height, width) - 1) <= tolerance
         same &= sure > 0.999
-        shown[i] = inside.reshape(height, width) & same & known
-    return shown
+        yield pixels, inside.reshape(height, width) & same & known
 
 
 def vacated_by_bodies(
@@ -235,13 +217,6 @@ def _turned(cameras: Camera, yaw_deg: np.ndarray) -> Camera:
     poses = cameras.world_from_camera.copy()
     poses[:, :3, :3] = turn @ poses[:, :3, :3]
     return Camera(cameras.intrinsics, poses, cameras.size)
-
-
-def _back_at_the_seed(grounded: Bool[np.ndarray, "f h w"]) -> Bool[np.ndarray, "f"]:
-    """Frames that see much of the seed's surfaces again after one that saw next to nothing."""
-    share = grounded.mean((1, 2))
-    left = np.maximum.accumulate(share < LEFT_SHARE)
-    return left & (share > BACK_SHARE)
 
 
 PACKAGE = Path(__file__).parent.parent

@@ -183,6 +183,14 @@ class DepthEstimator:
             answer = answer * self.scale(cameras)[:, None, None]
         return answer.astype(np.float32)
 
+    def aligned(
+        self, rgb: UInt8[np.ndarray, "h w 3"], camera: Camera, known_m: Float[np.ndarray, "h w"]
+    ) -> Float[np.ndarray, "h w"]:
+        """Metric depth of one picture, brought to what is known of it (NaN where nothing is)."""
+        raw = self(rgb[None], Camera.stack([camera]))
+        anchors = np.where(np.isfinite(known_m), known_m, np.nan)[None]
+        return align_depth(raw, anchors if np.isfinite(anchors).any() else None, 1, self.inverse, self.metric)[0]
+
 
 def _transformers_depth(source: str, device: str) -> DepthEstimator:
     """The families of transformers whose answers are known: Depth Anything and Depth Pro."""

@@ -5,7 +5,6 @@ Clips are rendered once; whoever asks again resumes.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
+from mirage_ros.data.tracks import Track, pictures_of, read_track
 from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path
 from mirage_ros.geometry.camera import Camera
@@ -110,9 +110,6 @@ def _load(path: Path) -> StoredClip:
     return StoredClip(data["rgb"], data["depth_m"], moving, sky, cameras)
 
 
-PICTURES = (".png", ".jpg", ".jpeg")
-
-
 @dataclass(frozen=True)
 class PosedVideo:
     """A clip with its cameras; depth and masks where they are known.
@@ -140,48 +137,6 @@ class LazyVideo:
     read: Callable[[], PosedVideo]
 
 
-@dataclass(frozen=True)
-class Track:
-    """Cameras of a RealEstate10K text file: microseconds, and intrinsics as shares of the size."""
-
-    name: str
-    stamps_us: np.ndarray
-    intrinsics: Float[np.ndarray, "f 4"]
-    world_from_camera: Float[np.ndarray, "f 4 4"]
-
-    def cameras(self, size: tuple[int, int]) -> Camera:
-        """The cameras of pictures of a size; edges at 0 and 1 as the data set has them."""
-        fx, fy, cx, cy = self.intrinsics.T
-        matrix = np.tile(np.eye(3), (len(fx), 1, 1))
-        matrix[:, 0, 0], matrix[:, 1, 1] = fx * size[1], fy * size[0]
-        matrix[:, 0, 2], matrix[:, 1, 2] = cx * size[1] - 0.5, cy * size[0] - 0.5
-        return Camera(matrix, self.world_from_camera, size)
-
-
-def read_track(path: Path) -> Track:
-    """A RealEstate10K camera file: a URL, then rows of a time, 6 numbers and a 3x4 matrix.
-
-    The matrix maps the world to the camera; its rotation is made orthonormal, for the files
-    hold rounded numbers. Raises MirageError for anything else.
-    """
-    try:
-        lines = path.read_text().splitlines()[1:]
-        rows = np.array([line.split() for line in lines if line.strip()], np.float64)
-        if rows.ndim != 2 or rows.shape[1] != 19:
-            raise ValueError(f"rows of {rows.shape[-1] if rows.size else 0} numbers, not 19")
-    except (OSError, ValueError) as error:
-        raise MirageError(
-            f"{path} is no RealEstate10K camera file ({error}); give the data set's text files."
-        ) from error
-    camera_from_world = rows[:, 7:].reshape(-1, 3, 4)
-    left, _, right = np.linalg.svd(camera_from_world[:, :, :3])
-    rotation = left @ right
-    pose = np.tile(np.eye(4), (len(rows), 1, 1))
-    pose[:, :3, :3] = rotation.transpose(0, 2, 1)
-    pose[:, :3, 3] = -np.einsum("fji,fj->fi", rotation, camera_from_world[:, :, 3])
-    return Track(path.stem, rows[:, 0].astype(np.int64), rows[:, 1:5], pose)
-
-
 def read_re10k(
     tracks: Path, frames: Path, size: tuple[int, int], length: int
 ) -> Iterator[LazyVideo]:
@@ -195,12 +150,11 @@ def read_re10k(
         raise MirageError(f"{tracks} holds no .txt camera files; give the folder that does.")
     for path in paths:
         track = read_track(path)
-        pictures = ((frames / track.name).glob(f"*{ending}") for ending in PICTURES)
-        files = {int(f.stem): f for f in itertools.chain(*pictures) if f.stem.isdigit()}
-        rows = [i for i, stamp in enumerate(track.stamps_us) if int(stamp) in files]
+        files = pictures_of(track, frames / track.name)
+        rows = list(files)
         for part, start in enumerate(range(0, len(rows) - length + 1, length)):
             chosen = rows[start : start + length]
-            pictures = [files[int(track.stamps_us[i])] for i in chosen]
+            pictures = [files[i] for i in chosen]
             yield LazyVideo(
                 f"{track.name}_{part:03d}", partial(_read_part, track, chosen, pictures, size)
             )
