@@ -17,7 +17,7 @@ from mirage_ros.machine import repair_soon
 
 # Command -> its module here, whose function `add_COMMAND` adds the command's parser.
 COMMANDS = {
-    "demo": "node", "node": "node", "plan": "node", "record": "node", "recover": "node", "readback": "evaluate",
+    "demo": "node", "node": "node", "plan": "node", "record": "node", "recover": "node", "readback": "worlds",
     "train": "train", "data": "train", "bench": "evaluate", "evaluate": "evaluate", "doctor": "node", "info": "node",
     "build": "worlds", "export": "worlds", "generate": "train", "convert": "train", "loop": "loop", "base": "loop",
     "wander": "loop", "drive": "loop", "teleop": "loop", "studio": "loop",

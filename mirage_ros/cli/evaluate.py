@@ -1,5 +1,4 @@
-"""Measuring: how good is what a model shows, in worlds whose truth is known and in real walks (`mirage evaluate`,
-`readback`); speed, memory and errors on this machine (`mirage bench memory`, `generate`, `record`, `sensors`, `physics`).
+"""Measuring: how good is what a model shows, in worlds whose truth is known and in real walks (`mirage evaluate`); speed, memory and errors on this machine (`mirage bench memory`, `generate`, `record`, `sensors`, `physics`).
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from mirage_ros.cli.arguments import (
     walk_config,
     write_json,
 )
-from mirage_ros.cli.train import add_bench_record
 from mirage_ros.errors import MirageError
 from mirage_ros.files import user_path
+from mirage_ros.recording import FORMATS
 
 
 def add_bench(parsers) -> None:
@@ -28,7 +27,7 @@ def add_bench(parsers) -> None:
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_memory(actions)
     _add_generate(actions)
-    add_bench_record(actions)
+    _add_record(actions)
     _add_sensors(actions)
     _add_physics(actions)
 
@@ -85,6 +84,28 @@ def _add_generate(actions) -> None:
     parser.add_argument("--plan", action="store_true", help="print the memory plan and end")
     parser.add_argument("--write", type=user_path, metavar="FOLDER",
                         help="write the tiny random checkpoint as a folder and end")  # fmt: skip
+    add_json(parser)
+
+
+def _add_record(actions) -> None:
+    parser = add_command(
+        actions,
+        "record",
+        bench_record,
+        "time the cycle with and without recording, format by format",
+        "examples:\n  mirage bench record\n  mirage bench record --formats lerobot --rounds 8\n\n"
+        "plain and recorded rollouts of one walk take turns; recording runs in a thread beside\n"
+        "the next chunk. What a format needs after the last chunk is its episode's end. The CPU\n"
+        "columns are the time of recording all by itself, ffmpeg included, over the cycle's,\n"
+        "without and with the episode's end: where cores are scarce, the cycle gets that much\n"
+        "slower. At most 10 % without the end is what a format is meant to keep to.",
+    )
+    parser.add_argument("--formats", nargs="+", metavar="FORMAT",
+                        help=f"{', '.join(FORMATS)} (default: all)")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=4, help="(default: 4)")
+    parser.add_argument("--frames", type=int, default=48, help="of a rollout (default: 48)")
+    parser.add_argument("--seed", default="room", help="(default: room)")
+    add_model(parser)
     add_json(parser)
 
 
@@ -237,6 +258,24 @@ def _write(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def bench_record(arguments: argparse.Namespace) -> int:
+    from mirage_ros.data.seeds import load_seed
+    from mirage_ros.evaluation.bench_record import RecordBenchConfig, describe, run_bench
+    from mirage_ros.models import load_model
+    from mirage_ros.recording.formats import check_format
+
+    formats = arguments.formats or FORMATS
+    for format in formats:
+        check_format(format)
+    if min(arguments.rounds, arguments.frames) < 1:
+        raise MirageError("A bench needs at least 1 round and 1 frame; give more.")
+    config = RecordBenchConfig(formats, arguments.rounds, arguments.frames)
+    report = run_bench(load_model(arguments.model), load_seed(arguments.seed), config)
+    print(describe(report))
+    write_json(report, arguments.json)
+    return 0
+
+
 def add_evaluate(parsers) -> None:
     parser = add_command(
         parsers,
@@ -288,22 +327,6 @@ def _add_truth(parser) -> None:
     parser.add_argument("--frames", type=int, help="frames of the walk (default: 33, or the "
                         "whole folder; of tracks those there); of scenes above 100 it comes back each 100")  # fmt: skip
     parser.add_argument("--kind", help="kind of scene (default: as each seed draws it)")
-
-
-def add_readback(parsers) -> None:
-    parser = add_command(
-        parsers,
-        "readback",
-        readback,
-        "measure how well memory shows one real frame again from other real cameras",
-        "example:\n  mirage readback walk/ --seed-frame 8\n\nthe folder holds color/, depth/, K.txt"
-        " and world_from_camera.txt",
-    )
-    parser.add_argument("folder", type=user_path, help="posed RGB-D folder")
-    parser.add_argument("--seed-frame", type=int, default=0, help="frame to remember (default: 0)")
-    parser.add_argument("--frames", type=int, nargs="+", help="frames to look from (default: all)")
-    add_model(parser)
-    parser.add_argument("--out", type=user_path, metavar="PNG", help="write the pictures as well")
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -372,16 +395,4 @@ def _hold_out(arguments: argparse.Namespace) -> int:
     draw_held_out(held, arguments.out / "held_out.png")
     print(f"pictures: {arguments.out / 'held_out.png'}")
     write_json(held.figures, arguments.json)
-    return 0
-
-
-def readback(arguments: argparse.Namespace) -> int:
-    from mirage_ros.evaluation.readback import describe, draw, read_back
-    from mirage_ros.models import load_model
-
-    model = load_model(arguments.model)
-    walk = read_back(arguments.folder, arguments.seed_frame, model, arguments.frames)
-    print(describe(walk))
-    if arguments.out is not None:
-        draw(walk, arguments.out)
     return 0

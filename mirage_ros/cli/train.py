@@ -1,5 +1,5 @@
 """`mirage train` and `mirage convert`: models; `mirage generate`, `mirage data preview` and `data furniture`: what they and
-policies are trained on; `mirage bench record`: what it costs to record that."""
+policies are trained on."""
 
 from __future__ import annotations
 
@@ -268,44 +268,4 @@ def generate(arguments: argparse.Namespace) -> int:
         f"({report.steady_frames_per_s:.2f} after the first {report.startup_s:.0f} s), "
         f"{report.retries} retries"
     )
-    return 0
-
-
-def add_bench_record(actions) -> None:
-    parser = add_command(
-        actions,
-        "record",
-        bench_record,
-        "time the cycle with and without recording, format by format",
-        "examples:\n  mirage bench record\n  mirage bench record --formats lerobot --rounds 8\n\n"
-        "plain and recorded rollouts of one walk take turns; recording runs in a thread beside\n"
-        "the next chunk. What a format needs after the last chunk is its episode's end. The CPU\n"
-        "columns are the time of recording all by itself, ffmpeg included, over the cycle's,\n"
-        "without and with the episode's end: where cores are scarce, the cycle gets that much\n"
-        "slower. At most 10 % without the end is what a format is meant to keep to.",
-    )
-    parser.add_argument("--formats", nargs="+", metavar="FORMAT",
-                        help=f"{', '.join(FORMATS)} (default: all)")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=4, help="(default: 4)")
-    parser.add_argument("--frames", type=int, default=48, help="of a rollout (default: 48)")
-    parser.add_argument("--seed", default="room", help="(default: room)")
-    add_model(parser)
-    add_json(parser)
-
-
-def bench_record(arguments: argparse.Namespace) -> int:
-    from mirage_ros.data.seeds import load_seed
-    from mirage_ros.evaluation.bench_record import RecordBenchConfig, describe, run_bench
-    from mirage_ros.models import load_model
-    from mirage_ros.recording.formats import check_format
-
-    formats = arguments.formats or FORMATS
-    for format in formats:
-        check_format(format)
-    if min(arguments.rounds, arguments.frames) < 1:
-        raise MirageError("A bench needs at least 1 round and 1 frame; give more.")
-    config = RecordBenchConfig(formats, arguments.rounds, arguments.frames)
-    report = run_bench(load_model(arguments.model), load_seed(arguments.seed), config)
-    print(describe(report))
-    write_json(report, arguments.json)
     return 0

@@ -1,4 +1,5 @@
-"""`mirage build`: recordings become worlds; `mirage export`: worlds become files of other tools."""
+"""`mirage build`: recordings become worlds; `mirage readback`: how well one frame of them is remembered; `mirage export`: worlds
+become files of other tools."""
 
 from __future__ import annotations
 
@@ -45,6 +46,22 @@ def add_build(parsers) -> None:
     add("--max-memory", type=int, default=512, metavar="MIB", help="of the world (default: 512)")
     # fmt: on
     add_walk(parser)
+
+
+def add_readback(parsers) -> None:
+    parser = add_command(
+        parsers,
+        "readback",
+        readback,
+        "measure how well memory shows one real frame again from other real cameras",
+        "example:\n  mirage readback walk/ --seed-frame 8\n\nthe folder holds color/, depth/, K.txt"
+        " and world_from_camera.txt",
+    )
+    parser.add_argument("folder", type=user_path, help="posed RGB-D folder")
+    parser.add_argument("--seed-frame", type=int, default=0, help="frame to remember (default: 0)")
+    parser.add_argument("--frames", type=int, nargs="+", help="frames to look from (default: all)")
+    add_model(parser)
+    parser.add_argument("--out", type=user_path, metavar="PNG", help="write the pictures as well")
 
 
 def add_export(parsers) -> None:
@@ -125,6 +142,18 @@ def _draw(built, path: Path) -> None:
     points = built.world.memory.to_points()
     picture = draw_cloud_from_above(points.xyz, points.rgb, built.world.state.free_space.cameras, (720, 960))
     save_picture(path, picture)
+
+
+def readback(arguments: argparse.Namespace) -> int:
+    from mirage_ros.evaluation.readback import describe, draw, read_back
+    from mirage_ros.models import load_model
+
+    model = load_model(arguments.model)
+    walk = read_back(arguments.folder, arguments.seed_frame, model, arguments.frames)
+    print(describe(walk))
+    if arguments.out is not None:
+        draw(walk, arguments.out)
+    return 0
 
 
 def export(arguments: argparse.Namespace) -> int:
