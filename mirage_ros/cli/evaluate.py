@@ -1,4 +1,5 @@
-"""Measuring: how good is what a model shows, in worlds whose truth is known and in real walks (`mirage evaluate`); speed, memory and errors on this machine (`mirage bench memory`, `generate`, `record`, `sensors`, `physics`).
+"""Measuring: how good is what a model shows, in worlds whose truth is known and in real walks (`mirage evaluate`);
+speed, memory and errors on this machine (`mirage bench memory`, `generate`, `record`, `sensors`, `physics`).
 """
 
 from __future__ import annotations
