@@ -20,6 +20,7 @@ from mirage_ros.data.seeds import PosedRgbd, load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.evaluation import evaluate as evaluating
 from mirage_ros.evaluation import lpips_of, psnr_db, psnr_where, ssim, ssim_where
+from mirage_ros.evaluation import worldscore
 from mirage_ros.evaluation.evaluate import (
     ABLATIONS,
     AblatedModel,
@@ -559,6 +560,61 @@ def test_a_recording_of_another_layout_is_judged(walked, tmp_path, capsys, monke
     held = json.loads((tmp_path / "b.json").read_text())
     assert held["frames"] == 2 and held["built_gain"] >= held["built"] > 15 and held["warp"] > 15
     assert cv2.imread(str(tmp_path / "out" / "held_out.png")) is not None
+
+
+def suite_path(names: list[str]) -> np.ndarray:
+    """Key cameras by WorldScore's own definition: camera_from_world, x left and y up, each move on the last camera's axes;
+    then world_from_camera with Blender's camera axes, seen from the first camera."""
+    c, s = np.cos(np.radians(30)), np.sin(np.radians(30))
+    left, right = np.eye(4), np.eye(4)
+    left[:3, :3], right[:3, :3] = [[c, 0, -s], [0, 1, 0], [s, 0, c]], [[c, 0, s], [0, 1, 0], [-s, 0, c]]
+    shift = lambda x, z: np.array([[1, 0, 0, x], [0, 1, 0, 0], [0, 0, 1, z], [0, 0, 0, 1.0]])  # noqa: E731
+    moves = {"push_in": shift(0, -1), "pull_out": shift(0, 1), "move_left": shift(-0.5, 0), "move_right": shift(0.5, 0),
+             "pan_left": left, "pan_right": right, "orbit_left": shift(0, 1) @ right @ shift(0, -1),
+             "orbit_right": shift(0, 1) @ left @ shift(0, -1)}  # fmt: skip
+    there = [np.eye(4)]
+    for name in names:
+        there.append(moves[name] @ there[-1])
+    return np.stack([np.linalg.inv(np.diag([-1.0, 1, -1, 1]) @ one) for one in there])
+
+
+def test_worldscores_paths_are_the_suites_own():
+    for names in (["push_in"], ["pan_left", "move_left", "pull_out"], ["orbit_left", "move_right"], ["orbit_right", "pan_right"]):
+        keys, poses = worldscore.path_of(names)
+        np.testing.assert_allclose(worldscore._suite_poses(keys), suite_path(names), atol=1e-12)
+        np.testing.assert_allclose(poses[:: worldscore.FRAMES - 1], keys, atol=1e-12)
+        steps = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)
+        assert len(poses) == 49 * len(names) + 1 and steps.max() < 0.05
+
+
+def test_what_worldscore_judges_is_written(filmed, tmp_path, capsys, monkeypatch):
+    """In the layout that the suite's evaluator checks for; a second run makes nothing."""
+    monkeypatch.setattr("mirage_ros.models.load_model", lambda path: MODEL)
+    entry = {"visual_movement": "static", "visual_style": "photorealistic", "scene_type": "indoor", "prompt_list": ["a", "b"],
+             "image": "static/images/photorealistic/indoor/dining_spaces/000.png", "camera_path": ["push_in"],
+             "content_list": [["a"], ["b"]], "style": "real"}  # fmt: skip
+    data, bad = tmp_path / "WorldScore-Dataset", entry | {"image": "static/images/photorealistic/indoor/dining_spaces/001.png"}
+    writers.png(data / entry["image"], filmed[0].rgb[..., ::-1])
+    (data / "static" / "static.json").write_text(json.dumps([entry, bad]))
+    words = ["evaluate", "--worldscore", str(data), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    said, place = capsys.readouterr().out, tmp_path / "out/worldscore_output/static/photorealistic/indoor/dining_spaces/000"
+    assert "1 scenes made" in said and "001.png" in said and "DROID-SLAM" in said and "dynamic" in said
+    assert {path.name for path in place.iterdir()} == {"frames", "videos", "input_image.png", "image_data.json", "camera_data.json"}
+    frames = sorted((place / "frames").iterdir())
+    assert [path.name for path in frames] == [f"{i:03d}.png" for i in range(50)]
+    first, last, given = (cv2.imread(str(path)) for path in (frames[0], frames[-1], place / "input_image.png"))
+    assert first.shape == last.shape == given.shape == (512, 512, 3)
+    nearer = cv2.resize(given[85:427, 85:427], (512, 512))
+    print("first frame", psnr_db(first, given), "last", psnr_db(last, given), psnr_db(last, nearer))
+    assert psnr_db(first, given) > 18 and psnr_db(last, given) < psnr_db(first, given)
+    values = json.loads((place / "image_data.json").read_text())
+    assert values["total_frames"] == 50 and values["anchor_frame_idx"] == [0, 49] and values["num_scenes"] == 1
+    cameras = json.loads((place / "camera_data.json").read_text())
+    assert np.shape(cameras["cameras"]) == (2, 4, 4) and np.shape(cameras["cameras_interp"]) == (50, 4, 4)
+    assert cv2.VideoCapture(str(place / "videos" / "output.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 50
+    assert main(words) == 0 and "0 scenes made, 1 were there" in capsys.readouterr().out
+    assert main(["evaluate", "--worldscore", str(tmp_path / "out")]) == 2
 
 
 @needs_real

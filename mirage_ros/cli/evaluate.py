@@ -290,7 +290,8 @@ def add_evaluate(parsers) -> None:
         "  mirage evaluate --seeds 2000100-2000103 --compare single_stage=runs/single/model\n"
         "  mirage evaluate --folder walk/ --seed-frame 8          any recording that `mirage build` reads\n"
         "  mirage evaluate --folder walk/ --hold-out 2            built from each second frame, judged by the others\n"
-        "  mirage evaluate --re10k re10k/ --memories latent,rgb   RealEstate10K: NAME.txt, NAME/MICROSECONDS.png\n\n"
+        "  mirage evaluate --re10k re10k/ --memories latent,rgb   RealEstate10K: NAME.txt, NAME/MICROSECONDS.png\n"
+        "  mirage evaluate --worldscore WorldScore-Dataset/       the frames that the suite judges\n\n"
         "each world starts from one true picture (and its depth); all later depth is the model's\n"
         "own. Writes a plot over frames and a contact sheet into --out. Rollouts are kept in\n"
         "--out/rollouts and made again only when weights, program, world or variant changed.\n"
@@ -322,6 +323,8 @@ def _add_truth(parser) -> None:
     parser.add_argument("--folder", default="", help="a recording instead of scenes: a posed folder, a bag, ...")
     parser.add_argument("--re10k", default="", metavar="FOLDER", help="RealEstate10K tracks with their pictures instead "
                         "of scenes; each is walked there and back")  # fmt: skip
+    parser.add_argument("--worldscore", default="", metavar="FOLDER", help="write what the WorldScore suite judges of its "
+                        "data set; --frames is then how many of its scenes (default: all)")  # fmt: skip
     parser.add_argument("--hold-out", type=int, default=0, metavar="N", help="build a world from the folder without each "
                         "N-th frame, and judge it by these")  # fmt: skip
     parser.add_argument("--seed-frame", type=int, default=0, help="of the folder (default: 0)")
@@ -336,8 +339,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from mirage_ros.evaluation.report import report_on
 
     out, seeds = arguments.out, _seeds(arguments)
-    if arguments.hold_out:
-        return _hold_out(arguments)
+    if arguments.hold_out or arguments.worldscore:
+        return _hold_out(arguments) if arguments.hold_out else _worldscore(arguments)
     config = EvaluationConfig(
         model=arguments.model,
         seeds=seeds,
@@ -366,32 +369,28 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _seeds(arguments: argparse.Namespace) -> tuple[int, ...]:
-    if sum(map(bool, (arguments.seeds, arguments.folder, arguments.re10k))) != 1:
-        raise MirageError("Give one of --seeds A-B, --folder and --re10k to evaluate on.")
+    if sum(map(bool, (arguments.seeds, arguments.folder, arguments.re10k, arguments.worldscore))) != 1:
+        raise MirageError("Give one of --seeds A-B, --folder, --re10k and --worldscore to evaluate on.")
     if arguments.hold_out and not arguments.folder:
         raise MirageError("--hold-out builds a world from a --folder; give one.")
     return tuple(seed_range(arguments.seeds)) if arguments.seeds else ()
 
 
-def _hold_out(arguments: argparse.Namespace) -> int:
-    """A world built from most of a recording, judged by the rest of it."""
-    import tempfile
-
-    from tqdm import tqdm
-
-    from mirage_ros.data.building import BuildConfig, build
-    from mirage_ros.data.layouts import open_walk
-    from mirage_ros.evaluation.readback import describe_held_out, draw_held_out, judge_held_out
+def _worldscore(arguments: argparse.Namespace) -> int:
+    from mirage_ros.evaluation.worldscore import describe, write_scenes
     from mirage_ros.models import load_model
 
-    walk, rest = open_walk(user_path(arguments.folder), walk_config(arguments)).split(arguments.hold_out)
-    with tempfile.TemporaryDirectory() as room, tqdm(total=2 * len(walk), unit="frame", desc="build") as bar:
+    report = write_scenes(user_path(arguments.worldscore), load_model(arguments.model), arguments.out, arguments.frames)
+    print(describe(report))
+    write_json(report, arguments.json)
+    return 0
 
-        def tick(stage: str, frames: int) -> None:
-            bar.update(max(0, frames + len(walk) * (stage == "build") - bar.n))
 
-        built = build(walk, load_model(arguments.model), Path(room) / "world", BuildConfig(), tick)
-    held = judge_held_out(built, walk, rest)
+def _hold_out(arguments: argparse.Namespace) -> int:
+    from mirage_ros.evaluation.readback import describe_held_out, draw_held_out, hold_out
+    from mirage_ros.models import load_model
+
+    held = hold_out(arguments.folder, walk_config(arguments), arguments.hold_out, load_model(arguments.model))
     print(describe_held_out(held))
     draw_held_out(held, arguments.out / "held_out.png")
     print(f"pictures: {arguments.out / 'held_out.png'}")

@@ -10,15 +10,17 @@ Here as well: recorded walks and RealEstate10K tracks as worlds whose truth is k
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
+from tqdm import tqdm
 
 from mirage_ros.data import Walk, WalkConfig
-from mirage_ros.data.building import USED, Built, fitted
+from mirage_ros.data.building import USED, BuildConfig, Built, build, fitted
 from mirage_ros.data.layouts import open_walk
 from mirage_ros.data.seeds import PosedFrame, PosedRgbd
 from mirage_ros.data.tracks import tracks_in
@@ -260,6 +262,17 @@ class HeldOut:
 
     figures: dict[str, float | int]
     rows: tuple[tuple[str, np.ndarray, np.ndarray, np.ndarray], ...]
+
+
+def hold_out(folder: str | Path, config: WalkConfig, each: int, model: WorldModel) -> HeldOut:
+    """A world built from a recording without each so many-th frame, judged by these."""
+    walk, rest = open_walk(user_path(str(folder)), config).split(each)
+    with tempfile.TemporaryDirectory() as room, tqdm(total=2 * len(walk), unit="frame", desc="build") as bar:
+
+        def tick(stage: str, frames: int) -> None:
+            bar.update(max(0, frames + len(walk) * (stage == "build") - bar.n))
+
+        return judge_held_out(build(walk, model, Path(room) / "world", BuildConfig(), tick), walk, rest)
 
 
 def judge_held_out(built: Built, walk: Walk, rest: Walk, seed: int | None = None) -> HeldOut:
