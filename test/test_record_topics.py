@@ -28,8 +28,7 @@ from mirage_ros.ros.image_messages import depth_to_ros, mask_to_ros, picture_to_
 from mirage_ros.ros.messages import camera_info_to_ros, transform_to_ros
 from mirage_ros.ros.playback import FrameAssembler
 from mirage_ros.ros.recorder import EPISODE_FRAMES, PICTURES, RecorderConfig, Tally, TopicRecorder
-from mirage_ros.ros.services.recording import RecordService, unused
-from mirage_ros.ros.topics import recorded_by_node
+from mirage_ros.ros.services.recording import RecordService, recorded_by_node, unused
 
 TESTS = Path(__file__).parent
 # A recording of frames that come without a node, until it is killed.

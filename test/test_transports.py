@@ -32,22 +32,19 @@ from mirage_ros.protocol import Frame
 from mirage_ros.recording.topics import BY_NAME, CONTACTS, MAP, OBSTACLES, TOPICS, FrameIds
 from mirage_ros.ros.doctor import GraphWatch
 from mirage_ros.ros.image_messages import (
+    EDGES,
     compressed_depth_to_ros,
     compressed_picture_to_ros,
     depth_from_compressed,
     depth_from_ros,
-    picture_from_compressed,
-    picture_from_ros,
-)
-from mirage_ros.ros.messages import POINT, cloud_from_ros, pose_from_ros, stamp_from_ros
-from mirage_ros.ros.overlays import (
-    EDGES,
-    Deltas,
     frustum_corners,
     frustum_to_ros,
-    token_keys,
+    picture_from_compressed,
+    picture_from_ros,
     trail_to_ros,
 )
+from mirage_ros.ros.messages import POINT, cloud_from_ros, pose_from_ros, stamp_from_ros
+from mirage_ros.ros.topics import Deltas, token_keys
 
 TALKER = str(Path(__file__).parent / "lazy_talker.py")
 

@@ -1,4 +1,5 @@
-"""Pictures, depth and masks between numpy and sensor_msgs Image and CompressedImage.
+"""What is looked at: pictures, depth and masks between numpy and sensor_msgs Image and CompressedImage, and a camera as a
+frustum and a trail of markers.
 
 The compressed formats are those of compressed_image_transport and compressed_depth_image_transport
 (github.com/ros-perception/image_transport_plugins, codec.cpp and compression_common.hpp), so that
@@ -9,16 +10,21 @@ value = A / depth + B, behind a header of 12 bytes: int32 0 for inverse depth, f
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from geometry_msgs.msg import Point
 from jaxtyping import Bool, Float, UInt8
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import ColorRGBA
+from visualization_msgs.msg import Marker
 
 from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import eight_bits
 from mirage_ros.recording.topics import depth_metres, header_fields, image_fields, mask_pixels
-from mirage_ros.ros.messages import message_of
+from mirage_ros.ros.messages import message_of, pose_to_ros, stamp_to_ros
 
 # encoding -> (kind of number, channels, order that gives r g b)
 COLOUR_ENCODINGS = {
@@ -239,3 +245,55 @@ def _message(data: bytes, description: str, stamp_ns: int, frame_id: str) -> Com
     content = np.frombuffer(data, np.uint8)
     fields = {"header": header_fields(stamp_ns, frame_id), "format": description, "data": content}
     return message_of(CompressedImage, fields)
+
+
+LENGTH_M = 0.4
+LINE_M = 0.012
+FRUSTUM_COLOUR = (0.25, 0.77, 0.71, 1.0)
+TRAIL_COLOUR = (1.0, 0.62, 0.26, 1.0)
+# Edges between the camera's centre (0) and the corners of its picture (1 to 4).
+EDGES = ((0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1))
+
+
+def frustum_corners(camera: Camera, length_m: float = LENGTH_M) -> Float[np.ndarray, "5 3"]:
+    """The centre and the picture's four outer corners at a depth, in the camera's axes."""
+    height, width = camera.size
+    pixels = np.array(
+        [[-0.5, -0.5], [width - 0.5, -0.5], [width - 0.5, height - 0.5], [-0.5, height - 0.5]]
+    )
+    still = Camera(camera.intrinsics, np.eye(4), camera.size)
+    corners = still.unproject(pixels, np.full(4, length_m))
+    return np.concatenate([np.zeros((1, 3)), corners])
+
+
+def frustum_to_ros(camera: Camera, stamp_ns: int, frame_id: str, name: str = "camera") -> Marker:
+    """A frustum of lines whose marker pose is the camera's pose in `frame_id`."""
+    marker = _marker(Marker.LINE_LIST, f"{name}/frustum", stamp_ns, frame_id, FRUSTUM_COLOUR)
+    marker.pose = pose_to_ros(camera.world_from_camera)
+    corners = frustum_corners(camera)
+    marker.points = _points([corners[index] for edge in EDGES for index in edge])
+    return marker
+
+
+def trail_to_ros(
+    positions: Sequence[Float[np.ndarray, "3"]], stamp_ns: int, frame_id: str, name: str = "camera"
+) -> Marker:
+    """A line through the camera's past positions in `frame_id`."""
+    marker = _marker(Marker.LINE_STRIP, f"{name}/trail", stamp_ns, frame_id, TRAIL_COLOUR)
+    marker.pose = pose_to_ros(np.eye(4))
+    marker.points = _points(positions)
+    return marker
+
+
+def _marker(kind: int, name: str, stamp_ns: int, frame_id: str, colour: Sequence[float]) -> Marker:
+    marker = Marker(type=kind, action=Marker.ADD, ns=name, id=0)
+    marker.header.stamp = stamp_to_ros(stamp_ns)
+    marker.header.frame_id = frame_id
+    marker.scale.x = LINE_M
+    red, green, blue, alpha = colour
+    marker.color = ColorRGBA(r=red, g=green, b=blue, a=alpha)
+    return marker
+
+
+def _points(positions) -> list[Point]:
+    return [Point(x=float(x), y=float(y), z=float(z)) for x, y, z in positions]

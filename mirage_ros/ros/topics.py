@@ -1,22 +1,28 @@
 """Publishers of the topics table: what the node sends of every frame, cloud and chunk.
 
 `recording/topics.py` holds the table; here its rows get their rclpy QoS and message classes.
+
+The whole cloud is latched on cache/points and grows with the world; a subscriber on a thin link takes cache/deltas, which
+keep to a rate in bytes a second, and adds them up. A message without points means: forget all. It comes first, and again
+when much of what was sent is gone from memory, as in a new world.
 """
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt64
 from nav_msgs.msg import OccupancyGrid
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CompressedImage, PointCloud2
+from sensor_msgs.msg import PointCloud2
 from sensor_msgs.msg import Imu as ImuMessage
 from tf2_msgs.msg import TFMessage
+from visualization_msgs.msg import MarkerArray
 
 from mirage_ros.msg import RolloutStatus
 from mirage_ros.protocol import FloorPlan, Frame, Points
@@ -26,16 +32,9 @@ from mirage_ros.ros import CameraOutput, NodeConfig
 from mirage_ros.ros.callbacks import LazyPublisher
 from mirage_ros.ros.cameras import imu_config
 from mirage_ros.ros.image_messages import (
-    compressed_depth_to_ros,
-    compressed_picture_to_ros,
-)
-from mirage_ros.ros.messages import (
-    cloud_to_ros,
-    message_class,
-    message_of,
-    transform_to_ros,
-)
-from mirage_ros.ros.overlays import DeltaPublisher, FrustumPublisher
+    compressed_depth_to_ros, compressed_picture_to_ros, frustum_to_ros, trail_to_ros,
+)  # fmt: skip
+from mirage_ros.ros.messages import POINT, cloud_to_ros, message_class, message_of, transform_to_ros
 from mirage_ros.world.sensors import Imu
 
 TF_DEPTH = 1000  # a plan may come as one burst of single transforms
@@ -73,27 +72,6 @@ def publishers_of(node: Node, topic: str) -> list[str]:
     """Full names of the nodes that publish a topic, one for each publisher."""
     infos = node.get_publishers_info_by_topic(topic)
     return [f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in infos]
-
-
-def recorded_by_node(
-    resolve: Callable[[str], str], cameras: Sequence[CameraOutput]
-) -> dict[str, str]:
-    """Whole topic name -> name in the table, of what a node keeps when it records itself.
-
-    Topics of a rig's other cameras have no name in the table: their whole name stands for it.
-
-    Args:
-        resolve: gives the whole name of a relative one, as the node does.
-    """
-    found = {}
-    for topic in TOPICS:
-        if topic.recorded == topics.NOWHERE:
-            continue
-        for camera in cameras if topic.per_camera else cameras[:1]:
-            prefix = camera.prefix if topic.per_camera else ""
-            whole = resolve(prefix + topic.name)
-            found[whole] = topic.name if camera is cameras[0] else whole
-    return found
 
 
 class CameraPublishers:
@@ -149,28 +127,16 @@ def _maker(topic: Topic, config: NodeConfig, camera: CameraOutput) -> Callable[[
     if topic.fields is not None:
         kind, ids = message_class(topic.type_name), _frame_ids(config, camera)
         return lambda frame: message_of(kind, topic.fields(frame, ids))
-    if topic.name in COMPRESSORS:
-        return partial(COMPRESSORS[topic.name], config=config, frame_id=camera.frame_id)
+    how, frame_id = (config.compressed_format, config.jpeg_quality), camera.frame_id
+    if topic.name == topics.COMPRESSED_COLOR:
+        return lambda frame: compressed_picture_to_ros(frame.rgb, frame.stamp_ns, frame_id, *how)
+    if topic.name == topics.COMPRESSED_DEPTH:
+        return lambda frame: compressed_depth_to_ros(frame.depth_m, frame.stamp_ns, frame_id)
     return None
 
 
 def _frame_ids(config: NodeConfig, camera: CameraOutput) -> FrameIds:
     return FrameIds(config.world_frame, camera.frame_id, camera.scan_frame, camera.lidar_frame)
-
-
-def _compressed_color(frame: Frame, config: NodeConfig, frame_id: str) -> CompressedImage:
-    how = (config.compressed_format, config.jpeg_quality)
-    return compressed_picture_to_ros(frame.rgb, frame.stamp_ns, frame_id, *how)
-
-
-def _compressed_depth(frame: Frame, config: NodeConfig, frame_id: str) -> CompressedImage:
-    return compressed_depth_to_ros(frame.depth_m, frame.stamp_ns, frame_id)
-
-
-COMPRESSORS = {
-    topics.COMPRESSED_COLOR: _compressed_color,
-    topics.COMPRESSED_DEPTH: _compressed_depth,
-}
 
 
 class Publishers:
@@ -264,3 +230,137 @@ class Publishers:
         for frame, camera in zip(frames, self.cameras, strict=True):
             poses += fields(frame, _frame_ids(self._config, camera))["transforms"]
         return poses
+
+
+TRAIL_POSES = 2000
+TRAIL_STEP_M = 0.01
+JUMP_M = 2.0
+
+
+class FrustumPublisher:
+    """`markers` (MarkerArray): the newest frame's frustum and the trail, for subscribers only.
+
+    Args:
+        name: of the camera; one camera's markers replace each other in RViz.
+    """
+
+    def __init__(self, markers: LazyPublisher, world_frame: str, name: str = "camera") -> None:
+        self.markers = markers
+        self._world_frame, self._name = world_frame, name
+        self._trail: deque[np.ndarray] = deque(maxlen=TRAIL_POSES)
+
+    def frame(self, frame: Frame) -> None:
+        """Shows a frame's camera; the trail begins anew where the camera jumps."""
+        position = frame.camera.position_world
+        step_m = np.linalg.norm(position - self._trail[-1]) if self._trail else np.inf
+        if step_m > JUMP_M:
+            self._trail.clear()
+        if step_m > TRAIL_STEP_M:
+            self._trail.append(position.copy())
+        self.markers.publish(self._array, frame)
+
+    def _array(self, frame: Frame) -> MarkerArray:
+        where = (frame.stamp_ns, self._world_frame, self._name)
+        markers = [frustum_to_ros(frame.camera, *where)]
+        if len(self._trail) > 1:
+            markers.append(trail_to_ros(list(self._trail), *where))
+        return MarkerArray(markers=markers)
+
+
+# Odd constants of MurmurHash3's and SplitMix64's finalisers.
+MIX = (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53, 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9)
+STALE_SHARE = 0.5
+
+
+class Deltas:
+    """Which tokens a follower lacks. Holds 8 bytes for each that it has.
+
+    Args:
+        bytes_per_s: mean rate that is not exceeded by more than one second's worth; 0 is no cap.
+        clock: gives seconds.
+    """
+
+    def __init__(self, bytes_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.bytes_per_s = bytes_per_s
+        self._clock = clock
+        self._credit, self._since_s = bytes_per_s, clock()
+        self.backlog = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """The follower starts anew."""
+        self._sent = np.zeros(0, np.uint64)
+        self._had = 0
+
+    def stale(self, points: Points) -> bool:
+        """More than half of what the follower was ever sent is no longer in memory."""
+        alive = int(np.isin(self._sent, token_keys(points)).sum())
+        return alive < (1 - STALE_SHARE) * self._had
+
+    def take(self, points: Points) -> Bool[np.ndarray, "n"]:
+        """The points to send now, the oldest first when not all of them fit under the cap."""
+        keys = token_keys(points)
+        new = ~np.isin(keys, self._sent)
+        budget = self._budget()
+        self.backlog = max(int(new.sum()) - budget, 0)
+        if self.backlog:
+            rows = np.flatnonzero(new)
+            order = np.argsort(points.written_ns[rows], kind="stable")
+            new[rows[order[budget:]]] = False
+        self._credit -= int(new.sum()) * POINT.itemsize if self.bytes_per_s else 0
+        # Tokens that the memory dropped or replaced are not kept in mind.
+        self._sent = keys[new | np.isin(keys, self._sent)]
+        self._had += int(new.sum())
+        return new
+
+    def _budget(self) -> int:
+        """Points that fit now."""
+        if not self.bytes_per_s:
+            return np.iinfo(np.int64).max
+        now_s = self._clock()
+        earned = (now_s - self._since_s) * self.bytes_per_s
+        self._credit = min(self._credit + earned, self.bytes_per_s)
+        self._since_s = now_s
+        return max(int(self._credit) // POINT.itemsize, 0)
+
+
+class DeltaPublisher:
+    """`cache/deltas` (PointCloud2, fields of cache/points), for subscribers only.
+
+    A subscriber that comes later gets everything, as deltas from nothing.
+    """
+
+    def __init__(self, cloud: LazyPublisher, world_frame: str, bytes_per_s: float) -> None:
+        self.cloud, self.deltas = cloud, Deltas(bytes_per_s)
+        self._world_frame = world_frame
+        self._followers = 0
+
+    def offer(self, points: Points, stamp_ns: int) -> int:
+        """Sends what is new of the whole memory; returns how many points are still due."""
+        followers = self.cloud.count
+        if followers > self._followers or (followers and self.deltas.stale(points)):
+            self.deltas.forget()
+            self.cloud.publish(self._message, points, np.zeros(len(points.xyz), bool), stamp_ns)
+        self._followers = followers
+        if not followers:
+            return 0
+        new = self.deltas.take(points)
+        if new.any():
+            self.cloud.publish(self._message, points, new, stamp_ns)
+        return self.deltas.backlog
+
+    def _message(self, points: Points, new: np.ndarray, stamp_ns: int) -> PointCloud2:
+        chosen = (values[new] for values in points)
+        return cloud_to_ros(*chosen, stamp_ns, self._world_frame)
+
+
+def token_keys(points: Points) -> UInt64[np.ndarray, "n"]:
+    """A number for each token that says where and when it was born and what it looks like."""
+    place = np.ascontiguousarray(points.xyz, np.float32).view(np.uint32).astype(np.uint64)
+    colour = points.rgb.astype(np.uint64) @ np.array([1, 256, 65536], np.uint64)
+    parts = (*place.T, points.written_ns.astype(np.uint64), colour)
+    key = np.zeros(len(colour), np.uint64)
+    for index, part in enumerate(parts):
+        key = (key ^ part) * np.uint64(MIX[index % len(MIX)])
+        key ^= key >> np.uint64(29)
+    return key

@@ -22,7 +22,7 @@ from mirage_ros.files import user_path
 from mirage_ros.recording import Background
 from mirage_ros.recording.episodes import partials_of
 from mirage_ros.recording.formats import guess_format
-from mirage_ros.recording.topics import PICTURES, TF
+from mirage_ros.recording.topics import NOWHERE, PICTURES, TF, TOPICS
 from mirage_ros.ros import CameraOutput
 from mirage_ros.ros.callbacks import Deferred, Endpoints
 from mirage_ros.ros.diagnostics import Health
@@ -36,12 +36,32 @@ from mirage_ros.ros.recorder import (
     recorder_qos,
     written,
 )
-from mirage_ros.ros.topics import recorded_by_node
 from mirage_ros.srv import Record
 
 WAITING = 1000
 DRAIN_S = 2.0
 MATCH_S = 1.0
+
+
+def recorded_by_node(
+    resolve: Callable[[str], str], cameras: Sequence[CameraOutput]
+) -> dict[str, str]:
+    """Whole topic name -> name in the table, of what a node keeps when it records itself.
+
+    Topics of a rig's other cameras have no name in the table: their whole name stands for it.
+
+    Args:
+        resolve: gives the whole name of a relative one, as the node does.
+    """
+    found = {}
+    for topic in TOPICS:
+        if topic.recorded == NOWHERE:
+            continue
+        for camera in cameras if topic.per_camera else cameras[:1]:
+            prefix = camera.prefix if topic.per_camera else ""
+            whole = resolve(prefix + topic.name)
+            found[whole] = topic.name if camera is cameras[0] else whole
+    return found
 
 
 class FrameRecording:
