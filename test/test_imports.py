@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -54,15 +55,21 @@ def folder_of(path: Path) -> str:
     return path.relative_to(ROOT / "mirage_ros").parts[0].removesuffix(".py")
 
 
-def imported(source: str, package: tuple[str, ...]) -> Iterator[str]:
+parsed = cache(ast.parse)  # many tests read the same modules
+
+
+@cache
+def imported(source: str, package: tuple[str, ...]) -> tuple[str, ...]:
     """Absolute dotted names of everything a module imports, also inside functions."""
-    for node in ast.walk(ast.parse(source)):
+    found = []
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             name = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (f"{name}.{alias.name}" for alias in node.names)
+            found += [f"{name}.{alias.name}" for alias in node.names]
+    return tuple(found)
 
 
 def complaints(path: Path, source: str) -> list[str]:
@@ -137,7 +144,7 @@ def too_long(path: Path, source: str) -> list[str]:
     found, lines = [], len(source.splitlines())
     if lines > 400:
         found.append(f"{path.name} has {lines} lines; move a part to where its subject is.")
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             lines = node.end_lineno - node.lineno + 1
             if lines > 40:
@@ -235,7 +242,7 @@ def loaded(module: str) -> set[str]:
             continue
         seen.add(name)
         path = sources[name]
-        tree = ast.Module(list(at_import(ast.parse(path.read_text()).body)), [])
+        tree = ast.Module(list(at_import(parsed(path.read_text()).body)), [])
         names = list(imported(ast.unparse(tree), path.relative_to(ROOT).parent.parts))
         todo += [name for name in names if name.startswith("mirage_ros")] + [name.rpartition(".")[0]]
         todo += commands().get(name, ())
@@ -256,7 +263,7 @@ def test_extras_are_found():
 
 def private_names(path: Path, owner: str) -> set[str]:
     """Methods and attributes of a class that begin with one underscore."""
-    body = next(node for node in ast.parse(path.read_text()).body if getattr(node, "name", "") == owner)
+    body = next(node for node in parsed(path.read_text()).body if getattr(node, "name", "") == owner)
     names = {node.name for node in ast.walk(body) if isinstance(node, ast.FunctionDef)}
     names |= {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute)}
     return {name for name in names if name.startswith("_") and not name.startswith("__")}
@@ -264,7 +271,7 @@ def private_names(path: Path, owner: str) -> set[str]:
 
 def reached_into(path: Path, names: set[str]) -> list[str]:
     """Uses of these names on anything but `self`."""
-    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    nodes = [node for node in ast.walk(parsed(path.read_text())) if isinstance(node, ast.Attribute)]
     return [ast.unparse(node) for node in nodes if node.attr in names and ast.unparse(node.value) != "self"]
 
 
