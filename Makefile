@@ -31,6 +31,7 @@ prove: $(READY)
 	MIRAGE_SOAK_S=1800 $(PROVE) test/test_soak.py
 	MIRAGE_WALK_S=600 $(PROVE) -k walking_on test/test_studio.py
 	MIRAGE_DRIVE_S=600 MIRAGE_DRIVE_KEYS=30 $(PROVE) -k seen test/test_drive.py
+	MIRAGE_ROBOTS_S=60 $(PROVE) test/test_robots.py
 
 setup: $(READY)
 

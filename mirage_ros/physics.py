@@ -23,7 +23,7 @@ from transforms3d.quaternions import mat2quat, quat2mat
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import SECOND_NS, FreeSpace, Patches
 from mirage_ros.world.collision import ABOVE_M, boxes_of, solid
-from mirage_ros.world.entities import FASTEST, STATIC, STILL, Body, Entities, EntityState, Mesh, Motion, RobotBody, Track
+from mirage_ros.world.entities import FASTEST, STILL, Body, Entities, EntityState, Mesh, Motion, RobotBody, Track
 
 STEP_S, SPAN_S = 0.004, 0.5
 """Of MuJoCo; and what is solid around the bodies is looked up so often."""
@@ -104,8 +104,8 @@ class Mujoco:
         frames_ns: Sequence[int], tracks: dict,
     ) -> Entities:  # fmt: skip
         """A stretch of time, and the bodies' poses at the frames in it."""
-        entities = entities.each(lambda s: replace(s, stamp_ns=span[0]) if s.category != STATIC and not s.resting else s)
-        boxes = {body.state.name: _swept(body.state, *span) for body in entities if body.state.category != STATIC}
+        entities = entities.each(lambda s: replace(s, stamp_ns=span[0]) if not (s.stays or s.resting) else s)
+        boxes = {body.state.name: _swept(body.state, *span) for body in entities if not body.state.stays}
         if not boxes:
             return entities
         patches = solid(memory, free_space, *(np.stack(ends) for ends in zip(*boxes.values(), strict=True)))

@@ -20,11 +20,11 @@ from mirage_ros.ros.cameras import worker_config
 from mirage_ros.ros.worker import (
     MOST_BYTES,
     MOST_COMMANDS,
+    Journal,
     Cloud,
     Done,
     Erase,
     Fork,
-    Journal,
     Load,
     Observe,
     Planned,

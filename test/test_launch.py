@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 LAUNCH_FILE = ROOT / "launch/mirage.launch.py"
 CLOSED_LOOP = ROOT / "launch/closed_loop.launch.py"
 NAV2 = ROOT / "launch/nav2.launch.py"
+ROBOTS = ROOT / "launch/robots.launch.py"
 PARAMETERS = ROOT / "config/mirage.yaml"
 has_launch = pytest.mark.skipif(
     importlib.util.find_spec("launch_ros") is None,
@@ -100,6 +101,7 @@ def test_the_shipped_rig_is_three_cameras():
         (LAUNCH_FILE, {"seed", "config", "namespace", "use_sim_time", "model", "rviz"}),
         (CLOSED_LOOP, {"seed", "config", "namespace", "policy", "model", "rviz"}),
         (NAV2, {"seed", "config", "params_file", "slam", "model", "rviz"}),
+        (ROBOTS, {"seed", "config", "robots", "model", "rviz"}),
     ],
 )
 def test_launch_arguments_are_described(path: Path, wanted: set[str]):

@@ -23,7 +23,7 @@ from mirage_ros.ros.messages import stamp_to_ros
 from mirage_ros.ros.plan import Plan, PlanConfig
 from mirage_ros.ros.tf import Buffer
 from mirage_ros.ros.worker import Done, Failed, ModelReady, Reset, Step, WorkerConfig
-from mirage_ros.ros.worker.engine import resized_frame
+from mirage_ros.ros.worker.robots import resized_frame
 
 
 def image_message(stamp_ns: int, frame: str = "eye") -> Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from mirage_ros.errors import MirageError
@@ -125,3 +126,19 @@ def _finite(value):
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def add_kind(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kind", default="diff", choices=("diff", "omni", "free"),
+                        help="of base: diff-drive, omnidirectional, free-flying camera (default: diff)")  # fmt: skip
+
+
+def add_speeds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--speed", type=float, default=0.5, metavar="MPS", help="(default: 0.5)")
+    parser.add_argument("--turn", type=float, default=0.8, metavar="RPS", help="(default: 0.8)")
+
+
+def add_numbers(parser: argparse.ArgumentParser, rows: Iterable[tuple[str, str, float, str]]) -> None:
+    for name, metavar, default, about in rows:
+        parser.add_argument(f"--{name}", type=float, default=default, metavar=metavar,
+                            help=f"{about} (default: {default})")  # fmt: skip

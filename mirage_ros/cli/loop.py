@@ -11,7 +11,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 
-from mirage_ros.cli.arguments import add_command, add_model, add_namespace, add_ros_arguments, add_world_seed
+from mirage_ros.cli.arguments import (
+    add_command,
+    add_kind,
+    add_model,
+    add_namespace,
+    add_numbers,
+    add_ros_arguments,
+    add_speeds,
+    add_world_seed,
+)
 from mirage_ros.errors import MirageError
 from mirage_ros.files import user_path
 
@@ -67,30 +76,21 @@ def add_base(parsers) -> None:
         base,
         "run a kinematic base, in lockstep or live: cmd_vel in; odom and TF out",
         "examples:\n  mirage base --seed room              beside `mirage node --params config/lockstep.yaml`\n"
-        "  mirage base --live --kind omni       beside `mirage node --params config/drive.yaml`",
+        "  mirage base --live --kind omni       beside `mirage node --params config/drive.yaml`\n"
+        "  mirage base --live --robot three ada beside the same with --robots three",
     )
     parser.add_argument("--seed", default="room", help="the node's seed (default: room)")
     parser.add_argument("--hfov", type=float, metavar="DEG", help="as given to the node")
     parser.add_argument("--rate", type=float, default=5.0, help="the node's frame_rate_hz")
     parser.add_argument("--step-frames", type=int, default=4, help="the model's chunk (default: 4)")
-    _add_numbers(parser, BODY_NUMBERS)
+    add_numbers(parser, BODY_NUMBERS)
+    parser.add_argument("--robot", nargs=2, metavar=("YAML", "NAME"), help="the base of one of the node's --robots")
     live = parser.add_argument_group("in real time")
     live.add_argument("--live", action="store_true",
                       help="move while time passes, by Twist or TwistStamped of any stamp")  # fmt: skip
-    _add_kind(live)
-    _add_numbers(live, LIVE_NUMBERS)
+    add_kind(live)
+    add_numbers(live, LIVE_NUMBERS)
     _add_names(parser)
-
-
-def _add_numbers(parser, rows) -> None:
-    for name, metavar, default, about in rows:
-        parser.add_argument(f"--{name}", type=float, default=default, metavar=metavar,
-                            help=f"{about} (default: {default})")  # fmt: skip
-
-
-def _add_kind(parser) -> None:
-    parser.add_argument("--kind", default="diff", choices=("diff", "omni", "free"),
-                        help="of base: diff-drive, omnidirectional, free-flying camera (default: diff)")  # fmt: skip
 
 
 def add_wander(parsers) -> None:
@@ -118,7 +118,7 @@ def add_teleop(parsers) -> None:
         "space stops, Esc or Ctrl-C ends\n\n"
         "example, beside `mirage node --params config/drive.yaml` and `mirage base --live`:\n  mirage teleop",
     )
-    _add_speeds(parser)
+    add_speeds(parser)
     parser.add_argument("--stamped", action="store_true", help="publish TwistStamped in place of Twist")
     picture = parser.add_mutually_exclusive_group()
     picture.add_argument("--image", default="color/image_raw", metavar="TOPIC",
@@ -135,17 +135,16 @@ def add_drive(parsers) -> None:
         "drive",
         drive,
         "drive in a generated world: node, live base and teleop in one",
-        "examples:\n  mirage drive room\n  mirage drive street.jpg --hfov 65 --kind free --record out/drive.mp4",
+        "examples:\n  mirage drive room\n  mirage drive street.jpg --hfov 65 --kind free --record out/drive.mp4\n"
+        "  mirage drive room --robots three             and `mirage teleop --namespace bob` in another terminal",
     )
-    parser.add_argument("seed", nargs="?", default="room", metavar="SEED",
-                        help="a shipped seed's name, a seed folder or any picture (default: room)")  # fmt: skip
-    parser.add_argument("--hfov", type=float, metavar="DEG",
-                        help="horizontal field of view of a picture, degrees (default: 60)")  # fmt: skip
-    _add_kind(parser)
-    _add_speeds(parser)
+    _add_view(parser)
+    add_kind(parser)
+    add_speeds(parser)
     add_model(parser)
     parser.add_argument("--record", type=user_path, metavar="PATH",
                         help="record the drive; the ending says the format, as for `mirage record`")  # fmt: skip
+    parser.add_argument("--robots", metavar="YAML", help="several, of which you drive the first: a file or a shipped name (three)")
     parser.add_argument("--no-picture", action="store_true", help="draw the status line alone")
     parser.add_argument("--out", type=user_path, default=Path("out/drive"), help="logs (default: out/drive)")
 
@@ -164,10 +163,7 @@ def add_studio(parsers) -> None:
         "all files go to the folder, and models of yours may lie in FOLDER/models. Other machines are let in with --host\n"
         "alone, and need the token of the printed address. Ctrl-C ends it.",
     )
-    parser.add_argument("seed", nargs="?", default="room", metavar="SEED",
-                        help="a shipped seed's name, a seed folder or any picture (default: room)")  # fmt: skip
-    parser.add_argument("--hfov", type=float, metavar="DEG",
-                        help="horizontal field of view of a picture, degrees (default: 60)")  # fmt: skip
+    _add_view(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=int, default=8080, help="(default: 8080; 0: any that is free)")
     parser.add_argument("--folder", type=user_path, default=Path("out/studio"), help="(default: out/studio)")
@@ -182,9 +178,11 @@ def add_studio(parsers) -> None:
     add_world_seed(parser)
 
 
-def _add_speeds(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--speed", type=float, default=0.5, metavar="MPS", help="(default: 0.5)")
-    parser.add_argument("--turn", type=float, default=0.8, metavar="RPS", help="(default: 0.8)")
+def _add_view(parser) -> None:
+    parser.add_argument("seed", nargs="?", default="room", metavar="SEED",
+                        help="a shipped seed's name, a seed folder or any picture (default: room)")  # fmt: skip
+    parser.add_argument("--hfov", type=float, metavar="DEG",
+                        help="horizontal field of view of a picture, degrees (default: 60)")  # fmt: skip
 
 
 def _add_names(parser: argparse.ArgumentParser) -> None:
@@ -223,15 +221,11 @@ def base(arguments: argparse.Namespace) -> int:
     from mirage_ros.loop import LiveBaseConfig
     from mirage_ros.ros.base_node import BaseConfig
     from mirage_ros.ros.loop_nodes import run_base
+    from mirage_ros.ros.robots import robot_named
 
-    live = LiveBaseConfig(
-        arguments.kind,
-        arguments.max_speed,
-        arguments.max_turn,
-        arguments.acceleration,
-        arguments.turn_acceleration,
-        arguments.timeout,
-    )
+    robot = None if arguments.robot is None else robot_named(*arguments.robot)
+    limits = arguments.max_speed, arguments.max_turn, arguments.acceleration, arguments.turn_acceleration
+    live = LiveBaseConfig(arguments.kind, *limits, arguments.timeout)
     config = BaseConfig(
         seed=arguments.seed,
         hfov_deg=arguments.hfov,
@@ -245,7 +239,7 @@ def base(arguments: argparse.Namespace) -> int:
         camera_frame=arguments.camera_frame,
         namespace=arguments.namespace,
     )
-    run_base(config, arguments.live, arguments.ros_args)
+    run_base(config, arguments.live, arguments.ros_args, robot)
     return 0
 
 
@@ -288,11 +282,16 @@ def drive(arguments: argparse.Namespace, node_command: Sequence[str] = ()) -> in
     from mirage_ros.ros.driving import TeleopConfig, run_teleop
 
     check_terminal()
-    live_base_under(load_seed(arguments.seed, arguments.hfov).camera.world_from_camera, arguments.kind)
+    namespace, topic, bases = "", "color/image_raw", {"base": ["--kind", arguments.kind, *_seed_words(arguments)]}
+    if arguments.robots is None:
+        live_base_under(load_seed(arguments.seed, arguments.hfov).camera.world_from_camera, arguments.kind)
+    else:
+        namespace, topic, bases = _fleet(arguments.robots, topic)
     config = TeleopConfig(
         speed_mps=arguments.speed,
         turn_rps=arguments.turn,
-        image="" if arguments.no_picture else "color/image_raw",
+        image="" if arguments.no_picture else topic,
+        namespace=namespace,
         waiting=f"starting, see {arguments.out / 'node.log'}",
     )
     speeds = ["--max-speed", str(20 * arguments.speed), "--max-turn", str(20 * arguments.turn)]
@@ -302,15 +301,25 @@ def drive(arguments: argparse.Namespace, node_command: Sequence[str] = ()) -> in
     with Children(arguments.out, child_environment()) as children:
         node = [*(node_command or mirage_command("node")), *_node_words(arguments)]
         children.start("node", node)
-        children.start("base", mirage_command("base", "--live", "--kind", arguments.kind, *speeds, *_seed_words(arguments)))
+        for name, words in bases.items():
+            children.start(name, mirage_command("base", "--live", *words, *speeds))
 
         def check() -> None:
-            for name in ("node", "base"):
+            for name in ("node", *list(bases)[:1]):  # what the others do is theirs
                 if not children.running(name):
                     raise children.failure(name)
 
         run_teleop(config, check=check)
     return 0
+
+
+def _fleet(path: str, topic: str) -> tuple[str, str, dict[str, list[str]]]:
+    """The first robot's namespace and picture, and what to start the bases with."""
+    from mirage_ros.ros.robots import ELSEWHERE, read_robots
+
+    robots = read_robots(path)
+    bases = {f"base_{robot.namespace}": ["--robot", path, robot.namespace] for robot in robots if robot.base != ELSEWHERE}
+    return robots[0].namespace, "/" + robots[0].cameras[0].output.prefix + topic, bases
 
 
 def _seed_words(arguments: argparse.Namespace) -> list[str]:
@@ -321,6 +330,7 @@ def _node_words(arguments: argparse.Namespace) -> list[str]:
     from mirage_ros.files import share_path
 
     words = ["--params", str(share_path("config", "drive.yaml")), *_seed_words(arguments), "--model", arguments.model]
+    words += [] if arguments.robots is None else ["--robots", arguments.robots]
     if arguments.record is not None:
         words += ["--ros-args", "-p", f"record:={json.dumps(str(arguments.record), ensure_ascii=False)}"]
     return words

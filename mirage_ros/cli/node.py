@@ -142,12 +142,14 @@ def add_node(parsers) -> None:
         node,
         "run the node: camera poses from TF in; pictures, depth and cloud out",
         "examples:\n  mirage node --seed room\n  mirage node --params config/mirage.yaml\n"
+        "  mirage node --seed room --robots three\n"
         "  mirage node --seed room --ros-args -p frame_rate_hz:=5.0 -r __ns:=/robot",
     )
     add_seed(parser, default=None)
     parser.add_argument("--params", type=user_path, metavar="YAML", help="ROS parameter file")
     parser.add_argument("--model", help="checkpoint: mini, a folder or a hub id")
     parser.add_argument("--namespace", default="", help="ROS namespace of the node's topics")
+    parser.add_argument("--robots", metavar="YAML", help="several robots in place of one camera: a file or a shipped name (three)")
     parser.add_argument("--world-seed", type=int, help="seed of the noise")
     parser.add_argument("--no-memory", action="store_true", help="switch the memory off")
     add_ros_arguments(parser)
@@ -212,6 +214,7 @@ def node_ros_arguments(arguments: argparse.Namespace) -> list[str]:
     given = {
         "seed": arguments.seed and json.dumps(arguments.seed, ensure_ascii=False),
         "model": arguments.model and json.dumps(arguments.model, ensure_ascii=False),
+        "robots": arguments.robots and json.dumps(arguments.robots, ensure_ascii=False),
         "seed_hfov_deg": None if arguments.hfov is None else float(arguments.hfov),
         "world_seed": arguments.world_seed,
         "use_memory": "false" if arguments.no_memory else None,

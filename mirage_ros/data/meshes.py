@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.parsers import expat
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from jaxtyping import Float
@@ -308,6 +309,17 @@ def _colours(mesh) -> np.ndarray:
     except (*UNREADABLE, IndexError, OSError):
         pass  # colours are the least of a model
     return np.broadcast_to(np.array(GREY, np.uint8), (count, 3))
+
+
+def description_of(uri: str, name: str, spawnables: Spawnables) -> str:
+    """URDF of a robot that looks like a model: one link, base_link, whose axes are the model's."""
+    if urlsplit(uri).scheme == SHAPE_SCHEME:
+        low, high = (" ".join(f"{v:g}" for v in corner) for corner in (lambda b: (b.mean(0), np.ptp(b, axis=0)))(shape(uri).bounds_m))
+        drawn = f'<origin xyz="{low}"/><geometry><box size="{high}"/></geometry>'
+    else:
+        found = uri if urlsplit(uri).scheme == "package" else spawnables.path_of(uri).as_uri()
+        drawn = f"<geometry><mesh filename={quoteattr(found)}/></geometry>"
+    return f'<?xml version="1.0"?>\n<robot name={quoteattr(name)}><link name="base_link"><visual>{drawn}</visual></link></robot>\n'
 
 
 def stamp_of(uri: str, spawnables: Spawnables) -> tuple:

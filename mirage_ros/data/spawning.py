@@ -26,10 +26,14 @@ class EntityChanges:
     Args:
         folder: of the user's own models, '' for none.
         reserved: names that no entity may have.
+
+    Attributes:
+        robots: names of entities that go where their robots are, whatever is asked.
     """
 
     def __init__(self, folder: str, reserved: Collection[str] = ()) -> None:
         self._reserved = reserved
+        self.robots: Collection[str] = ()
         self._spawnables = Spawnables(Path(folder) if folder else None)
         self._kept: OrderedDict[tuple, tuple[str, Mesh]] = OrderedDict()
 
@@ -49,6 +53,11 @@ class EntityChanges:
     def _changed(self, entities: Entities, stamp_ns: int, change: EntityChange) -> tuple[Entities, str]:
         if isinstance(change, Spawn):
             return self._spawned(entities, stamp_ns, change)
+        if isinstance(change, Delete | Move) and change.name in self.robots:
+            raise EntityError(
+                f"'{change.name}' is a robot of the node, which goes where TF says and stays; drive its base, on "
+                f"{change.name}/cmd_vel."
+            )
         if isinstance(change, Delete):
             return entities.without(change.name), change.name
         if isinstance(change, Move):
@@ -59,7 +68,7 @@ class EntityChanges:
         return entities.cleared(), ""
 
     def _spawned(self, entities: Entities, stamp_ns: int, change: Spawn) -> tuple[Entities, str]:
-        own, mesh = self._mesh(change)
+        own, mesh = self._model(change.uri, change.text)
         name = change.name or own
         if not name and not change.rename:
             raise EntityError("An entity without a name; give one, or allow renaming.", "name_invalid")
@@ -73,15 +82,19 @@ class EntityChanges:
         if change.rename:
             name = entities.free_name(name, self._reserved)
         elif name in self._reserved:
-            raise EntityError(f"'{name}' is the name of a camera; choose another name.", "name_not_unique")
+            raise EntityError(f"'{name}' is the name of a camera or a robot; choose another name.", "name_not_unique")
         pose = _placed(entities, stamp_ns, change.pose, change.beside)
         return entities.spawned(name, mesh, pose, stamp_ns, source=change.uri or "text"), name
 
-    def _mesh(self, change: Spawn) -> tuple[str, Mesh]:
+    def mesh(self, uri: str) -> Mesh:
+        """A model's. Raises EntityError for one that cannot be drawn."""
+        return self._model(uri, "")[1]
+
+    def _model(self, uri: str, text: str) -> tuple[str, Mesh]:
         """The model's own name and its mesh; one that was read before is the same object."""
-        key = (change.uri, change.text, stamp_of(change.uri, self._spawnables))
+        key = (uri, text, stamp_of(uri, self._spawnables))
         if key not in self._kept:
-            self._kept[key] = load(change.uri, self._spawnables, change.text)
+            self._kept[key] = load(uri, self._spawnables, text)
             if len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)

@@ -138,3 +138,11 @@ def _left_jacobian(turn: np.ndarray) -> np.ndarray:
 def _cross_matrix(v: np.ndarray) -> np.ndarray:
     """The matrix that takes the cross product with v from the left."""
     return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+
+
+def twist_between(
+    before: Float[np.ndarray, "4 4"], now: Float[np.ndarray, "4 4"], seconds: float
+) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """The constant linear and angular velocity, along the world's axes, that lead from one pose to the other."""
+    turn = log_rotation(now[:3, :3] @ before[:3, :3].T)
+    return (now[:3, 3] - before[:3, 3]) / seconds, turn / seconds

@@ -22,6 +22,7 @@ class NodeConfig:
     start_time_s: float = 1.0
     start_paused: bool = False
     rig: str = ""
+    robots: str = ""
     worlds_folder: str = ""
     spawnables_folder: str = ""
     record: str = ""
@@ -91,6 +92,7 @@ class CameraOutput:
         prefix: put before its topics: "" or "left/".
         frame_id: of the pictures; their pose is published on TF.
         scan_frame, lidar_frame: of the sensors at the camera's place, likewise while somebody subscribes to them.
+        robot: put before the topics of the robot whose first camera it is, such as contacts; None for others.
     """
 
     name: str
@@ -98,3 +100,19 @@ class CameraOutput:
     frame_id: str
     scan_frame: str = "mirage_scan_frame"
     lidar_frame: str = "mirage_lidar_frame"
+    robot: str | None = None
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A robot that carries cameras.
+
+    Attributes:
+        cameras: their places among the views; the first one's is where its contacts are looked for.
+        name: of its body, an entity that its own cameras do not see; '' where it has none.
+        body: uri of that.
+    """
+
+    cameras: tuple[int, ...]
+    name: str = ""
+    body: str = ""

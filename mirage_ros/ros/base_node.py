@@ -13,6 +13,7 @@ command can change everything that is not published yet.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,6 +80,7 @@ class BaseConfig:
         live: how a live base moves.
         radius_m, low_m: of the body, which is as high as the camera: `obstacles` of the simulator stop it.
         tf_rate_hz: how often a live base tells its pose.
+        mounts: base_from_camera by the frames of its cameras, where it stands below none of them; its own camera_frame is not told.
     """
 
     seed: str = "room"
@@ -96,6 +98,7 @@ class BaseConfig:
     base_frame: str = "base_link"
     camera_frame: str = "camera_color_optical_frame"
     namespace: str = ""
+    mounts: Mapping[str, Float[np.ndarray, "4 4"]] | None = None
 
     def __post_init__(self) -> None:
         if not (0 < self.radius_m <= REACH_M / 2 and np.isfinite(self.low_m)):
@@ -198,9 +201,10 @@ class _Base(Node):
         self._tf = self.create_publisher(TFMessage, "/tf", QoSProfile(depth=100))
         self._static = self.create_publisher(TFMessage, "/tf_static", LATCHED)
         self._odom = self.create_publisher(Odometry, "odom", KEPT_ODOMETRY)
-        mount = transform_to_ros(base_from_camera, config.base_frame, config.camera_frame, 0)
+        mounts = {config.camera_frame: base_from_camera} if config.mounts is None else config.mounts
+        carried = [transform_to_ros(mount, config.base_frame, frame, 0) for frame, mount in mounts.items()]
         odom = transform_to_ros(np.eye(4), config.world_frame, config.odom_frame, 0)
-        self._static.publish(TFMessage(transforms=[odom, mount]))
+        self._static.publish(TFMessage(transforms=[odom, *carried]))
         # Published while the simulator's physics are not off.
         self.create_subscription(PointCloud2, OBSTACLES, self._on_obstacles, OBSTACLE_DEPTH)
 

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from mirage_ros.data.seeds import level_camera_pose
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, open_file, share_path, user_path
-from mirage_ros.geometry.rigid import from_quaternion, log_rotation
+from mirage_ros.geometry.rigid import from_quaternion, twist_between
 from mirage_ros.protocol import SECOND_NS
-from mirage_ros.ros import CameraOutput, NodeConfig
+from mirage_ros.ros import CameraOutput, Carrier, NodeConfig
 from mirage_ros.ros.plan import PlanConfig
 from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker import Planned, View, WorkerConfig
@@ -37,16 +37,20 @@ class RigCamera:
         name: of its topics (`<name>/color/image_raw`) and its entity.
         frame: TF frame that it is mounted at, optical axes.
         view: its pictures.
-        planned_from_camera: its mount on the planned frame; None asks TF, as with a URDF.
+        planned_from_camera: its mount on the planned frame, or on its robot's base; None asks TF, as with a URDF.
+        named: its output, where its name does not say it.
     """
 
     name: str
     frame: str
     view: View
     planned_from_camera: Float[np.ndarray, "4 4"] | None = None
+    named: CameraOutput | None = None
 
     @property
     def output(self) -> CameraOutput:
+        if self.named is not None:
+            return self.named
         frames = (f"mirage_{self.name}_{what}_frame" for what in ("optical", "scan", "lidar"))
         return CameraOutput(self.name, f"{self.name}/", *frames)
 
@@ -70,7 +74,7 @@ def read_rig(path: str) -> tuple[RigCamera, ...]:
     try:
         with open_file(file) as text:
             entries = yaml.safe_load(text)["cameras"]
-        cameras = tuple(_camera(path, entry) for entry in entries)
+        cameras = tuple(rig_camera(f"The rig {path}", entry) for entry in entries)
     except (OSError, yaml.YAMLError, *UNREADABLE) as error:
         raise MirageError(
             f"The rig {path} cannot be read ({error!r}); it needs a list 'cameras' of {NEEDED}."
@@ -103,13 +107,14 @@ def mounted(
     return tuple(poses)
 
 
-def _camera(path: str, entry: dict) -> RigCamera:
+def rig_camera(what: str, entry: dict) -> RigCamera:
+    """A camera of a file's entry; `what` names the file in errors."""
     name, size = str(entry["name"]), (int(entry["height"]), int(entry["width"]))
     unknown = entry.keys() - KEYS
     if unknown or not name.isidentifier() or min(size) < 8:
-        what = f"unknown {sorted(unknown)}" if unknown else f"the size {size[1]} x {size[0]}"
+        fault = f"unknown {sorted(unknown)}" if unknown else f"the size {size[1]} x {size[0]}"
         raise MirageError(
-            f"The rig {path} has a camera '{name}' with {what}; it needs {NEEDED}, a name of "
+            f"{what} has a camera '{name}' with {fault}; it needs {NEEDED}, a name of "
             "letters, digits and _, and at least 8 pixels a side."
         )
     intrinsics = None
@@ -136,8 +141,10 @@ def plan_config(config: NodeConfig) -> PlanConfig:
     )
 
 
-def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) -> WorkerConfig:
-    """Args: rig: its cameras, empty without one; single: the one camera then."""
+def worker_config(
+    config: NodeConfig, rig: Sequence[RigCamera], single: View, robots: Sequence[Carrier] = ()
+) -> WorkerConfig:
+    """Args: rig: its cameras, or the robots', empty without one; single: the one camera then."""
     return WorkerConfig(
         world_seed=config.world_seed,
         use_memory=config.use_memory,
@@ -147,10 +154,11 @@ def worker_config(config: NodeConfig, rig: Sequence[RigCamera], single: View) ->
         period_ns=plan_config(config).period_ns,
         anchored=config.anchor == "tf",
         views=tuple(camera.view for camera in rig) or (single,),
+        robots=tuple(robots) or (Carrier(tuple(range(max(1, len(rig))))),),
         scan=scan_config(config),
         lidar=lidar_config(config),
         map=map_config(config),
-        reserved=tuple(camera.name for camera in rig) or (CAMERA,),
+        reserved=tuple(camera.output.name for camera in rig) + tuple(robot.name for robot in robots) or (CAMERA,),
         physics=config.physics,
         robot=RobotBody(config.robot_radius_m, config.map_floor_m + config.map_floor_margin_m, config.map_floor_m),
         observe_live=config.observe_live,
@@ -246,11 +254,3 @@ class CameraStates:
     def twist(self, index: int) -> Twist:
         """Linear (m/s) and angular (rad/s) velocity of a camera, along the world's axes."""
         return self._twists[index] if self._twists else (np.zeros(3), np.zeros(3))
-
-
-def twist_between(
-    before: Float[np.ndarray, "4 4"], now: Float[np.ndarray, "4 4"], seconds: float
-) -> Twist:
-    """The constant linear and angular velocity that lead from one pose to the other."""
-    turn = log_rotation(now[:3, :3] @ before[:3, :3].T)
-    return (now[:3, 3] - before[:3, 3]) / seconds, turn / seconds

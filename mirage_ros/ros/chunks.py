@@ -73,7 +73,7 @@ class Rollout:
         make_model: picklable; called in the worker's process.
         wake: called in another thread when a result waits in `take`.
         preload: modules to import once for all workers.
-        mounts: gives the poses of a rig's cameras for planned frames; may raise
+        mounts: gives the poses of a rig's cameras for planned frames, and of the robots' bodies; may raise
             MirageError, which says what it waits for.
     """
 
@@ -94,7 +94,7 @@ class Rollout:
         self.taken_back = 0
         self.ended = ""
         self.lost = False
-        self._mounts = mounts or (lambda planned: ())
+        self._mounts = mounts or (lambda planned: ((), ()))
         self.mount_missing = ""
         self._cloud_is_old = False
         self._cloud_s = 0.0
@@ -241,23 +241,24 @@ class Rollout:
     def _moved(self, step: Step) -> bool:
         planned = self.plan.resolved(step.planned)
         try:
-            now = (planned.world_from_camera, *self._mounts(planned))
+            poses, bodies = self._mounts(planned)
         except MirageError:
             return False
-        then = (step.planned.world_from_camera, *step.poses)
+        now = (planned.world_from_camera, *poses, *bodies)
+        then = (step.planned.world_from_camera, *step.poses, *step.bodies)
         return not all(np.allclose(*pair, *SAME) for pair in zip(then, now, strict=True))
 
     def _step(
         self, planned: Planned, source: FrameSource, cloud_period_s: float, sensors: tuple[str, ...]
     ) -> None:
         try:
-            poses = self._mounts(planned)
+            poses, bodies = self._mounts(planned)
         except MirageError as error:
             self.mount_missing = f"Waiting for the rig: {error}"
             return
         self.mount_missing = ""
         mark = self.plan.mark()
-        step = Step(planned, cloud_period_s, poses, sensors)
+        step = Step(planned, cloud_period_s, poses, sensors, bodies)
         self.submit(step)
         source.commit(planned)
         self._steps.append(HandedOut(step, mark, source))
@@ -265,7 +266,6 @@ class Rollout:
     def _receive(self, result: Result) -> None:
         self._results.append(result)
         self._wake()
-
 
 
 @dataclass(frozen=True)

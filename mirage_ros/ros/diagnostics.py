@@ -34,7 +34,7 @@ class Problem:
 
 class Health:
     """The problems at hand, by topic: callback, recording, model, worker, snapshot, seed,
-    observe, prompt, plan, path, untimed, tf, world, clock, pictures, graph, start.
+    observe, prompt, plan, robots, path, untimed, tf, world, clock, pictures, graph, start.
 
     Args:
         warn, error: where a line goes when a problem is new.

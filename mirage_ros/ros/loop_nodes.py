@@ -17,12 +17,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
 import rclpy
 from geometry_msgs.msg import TwistStamped
+from jaxtyping import Float
 from nav_msgs.msg import Odometry
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -33,7 +34,7 @@ from tf2_msgs.msg import TFMessage
 
 from mirage_ros.data.seeds import load_seed
 from mirage_ros.errors import MirageError
-from mirage_ros.loop import BasePose, Command, Footprint
+from mirage_ros.loop import BASE_FROM_OPTICAL, BasePose, Command, Footprint
 from mirage_ros.loop.drive import Snap, Trace, clearances_m
 from mirage_ros.loop.wander import WanderConfig, Wanderer
 from mirage_ros.recording.topics import BY_NAME, DEPTH, DEPTH_INFO, PARTS, POINTS, TF, TF_STATIC
@@ -50,6 +51,7 @@ from mirage_ros.ros.messages import (
     transform_from_ros,
 )
 from mirage_ros.ros.playback import frame_of
+from mirage_ros.ros.robots import ELSEWHERE, Robot
 from mirage_ros.ros.tf import Buffer
 
 # Kept by the publishers and given to a policy that comes (back) later.
@@ -347,11 +349,33 @@ class LoopWatch:
         return self._monitor.trace()
 
 
-def run_base(config: BaseConfig, live: bool = False, ros_arguments: Sequence[str] = ()) -> None:
-    """Until Ctrl-C or SIGTERM, in lockstep or live. MirageError without the seed, or when its camera lies down."""
-    pose = load_seed(config.seed, config.hfov_deg).camera.world_from_camera
+def run_base(config: BaseConfig, live: bool = False, ros_arguments: Sequence[str] = (), robot: Robot | None = None) -> None:
+    """Until Ctrl-C or SIGTERM, in lockstep or live. MirageError without the seed, or when its camera lies down.
+
+    Args:
+        robot: what the base is; None is one that carries the seed's camera.
+    """
+    if robot is None:
+        pose = load_seed(config.seed, config.hfov_deg).camera.world_from_camera
+    else:
+        config, pose = of_robot(config, robot)
     kind = LiveBaseNode if live else BaseNode
     _spin(lambda: kind(pose, config), ros_arguments)
+
+
+def of_robot(config: BaseConfig, robot: Robot) -> tuple[BaseConfig, Float[np.ndarray, "4 4"]]:
+    """The config of a robot's base, and a camera that stands upright right above where it starts, as high as the first of its own.
+
+    Raises MirageError for a robot whose poses come from elsewhere.
+    """
+    if robot.base == ELSEWHERE:
+        raise MirageError(f"The robot '{robot.namespace}' has no base to run: its file says {ELSEWHERE}, so that others publish its TF.")
+    mounts = {c.frame: c.planned_from_camera for c in robot.cameras if c.planned_from_camera is not None}
+    above = robot.start @ BASE_FROM_OPTICAL
+    if robot.base != "free":
+        above[2, 3] += next(iter(mounts.values()), np.eye(4))[2, 3]
+    names = {"odom_frame": robot.odom_frame, "base_frame": robot.base_frame, "namespace": robot.namespace, "mounts": mounts}
+    return replace(config, live=replace(config.live, kind=robot.base), **names), above
 
 
 def run_wander(config: WanderNodeConfig, ros_arguments: Sequence[str] = ()) -> None:

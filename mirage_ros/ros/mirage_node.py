@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from nav_msgs.msg import Path
 from rclpy.clock import Clock, ClockChange, ClockType, JumpThreshold
@@ -28,10 +29,11 @@ from mirage_ros.ros.lifecycle import LifeCycle, Requests, SessionLife
 from mirage_ros.ros.messages import stamp_to_ros, status_to_ros
 from mirage_ros.ros.plan import Planned
 from mirage_ros.ros.plan_intake import PlanIntake, Reactions
+from mirage_ros.ros.robots import RobotPlan, carriers, read_robots
 from mirage_ros.ros.services.entities import Entities
 from mirage_ros.ros.services.recording import FrameRecording, RecordService
 from mirage_ros.ros.services.rollout import RolloutAction, StepServices
-from mirage_ros.ros.services.spawning import Spawning
+from mirage_ros.ros.services.spawning import Spawning, describe
 from mirage_ros.ros.services.state import PERIOD_S, Condition, Reporter, StartingOver, StateServices
 from mirage_ros.ros.services.worlds import MemoryServices, WorldChanges, WorldServices
 from mirage_ros.ros.session import Host, Session
@@ -72,7 +74,13 @@ class MirageNode(GuardedNode):
             self.get_logger().warning(f"There is no parameter '{name}'; is it misspelt?")
         self._make_model, self._preload = make_model, preload
         self.health = Health(self.get_logger().warning, self.get_logger().error)
+        buffer = make_buffer(config.plan_history_s)
         self._rig = read_rig(config.rig) if config.rig else ()
+        self._robots: RobotPlan | None = None
+        if config.robots:
+            self._robots = RobotPlan(read_robots(config.robots), buffer, config.world_frame)
+            self._rig = self._robots.cameras
+            config = replace(config, camera_frame=self._rig[0].frame)
         view, camera = single_camera(config)
         self._single = view
         self.output = Publishers(self, config, [c.output for c in self._rig] or [camera])
@@ -80,13 +88,14 @@ class MirageNode(GuardedNode):
         self._retry = self.create_wall_timer(RETRY_S, self._on_retry)
         self._retry.cancel()
         lockstep = config.time_mode == "lockstep"
-        buffer = make_buffer(config.plan_history_s)
-        self.session = Session(config, buffer, self._host(lockstep), self.health)
+        self.session = Session(config, buffer, self._host(lockstep), self.health, self._robots)
         self.add_on_set_parameters_callback(self._on_parameters)
         self._worlds = WorldChanges(self.session)
         self._listen()
         self._serve()
         self._watch_time()
+        if self._robots is not None:
+            self._described = describe(self, self._robots.robots, config.spawnables_folder)
         self._live()
 
     def close(self) -> bool:
@@ -185,6 +194,7 @@ class MirageNode(GuardedNode):
         }
         own |= {config.start_frame}
         cameras = [c.frame for c in self._rig if c.planned_from_camera is None]
+        cameras += [] if self._robots is None else self._robots.frames
         return PlanIntake(
             session.buffer, session.plan, self.health, config, reactions, own, cameras
         )
@@ -204,7 +214,7 @@ class MirageNode(GuardedNode):
             self._worlds.reset, self._worlds.restart_time, self._shut_down_soon
         )
         self._offered = [
-            Entities(session, names, self._rig, endpoints),
+            Entities(session, names, self._rig, endpoints, self._robots and self._robots.camera_pose),
             MemoryServices(session, endpoints),
             RolloutAction(session, self._recording, endpoints),
             Spawning(session, names, endpoints),
@@ -221,13 +231,21 @@ class MirageNode(GuardedNode):
         )
         self._reporter = Reporter(self, self.health, Condition(self.session), self.output.shared)
         # One that fails must not keep the others from being done.
-        chores = (self._seeds.poll, self._observations.poll, self.session.supply)
+        chores = (self._seeds.poll, self._observations.poll, self.session.supply, self._say_who_is_silent)
         self._chores = [self.guarded(chore) for chore in chores]
         self.create_wall_timer(PUMP_PERIOD_S, self._pump)
         self.create_wall_timer(CLOCK_CHECK_S, self.session.check_clock)
         self.create_wall_timer(WATCH_S, self._driven.look_around)
         self.create_wall_timer(PERIOD_S, self._reporter.look_around)
         self.create_wall_timer(PERIOD_S, self._reporter.publish)
+
+    def _say_who_is_silent(self) -> None:
+        names = self._robots.silent if self._robots else ()
+        if names:
+            text = f"No new poses of {', '.join(names)} come on TF; the others go on, and they stand where they were"
+            self.health.warn("robots", f"{text}: is a base running for each?", once=True)
+        else:
+            self.health.ok("robots")
 
     def _live(self) -> None:
         self._life = SessionLife(self.session, self._start_worker, self._worlds.load_first)
@@ -238,15 +256,16 @@ class MirageNode(GuardedNode):
         session, config = self.session, self.session.config
 
         def mounts(planned: Planned) -> tuple:
-            return mounted(self._rig, session.buffer, config.camera_frame, planned)
+            return mounted(self._rig, session.buffer, config.camera_frame, planned), ()
 
+        robots = self._robots
         return Rollout(
             session.plan,
             functools.partial(self._make_model, config),
-            worker_config(config, self._rig, self._single),
+            worker_config(config, self._rig, self._single, carriers(robots.robots) if robots else ()),
             self._guard.trigger,
             self._preload,
-            mounts,
+            robots.poses if robots else mounts,
             config.worker_silence_s,
         )
 

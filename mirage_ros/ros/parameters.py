@@ -62,6 +62,10 @@ TABLE: dict[str, Row] = {
     ),
     "start_paused": Row("Render nothing until the simulation is stepped or set to playing."),
     "rig": Row("Several cameras: a YAML file or a shipped name (three); empty is one."),
+    "robots": Row(
+        "Several robots in place of one camera: a YAML file or a shipped name (three) that says their namespaces, bases, bodies "
+        "and cameras; empty is one camera, or the rig."
+    ),
     "record": Row(
         "What is recorded while the node is active, a file or a folder; its ending says the "
         "format: .mcap, .mp4, .lerobot, .png, .exr, else a rosbag2 folder. Empty records nothing."
@@ -285,6 +289,8 @@ def check(config: NodeConfig) -> None:
             f"image_width is {config.image_width} and image_height {config.image_height}; set both "
             "or leave both at 0."
         )
+    if config.rig and config.robots:
+        raise MirageError(f"rig is '{config.rig}' and robots '{config.robots}'; set one of them: robots have cameras of their own.")
     if config.physics == "mujoco":
         check_installed()
     scan_config(config)

@@ -130,12 +130,15 @@ class Plan:
     Every frame time is handed out once. A Path goes before TF until all of it is handed out.
     The grid starts anew at the first pose after a gap in the plan. To ask what comes next changes
     nothing: the grid moves when frames are handed out.
+
+    Args:
+        source: what TF says, where that is more than one frame's poses.
     """
 
-    def __init__(self, config: PlanConfig, buffer: Transforms) -> None:
+    def __init__(self, config: PlanConfig, buffer: Transforms, source: Source | None = None) -> None:
         self.config = config
         self._buffer = buffer
-        self._tf = TfSource(buffer, config.world_frame, config.camera_frame)
+        self._tf = source or TfSource(buffer, config.world_frame, config.camera_frame)
         self._path: PathSource | None = None
         self._anchor_ns: int | None = None
         self.cursor_ns: int | None = None

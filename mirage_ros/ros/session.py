@@ -20,7 +20,7 @@ from mirage_ros.ros.cameras import CameraStates, plan_config
 from mirage_ros.ros.chunk_timing import Pacing, PriorityRollout, Stepper
 from mirage_ros.ros.chunks import Delivery, FrameQueue, Item, Rollout, Then
 from mirage_ros.ros.diagnostics import Figures, Health
-from mirage_ros.ros.plan import Plan
+from mirage_ros.ros.plan import Plan, Source
 from mirage_ros.ros.tracks import Transforms
 from mirage_ros.ros.worker import (
     Command,
@@ -114,10 +114,10 @@ class Session:
         on_seed_wanted: each called when a seed is wanted from topics again.
     """
 
-    def __init__(self, config: NodeConfig, buffer: Transforms, host: Host, health: Health) -> None:
+    def __init__(self, config: NodeConfig, buffer: Transforms, host: Host, health: Health, source: Source | None = None) -> None:
         self.config, self.buffer, self.health, self.host = config, buffer, health, host
         self.figures = Figures()
-        self.plan = Plan(plan_config(config), buffer)
+        self.plan = Plan(plan_config(config), buffer, source)
         self.cameras = CameraStates(round(config.plan_gap_s * SECOND_NS))
         self.stepper = Stepper(config.start_paused)
         self.world = LoadedWorld()

@@ -150,8 +150,13 @@ class Publishers:
         self._tf = self._publisher(topics.TF)
         self._static = self._publisher(topics.TF_STATIC)
         self._map = self._publisher(topics.MAP)
-        # Of the robot, whichever cameras it carries.
-        self._robot = {name: lazy_publisher(node, config, BY_NAME[name]) for name in (topics.CONTACTS, topics.OBSTACLES)}
+        # Of each robot, whichever cameras it carries, by the place of its first one.
+        leaders = [place for place, camera in enumerate(self.cameras) if camera.robot is not None] or [0]
+        self._robots = [
+            (place, BY_NAME[name], lazy_publisher(node, config, BY_NAME[name], self.cameras[place].robot or ""))
+            for place in leaders
+            for name in (topics.CONTACTS, topics.OBSTACLES)
+        ]
         # Made with the first cloud.
         self._deltas: DeltaPublisher | None = None
 
@@ -167,7 +172,7 @@ class Publishers:
         # Latched, but nobody who comes later is waited for with work.
         if self._map.get_subscription_count():
             wanted.add(BY_NAME[topics.MAP].sensor)
-        wanted |= {BY_NAME[name].sensor for name, publisher in self._robot.items() if publisher.wanted}
+        wanted |= {topic.sensor for _, topic, publisher in self._robots if publisher.wanted}
         return tuple(sorted(wanted))
 
     def shared(self) -> dict[str, list[str]]:
@@ -196,10 +201,9 @@ class Publishers:
         for frame, pictures in zip(frames, self._pictures, strict=True):
             pictures.frame(frame)
         ids = _frame_ids(self._config, self.cameras[0])
-        for name, publisher in self._robot.items():
-            topic = BY_NAME[name]
-            if getattr(frames[0], topic.sensor) is not None:
-                publisher.publish(lambda frame, topic=topic: message_of(PointCloud2, topic.fields(frame, ids)), frames[0])
+        for place, topic, publisher in self._robots:
+            if getattr(frames[place], topic.sensor) is not None:
+                publisher.publish(lambda frame, topic=topic: message_of(PointCloud2, topic.fields(frame, ids)), frames[place])
 
     def cloud(self, points: Points, stamp_ns: int) -> None:
         """The whole memory; of a rig's cameras, which share it, once."""

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mirage_ros.protocol import FreeSpace, Patches, SurfacePoints
-from mirage_ros.world.entities import STATIC, Entities, Mesh, RobotBody
+from mirage_ros.world.entities import Entities, Mesh, RobotBody
 
 FREE_MARGIN = 0.03
 """Share of its depth by which a point lies before what a view showed to be seen free."""
@@ -253,7 +253,7 @@ def unyielding(found: SurfacePoints, entities: Entities, camera_m: Float[np.ndar
     so that it stands in them."""
     far = np.linalg.norm(found.points_m[:, :2] - camera_m[:2], axis=1)
     stuck = set(np.unique(found.labels[far < body.radius_m - STUCK_M]).tolist())
-    stays = [one.state.number for one in entities if one.state.category == STATIC or one.state.number in stuck]
+    stays = [one.state.number for one in entities if one.state.stays or one.state.number in stuck]
     return found.of(np.isin(found.labels, [0, *stays]))
 
 

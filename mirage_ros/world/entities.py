@@ -26,8 +26,8 @@ CREASE = 0.77
 """Cosine of the angle up to which faces that meet are shaded as one round surface."""
 LONGEST_NAME = 200
 PHYSICS, WIDEST_M = ("off", "contact", "mujoco"), 1.5
-STATIC = 5
-"""The category of simulation_interfaces whose bodies physics leave where they are."""
+STATIC, ROBOT = 5, 1
+"""Categories of simulation_interfaces; bodies of the first one physics leave where they are."""
 
 
 class EntityError(MirageError):
@@ -186,6 +186,7 @@ class EntityState:
         source: what it was made of.
         passed: where physics took it before `stamp_ns`.
         resting: where physics found it at rest, what was around it then, as a number; 0 elsewhere.
+        carried: it goes where its robot is, whatever physics say; it is no part of a saved world.
     """
 
     name: str
@@ -201,6 +202,12 @@ class EntityState:
     source: str = ""
     passed: Track | None = None
     resting: int = 0
+    carried: bool = False
+
+    @property
+    def stays(self) -> bool:
+        """Physics leave it where it is."""
+        return self.category == STATIC or self.carried
 
     def pose_at(self, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
         """world_from_entity; before `stamp_ns` as it was then, but for where physics took it."""
@@ -259,9 +266,7 @@ class Entities:
     def states(self) -> tuple[EntityState, ...]:
         return tuple(body.state for body in self)
 
-    def spawned(
-        self, name: str, mesh: Mesh, pose: Float[np.ndarray, "4 4"], stamp_ns: int, **more
-    ) -> Entities:
+    def spawned(self, name: str, mesh: Mesh, pose: Float[np.ndarray, "4 4"], stamp_ns: int, **more) -> Entities:
         """With one more body at a pose; `more` are other attributes of EntityState."""
         _check_name(name)
         if name in self.bodies:
@@ -285,6 +290,15 @@ class Entities:
         self.known(name)
         return self._of({key: body for key, body in self.bodies.items() if key != name})
 
+    def but(self, names: Collection[str]) -> Entities:
+        """As who does not see these sees them."""
+        hidden = self.bodies.keys() & set(names)
+        return self._of({key: body for key, body in self.bodies.items() if key not in hidden}) if hidden else self
+
+    def put(self, state: EntityState) -> Entities:
+        """A body as it is now."""
+        return self._with(replace(self.known(state.name), state=state))
+
     def cleared(self) -> Entities:
         """No body; numbers go on."""
         return self._of({})
@@ -305,9 +319,7 @@ class Entities:
         return self._with(replace(body, state=_anew(body.state, at, stamp_ns, motion)))
 
     def described(self, name: str, category: int, description: str, tags: tuple[str, ...]) -> Entities:
-        body = self.known(name)
-        state = replace(body.state, category=category, description=description, tags=tags)
-        return self._with(replace(body, state=state))
+        return self.put(replace(self.known(name).state, category=category, description=description, tags=tags))
 
     def at_start(self, stamp_ns: int) -> Entities:
         """Every body where it was spawned, at rest."""

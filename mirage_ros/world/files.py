@@ -186,7 +186,8 @@ def _free_space_of(tensors: dict[str, np.ndarray]) -> FreeSpaceViews:
 
 
 def _entities_to(entities: Entities) -> tuple[dict, dict[str, np.ndarray]]:
-    """The values and the triangles of all bodies; those of one make share theirs."""
+    """The values and the triangles of all bodies but robots; those of one make share theirs."""
+    entities = entities.but([body.state.name for body in entities if body.state.carried])
     meshes = {id(body.mesh): body.mesh for body in entities}
     places = {key: place for place, key in enumerate(meshes)}
     tensors = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TypeVar
@@ -154,9 +154,9 @@ class World:
         entities = self.physics.stepped(before.entities, after.memory, after.free_space, stamps, cameras_m)
         return replace(after, entities=entities), chunk
 
-    def drawn(self, chunk: Chunk) -> Chunk:
-        """A chunk of this world, brought to any size, with the entities in its frames."""
-        return drawn(chunk, self.entities, self.memory)
+    def drawn(self, chunk: Chunk, hidden: Collection[str] = ()) -> Chunk:
+        """A chunk of this world, brought to any size, with the entities in its frames but for the hidden ones."""
+        return drawn(chunk, self.entities.but(hidden), self.memory)
 
     def change_entities(self, change: Callable[[Entities, int], Entities]) -> None:
         """Takes over what `change` makes of the entities and of the last frame's stamp."""
@@ -314,6 +314,7 @@ class Rig:
         cameras: Sequence[Camera],
         stamps_ns: Int[np.ndarray, "f"],
         fitted: Callable[[int, Chunk], Chunk] = lambda index, chunk: chunk,
+        hidden: Callable[[int], Collection[str]] = lambda index: (),
     ) -> tuple[Chunk, ...]:
         """The next chunk of every camera at the same stamps; `cameras` holds one batch for each.
 
@@ -321,6 +322,7 @@ class Rig:
 
         Args:
             fitted: brings each camera's chunk to the size of its pictures; entities are drawn after that.
+            hidden: names of the entities that a camera does not see.
         """
         if len(cameras) != self.cameras:
             raise MirageError(f"The rig has {self.cameras} cameras and got {len(cameras)} plans.")
@@ -330,7 +332,7 @@ class Rig:
             return self.world.lived(state, after, chunks, chunks[0])
 
         chunks = self.world.change(stepped)
-        return tuple(self.world.drawn(fitted(index, chunk)) for index, chunk in enumerate(chunks))
+        return tuple(self.world.drawn(fitted(index, chunk), hidden(index)) for index, chunk in enumerate(chunks))
 
     def _stepped(
         self, start: WorldState, cameras: Sequence[Camera], stamps_ns: Int[np.ndarray, "f"]

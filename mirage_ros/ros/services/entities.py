@@ -125,12 +125,18 @@ class Entities:
     Args:
         names: of the cameras.
         rig: the same cameras with their mounts; empty for one camera without a rig.
+        of_robot: where a camera is at a time that is not of one rig, but of robots; None for one rig.
     """
 
     def __init__(
-        self, session: Session, names: Sequence[str], rig: Sequence[RigCamera], endpoints: Endpoints
+        self,
+        session: Session,
+        names: Sequence[str],
+        rig: Sequence[RigCamera],
+        endpoints: Endpoints,
+        of_robot: Callable[[int, int], Float[np.ndarray, "4 4"]] | None = None,
     ) -> None:
-        self._session, self._names, self._rig = session, list(names), rig
+        self._session, self._names, self._rig, self._of_robot = session, list(names), rig, of_robot
         endpoints.service(GetEntities, "~/get_entities", self._list)
         endpoints.service(GetEntitiesStates, "~/get_entities_states", self._states)
         endpoints.service(GetEntityState, "~/get_entity_state", self._get)
@@ -206,7 +212,8 @@ class Entities:
         if not request.set_pose:
             return answered(response)
         if request.entity != self._names[0]:
-            reason = f"'{request.entity}' is mounted on the rig; set '{self._names[0]}'."
+            other = f"is mounted on the rig; set '{self._names[0]}'" if self._of_robot is None else "goes where TF says"
+            reason = f"'{request.entity}' {other}."
             return answered(response, FAILED, reason)
         if self._session.plan.pending():
             reason = "The camera follows the plan on TF; it has poses that are not rendered yet."
@@ -273,13 +280,15 @@ class Entities:
         pose = self._session.cameras.pose(index)
         if pose is not None:
             return pose
+        if self._of_robot is not None:
+            return self._of_robot(index, self._session.now_ns)
         first_from_world = np.linalg.inv(self._mount(0))
         return self._session.cameras.first @ first_from_world @ self._mount(index)
 
     def _mount(self, index: int) -> np.ndarray:
         """planned_from_camera; where only TF knows it, as of now."""
         session = self._session
-        if not self._rig:
+        if not self._rig or self._of_robot is not None:
             return np.eye(4)
         camera = self._rig[index]
         if camera.planned_from_camera is not None:

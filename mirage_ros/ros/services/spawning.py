@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from geometry_msgs.msg import Vector3
+from rclpy.node import Node
+from rclpy.publisher import Publisher
 from simulation_interfaces.msg import Bounds, EntityCategory, Resource, Spawnable, SpawnResult
 from simulation_interfaces.srv import (
     DeleteEntity,
@@ -21,8 +23,9 @@ from simulation_interfaces.srv import (
     SpawnEntities,
     SpawnEntity,
 )
+from std_msgs.msg import String
 
-from mirage_ros.data.meshes import MESHES, SHAPE_SCHEME, SHAPES, Spawnables
+from mirage_ros.data.meshes import MESHES, SHAPE_SCHEME, SHAPES, Spawnables, description_of
 from mirage_ros.errors import MirageError
 from mirage_ros.files import share_path, user_path
 from mirage_ros.protocol import Delete, Describe, Spawn
@@ -38,7 +41,9 @@ from mirage_ros.ros.services import (
     placed,
     refused,
 )
+from mirage_ros.ros.robots import Robot
 from mirage_ros.ros.session import Session
+from mirage_ros.ros.topics import LATCHED
 from mirage_ros.ros.tracks import TransformError
 from mirage_ros.world.entities import EntityError
 
@@ -50,6 +55,7 @@ CATEGORIES = (
     EntityCategory.CATEGORY_STATIC_OBJECT,
 )
 MOST_LISTED, MOST_AT_ONCE = 1000, 1000
+DESCRIPTION = "robot_description"
 
 
 def spawnable(uri: str, text: str) -> Spawnable:
@@ -189,6 +195,17 @@ class Spawning:
         code, reason = found(name, self._session.lacking(), sorted(self._cameras), self._session.bodies)
         answered(response, code, reason)
         return code == OK
+
+
+def describe(node: Node, robots: Iterable[Robot], folder: str) -> list[Publisher]:
+    """Publishes NAMESPACE/robot_description of each robot with a body, for RViz and whoever comes."""
+    publishers = []
+    for robot in robots:
+        if robot.body:
+            text = description_of(robot.body, robot.namespace, Spawnables(user_path(folder) if folder else None))
+            publishers.append(node.create_publisher(String, f"{robot.namespace}/{DESCRIPTION}", LATCHED))
+            publishers[-1].publish(String(data=text))
+    return publishers
 
 
 def _spawned(response: Any, outcome: str | EntityError) -> Any:

@@ -301,7 +301,7 @@ class Condition:
             values["lag_s"] = pacing.lag_s(session.last_stamp_ns)
             values["latency_s"] = pacing.latency_s
             values["frames_skipped"] = pacing.skipped
-        level, text = worst(self._health, "path", "untimed", "tf", "plan", "clock", "start")
+        level, text = worst(self._health, "path", "untimed", "tf", "plan", "robots", "clock", "start")
         return Status(level, text or "planned", values)
 
     def _inference(self) -> Status:

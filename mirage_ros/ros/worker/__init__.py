@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from mirage_ros.data.seeds import Seed, load_seed
 from mirage_ros.protocol import Chunk, EntityChange, FloorPlan, Frame, Points
+from mirage_ros.ros import Carrier
 from mirage_ros.world.entities import EntityState, RobotBody
 from mirage_ros.world.sensors import LidarConfig, MapConfig, ScanConfig
 
@@ -57,7 +58,7 @@ class WorkerConfig:
     Attributes:
         world_seed, use_memory, max_memory_bytes, forget_moving, max_dynamic_share: see WorldConfig.
         period_ns: time between frames.
-        views: the cameras, one or more.
+        views: the cameras, one or more; robots: who carries them.
         anchored: a named seed's camera stands at the first frame's pose, and its world with it.
         snapshots: folder for the worker's own snapshots; None keeps none.
         scan, lidar: the sensors at each camera's place; map: how floor plans are made.
@@ -74,6 +75,7 @@ class WorkerConfig:
     max_dynamic_share: float = 0.25
     period_ns: int = 100_000_000
     views: tuple[View, ...] = (View(),)
+    robots: tuple[Carrier, ...] = (Carrier((0,)),)
     anchored: bool = False
     snapshots: str | None = None
     scan: ScanConfig = field(default_factory=ScanConfig)
@@ -128,7 +130,7 @@ class Step:
 
     Attributes:
         planned: the frames' stamps, and the poses of a single camera.
-        poses: world_from_camera of each camera of a rig, (f, 4, 4); empty for a single one.
+        poses: world_from_camera of each camera of a rig, empty for a single one; bodies: of each robot that has one.
         sensors: what is measured besides: attributes of Frame, at each camera's place, and "map", the floor plan,
             if the last one is older than its period.
     """
@@ -137,6 +139,7 @@ class Step:
     cloud_period_s: float = 1.0
     poses: tuple[Float[np.ndarray, "f 4 4"], ...] = ()
     sensors: tuple[str, ...] = ()
+    bodies: tuple[Float[np.ndarray, "f 4 4"], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -221,10 +224,7 @@ class Unload:
     """Forget the world."""
 
 
-Command = (
-    Reset | Step | Redate | Cloud | Survey | Save | Load | Erase | Fork | Restore | Observe | Prompt | Unload
-    | ChangeEntities
-)  # fmt: skip
+Command = Reset | Step | Redate | Cloud | Survey | Save | Load | Erase | Fork | Restore | Observe | Prompt | Unload | ChangeEntities
 CHANGING = (Reset, Step, Redate, Load, Erase, Fork, Restore, Observe, Prompt, Unload, ChangeEntities)
 
 

@@ -17,7 +17,7 @@ from mirage_ros.errors import LONG_S, MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import seed_warnings
 from mirage_ros.physics import Mujoco
-from mirage_ros.protocol import Chunk, FloorPlan, Frame, Points, Surfaces, WorldModel
+from mirage_ros.protocol import Chunk, FloorPlan, Points, Surfaces, WorldModel
 from mirage_ros.ros.worker import (
     CHANGING,
     ChangeEntities,
@@ -40,11 +40,10 @@ from mirage_ros.ros.worker import (
     View,
     WorkerConfig,
 )
+from mirage_ros.ros.worker.robots import Robots, measured, met, resized
 from mirage_ros.ros.worker.shared import Snapshots
-from mirage_ros.world.collision import obstacles, touched, unyielding
-from mirage_ros.world.drawing import Solid
 from mirage_ros.world.entities import Entities, EntityState
-from mirage_ros.world.sensors import floor_plan, lidar, scan
+from mirage_ros.world.sensors import floor_plan
 from mirage_ros.world.world import Rig, Watch, World, WorldConfig
 
 MOST_UNDATED, LONGEST_FORK = 16, 100
@@ -84,6 +83,8 @@ class Engine:
         self._cloud_sent_s = self._map_sent_s = -np.inf
         self._map_took_s, self._watch = 0.0, Watch()
         self._change, self._said = EntityChanges(config.spawnables, config.reserved), Entities()
+        self._robots = Robots(config.robots, self._change.mesh)
+        self._change.robots = self._robots.names
         self._start()
         self._actions = {
             Reset: self._reset,
@@ -163,42 +164,22 @@ class Engine:
         stamps = np.array(planned.stamps_ns, np.int64)
         views = self.config.views
         cameras = [self._camera(view, pose) for view, pose in zip(views, poses, strict=True)]
-        chunks = self._rig.step(cameras, stamps, lambda index, chunk: _resized(chunk, views[index].size))
-        chunks = [self._measured(chunk, command.sensors) for chunk in chunks]
-        chunks[0] = self._met(chunks[0], command.sensors)
+        self._carried(command)
+        fitted, hidden = (lambda index, chunk: resized(chunk, views[index].size)), self._robots.hidden
+        chunks = list(self._rig.step(cameras, stamps, fitted, hidden))
+        how, leaders = (command.sensors, self.config), {carrier.cameras[0] for carrier in self.config.robots}
+        for index, chunk in enumerate(chunks):
+            chunks[index] = measured(self._world.state, chunk, *how, hidden(index))
+            if index in leaders:
+                chunks[index] = met(self._world.state, chunks[index], *how, hidden(index))
         others = tuple(chunk.frames for chunk in chunks[1:])
         return replace(_done(command, _summed(chunks), **start), others=others)
 
-    def _measured(self, chunk: Chunk, sensors: tuple[str, ...]) -> Chunk:
-        """With what the sensors measure, all that the chunk wrote being there. Changes nothing."""
-        state = self._world.state
-        if not isinstance(state.memory, Surfaces):
-            return chunk
-        frames = []
-        for frame in chunk.frames:
-            solid, pose = Solid(state.memory, state.entities, frame.stamp_ns), frame.camera.world_from_camera
-            if "scan" in sensors:
-                frame = replace(frame, scan=scan(solid, state.free_space, pose, self.config.scan))
-            if "lidar" in sensors:
-                frame = replace(frame, lidar=lidar(solid, pose, self.config.lidar))
-            frames.append(frame)
-        return replace(chunk, frames=tuple(frames))
-
-    def _met(self, chunk: Chunk, sensors: tuple[str, ...]) -> Chunk:
-        """With what the robot touches, and what may stop it from where it is at last. Changes nothing."""
-        wanted = {"contacts", "obstacles"} & set(sensors)
-        if self.config.physics == "off" or not wanted:
-            return chunk
-        state, body, frames = self._world.state, self.config.robot, list(chunk.frames)
-        for index, frame in enumerate(frames):
-            last, place = index == len(frames) - 1, frame.camera.position_world
-            if last or "contacts" in wanted:
-                found = obstacles(state.memory, state.free_space, state.entities, frame.stamp_ns, place, body)
-                contacts = touched(found, place, body) if "contacts" in wanted else None
-                if self.config.physics == "mujoco":
-                    found = unyielding(found, state.entities, place, body)
-                frames[index] = replace(frame, contacts=contacts, obstacles=found if last else None)
-        return replace(chunk, frames=tuple(frames))
+    def _carried(self, command: Step) -> None:
+        """The robots' bodies on their ways; they are there as long as the node is."""
+        if self._robots.names:
+            stamps = np.array(command.planned.stamps_ns, np.int64)
+            self._world.change_entities(lambda known, now_ns: self._robots.moved(known, now_ns, stamps, command.bodies))
 
     def _change_entities(self, command: ChangeEntities) -> Done:
         outcomes = []
@@ -359,31 +340,6 @@ class Engine:
         if view.hfov_deg:
             return Camera.from_hfov(view.hfov_deg, view.size or seen.size, world_from_camera)
         return Camera(seen.intrinsics, world_from_camera, seen.size)
-
-
-def resized_frame(frame: Frame, size: tuple[int, int]) -> Frame:
-    """The frame at another size (height, width): smooth colours, nearest depth and mask."""
-    if frame.rgb.shape[:2] == size:
-        return frame
-    import cv2
-
-    smaller = size[0] < frame.rgb.shape[0]
-    smooth = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    whole, nearest = size[::-1], cv2.INTER_NEAREST_EXACT
-    observed = cv2.resize(frame.observed.astype(np.uint8), whole, interpolation=nearest)
-    return Frame(
-        frame.stamp_ns,
-        frame.camera.resized(size),
-        cv2.resize(frame.rgb, whole, interpolation=smooth),
-        cv2.resize(frame.depth_m, whole, interpolation=nearest),
-        observed.astype(bool),
-    )
-
-
-def _resized(chunk: Chunk, size: tuple[int, int] | None) -> Chunk:
-    if size is None:
-        return chunk
-    return replace(chunk, frames=tuple(resized_frame(frame, size) for frame in chunk.frames))
 
 
 def _summed(chunks: list[Chunk]) -> Chunk:
