@@ -24,16 +24,6 @@ from jaxtyping import Bool, Float, UInt8
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 
-try:
-    from torchmetrics.functional.image import (
-        peak_signal_noise_ratio,
-        structural_similarity_index_measure,
-    )
-except ImportError as error:
-    raise MirageError(
-        f"Pictures are compared with torchmetrics, which is missing ({error}); pip install torchmetrics."
-    ) from error
-
 SSIM_BORDER_PX = 5
 """Half of SSIM's window, less its middle."""
 SMALLEST_SHARE = 0.02
@@ -41,11 +31,23 @@ SMALLEST_SHARE = 0.02
 LPIPS_BACKBONE = "squeezenet1_1-*.pth"
 
 
+@cache
+def _metrics():
+    """torchmetrics' functions of pictures. Loading them takes seconds, which whoever compares none does without."""
+    try:
+        from torchmetrics.functional import image
+    except ImportError as error:
+        raise MirageError(
+            f"Pictures are compared with torchmetrics, which is missing ({error}); pip install torchmetrics."
+        ) from error
+    return image
+
+
 def psnr_db(first: UInt8[np.ndarray, ...], second: UInt8[np.ndarray, ...]) -> float:
     """Peak signal-to-noise ratio over all pixels and channels; inf for equal pictures."""
     _check_alike(first, second)
     a, b = (torch.from_numpy(picture.astype(np.float64)) for picture in (first, second))
-    return float(peak_signal_noise_ratio(a, b, data_range=255.0))
+    return float(_metrics().peak_signal_noise_ratio(a, b, data_range=255.0))
 
 
 def ssim(first: UInt8[np.ndarray, ...], second: UInt8[np.ndarray, ...]) -> float:
@@ -55,7 +57,7 @@ def ssim(first: UInt8[np.ndarray, ...], second: UInt8[np.ndarray, ...]) -> float
     """
     _check_alike(first, second)
     a, b = (torch.from_numpy(grey(picture))[None, None] for picture in (first, second))
-    _, similarity = structural_similarity_index_measure(a, b, data_range=255.0, return_full_image=True)
+    _, similarity = _metrics().structural_similarity_index_measure(a, b, data_range=255.0, return_full_image=True)
     inner = similarity[..., SSIM_BORDER_PX:-SSIM_BORDER_PX, SSIM_BORDER_PX:-SSIM_BORDER_PX]
     return float((inner if inner.numel() else similarity).mean())
 
@@ -65,7 +67,7 @@ def psnr_where(first, second, where: Bool[np.ndarray, "h w"]) -> float:
     if where.mean() < SMALLEST_SHARE:
         return float("nan")
     a, b = (torch.from_numpy(picture[where].astype(np.float32)) for picture in (first, second))
-    return min(float(peak_signal_noise_ratio(a, b, data_range=255.0)), 60.0)
+    return min(float(_metrics().peak_signal_noise_ratio(a, b, data_range=255.0)), 60.0)
 
 
 def compensated(
@@ -91,7 +93,7 @@ def ssim_where(first, second, where: Bool[np.ndarray, "h w"]) -> float:
         torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)[None]
         for picture in (first, second)
     )
-    _, image = structural_similarity_index_measure(
+    _, image = _metrics().structural_similarity_index_measure(
         a, b, data_range=255.0, return_full_image=True
     )
     return float(image[0].mean(0)[torch.from_numpy(where)].mean())
