@@ -91,7 +91,6 @@ def test_tokens_reproject_within_a_tenth_of_a_cell(walks, seed):
     assert np.abs(shown - pixels).max() <= 0.1 * grid.stride
 
 
-@pytest.mark.alone
 def test_a_walk_takes_far_less_room_and_time_than_coloured_points(walks):
     """Margins are wide: about 30 times the bytes and hundreds of times the time are usual."""
     walk = walks[SEEDS[0]]

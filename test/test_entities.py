@@ -422,7 +422,6 @@ def test_meshes_beyond_all_bounds_are_refused():
         Motion(np.array([np.inf, 0, 0]), np.zeros(3))
 
 
-@pytest.mark.alone
 def test_twenty_entities_of_five_thousand_triangles_cost_a_quarter_at_most():
     """Time of this process alone, at the shipped model's size, all of them in view."""
     model, start = load_model("mini", device="cpu"), load_seed("room")
