@@ -18,7 +18,7 @@ from sim_client import NODE, SimClient, state
 
 from mirage_ros.srv import SaveWorld
 
-SEED, _, RANGE = os.environ.get("MIRAGE_FUZZ", "2026:0-499").partition(":")
+SEED, _, RANGE = os.environ.get("MIRAGE_FUZZ", "2026:0-299").partition(":")
 FIRST, LAST = map(int, RANGE.split("-"))
 MINI = os.environ.get("MIRAGE_FUZZ_NODE") == "mini"
 ROUND = 25

@@ -15,7 +15,7 @@ from test_rig import turned
 
 from mirage_ros.ros.messages import pose_from_ros
 
-SOAK_S = float(os.environ.get("MIRAGE_SOAK_S", "15"))
+SOAK_S = float(os.environ.get("MIRAGE_SOAK_S", "10"))
 AHEAD = 24
 LOOP = 96
 # A short run ends before caches and pools have filled.
