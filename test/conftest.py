@@ -20,6 +20,11 @@ import torch
 from jaxtyping import install_import_hook
 
 PACKAGE = Path(__file__).parents[1] / "mirage_ros"
+# Half a minute and more, the longest first. Two workers take file after file: were a long one the last, one worker would
+# end with it while the other has nothing left to do.
+LONG = ("studio", "generate", "wan_recipe", "training", "setup", "evaluate", "doctor", "lifecycle", "bad_input", "node",
+        "loop_ros", "interruptions", "env", "worker", "transports", "replan", "dreamer", "behaviour_cloning", "demo",
+        "soak")  # fmt: skip
 
 
 def modules_with_shapes() -> list[str]:
@@ -46,6 +51,12 @@ _count = itertools.count(os.getpid())
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: measures time, so nothing else may run beside it")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first; the Makefile keeps xdist from ordering files by how many tests they have."""
+    rank = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture
