@@ -54,6 +54,8 @@ index=$(pytorch_index .venv/bin/python || true)
 # would compile torch and diffusers anew (10 s).
 warm_up() { env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "import $1" > /dev/null; }
 warm_up "mirage_ros.training.recipe, mirage_ros.ros.node, mujoco, pytest"
+# Compile the kernels of memory and world, half a minute of CPU, before nodes and tests do so each for itself.
+warm_up "mirage_ros.ros.worker.process"
 
 # The tests render MuJoCo scenes without a display.
 renders() { MUJOCO_GL=$1 .venv/bin/python -c 'import mujoco; mujoco.GLContext(8, 8).make_current()' > /dev/null 2>&1; }
