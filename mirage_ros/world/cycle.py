@@ -25,7 +25,7 @@ same order of work on one thread, bit by bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -86,6 +86,7 @@ from mirage_ros.world.state import (
 )
 
 Plan = tuple[Camera, np.ndarray]
+Decoded = Callable[[UInt8[np.ndarray, "f h w 3"]], None]
 
 
 class LatentBackend:
@@ -185,12 +186,16 @@ class Cycle:
         return state, self._chunk(state, decoded, cameras, perception, taken, stamps, seconds)
 
     def stepped(
-        self, state: WorldState, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]
+        self, state: WorldState, cameras: Camera, stamps_ns: Int[np.ndarray, "f"], decoded: Decoded | None = None
     ) -> tuple[WorldState, Chunk]:
-        """A state after the next chunk, and the chunk; the state itself stays as it is."""
+        """A state after the next chunk, and the chunk; the state itself stays as it is.
+
+        Args:
+            decoded: given the pictures as soon as they are there, before their depth is and before they are remembered.
+        """
         fork = state.forked()
         draft = self.read(fork, cameras, stamps_ns)
-        return self.finish(fork, draft, self.generate(draft))
+        return self.finish(fork, draft, self.generate(draft), decoded)
 
     def pictures(
         self, state: WorldState, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]
@@ -224,7 +229,7 @@ class Cycle:
             return check_latents(latents, self.model, len(draft.cells))
 
     def finish(
-        self, state: WorldState, draft: Draft, latents: Float[torch.Tensor, "n c lh lw"]
+        self, state: WorldState, draft: Draft, latents: Float[torch.Tensor, "n c lh lw"], decoded: Decoded | None = None
     ) -> tuple[WorldState, Chunk]:
         """Decodes, perceives and writes into the memory of a state that is nobody else's.
 
@@ -235,6 +240,8 @@ class Cycle:
         with _timed(seconds, "decode"):
             rgb, decoder = decode_next(model, latents, state.decoder, len(stamps))
             check_pictures(rgb, model, len(stamps))
+        if decoded is not None:
+            decoded(rgb)
         with _timed(seconds, "perceive"):
             anchor = shown.depth_m if np.isfinite(shown.depth_m).any() else None
             perception = self._perceive(rgb, cameras, anchor)

@@ -22,6 +22,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed
 from mirage_ros.memory import LatentMemory
+from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.rows import FIRST_OBSERVED
 from mirage_ros.protocol import WorldModel, readout_cells, readout_side
 from mirage_ros.world.state import (
@@ -276,3 +277,17 @@ def _agreed(cells: Camera, depth_m: Float[np.ndarray, "h w"], stamp_ns: int, sig
                 slack = TOLERANCE * z + z / cells.intrinsics[0, 0]
                 agreed[where] |= inside & (np.abs(sighting.depth_m[row, column] - z) <= slack)
     return agreed
+
+
+def only_seen(state: WorldState) -> tuple[WorldState, int]:
+    """A state that knows what real pictures showed and nothing that was imagined, and how many tokens went.
+
+    The seed's latent precedes the next frame, as at the beginning.
+    """
+    fork = state.forked()
+    forgotten = fork.memory.forget(~fork.memory.from_real)
+    kept = {i: latent for i, latent in state.latents.items() if i == 0 or i >= FIRST_OBSERVED}
+    kept[state.latents_seen - 1] = state.latents[0]
+    views, real = state.free_space, state.free_space.real
+    free_space = FreeSpaceViews(views.cameras[real], views.reach_m[real], views.real[real])
+    return replace(fork, latents=kept, free_space=free_space), forgotten

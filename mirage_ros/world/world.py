@@ -25,7 +25,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.rows import FIRST_OBSERVED
 from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel
 from mirage_ros.world.collision import Physics
-from mirage_ros.world.cycle import Cycle, LatentBackend, Plan, memory_config, overlapped
+from mirage_ros.world.cycle import Cycle, Decoded, LatentBackend, Plan, memory_config, overlapped
 from mirage_ros.world.drawing import drawn
 from mirage_ros.world.entities import Entities
 from mirage_ros.world.files import load_world, save_world
@@ -136,9 +136,9 @@ class World:
         """
         return self.drawn(self.bare_step(cameras, stamps_ns))
 
-    def bare_step(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Chunk:
-        """As `step`, before the entities are drawn; see `drawn`."""
-        return self.change(lambda state: self.lived(state, *self.cycle.stepped(state, cameras, stamps_ns)))
+    def bare_step(self, cameras: Camera, stamps_ns: Int[np.ndarray, "f"], decoded: Decoded | None = None) -> Chunk:
+        """As `step`, before the entities are drawn; see `drawn`, and `Cycle.stepped` for `decoded`."""
+        return self.change(lambda state: self.lived(state, *self.cycle.stepped(state, cameras, stamps_ns, decoded)))
 
     def lived(self, before: WorldState, after: WorldState, chunk: Result, poses: Chunk | None = None) -> tuple[WorldState, Result]:
         """What follows a state, its entities moved on by physics.

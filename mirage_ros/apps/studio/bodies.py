@@ -15,7 +15,7 @@ import viser
 from jaxtyping import Float
 from transforms3d.quaternions import mat2quat
 
-from mirage_ros.apps.studio.make import Host, on_click, seen
+from mirage_ros.apps.studio.browsers import Host, on_click, seen
 from mirage_ros.apps.studio.see import floor_m
 from mirage_ros.apps.studio.walk import QUIET, View, Walk
 from mirage_ros.data.meshes import MESHES, Spawnables

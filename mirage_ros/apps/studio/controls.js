@@ -1,7 +1,31 @@
-// Runs in the page. The wheel, a gamepad and, on a touch screen, four buttons press the keys that walk; dropped files go
+// Runs in the page. The picture lies behind the view; the wheel, a gamepad and, on a touch screen, four buttons press the keys that walk; dropped files go
 // to the upload buttons; on a phone the view takes what the panel leaves. viser has no call for these.
 if (!window.mirageStudio) {
-  window.mirageStudio = true;
+  const picture = document.createElement("div");
+  picture.id = "mirage-picture";
+  picture.style = "position:absolute;inset:0;pointer-events:none";
+  let asked = 0, shown = 0;
+  window.mirageStudio = {
+    // The one that was asked for last stays; one that is decoded before it is shown, too.
+    show(url) {
+      const number = ++asked, next = new Image();
+      next.style = "position:absolute;width:100%;height:100%;object-fit:contain";
+      next.decoding = "sync";
+      next.alt = "What the camera sees";
+      next.src = url;
+      next.decode().then(() => {
+        if (number < shown) return;
+        shown = number;
+        const view = document.querySelector("canvas")?.parentElement;
+        if (view && picture.parentElement !== view) view.prepend(picture);
+        picture.replaceChildren(next);
+      });
+      // viser's own picture, a shader over the whole view, is never used and costs much without a GPU.
+      const unused = window.__viserMutable?.backgroundMaterial;
+      if (unused) unused.visible = false;
+    },
+    hide() { shown = ++asked; picture.replaceChildren(); },
+  };
   const held = new Set(), send = (kind, code) =>
     document.dispatchEvent(new KeyboardEvent(kind, {code, bubbles: true}));
   const press = (code, down) => {

@@ -302,13 +302,8 @@ def too_large(name: str, size: int) -> str:
 
 
 # What follows uses private parts of viser, here alone: it has no public call to refuse an upload before it is kept whole, to
-# take back the note of one, to run a script in the page, or to switch sharing off for good. test_studio.py tries each in
-# a browser, and a viser that keeps them elsewhere is refused at the start.
-
-
-def run_in_page(client: viser.ClientHandle, source: str) -> None:
-    """Runs JavaScript in a browser."""
-    client.gui._websock_interface.queue_message(messages.RunJavascriptMessage(source))
+# take back the note of one, or to switch sharing off for good. The tests try each in a
+# browser, and a viser that keeps them elsewhere is refused at the start.
 
 
 def forget_upload(client: viser.ClientHandle, upload: str) -> None:

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 import viser
 from jaxtyping import Float, UInt8
 
+from mirage_ros.apps.studio.browsers import NOT_DRIVING, Host, on_click, seen
 from mirage_ros.apps.studio.gate import UploadGuard, decoded, decoded_depth, forget_upload
 from mirage_ros.apps.studio.walk import View, Walk
 from mirage_ros.data.seeds import (
@@ -41,45 +41,8 @@ THUMB_PX = 81
 NAME = re.compile(r"\w[\w .-]{0,59}")
 RECORDINGS = ("mp4", "mcap", "lerobot")
 NONE_YET = "none yet"
-NOT_DRIVING = "Somebody else drives; press 'Drive from this browser' first."
 SAME_SHAPE = 0.02
 """Share by which a photograph and its depth may differ in their width for their height."""
-
-
-@runtime_checkable
-class Host(Protocol):
-    """What the panel needs of its page."""
-
-    view: View | None
-    driver: int | None
-    height_m: float
-
-    def show_scene(self, client_id: int, whole: bool = False) -> None: ...
-
-    def client(self, client_id: int) -> viser.ClientHandle | None: ...
-
-    def told(self, sentence: str, good: bool, only: int | None = None) -> None: ...
-
-
-def on_click(handle: viser.GuiButtonHandle | viser.GuiButtonGroupHandle, page: Host, do: Callable, all_may: bool = False) -> None:
-    """What a click does; a refusal is told to who clicked. Who looks on may change nothing, unless `all_may`."""
-
-    async def clicked(event: viser.GuiEvent) -> None:
-        try:
-            if event.client_id not in (None, page.driver) and not all_may:
-                raise MirageError(NOT_DRIVING)
-            do(event)
-        except MirageError as error:
-            page.told(str(error), good=False, only=event.client_id)
-
-    handle.on_click(clicked)
-
-
-def seen(page: Host) -> View:
-    """The last picture. Raises MirageError before there is one."""
-    if page.view is None:
-        raise MirageError("There is no picture yet; begin a world first.")
-    return page.view
 
 
 def checked_name(text: str) -> str:
@@ -216,12 +179,12 @@ class MakePanel:
             name = Path(file.name).name[:80] or "The file"
             self._walk.ask("Reading the picture", lambda: begin(name, file.content, hfov))
         else:
-            self._page.told(NOT_DRIVING, good=False, only=event.client_id)
+            self._page.notify(NOT_DRIVING, good=False, only=event.client_id)
 
     def _refused(self, client_id: int, upload: str, sentence: str) -> None:
         client = self._page.client(client_id)
         self._waiting = None
-        self._page.told(sentence, good=False, only=client_id)
+        self._page.notify(sentence, good=False, only=client_id)
         if client is not None:
             forget_upload(client, upload)
         for button in self._uploads:
@@ -386,10 +349,10 @@ class MakePanel:
         write_file(path, data)
         if event.client is not None:
             event.client.send_file_download(path.name, data)
-        self._page.told(f"Saved as {path}.", good=True)
+        self._page.notify(f"Saved as {path}.", good=True)
 
     def _export(self, _: viser.GuiEvent) -> None:
         view, path = seen(self._page), self._fresh("exports", "ply")
         points = view.state.memory.to_points()
         write_ply(path, points)
-        self._page.told(f"Saved as {path}, {len(points.xyz):,} points.", good=True)
+        self._page.notify(f"Saved as {path}, {len(points.xyz):,} points.", good=True)

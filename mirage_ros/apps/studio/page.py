@@ -1,14 +1,13 @@
 """The page: a viser server, who looks on, and the picture that they see. Its panels are in see.py, make.py, paths.py and bodies.py.
 
 viser's own camera is what walks: its keys, drags and touches move it in the browser, it tells where it is, and the
-picture from there is laid over the whole view. One browser drives; the cameras of the others follow.
+picture from there lies behind all that is drawn in space, where the browser need not draw it anew for each frame. One browser drives; the cameras of the others follow.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -18,64 +17,36 @@ from pathlib import Path
 
 import numpy as np
 import viser
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from mirage_ros.apps.studio.bodies import BodiesPanel
-from mirage_ros.apps.studio.gate import guard, hidden_loopback, run_in_page
+from mirage_ros.apps.studio.browsers import (
+    LOOK_M,
+    MODES,
+    OVER,
+    SPACE,
+    WALK,
+    Visitor,
+    aspect_of,
+    picture_url,
+    pose_of,
+    run_in_page,
+)
+from mirage_ros.apps.studio.gate import guard, hidden_loopback
 from mirage_ros.apps.studio.make import MakePanel
 from mirage_ros.apps.studio.paths import PathPanel
-from mirage_ros.apps.studio.see import Gauges, SeePanel, fitted, pose_of
+from mirage_ros.apps.studio.see import Gauges, SeePanel
 from mirage_ros.apps.studio.walk import Elsewhere, View, Walk
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.world.world import World
 
-LOOK_M = 0.05
-"""A drag turns the camera about a point so far ahead: nearly in place."""
-JUMP_S, NEAR = 1.5, 0.05
-"""After its camera was placed a browser is not believed until it says that it is there (metres, rotation), or for so long."""
-QUALITY, TOLD_S, SETTLED_S = 88, 6.0, 0.15
+NOTICE_S, SETTLED_S = 6.0, 0.15
 BRAND = (60, 130, 200)
-MODES = WALK, OVER, SPACE = "Walk", "Points over the picture", "Memory in 3D"
 KEYS = (
     "**W A S D** walk, **arrows** or a **drag** look around, the **wheel** goes ahead and back, **Q E** down and up (off "
     "the ground). A touch screen has four buttons, a gamepad its sticks."
 )
 CONTROLS = Path(__file__).with_name("controls.js").read_text()
-
-
-@dataclass
-class Visitor:
-    """A browser.
-
-    Attributes:
-        mode: one of MODES.
-        aspect: width over height of the view that its picture was made for.
-        placed: where its camera was put, and it has not said yet that it is there.
-        deaf_until_s: what it says counts from then on in any case (monotonic clock).
-        settle: looks after its camera once it has come to rest.
-        parts: of the scene: what may lie over the picture, and what only the 3D view shows, as it would hide the picture.
-    """
-
-    client: viser.ClientHandle
-    mode: str = WALK
-    aspect: float = 0.0
-    placed: np.ndarray | None = None
-    deaf_until_s: float = 0.0
-    settle: asyncio.TimerHandle | None = None
-    chooser: viser.GuiDropdownHandle | None = None
-    status: viser.GuiMarkdownHandle | None = None
-    parts: tuple[viser.FrameHandle, ...] = ()
-
-    def expect(self, pose: Float[np.ndarray, "4 4"]) -> None:
-        """The camera is put here; nothing is waited for where it was put already."""
-        if not np.allclose(pose_of(self.client.camera), pose, 0, NEAR):
-            self.placed, self.deaf_until_s = pose, time.monotonic() + JUMP_S
-
-    def hears(self, pose: Float[np.ndarray, "4 4"]) -> bool:
-        """Whether this is where somebody walked to, not where the camera was before it was placed."""
-        if self.placed is None or time.monotonic() >= self.deaf_until_s or np.allclose(pose, self.placed, 0, NEAR):
-            self.placed = None
-        return self.placed is None
 
 
 @dataclass
@@ -107,7 +78,7 @@ class Page:
         self._shown_world, self._up, self.height_m = 0, np.array([0.0, 0.0, 1.0]), 0.0
         self._said: dict[str, float] = {}
         self._changed, self._closing, self._jumped = threading.Condition(), False, False
-        self._due: View | None = None
+        self._due: tuple[np.ndarray, Camera] | None = None
         with redirect_stdout(io.StringIO()):  # it would print the address that nobody is to know
             self.server = viser.ViserServer(hidden_loopback(), 0, verbose=False)
         self.walk = Walk(self.world, self, self.folder / "models")
@@ -138,24 +109,27 @@ class Page:
     def saw(self, view: View, jumped: bool) -> None:
         for visitor in list(self._visitors.values()) if jumped else ():
             visitor.expect(view.frame.camera.world_from_camera)
-        with self._changed:
-            self.view = self._due = view
-            self._jumped |= jumped
-            self._changed.notify()
+        if view.world != self._shown_world:
+            self._settle_world(view)
+        self.view = view
+        self._paint_next(view.frame.rgb, view.frame.camera, jumped)
         for saw in (self.see.saw, self.bodies.saw, *self.viewers):
             saw(view)
 
-    def told(self, sentence: str, good: bool, only: int | None = None) -> None:
+    def glimpsed(self, rgb: UInt8[np.ndarray, "h w 3"], camera: Camera) -> None:
+        self._paint_next(rgb, camera)
+
+    def notify(self, sentence: str, good: bool, only: int | None = None) -> None:
         """Says it in every browser, or in one alone, but not the same again and again."""
         if not self._visitors:
             print(sentence, flush=True)
         now = time.monotonic()
-        if now - self._said.get(sentence, -TOLD_S) < TOLD_S:
+        if now - self._said.get(sentence, -NOTICE_S) < NOTICE_S:
             return
-        self._said = {said: when for said, when in self._said.items() if now - when < TOLD_S} | {sentence: now}
+        self._said = {said: when for said, when in self._said.items() if now - when < NOTICE_S} | {sentence: now}
         for visitor in [one for number, one in list(self._visitors.items()) if only in (None, number)]:
             visitor.client.add_notification(
-                "Done" if good else "Not done", sentence, auto_close_seconds=TOLD_S if good else 2 * TOLD_S,
+                "Done" if good else "Not done", sentence, auto_close_seconds=NOTICE_S if good else 2 * NOTICE_S,
                 color="teal" if good else "red",
             )  # fmt: skip
         self.make.refresh()
@@ -226,7 +200,6 @@ class Page:
     async def _recoloured(self, _: object) -> None:
         self.dark = self._is_dark.value
         self._colour(self.dark)
-        self._repaint()
 
     async def _taken(self, event: viser.GuiEvent) -> None:
         self.driver = event.client_id
@@ -249,7 +222,7 @@ class Page:
         visitor.parts = tuple(client.scene.add_frame(f"/{part}", show_axes=False, visible=False) for part in ("seen", "space"))
         client.camera.on_update(self._moved)
         if self.view is not None:
-            self._place(visitor, self.view.frame.camera)
+            visitor.place(self.view.frame.camera)
             self._repaint()
         self._tell_who_drives()
 
@@ -283,7 +256,7 @@ class Page:
         if view is None:
             return
         if visitor.client.client_id != self.driver:
-            self._place(visitor, view.frame.camera)
+            visitor.place(view.frame.camera)
             return
         pose = pose_of(camera)
         allowed = self._allowed(pose)
@@ -321,45 +294,44 @@ class Page:
         if self.view is None:
             return
         if mode == SPACE:
-            visitor.client.scene.set_background_image(None)
-            self._step_back(visitor, self.view.frame.camera)
+            visitor.show_space(self.view.frame.camera)
         else:
-            self._place(visitor, self.view.frame.camera)
+            visitor.place(self.view.frame.camera)
             self._repaint()
         self.see.saw(self.view)
 
     # The picture.
 
     def _repaint(self) -> None:
-        """Has the picture given out again, in place of none that is newer."""
+        """Has the picture given out again, to browsers that do not show it."""
+        if self.view is not None:
+            self._paint_next(self.view.frame.rgb, self.view.frame.camera)
+
+    def _paint_next(self, rgb: UInt8[np.ndarray, "h w 3"], camera: Camera, jumped: bool = False) -> None:
+        """In place of what waits to be painted."""
         with self._changed:
-            self._due = self.view
+            self._due = rgb, camera
+            self._jumped |= jumped
             self._changed.notify()
 
     def _paint(self) -> None:
         """Gives every browser the newest picture; one that is slow gets fewer."""
+        painted, url = np.empty(0), ""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closing or self._due is not None)
                 if self._closing:
                     return
-                view, self._due = self._due, None
+                (rgb, camera), self._due = self._due, None
                 jumped, self._jumped = self._jumped, False
-            if view.world != self._shown_world:
-                self._settle_world(view)
+            if not np.array_equal(rgb, painted):
+                painted, url = rgb, picture_url(rgb)
             for visitor in list(self._visitors.values()):
-                if visitor.mode != SPACE:
-                    self._give(visitor, view, jumped)
-
-    def _give(self, visitor: Visitor, view: View, jumped: bool) -> None:
-        camera = visitor.client.camera
-        visitor.aspect = aspect_of(camera)
-        if jumped or visitor.client.client_id != self.driver:
-            self._place(visitor, view.frame.camera)
-        picture, vfov = fitted(view.frame.rgb, view.frame.camera, visitor.aspect, self.dark)
-        camera.fov = vfov
-        visitor.client.scene.set_background_image(picture, "jpeg", jpeg_quality=QUALITY)
-        visitor.client.flush()
+                if visitor.mode == SPACE:
+                    continue
+                visitor.show(url, camera)
+                if jumped or visitor.client.client_id != self.driver:
+                    visitor.place(camera)
 
     def _settle_world(self, view: View) -> None:
         """Where up and the ground are in a new world, for browsers that are here and for those that come."""
@@ -370,25 +342,3 @@ class Page:
         start = self.server.initial_camera
         start.position = camera.position_world
         start.look_at = camera.position_world + LOOK_M * camera.world_from_camera[:3, 2]
-
-    def _place(self, visitor: Visitor, camera: Camera) -> None:
-        """Moves a browser's camera to a pose."""
-        pose, handle = camera.world_from_camera, visitor.client.camera
-        visitor.expect(pose)
-        with visitor.client.atomic():
-            handle.up_direction, handle.position = floor_axes(pose)[0], pose[:3, 3]
-            handle.look_at = pose[:3, 3] + LOOK_M * pose[:3, 2]
-
-    def _step_back(self, visitor: Visitor, camera: Camera) -> None:
-        """Puts a browser's camera behind and above the one that walks, to look at the memory as a whole."""
-        up, ahead, right = floor_axes(camera.world_from_camera)
-        handle = visitor.client.camera
-        with visitor.client.atomic():
-            handle.up_direction, handle.position = up, camera.position_world - 2.5 * ahead + 2.5 * up + 0.8 * right
-            handle.look_at = camera.position_world + 1.5 * ahead
-            handle.fov = math.radians(60)
-
-
-def aspect_of(camera: viser.CameraHandle) -> float:
-    """Width over height of a browser's view; a view that is hidden counts for a square."""
-    return camera.image_width / camera.image_height if camera.image_width and camera.image_height else 1.0

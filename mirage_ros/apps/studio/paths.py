@@ -14,7 +14,8 @@ import viser
 from jaxtyping import Float
 from transforms3d.quaternions import mat2quat
 
-from mirage_ros.apps.studio.make import Host, checked_name, on_click, seen
+from mirage_ros.apps.studio.browsers import Host, on_click, seen
+from mirage_ros.apps.studio.make import checked_name
 from mirage_ros.apps.studio.see import floor_m
 from mirage_ros.apps.studio.walk import View, Walk
 from mirage_ros.data.seeds import plan_tour
@@ -123,7 +124,7 @@ class PathPanel:
         try:
             self._add_clicked(view, np.array(event.ray_origin), np.array(event.ray_direction))
         except MirageError as error:
-            self._page.told(str(error), good=False)
+            self._page.notify(str(error), good=False)
 
     def _add_clicked(self, view: View, origin: np.ndarray, ray: np.ndarray) -> None:
         """One more keyframe there. The path begins where the camera is, and each keyframe looks to the next one."""
@@ -176,7 +177,7 @@ class PathPanel:
         path = self._folder / "paths" / f"{checked_name(self._name.value)}.json"
         if self._file.value == "Save":
             write_json(path, {"world_from_camera": [pose.tolist() for pose in self.keyframes]})
-            self._page.told(f"Saved as {path}, {len(self.keyframes)} keyframes.", good=True)
+            self._page.notify(f"Saved as {path}, {len(self.keyframes)} keyframes.", good=True)
             return
         try:
             poses = np.array(read_json(path)["world_from_camera"], np.float64).reshape(-1, 4, 4)

@@ -6,7 +6,6 @@ of its own draws at most `DRAWN_HZ` times a second, so the picture waits for non
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import cv2
 import numpy as np
 import viser
 from jaxtyping import Float, Int, UInt8, UInt64
-from transforms3d.quaternions import mat2quat, quat2mat
+from transforms3d.quaternions import mat2quat
 from viser import uplot
 
 from mirage_ros.apps.studio.walk import View
@@ -36,9 +35,6 @@ SEEN, IMAGINED, TRACK, HIT = (60, 160, 255), (255, 140, 40), (255, 200, 60), (22
 TRAIL_KEPT = 400
 FRUSTUM_M = 0.35
 PLOTTED = 120
-ENLARGED = 4
-AROUND = {True: (16, 17, 20), False: (236, 238, 241)}
-"""A picture, on a dark page and on a light one."""
 PANEL_PX = 288
 MEASURED = "Map and scan"
 COLOURS = ("#8ab4f8", "#f28b82", "#fdd663", "#81c995", "#c58af9")
@@ -252,28 +248,6 @@ class Measured3D:
                                                              point_shape="circle", precision="float32"))  # fmt: skip
 
 
-def fitted(
-    rgb: UInt8[np.ndarray, "h w 3"], camera: Camera, aspect: float, dark: bool = True
-) -> tuple[UInt8[np.ndarray, "H W 3"], float]:
-    """The picture enlarged, whole, within a view of an aspect (width over height), and the view's vertical field of
-    view in radians with which points lie where the picture shows them."""
-    height, width = (side * ENLARGED for side in rgb.shape[:2])
-    large = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_LANCZOS4)
-    tall, wide = max(height, round(width / aspect)), max(width, round(height * aspect))
-    canvas = np.full((tall, wide, 3), AROUND[dark], np.uint8)
-    top, left = (tall - height) // 2, (wide - width) // 2
-    canvas[top : top + height, left : left + width] = large
-    vfov = 2 * math.atan(camera.size[0] / 2 / camera.intrinsics[1, 1] * tall / height)
-    return canvas, vfov
-
-
-def pose_of(camera: viser.CameraHandle) -> Float[np.ndarray, "4 4"]:
-    """world_from_camera, optical axes."""
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = quat2mat(camera.wxyz), camera.position
-    return pose
-
-
 class SeePanel:
     """The tab that says what is shown, and the thread that shows it.
 
@@ -289,7 +263,7 @@ class SeePanel:
         self._server, self._watched = server, watched
         self.memory, self.track, self._measured = Memory3D(server.scene), Track3D(server.scene), Measured3D(server.scene)
         self._newest: View | None = None
-        self._changed, self._closing = threading.Event(), False
+        self._changed, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="see", daemon=True)
 
     def build(self) -> None:
@@ -321,17 +295,17 @@ class SeePanel:
         self._changed.set()
 
     def close(self) -> None:
-        self._closing = True
+        self._closing.set()
         self._changed.set()
         self._thread.join()
 
     def _run(self) -> None:
-        pause = threading.Event()
-        while self._changed.wait() and not self._closing:
+        while self._changed.wait():
+            if self._closing.wait(1 / DRAWN_HZ):  # first, so that the picture of a key is drawn before what lies beside it
+                return
             self._changed.clear()
             if (view := self._newest) is not None:
                 self._draw(view)
-            pause.wait(1 / DRAWN_HZ)
 
     def _draw(self, view: View) -> None:
         self.gauges.draw()

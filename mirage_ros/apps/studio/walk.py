@@ -17,19 +17,18 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from mirage_ros.data.seeds import Seed
 from mirage_ros.data.spawning import EntityChanges
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.memory.free_space import FreeSpaceViews
-from mirage_ros.memory.rows import FIRST_OBSERVED
 from mirage_ros.protocol import SECOND_NS, Chunk, EntityChange, Frame, Move, Spawn
 from mirage_ros.recording import Recorder, RecordingConfig
 from mirage_ros.recording.formats import guess_format, open_recorder
+from mirage_ros.world.cycle import Decoded
 from mirage_ros.world.entities import Entities
-from mirage_ros.world.state import WorldState
+from mirage_ros.world.observing import only_seen
 from mirage_ros.world.world import World
 
 PERIOD_NS = SECOND_NS // 10
@@ -50,7 +49,7 @@ class View:
         frame: the picture with its camera, depth and mask.
         state: the world after it, with its memory; never changed. A WorldState, or what a world elsewhere tells of it.
         seconds: by stage; none of a picture that nobody walked to.
-        waited_s: from the pose that was asked for to the picture; 0 of one that nobody walked to.
+        waited_s: from the pose that was asked for until its picture was decoded; 0 of one that nobody walked to.
         rate_hz: pictures a second, of the last ones.
         observed_fraction: share of it that memory knew.
         world: counts worlds: another number, another world.
@@ -82,7 +81,11 @@ class Listener(Protocol):
         """A picture is there. `jumped`: the camera is not where somebody walked to."""
         ...
 
-    def told(self, sentence: str, good: bool) -> None:
+    def glimpsed(self, rgb: UInt8[np.ndarray, "h w 3"], camera: Camera) -> None:
+        """What the next picture shows, before its depth is known; or, as that failed, what the last one did."""
+        ...
+
+    def notify(self, sentence: str, good: bool) -> None:
         """Something is done, or could not be."""
         ...
 
@@ -296,18 +299,30 @@ class Walk:
     def _step(self, pose: np.ndarray, jumped: bool = False, asked_s: float | None = None) -> None:
         begun = time.perf_counter() if asked_s is None else asked_s
         camera = self.world.camera
-        chunk = self._made(Camera(camera.intrinsics, pose[None], camera.size))
+        cameras, seen_s = Camera(camera.intrinsics, pose[None], camera.size), []
+
+        def decoded(rgb: UInt8[np.ndarray, "1 h w 3"]) -> None:
+            seen_s.append(time.perf_counter())
+            self._listener.glimpsed(rgb[0], cameras[0])
+
+        try:
+            chunk = self._made(cameras, None if jumped else decoded)
+        except BaseException:
+            if seen_s:
+                self._listener.glimpsed(self._frame.rgb, self._frame.camera)
+            raise
         self._ends.append(time.perf_counter())
         self._record(chunk.frames[0])
-        waited = time.perf_counter() - begun
+        waited = (seen_s or self._ends)[-1] - begun
         self._show(chunk.frames[0], chunk.seconds, waited, chunk.observed_fraction, jumped)
 
-    def _made(self, cameras: Camera) -> Chunk:
-        """The next picture; as it is without entities it is kept, so that a move of one draws it anew and makes none."""
+    def _made(self, cameras: Camera, decoded: Decoded | None) -> Chunk:
+        """The next picture; as it is without entities it is kept, so that a move of one draws it anew and makes none.
+        Bodies are drawn by depth, so with any the picture waits for that."""
         stamps = np.array([self.world.stamp_ns + PERIOD_NS])
         if isinstance(self.world, Elsewhere):
             return self.world.step(cameras, stamps)
-        self._bare = self.world.bare_step(cameras, stamps)
+        self._bare = self.world.bare_step(cameras, stamps, None if len(self.world.entities) else decoded)
         return self.world.drawn(self._bare)
 
     def _draw_again(self) -> None:
@@ -328,7 +343,7 @@ class Walk:
             recorder, self._recorder, self.recording = self._recorder, None, None
             with suppress(MirageError):
                 recorder.close()
-            self._listener.told(str(error), good=False)
+            self._listener.notify(str(error), good=False)
 
     def _show(self, frame: Frame, seconds: dict, waited_s: float, observed: float, jumped: bool) -> None:
         self._frame, self._shown = frame, frame.camera.world_from_camera
@@ -366,26 +381,12 @@ class Walk:
             if what != QUIET:
                 self._listener.working(what, 0.0)
             if (sentence := job()) is not None:
-                self._listener.told(sentence, good=True)
+                self._listener.notify(sentence, good=True)
         except MirageError as error:
-            self._listener.told(str(error), good=isinstance(error, Stopped))
+            self._listener.notify(str(error), good=isinstance(error, Stopped))
         except Exception as error:  # noqa: BLE001 - one who walks on is better served than one whose page is dead
             traceback.print_exc()
-            self._listener.told(f"{what} failed ({error!r:.200}); the terminal tells more.", good=False)
+            self._listener.notify(f"{what} failed ({error!r:.200}); the terminal tells more.", good=False)
         finally:
             if what != QUIET:
                 self._listener.working(None, 1.0)
-
-
-def only_seen(state: WorldState) -> tuple[WorldState, int]:
-    """A state that knows what real pictures showed and nothing that was imagined, and how many tokens went.
-
-    The seed's latent precedes the next frame, as at the beginning.
-    """
-    fork = state.forked()
-    forgotten = fork.memory.forget(~fork.memory.from_real)
-    kept = {i: latent for i, latent in state.latents.items() if i == 0 or i >= FIRST_OBSERVED}
-    kept[state.latents_seen - 1] = state.latents[0]
-    views, real = state.free_space, state.free_space.real
-    free_space = FreeSpaceViews(views.cameras[real], views.reach_m[real], views.real[real])
-    return replace(fork, latents=kept, free_space=free_space), forgotten
