@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fakes import pixel_model
 from ros_client import LOCAL, NodeProcess
-from test_studio import Notes, did, moved
+from studio_helpers import Notes, did, moved
 
 from mirage_ros.apps.studio.bodies import place_ahead, spawnables
 from mirage_ros.apps.studio.walk import Walk

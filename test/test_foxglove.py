@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import PixelModel
-from test_studio import SIZE, Notes, moved
+from studio_helpers import SIZE, Notes, moved
 
 pytest.importorskip("foxglove", reason="needs the package foxglove-sdk: pip install 'mirage_ros[foxglove]'")
 
