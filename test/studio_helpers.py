@@ -25,10 +25,11 @@ class Notes:
     """A listener that keeps what it hears."""
 
     def __init__(self):
-        self.views, self.glimpses, self.sentences, self.shares = [], [], [], []
+        self.views, self.jumped, self.glimpses, self.sentences, self.shares = [], [], [], [], []
         self.heard = threading.Condition()
 
     def saw(self, view, jumped):
+        self.jumped.append(jumped)
         self._note(self.views, view)
 
     def glimpsed(self, rgb, camera):

@@ -14,17 +14,7 @@ import pytest
 import torch
 from fakes import PixelModel
 from PIL import Image
-from studio_helpers import (  # noqa: F401, fixtures too
-    SIZE,
-    Notes,
-    came_to_rest,
-    chromium,
-    seed,
-    shows,
-    studio,
-    tab,
-    walk,
-)
+from studio_helpers import SIZE, came_to_rest, chromium, seed, studio, tab  # noqa: F401, fixtures too
 
 from mirage_ros.apps.studio.gate import Gate
 from mirage_ros.apps.studio.page import Page

@@ -112,6 +112,11 @@ DROP = """(files) => {
 }"""
 
 
+def field(tab, label):
+    """The input beside some words."""
+    return tab.page.locator(f"xpath=//*[normalize-space(text())='{label}']/following::input[1]")
+
+
 def test_a_photograph_and_its_depth_become_a_world(tab, studio, seed, tmp_path):
     page, _ = studio
     color, depth, early, strip, grey = (tmp_path / f"{name}.png" for name in ("desk", "depth", "early", "strip", "grey"))
@@ -144,10 +149,24 @@ def test_a_photograph_and_its_depth_become_a_world(tab, studio, seed, tmp_path):
     tab.press("Begin here")  # again, with its depth
     again = tab.wait_for(lambda: page.view.world == 4 and page.view)
     assert np.array_equal(again.frame.depth_m, view.frame.depth_m)
+    # Another lens and another unit: the same pixels seen by half the focal length lie twice as far aside, and half as far.
+    focal = again.frame.camera.intrinsics[0, 0] * 300 / again.frame.camera.size[1]
+    tab.page.get_by_text("Lens and depth").click()
+    field(tab, "Lens").fill("1 2 3")
+    field(tab, "Depth units").fill("2000")
+    tab.press("Begin here")
+    tab.says("give fx fy cx cy in pixels of desk, which is 300x240")
+    field(tab, "Lens").fill(f"{focal / 2} {focal / 2} 149.5 119.5")
+    tab.press("Begin here")
+    halved = tab.wait_for(lambda: page.view.world == 5 and page.view)
+    assert halved.frame.camera.intrinsics[0, 0] == pytest.approx(again.frame.camera.intrinsics[0, 0] / 2, rel=0.02)
+    assert np.nanmedian(np.abs(2 * halved.frame.depth_m / again.frame.depth_m - 1)) < 0.03
+    field(tab, "Lens").fill("")
+    field(tab, "Depth units").fill("1000")
     # Dropped together, the depth first and the smaller one: it waits for its photograph.
     files = [[name, base64.b64encode(path.read_bytes()).decode()] for name, path in (("d.png", depth), ("pair.png", color))]
     tab.page.evaluate(DROP, files)
-    dropped = tab.wait_for(lambda: page.view.world == 6 and page.view)
+    dropped = tab.wait_for(lambda: page.view.world == 7 and page.view)
     assert np.array_equal(dropped.frame.depth_m, view.frame.depth_m)
     tab.says("pair + depth")
 

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from studio_helpers import did, moved, seed, studio, walk  # noqa: F401, fixtures too
 
-from mirage_ros.apps.studio.bodies import place_ahead, spawnables
-from mirage_ros.apps.studio.browsers import view_vfov
-from mirage_ros.apps.studio.make import checked_name
+from mirage_ros.apps.studio.bodies import SHAPES, place_ahead, spawnables
+from mirage_ros.apps.studio.browsers import checked_name, view_vfov
 from mirage_ros.apps.studio.paths import between, clicked, facing
 from mirage_ros.apps.studio.see import MOST_CLOUDS, CloudChanges, floor_m
+from mirage_ros.apps.studio.walk import BODY
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Delete, Move
+from mirage_ros.world.collision import obstacles
 from mirage_ros.world.observing import only_seen
 
 
@@ -214,3 +215,48 @@ def test_a_click_falls_on_what_is_seen_or_the_floor(seed):
 def test_names_that_are_paths_are_refused(name):
     with pytest.raises(MirageError, match="The name is"):
         checked_name(name)
+
+
+def test_walls_stop_who_walks_where_that_is_asked_for(walk):
+    one, notes = walk
+    start = notes.views[-1].frame.camera.world_from_camera
+    beyond = moved(start, 9.0)  # the wall is 7 m ahead
+    assert did(one, notes, lambda: one.set_physics("contact")) == (True, "Surfaces and entities stop you.")
+    one.look(beyond)
+    notes.wait(lambda: len(notes.views) > 1)
+    ahead = notes.views[-1].frame.camera.world_from_camera
+    found = obstacles(*(getattr(one.world.state, name) for name in ("memory", "free_space", "entities", "stamp_ns")), ahead[:3, 3], BODY)
+    away_m = np.linalg.norm(found.points_m[:, :2] - ahead[:2, 3], axis=1).min()
+    assert 0.3 < np.linalg.norm(ahead[:3, 3] - start[:3, 3]) < 8
+    assert BODY.radius_m - 0.02 < away_m < BODY.radius_m + 0.05
+    assert notes.jumped[-1]  # the browser's camera comes back to it
+    one.look(start)
+    notes.wait(lambda: np.allclose(notes.views[-1].frame.camera.world_from_camera, start))  # away from it nothing is in the way
+    did(one, notes, lambda: one.set_physics("off"))
+    one.look(beyond)
+    notes.wait(lambda: np.allclose(notes.views[-1].frame.camera.world_from_camera, beyond))
+
+
+def test_a_ball_is_pushed_and_rolls_on_by_itself(walk):
+    pytest.importorskip("mujoco", reason="needs the package mujoco: pip install 'mirage_ros[physics]'")
+    one, notes = walk
+    start = notes.views[-1].frame.camera.world_from_camera
+    assert did(one, notes, lambda: one.set_physics("mujoco"))[0]
+    place = place_ahead(notes.views[-1])
+    assert did(one, notes, lambda: one.spawn("ball", SHAPES["sphere"], place)) == (True, "ball")
+
+    def ball():
+        return notes.views[-1].state.entities.known("ball").state
+
+    notes.wait(lambda: ball().resting)  # time goes on until it lies, and no longer
+    count, lay = len(notes.views), ball().pose[:2, 3]
+    did(one, notes, lambda: "done")
+    assert len(notes.views) == count
+    way = float(np.linalg.norm(lay - start[:2, 3]))
+    for step_m in np.arange(way - 0.7, way, 0.1):
+        count = len(notes.views)
+        one.look(moved(start, step_m))
+        notes.wait(lambda: len(notes.views) > count)  # noqa: B023
+    pushed = ball().pose[:2, 3]
+    assert (pushed - lay) @ start[:2, 2] > 0.05
+    notes.wait(lambda: (ball().pose[:2, 3] - pushed) @ start[:2, 2] > 0.1)  # nobody walks any more

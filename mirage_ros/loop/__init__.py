@@ -79,6 +79,17 @@ class Obstacles:
         then, now = (np.linalg.norm(points[near, :axes] - place[:axes], axis=1) for place in (after, before))
         return bool(((then < self.body.radius_m) & (then < now)).any())
 
+    def reached(self, before: Float[np.ndarray, "3"], after: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"]:
+        """How far the body comes on a straight way."""
+        steps = max(1, math.ceil(float(np.linalg.norm(after - before)) / FINE_M))
+        place = before
+        for share in np.arange(1, steps + 1) / steps:
+            ahead = before + share * (after - before)
+            if self.stop(place, ahead):
+                break
+            place = ahead
+        return place
+
 
 FINE_M = 0.005
 """Obstacles are looked for in steps of this."""

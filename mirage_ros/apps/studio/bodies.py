@@ -1,4 +1,4 @@
-"""Entities in the studio: spawned on the floor ahead, moved and turned by a gizmo, deleted, and shown in the 3D view.
+"""Entities in the studio: spawned on the floor ahead, moved by a gizmo or by physics, deleted, and shown in the 3D view.
 
 Everybody sees them, in the picture and in space; the gizmo is in the browser of who drives alone. A drag is a change of the
 newest place: places that came while a picture was drawn are left out.
@@ -15,9 +15,10 @@ import viser
 from jaxtyping import Float
 from transforms3d.quaternions import mat2quat
 
-from mirage_ros.apps.studio.browsers import Host, on_click, seen
+from mirage_ros.apps.studio import View
+from mirage_ros.apps.studio.browsers import NOT_DRIVING, Host, on_click, seen
 from mirage_ros.apps.studio.see import floor_m
-from mirage_ros.apps.studio.walk import QUIET, View, Walk
+from mirage_ros.apps.studio.walk import MUJOCO, OFF, PHYSICS, QUIET, Walk
 from mirage_ros.data.meshes import MESHES, Spawnables
 from mirage_ros.data.seeds import clearance_m
 from mirage_ros.errors import MirageError
@@ -109,6 +110,7 @@ class BodiesPanel:
         self._lock = threading.RLock()
         self._dragging = self._ended = False
         self._wanted: dict[str, np.ndarray] = {}
+        self._kind = OFF
 
     def build(self) -> None:
         gui = self._server.gui
@@ -119,6 +121,10 @@ class BodiesPanel:
             self._entity = gui.add_dropdown("Entity", (NOBODY,), hint="Its arrows and rings in the view move and turn it.")
             self._entity.on_update(self._choose)
             on_click(gui.add_button("Delete", icon=viser.Icon.TRASH), self._page, self._delete)
+            self._physics = gui.add_dropdown("Physics", PHYSICS, hint="contact: walls and entities stop you. mujoco: entities fall, too, "
+                                             "roll, and you push them.")  # fmt: skip
+            self._physics.on_update(self._choose_physics)
+            on_click(gui.add_button("A ball to push", icon=viser.Icon.BALL_FOOTBALL), self._page, self._throw)
 
     def _spawn(self, _: viser.GuiEvent) -> None:
         name, place = self._model.value, place_ahead(seen(self._page))
@@ -128,6 +134,35 @@ class BodiesPanel:
         name = self._walk.spawn(model, self._uris[model], place)
         self._take(name)
         return f"Spawned {name}; drag its arrows and rings."
+
+    def _throw(self, _: viser.GuiEvent) -> None:
+        place = place_ahead(seen(self._page))
+
+        def thrown() -> str:
+            self._set_physics(MUJOCO)
+            self._walk.spawn("ball", SHAPES["sphere"], place)
+            return "A ball lies ahead; walk into it."
+
+        self._walk.ask("A ball", thrown)
+
+    async def _choose_physics(self, event: viser.GuiEvent) -> None:
+        if event.client_id is None:  # set by this panel
+            return
+        kind = self._physics.value
+        if event.client_id != self._page.driver:
+            self._physics.value = self._kind
+            self._page.notify(NOT_DRIVING, good=False, only=event.client_id)
+        else:
+            self._walk.ask("Physics", lambda: self._set_physics(kind))
+
+    def _set_physics(self, kind: str) -> str:
+        """Chooses it here, too; what there was stays where it cannot be had."""
+        try:
+            sentence = self._walk.set_physics(kind)
+            self._kind = kind
+        finally:
+            self._physics.value = self._kind
+        return sentence
 
     def _delete(self, _: viser.GuiEvent) -> None:
         if (name := self.chosen) is None:

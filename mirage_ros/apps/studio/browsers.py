@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from jaxtyping import Float, UInt8
 from transforms3d.quaternions import quat2mat
 from viser import _messages as messages
 
-from mirage_ros.apps.studio.walk import View
+from mirage_ros.apps.studio import View
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera, floor_axes
 
@@ -28,6 +29,7 @@ JUMP_S, NEAR = 1.5, 0.05
 MODES = WALK, OVER, SPACE = "Walk", "Points over the picture", "Memory in 3D"
 PICTURE = "mirage-picture"
 ENLARGED, QUALITY = 4, 88
+NAME = re.compile(r"\w[\w .-]{0,59}")
 NOT_DRIVING = "Somebody else drives; press 'Drive from this browser' first."
 
 
@@ -171,3 +173,14 @@ def seen(page: Host) -> View:
     if page.view is None:
         raise MirageError("There is no picture yet; begin a world first.")
     return page.view
+
+
+def checked_name(text: str) -> str:
+    """A name that is a plain file name. Raises MirageError for any other."""
+    name = text.strip()
+    if not NAME.fullmatch(name):
+        raise MirageError(
+            f"The name is {text[:60]!r}; give up to 60 letters, digits, spaces, dots, hyphens or underscores, "
+            "beginning with a letter or digit."
+        )
+    return name

@@ -16,7 +16,7 @@ from types import TracebackType
 import foxglove
 import numpy as np
 
-from mirage_ros.apps.studio.walk import View
+from mirage_ros.apps.studio import View
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import STAGES, Frame
 from mirage_ros.recording.messages import definition, serialize

@@ -10,6 +10,7 @@ import base64
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -18,9 +19,22 @@ import numpy as np
 import viser
 from jaxtyping import Float, UInt8
 
-from mirage_ros.apps.studio.browsers import NOT_DRIVING, Host, on_click, seen
-from mirage_ros.apps.studio.gate import UploadGuard, decoded, decoded_depth, forget_upload
-from mirage_ros.apps.studio.walk import View, Walk
+from mirage_ros.apps.studio import View
+from mirage_ros.apps.studio.browsers import (
+    NOT_DRIVING,
+    Host,
+    checked_name,
+    on_click,
+    seen,
+)
+from mirage_ros.apps.studio.gate import (
+    UploadGuard,
+    decoded,
+    decoded_depth,
+    forget_upload,
+)
+from mirage_ros.apps.studio.walk import Walk
+from mirage_ros.data import joined
 from mirage_ros.data.seeds import (
     DEFAULT_HFOV_DEG,
     Seed,
@@ -31,29 +45,17 @@ from mirage_ros.data.seeds import (
     read_picture,
     shipped_seeds,
 )
-from mirage_ros.data import joined
 from mirage_ros.errors import MirageError
 from mirage_ros.files import WORLD, write_file
+from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import seed_warnings
 from mirage_ros.recording.drawing import write_ply
 
 THUMB_PX = 81
-NAME = re.compile(r"\w[\w .-]{0,59}")
 RECORDINGS = ("mp4", "mcap", "lerobot")
 NONE_YET = "none yet"
 SAME_SHAPE = 0.02
 """Share by which a photograph and its depth may differ in their width for their height."""
-
-
-def checked_name(text: str) -> str:
-    """A name that is a plain file name. Raises MirageError for any other."""
-    name = text.strip()
-    if not NAME.fullmatch(name):
-        raise MirageError(
-            f"The name is {text[:60]!r}; give up to 60 letters, digits, spaces, dots, hyphens or underscores, "
-            "beginning with a letter or digit."
-        )
-    return name
 
 
 def thumbnail(rgb: UInt8[np.ndarray, "h w 3"], caption: str) -> str:
@@ -83,6 +85,36 @@ def looked_at(view: View) -> Float[np.ndarray, "3"]:
     return camera.position_world + away * camera.world_from_camera[:3, 2]
 
 
+@dataclass(frozen=True)
+class Lens:
+    """What a photograph and its depth were taken with.
+
+    Attributes:
+        hfov_deg: horizontal field of view, which counts where `pixels` is empty.
+        pixels: fx fy cx cy, in pixels of the photograph.
+        units_per_m: of the depth picture.
+    """
+
+    hfov_deg: float
+    pixels: str = ""
+    units_per_m: float = 1000.0
+
+    def camera(self, seed: Seed) -> Camera:
+        """The camera of a seed that was loaded with the field of view. Raises MirageError for pixels that are no lens of it."""
+        if not self.pixels.strip():
+            return seed.camera
+        height, width = seed.camera.size
+        try:
+            fx, fy, cx, cy = (float(number) for number in self.pixels.replace(",", " ").split())
+            if not (0 < cx < width and 0 < cy < height and all(width / 20 < focal < 20 * width for focal in (fx, fy))):
+                raise ValueError
+        except ValueError as error:
+            raise MirageError(
+                f"The lens is {self.pixels[:60]!r}; give fx fy cx cy in pixels of {seed.name}, which is {width}x{height}, or nothing."
+            ) from error
+        return Camera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]]), seed.camera.world_from_camera, seed.camera.size)
+
+
 class MakePanel:
     """The tab that makes things.
 
@@ -107,9 +139,12 @@ class MakePanel:
         with self._beginnings:
             self._gallery = gui.add_html("")
             self._seed = gui.add_dropdown("From", self._seeds())
-            self._hfov = gui.add_slider("Photograph's view", 20.0, 120.0, 0.1, DEFAULT_HFOV_DEG,
-                                        hint="Its horizontal field of view in degrees; read from EXIF where that tells.")  # fmt: skip
+            self._hfov = gui.add_slider("Field of view", 20.0, 120.0, 0.1, DEFAULT_HFOV_DEG,
+                                        hint="Of a photograph, horizontal, in degrees; read from EXIF where that tells.")  # fmt: skip
             self._on(gui.add_button("Begin here", color="teal"), self._begin)
+            with gui.add_folder("Lens and depth", expand_by_default=False):
+                self._pixels = gui.add_text("Lens", "", hint="fx fy cx cy in pixels of the photograph (up to 2048 wide); empty: by its view.")
+                self._units = gui.add_number("Depth units", 1000.0, min=1.0, max=1e6, hint="Of the depth picture, in a metre: 1000 for millimetres.")
             self._add_uploads()
         with gui.add_folder("Moments"):
             self._timeline = gui.add_html("")
@@ -173,11 +208,11 @@ class MakePanel:
             self._take(event, self._begin_with_depth)
 
     def _take(self, event: viser.GuiEvent, begin: Callable) -> None:
-        file, hfov = event.target.value, float(self._hfov.value)
+        file, lens = event.target.value, self._lens()
         self.uploads.done()
         if event.client_id == self._page.driver:
             name = Path(file.name).name[:80] or "The file"
-            self._walk.ask("Reading the picture", lambda: begin(name, file.content, hfov))
+            self._walk.ask("Reading the picture", lambda: begin(name, file.content, lens))
         else:
             self._page.notify(NOT_DRIVING, good=False, only=event.client_id)
 
@@ -224,7 +259,10 @@ class MakePanel:
         return own if own.is_file() else find_seed(name)[0]
 
     def _begin(self, _: viser.GuiEvent) -> None:
-        self.begin(self._own_seed(self._seed.value, float(self._hfov.value)))
+        self.begin(self._own_seed(self._seed.value, self._lens()))
+
+    def _lens(self) -> Lens:
+        return Lens(float(self._hfov.value), self._pixels.value, float(self._units.value))
 
     def begin(self, seed: Seed) -> None:
         """Has a world begun around a seed."""
@@ -237,20 +275,21 @@ class MakePanel:
             self._seed.value = seed.name
         return sentence
 
-    def _begin_photograph(self, name: str, data: bytes, hfov: float) -> str:
-        rgb, told_deg = decoded(name, data)
+    def _begin_photograph(self, name: str, data: bytes, lens: Lens) -> str:
+        rgb, exif_deg = decoded(name, data)
         stem = re.sub(r"[^\w .-]", "_", Path(name).stem)[:50].strip(" ._-") or "photograph"
         path = self._folder / "photographs" / f"{stem}.png"
         write_file(path, cv2.imencode(".png", rgb[..., ::-1])[1].tobytes())
         self._depth_path(stem).unlink(missing_ok=True)  # of another photograph of that name
-        if told_deg is not None:
-            self._hfov.value = hfov = float(np.clip(round(told_deg, 1), 20, 120))
-        sentence = self._begun(load_seed(path, hfov))
+        if exif_deg is not None:
+            self._hfov.value = float(np.clip(round(exif_deg, 1), 20, 120))
+            lens = replace(lens, hfov_deg=self._hfov.value)
+        sentence = self._begun(self._own_seed(stem, lens))
         self.refresh()
         self._seed.value = stem
         return sentence
 
-    def _begin_with_depth(self, name: str, data: bytes, hfov: float) -> str:
+    def _begin_with_depth(self, name: str, data: bytes, lens: Lens) -> str:
         """Gives depth to the photograph that is chosen."""
         depth_mm, stem = decoded_depth(name, data), self._seed.value
         if not self._photograph(stem).is_file():
@@ -262,7 +301,7 @@ class MakePanel:
                 "give depth of the same view, as wide for its height."
             )
         write_file(self._depth_path(stem), data)
-        seed = self._own_seed(stem, hfov)
+        seed = self._own_seed(stem, lens)
         near_m, far_m = np.nanquantile(np.where(np.isfinite(seed.depth_m), seed.depth_m, np.nan), (0.02, 0.98))
         return f"{self._begun(seed)} Its depth goes from {near_m:.2f} to {far_m:.2f} m."
 
@@ -272,12 +311,15 @@ class MakePanel:
     def _depth_path(self, name: str) -> Path:
         return self._folder / "depths" / f"{checked_name(name)}.png"
 
-    def _own_seed(self, name: str, hfov: float) -> Seed:
+    def _own_seed(self, name: str, lens: Lens) -> Seed:
         """A shipped seed, or a photograph with its depth where it has been given."""
-        seed, depth = load_seed(self._seed_path(name), hfov), self._depth_path(name)
-        if seed.depth_m is not None or not depth.is_file():
+        seed, depth = load_seed(self._seed_path(name), lens.hfov_deg), self._depth_path(name)
+        if not self._photograph(name).is_file():
             return seed
-        frame = joined(seed.rgb, seed.camera, read_depth(depth, None), None)
+        camera = lens.camera(seed)
+        if not depth.is_file():
+            return replace(seed, camera=camera)
+        frame = joined(seed.rgb, camera, read_depth(depth, None, lens.units_per_m), None)
         return Seed(name, frame.rgb, frame.camera, frame.depth_m)
 
     def _worlds(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import numpy as np
 import viser
 from jaxtyping import Float, UInt8
 
+from mirage_ros.apps.studio import Elsewhere, View
 from mirage_ros.apps.studio.bodies import BodiesPanel
 from mirage_ros.apps.studio.browsers import (
     LOOK_M,
@@ -36,15 +37,15 @@ from mirage_ros.apps.studio.gate import guard, hidden_loopback
 from mirage_ros.apps.studio.make import MakePanel
 from mirage_ros.apps.studio.paths import PathPanel
 from mirage_ros.apps.studio.see import Gauges, SeePanel
-from mirage_ros.apps.studio.walk import Elsewhere, View, Walk
+from mirage_ros.apps.studio.walk import Walk
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.world.world import World
 
 NOTICE_S, SETTLED_S = 6.0, 0.15
 BRAND = (60, 130, 200)
 KEYS = (
-    "**W A S D** walk, **arrows** or a **drag** look around, the **wheel** goes ahead and back, **Q E** down and up (off "
-    "the ground). A touch screen has four buttons, a gamepad its sticks."
+    "Click on the picture, then **W A S D** walk, **arrows** or a **drag** look around, the **wheel** goes ahead and back, "
+    "**Q E** down and up (off the ground). A touch screen has four buttons, a gamepad its sticks."
 )
 CONTROLS = Path(__file__).with_name("controls.js").read_text()
 

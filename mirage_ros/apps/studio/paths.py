@@ -14,10 +14,10 @@ import viser
 from jaxtyping import Float
 from transforms3d.quaternions import mat2quat
 
-from mirage_ros.apps.studio.browsers import Host, on_click, seen
-from mirage_ros.apps.studio.make import checked_name
+from mirage_ros.apps.studio import View
+from mirage_ros.apps.studio.browsers import Host, checked_name, on_click, seen
 from mirage_ros.apps.studio.see import floor_m
-from mirage_ros.apps.studio.walk import View, Walk
+from mirage_ros.apps.studio.walk import Walk
 from mirage_ros.data.seeds import plan_tour
 from mirage_ros.errors import MirageError
 from mirage_ros.files import UNREADABLE, read_json, write_json

@@ -19,11 +19,24 @@ from jaxtyping import Float, Int, UInt8, UInt64
 from transforms3d.quaternions import mat2quat
 from viser import uplot
 
-from mirage_ros.apps.studio.walk import View
+from mirage_ros.apps.studio import View
 from mirage_ros.data.seeds import EYE_HEIGHT_M
 from mirage_ros.geometry.camera import Camera, floor_axes
-from mirage_ros.protocol import FREE, OCCUPIED, SECOND_NS, STAGES, UNKNOWN, FloorPlan, Surfaces
-from mirage_ros.recording.drawing import colour_depth, colour_observed, depth_range_m, enlarge
+from mirage_ros.protocol import (
+    FREE,
+    OCCUPIED,
+    SECOND_NS,
+    STAGES,
+    UNKNOWN,
+    FloorPlan,
+    Surfaces,
+)
+from mirage_ros.recording.drawing import (
+    colour_depth,
+    colour_observed,
+    depth_range_m,
+    enlarge,
+)
 from mirage_ros.world.drawing import Solid
 from mirage_ros.world.sensors import MapConfig, ScanConfig, floor_plan, scan
 
@@ -338,21 +351,21 @@ class Gauges:
         self._rows: deque[tuple[float, ...]] = deque(maxlen=PLOTTED)
         self._speed = "Walk, and see how fast it goes."
         self._sentence = "No picture yet; the first one takes a minute or two where this was just installed."
-        self._told = gui.add_markdown(self._sentence)
+        self._words = gui.add_markdown(self._sentence)
         axis = {"stroke": "#888", "grid": {"stroke": "#8883", "width": 1}, "size": 42, "font": "10px sans-serif"}
         axes = (uplot.Axis(**{**axis, "show": False}), uplot.Axis(**axis))
         scales, none = {"x": uplot.Scale(time=False)}, (np.zeros(2),)
         rate = (uplot.Series(label="picture"), uplot.Series(label="pictures/s", stroke=COLOURS[0], width=2))
-        self._rate = gui.add_uplot(2 * none, rate, title="pictures/s", height=120, padding=(10, 14, 8, 0), scales=scales, axes=axes,
+        self._rate = gui.add_uplot(2 * none, rate, title="pictures/s", visible=False, height=120, padding=(10, 14, 8, 0), scales=scales, axes=axes,
                                    legend=uplot.Legend(show=False))  # fmt: skip
         right = uplot.Axis(**{**axis, "scale": "kB", "side": 1, "stroke": COLOURS[4], "grid": {"show": False}})
         held = (uplot.Series(label="picture"), uplot.Series(label="tokens", stroke=COLOURS[3], width=2),
                 uplot.Series(label="kB", scale="kB", stroke=COLOURS[4], width=2, dash=(5, 4)))  # fmt: skip
-        self._held = gui.add_uplot(3 * none, held, title="tokens, kB of memory (dashed)", height=120, padding=(10, 4, 8, 0),
+        self._held = gui.add_uplot(3 * none, held, title="tokens, kB of memory (dashed)", visible=False, height=120, padding=(10, 4, 8, 0),
                                    scales={**scales, "kB": uplot.Scale()}, axes=(*axes, right), legend=uplot.Legend(show=False))  # fmt: skip
         stages = [uplot.Series(label=name, stroke=colour, width=1.5) for name, colour in zip(STAGES, COLOURS, strict=True)]
         self._stages = gui.add_uplot((len(STAGES) + 1) * none, (uplot.Series(label="picture"), *stages), scales=scales,
-                                     title="seconds by stage", height=190, axes=axes, padding=(10, 14, 8, 0))  # fmt: skip
+                                     title="seconds by stage", visible=False, height=190, axes=axes, padding=(10, 14, 8, 0))  # fmt: skip
 
     def saw(self, view: View) -> None:
         """Counts a picture; never waits."""
@@ -363,12 +376,14 @@ class Gauges:
             number = self._rows[-1][0] + 1 if self._rows else 0.0
             stages = (view.seconds.get(stage, 0.0) for stage in STAGES)
             self._rows.append((number, view.rate_hz, memory.tokens, memory.nbytes / 1e3, *stages))
-        known = f"{memory.tokens:,} tokens, {memory.nbytes / 1e3:,.0f} kB, {seconds:.1f} s of world time"
+        known = f"Remembered: {memory.tokens:,} tokens, {memory.nbytes / 1e3:,.0f} kB. World time: {seconds:.1f} s"
         self._sentence = f"{self._speed}  \n{known}"
 
     def draw(self) -> None:
         """Shows what was counted."""
-        self._told.content = self._sentence
+        self._words.content = self._sentence
         if self._rows:
             number, rate, tokens, kilobytes, *stages = np.array(self._rows).T
+            for graph in (self._rate, self._held, self._stages):
+                graph.visible = True
             self._rate.data, self._held.data, self._stages.data = (number, rate), (number, tokens, kilobytes), (number, *stages)

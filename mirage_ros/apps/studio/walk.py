@@ -6,6 +6,7 @@ known here. World time goes on by `PERIOD_NS` a picture, so that a recording pla
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import traceback
@@ -14,20 +15,24 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from mirage_ros.apps.studio import Elsewhere, Listener, View
 from mirage_ros.data.seeds import Seed
 from mirage_ros.data.spawning import EntityChanges
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.loop import Footprint, Obstacles
+from mirage_ros.physics import Mujoco
 from mirage_ros.protocol import SECOND_NS, Chunk, EntityChange, Frame, Move, Spawn
 from mirage_ros.recording import Recorder, RecordingConfig
 from mirage_ros.recording.formats import guess_format, open_recorder
+from mirage_ros.world.collision import obstacles, unyielding
 from mirage_ros.world.cycle import Decoded
-from mirage_ros.world.entities import Entities
+from mirage_ros.world.entities import STATIC, Entities, RobotBody
 from mirage_ros.world.observing import only_seen
 from mirage_ros.world.world import World
 
@@ -39,29 +44,11 @@ QUIET = "Looking"
 """Work of a moment, of which no progress is shown."""
 STILL_M, STILL = 1e-4, 1e-5
 """A pose that differs by less, in metres and in its rotation matrix, is the one that was shown."""
-
-
-@dataclass(frozen=True)
-class View:
-    """A picture, and what it took.
-
-    Attributes:
-        frame: the picture with its camera, depth and mask.
-        state: the world after it, with its memory; never changed. A WorldState, or what a world elsewhere tells of it.
-        seconds: by stage; none of a picture that nobody walked to.
-        waited_s: from the pose that was asked for until its picture was decoded; 0 of one that nobody walked to.
-        rate_hz: pictures a second, of the last ones.
-        observed_fraction: share of it that memory knew.
-        world: counts worlds: another number, another world.
-    """
-
-    frame: Frame
-    state: Any
-    seconds: dict[str, float]
-    waited_s: float
-    rate_hz: float
-    observed_fraction: float
-    world: int
+PHYSICS = OFF, CONTACT, MUJOCO = "off", "contact", "mujoco"
+BODY, LOOKED_M = RobotBody(), 2.0
+"""Who walks, and how far is looked at once for what stops that."""
+ROLLS_ON = 100
+"""So many pictures are made of what moves while nobody walks or asks for anything."""
 
 
 @dataclass(frozen=True)
@@ -71,37 +58,6 @@ class Moment:
     name: str
     state: Any
     frame: Frame
-
-
-@runtime_checkable
-class Listener(Protocol):
-    """Who hears of a walk; called by its thread."""
-
-    def saw(self, view: View, jumped: bool) -> None:
-        """A picture is there. `jumped`: the camera is not where somebody walked to."""
-        ...
-
-    def glimpsed(self, rgb: UInt8[np.ndarray, "h w 3"], camera: Camera) -> None:
-        """What the next picture shows, before its depth is known; or, as that failed, what the last one did."""
-        ...
-
-    def notify(self, sentence: str, good: bool) -> None:
-        """Something is done, or could not be."""
-        ...
-
-    def working(self, what: str | None, share: float) -> None:
-        """How far long work is; None: it is over."""
-        ...
-
-
-@runtime_checkable
-class Elsewhere(Protocol):
-    """A world that is not in this process, with the face of `World`: it keeps its own state, and imagines as it was
-    started."""
-
-    def fork(self, name: str) -> Any: ...
-
-    def change_entities(self, changes: tuple[EntityChange, ...]) -> list[str]: ...
 
 
 class Stopped(MirageError):
@@ -123,6 +79,7 @@ class Walk:
         moments: to restore, the oldest first.
         recording: where the pictures are being recorded to, None if they are not.
         worlds: how many were begun or loaded.
+        solid: whether surfaces and entities stop who walks.
     """
 
     def __init__(self, world: World | Elsewhere, listener: Listener, models: Path | None = None) -> None:
@@ -131,6 +88,7 @@ class Walk:
         self.moments: tuple[Moment, ...] = ()
         self.recording: Path | None = None
         self.worlds = 0
+        self.solid = False
         self._listener = listener
         self._recorder: Recorder | None = None
         self._bare: Chunk | None = None
@@ -138,6 +96,7 @@ class Walk:
         self._jobs: deque[tuple[str, Job]] = deque()
         self._wanted: tuple[np.ndarray, float] | None = None
         self._shown: np.ndarray | None = None
+        self._alone = 0
         self._ends: deque[float] = deque(maxlen=RATES_KEPT)
         self._stop = self._closing = False
         self._thread = threading.Thread(target=self._run, name="walk", daemon=True)
@@ -260,6 +219,15 @@ class Walk:
         self.world.change_entities(changed)
         return names
 
+    def set_physics(self, kind: str) -> str:
+        """One of PHYSICS: what stops who walks, and whether entities fall and are pushed."""
+        if isinstance(self.world, Elsewhere):
+            raise MirageError("A running node has the physics that it was started with; start it with -p physics:=mujoco.")
+        self.world.physics = Mujoco(BODY) if kind == MUJOCO else None
+        self.solid = kind != OFF
+        return {OFF: "Nothing stops you.", CONTACT: "Surfaces and entities stop you.",
+                MUJOCO: "Surfaces stop you; entities fall, roll and are pushed."}[kind]  # fmt: skip
+
     def play(self, cameras: Camera) -> str:
         """Walks along a path, picture by picture."""
         for index, pose in enumerate(self._unstopped(cameras.world_from_camera)):
@@ -298,7 +266,10 @@ class Walk:
 
     def _step(self, pose: np.ndarray, jumped: bool = False, asked_s: float | None = None) -> None:
         begun = time.perf_counter() if asked_s is None else asked_s
-        camera = self.world.camera
+        camera, wanted = self.world.camera, pose
+        if self.solid and not jumped:
+            pose = self._stopped(pose)
+            jumped = pose is not wanted
         cameras, seen_s = Camera(camera.intrinsics, pose[None], camera.size), []
 
         def decoded(rgb: UInt8[np.ndarray, "1 h w 3"]) -> None:
@@ -315,6 +286,27 @@ class Walk:
         self._record(chunk.frames[0])
         waited = (seen_s or self._ends)[-1] - begun
         self._show(chunk.frames[0], chunk.seconds, waited, chunk.observed_fraction, jumped)
+
+    def _stopped(self, pose: np.ndarray) -> np.ndarray:
+        """The pose, or as far on the way to it as nothing is in the way."""
+        place_m, way_m = self._shown[:3, 3], pose[:3, 3] - self._shown[:3, 3]
+        for share in np.diff(np.linspace(0, 1, math.ceil(float(np.linalg.norm(way_m)) / LOOKED_M) + 1)):
+            ahead_m = place_m + share * way_m
+            reached_m = self._obstacles(place_m).reached(place_m, ahead_m)
+            place_m = reached_m
+            if np.abs(reached_m - ahead_m).max() > STILL_M:
+                stopped = pose.copy()
+                stopped[:3, 3] = reached_m
+                return stopped
+        return pose
+
+    def _obstacles(self, place_m: np.ndarray) -> Obstacles:
+        """What stops somebody who is at a place."""
+        state = self.world.state
+        found = obstacles(state.memory, state.free_space, state.entities, state.stamp_ns, place_m, BODY)
+        if self.world.physics is not None:
+            found = unyielding(found, state.entities, place_m, BODY)
+        return Obstacles(found.points_m, Footprint(BODY.radius_m, BODY.low_m, max(float(place_m[2]), BODY.low_m)))
 
     def _made(self, cameras: Camera, decoded: Decoded | None) -> Chunk:
         """The next picture; as it is without entities it is kept, so that a move of one draws it anew and makes none.
@@ -365,20 +357,31 @@ class Walk:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or self._jobs or self._due())
+                self._changed.wait_for(lambda: self._closing or self._jobs or self._due() or self._moves())
                 if self._closing:
                     return
                 what, job = self._jobs.popleft() if self._jobs else (QUIET, self._look_now())
             self._do(what, job)
 
     def _look_now(self) -> Job:
+        if not self._due():  # time goes on for what moves
+            self._alone += 1
+            return lambda: self._step(self._shown)
+        self._alone = 0
         (pose, asked_s), self._wanted = self._wanted, None
         return lambda: self._step(pose, asked_s=asked_s)
+
+    def _moves(self) -> bool:
+        """Whether physics move something."""
+        if isinstance(self.world, Elsewhere) or self.world.physics is None or self._shown is None or self._alone >= ROLLS_ON:
+            return False
+        return any(body.state.category != STATIC and not body.state.resting for body in self.world.entities)
 
     def _do(self, what: str, job: Job) -> None:
         """A job that fails is told of and harms nothing: the world changes whole or not at all."""
         try:
             if what != QUIET:
+                self._alone = 0
                 self._listener.working(what, 0.0)
             if (sentence := job()) is not None:
                 self._listener.notify(sentence, good=True)
