@@ -153,6 +153,20 @@ def test_the_layout_names_what_there_is(live):
         assert topic in viewer.channels
         assert not field or (field in fields and field in json.loads(status["schema"])["properties"])
 
+    # Every panel gets what it can draw.
+    schemas = {topic: channel["schemaName"] for topic, channel in viewer.channels.items()}
+    drawn = {"Image", "CameraInfo", "PointCloud2", "LaserScan", "OccupancyGrid"}
+    for panel, config in layout["configById"].items():
+        kind = panel.partition("!")[0]
+        if kind == "Image":
+            assert schemas[config["imageMode"]["imageTopic"]] == "sensor_msgs/msg/Image"
+            assert schemas[config["imageMode"]["calibrationTopic"]] == "sensor_msgs/msg/CameraInfo"
+        elif kind == "3D":
+            assert {schemas[topic].rpartition("/")[2] for topic in config["topics"]} <= drawn and "/tf" in schemas
+            assert schemas[config["topics"]["/color/image_raw"]["cameraInfoTopic"]] == "sensor_msgs/msg/CameraInfo"
+        else:
+            assert kind == "Plot" and all(path["value"].startswith("/status.") for path in config["paths"])
+
     def panels(tree):
         return {tree} if isinstance(tree, str) else panels(tree["first"]) | panels(tree["second"])
 
