@@ -159,9 +159,9 @@ def add_studio(parsers) -> None:
         "  mirage studio --foxglove 8765              open ws://localhost:8765 in Foxglove, layout config/foxglove/mirage.json\n"
         "  mirage studio --ros                        beside `mirage node --seed room --params config/drive.yaml`\n\n"
         "Open the address that it prints. W A S D walk, a drag or the arrows look around. The panel begins worlds from\n"
-        "photographs, with their depth where there is one, spawns entities, keeps moments to go back to, records and saves;\n"
-        "all files go to the folder, and models of yours may lie in FOLDER/models. Other machines are let in with --host\n"
-        "alone, and need the token of the printed address. Ctrl-C ends it.",
+        "photographs, with their depth where there is one, spawns entities that can fall and be pushed, keeps moments to\n"
+        "go back to, records and saves; all files go to the folder, and models of yours may lie in FOLDER/models. Other\n"
+        "machines are let in with --host alone, and need the token of the printed address. Ctrl-C ends it.",
     )
     _add_view(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
