@@ -115,8 +115,10 @@ def test_walking_on_takes_no_more_memory_and_no_more_time(chromium, seed, tmp_pa
     third = len(table) // 3
     # The first third warms up: caches, compiled kernels, the place where the walk goes to and fro.
     early, late = np.median(table[third : 2 * third], 0), np.median(table[-third:], 0)
-    print(f"{turn} keys in {WALK_S:g} s: pose to picture {early[1]:.3f} s, later {late[1]:.3f} s; "
-          f"server {early[2]:.0f} MB, later {late[2]:.0f}; browser {early[3]:.0f} MB, later {late[3]:.0f}")  # fmt: skip
+    grown_by = 100 * (late / early - 1)
+    print(f"{turn} keys in {WALK_S:g} s, the last third beside the second: pose to picture {early[1]:.3f} s, then {late[1]:.3f} s; "
+          f"server {early[2]:.0f} MB, then {late[2]:.0f} ({grown_by[2]:+.1f} %); browser {early[3]:.0f} MB, then {late[3]:.0f} "
+          f"({grown_by[3]:+.1f} %); load {os.getloadavg()[0]:.1f}")  # fmt: skip
     assert late[2] < 1.05 * early[2] and late[1] < 2 * early[1] + 0.1
     assert late[3] < (1.05 if WALK_S >= 60 else 1.3) * early[3]
     assert tab.errors == []
