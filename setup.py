@@ -42,7 +42,7 @@ setup(
     extras_require={
         "ray": ["ray>=2.40"],
         "record": ["openexr>=3.3", "pyarrow>=18"],
-        "entities": ["trimesh>=4", "pycollada>=0.8"],
+        "entities": ["trimesh>=4", "pycollada>=0.8", "yourdfpy>=0.0.56"],
         "scenes": ["mujoco>=3.3"],
         "physics": ["mujoco>=3.3"],
         "studio": ["viser>=1.1"],

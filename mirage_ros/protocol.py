@@ -193,6 +193,7 @@ class Move:
         twist: linear (m/s) and angular (rad/s) velocity, along its own axes if `in_body`, else the world's; None
             leaves it moving as it does.
         lasts_ns: the motion ends so long after it begins; None never.
+        joints: names and positions (rad, m) of some; then nothing else of it changes.
     """
 
     name: str
@@ -201,6 +202,7 @@ class Move:
     in_body: bool = False
     lasts_ns: int | None = None
     beside: str = ""
+    joints: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -241,9 +243,6 @@ class Patches(NamedTuple):
     def of(self, chosen: np.ndarray) -> Patches:
         """Some of the pieces, by mask or by index."""
         return Patches(*(values[chosen] for values in self))
-
-
-__all__ = ["Chunk", "Frame", "Perception", "Readout", "WorldModel"]
 
 
 @dataclass(frozen=True)

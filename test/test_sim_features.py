@@ -12,7 +12,7 @@ from simulation_interfaces import srv
 from simulation_interfaces.action import SimulateSteps
 from simulation_interfaces.msg import Result, SimulationState, SimulatorFeatures
 
-from mirage_ros.data.meshes import MESHES
+from mirage_ros.data.robot_models import MODELS
 
 STATES, RESETS = "states_change_as_they_are_set", "reset_of_nothing_known"
 STEPS, STEPS_REFUSED = "step_is_answered_after_its_frames", "step_while_playing_or_of_a_world"
@@ -68,7 +68,7 @@ def unconfigured(tmp_path_factory):
 
 def claimed(sim) -> set[str]:
     features = sim.ask(srv.GetSimulatorFeatures, "get_simulator_features").features
-    assert "lockstep" in features.custom_info and list(features.spawn_formats) == [ending[1:] for ending in MESHES]
+    assert "lockstep" in features.custom_info and list(features.spawn_formats) == [ending[1:] for ending in MODELS]
     names = {
         getattr(SimulatorFeatures, name): name
         for name in dir(SimulatorFeatures)

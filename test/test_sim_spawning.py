@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped, Twist, TwistStamped, Vector3
 from plans import sideways
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import Image, JointState
 from sim_client import OK, PERIOD, START, entity_state, move, reset, worker_pid
 from simulation_interfaces import srv
 from simulation_interfaces.msg import (
@@ -24,6 +24,7 @@ from simulation_interfaces.msg import (
     SpawnEntity,
     TagsFilter,
 )
+from test_robot_models import ARM
 
 from mirage_ros.ros.messages import pose_from_ros, pose_to_ros, stamp_from_ros
 
@@ -76,6 +77,27 @@ def look(sim):
 
     yield stepped
     sim.node.destroy_subscription(subscription)
+
+
+def test_joints_move_what_was_spawned_of_urdf(sim, folder):
+    pytest.importorskip("yourdfpy", reason="pip install 'mirage_ros[entities]'")
+    text = ARM.replace('<visual><geometry><mesh filename="MESH" scale="2 2 2"/></geometry></visual>', "")
+    assert spawn(sim, "arm", uri="", entity_resource=Resource(resource_string=text)).result.result == OK
+
+    def reach_m() -> float:
+        return sim.ask(srv.GetEntityBounds, "get_entity_bounds", entity="arm").bounds.points[0].x
+
+    assert reach_m() == pytest.approx(1.1, abs=0.01)
+    joints = sim.node.create_publisher(JointState, "entities/arm/joint_states", 5)
+    sim.spin(joints.get_subscription_count)
+    joints.publish(JointState(name=["slide"], position=[0.5]))
+    sim.spin(lambda: reach_m() == pytest.approx(1.6, abs=0.01), 20.0)
+    joints.publish(JointState(name=["turn"], position=[math.pi]))
+    sim.spin(lambda: reach_m() == pytest.approx(0.2, abs=0.01), 20.0)
+    joints.publish(JointState(name=["elbow"], position=[0.5]))
+    sim.process.wait_for("no joint elbow that moves")
+    assert reach_m() == pytest.approx(0.2, abs=0.01)
+    sim.node.destroy_publisher(joints)
 
 
 def test_a_box_is_spawned_shown_moved_and_deleted(sim, folder, look):
@@ -142,7 +164,7 @@ KIND = srv.SpawnEntity.Response
         ({"name": "a b"}, KIND.NAME_INVALID, "letters"),
         ({"name": "a", "entity_namespace": "1/x"}, KIND.NAMESPACE_INVALID, "namespace"),
         ({"name": "a", "uri": ""}, KIND.NO_RESOURCE, "give a uri"),
-        ({"name": "a", "entity_resource": Resource(resource_string="<robot/>")}, KIND.UNSUPPORTED_FORMAT, "text"),
+        ({"name": "a", "entity_resource": Resource(resource_string="<sdf/>")}, KIND.UNSUPPORTED_FORMAT, "neither URDF"),
         ({"name": "a", "uri": "shape://cone"}, KIND.RESOURCE_PARSE_ERROR, "there are"),
         ({"name": "a", "uri": "package://mirage_ros/config/spawnables/none.glb"}, KIND.MISSING_ASSETS, "cannot be"),
         ({"name": "a", "uri": "package://mirage_ros/config/spawnables/LICENSE"}, KIND.UNSUPPORTED_FORMAT, "give one of"),

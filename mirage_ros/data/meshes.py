@@ -113,12 +113,12 @@ def shape(uri: str) -> Mesh:
         usual = "; ".join(f"{name} with {' and '.join(known)}" for name, known in SHAPES.items())
         raise EntityError(f"{uri} is no shape; there are: {usual}; all take color=RRGGBB.", "parse")
     measures = {name: _numbers(uri, name, given, usual) for name, usual in SHAPES[kind].items()}
-    return Mesh.of(*_triangles(kind, measures), _colour(uri, given), f"The {kind}")
+    return Mesh.of(*primitive(kind, measures), _colour(uri, given), f"The {kind}")
 
 
 def box_mesh(bounds_m: Float[np.ndarray, "2 3"]) -> Mesh:
     """A grey box between two corners, where more of a body is not known."""
-    vertices, faces = _triangles("box", {"size": tuple(np.maximum(np.ptp(bounds_m, axis=0), 1e-3))})
+    vertices, faces = primitive("box", {"size": tuple(np.maximum(np.ptp(bounds_m, axis=0), 1e-3))})
     return Mesh.of(vertices + bounds_m.mean(0), faces, GREY, "The box")
 
 
@@ -149,7 +149,8 @@ def _fail():
     raise ValueError
 
 
-def _triangles(kind: str, measures: dict[str, tuple[float, ...]]) -> tuple[np.ndarray, np.ndarray]:
+def primitive(kind: str, measures: dict[str, tuple[float, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and faces of one of SHAPES."""
     create = _trimesh().creation
     if kind == "plane":
         x, y = (side / 2 for side in measures["size"])
@@ -312,7 +313,9 @@ def _colours(mesh) -> np.ndarray:
 
 
 def description_of(uri: str, name: str, spawnables: Spawnables) -> str:
-    """URDF of a robot that looks like a model: one link, base_link, whose axes are the model's."""
+    """URDF of a robot that looks like a model: one link, base_link, whose axes are the model's; of URDF itself that."""
+    if urlsplit(uri).path.lower().endswith(".urdf"):
+        return read_bytes(spawnables.path_of(uri)).decode(errors="replace")
     if urlsplit(uri).scheme == SHAPE_SCHEME:
         low, high = (" ".join(f"{v:g}" for v in corner) for corner in (lambda b: (b.mean(0), np.ptp(b, axis=0)))(shape(uri).bounds_m))
         drawn = f'<origin xyz="{low}"/><geometry><box size="{high}"/></geometry>'
@@ -331,22 +334,19 @@ def stamp_of(uri: str, spawnables: Spawnables) -> tuple:
     return () if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
-def load(uri: str, spawnables: Spawnables, text: str = "") -> tuple[str, Mesh]:
+def load(uri: str, spawnables: Spawnables) -> tuple[str, Mesh]:
     """A model's own name and its mesh. EntityError for what cannot be drawn.
 
     Args:
         uri: shape://box?size=..., package://, file:// or a path.
-        text: the model itself, instead.
     """
     try:
-        return _loaded(uri, spawnables, text)
+        return _loaded(uri, spawnables)
     except ValueError as error:  # of urllib and of names that no file may have
         raise EntityError(f"'{uri:.100}' names no model ({error}); give a uri, such as shape://box.", "parse") from error
 
 
-def _loaded(uri: str, spawnables: Spawnables, text: str) -> tuple[str, Mesh]:
-    if text:
-        raise EntityError("A model as text is not read; give a uri, such as shape://box.", "unsupported_format")
+def _loaded(uri: str, spawnables: Spawnables) -> tuple[str, Mesh]:
     if not uri:
         raise EntityError("No model was named; give a uri, such as shape://box.", "no_resource")
     if urlsplit(uri).scheme == SHAPE_SCHEME:

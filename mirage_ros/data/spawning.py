@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mirage_ros.data.meshes import Spawnables, load, stamp_of
+from mirage_ros.data.meshes import Spawnables, stamp_of
+from mirage_ros.data.robot_models import Model, read_model
 from mirage_ros.protocol import Delete, Describe, EntityChange, Move, Spawn
 from mirage_ros.world.entities import Entities, EntityError, Mesh, Motion, plain_name
 
@@ -35,7 +37,9 @@ class EntityChanges:
         self._reserved = reserved
         self.robots: Collection[str] = ()
         self._spawnables = Spawnables(Path(folder) if folder else None)
-        self._kept: OrderedDict[tuple, tuple[str, Mesh]] = OrderedDict()
+        self._kept: OrderedDict[tuple, Model] = OrderedDict()
+        # By name and number: where joints were put last.
+        self._joints: dict[tuple[str, int], dict[str, float]] = {}
 
     def __call__(
         self, entities: Entities, stamp_ns: int, changes: tuple[EntityChange, ...]
@@ -53,13 +57,15 @@ class EntityChanges:
     def _changed(self, entities: Entities, stamp_ns: int, change: EntityChange) -> tuple[Entities, str]:
         if isinstance(change, Spawn):
             return self._spawned(entities, stamp_ns, change)
-        if isinstance(change, Delete | Move) and change.name in self.robots:
+        if isinstance(change, Delete | Move) and change.name in self.robots and not getattr(change, "joints", ()):
             raise EntityError(
                 f"'{change.name}' is a robot of the node, which goes where TF says and stays; drive its base, on "
                 f"{change.name}/cmd_vel."
             )
         if isinstance(change, Delete):
             return entities.without(change.name), change.name
+        if isinstance(change, Move) and change.joints:
+            return self._jointed(entities, change), change.name
         if isinstance(change, Move):
             return _moved(entities, stamp_ns, change), change.name
         if isinstance(change, Describe):
@@ -68,8 +74,8 @@ class EntityChanges:
         return entities.cleared(), ""
 
     def _spawned(self, entities: Entities, stamp_ns: int, change: Spawn) -> tuple[Entities, str]:
-        own, mesh = self._model(change.uri, change.text)
-        name = change.name or own
+        model = self._model(change.uri, change.text)
+        name = change.name or model.name
         if not name and not change.rename:
             raise EntityError("An entity without a name; give one, or allow renaming.", "name_invalid")
         namespace = change.namespace.strip("/")
@@ -84,17 +90,30 @@ class EntityChanges:
         elif name in self._reserved:
             raise EntityError(f"'{name}' is the name of a camera or a robot; choose another name.", "name_not_unique")
         pose = _placed(entities, stamp_ns, change.pose, change.beside)
-        return entities.spawned(name, mesh, pose, stamp_ns, source=change.uri or "text"), name
+        return entities.spawned(name, model.mesh, pose, stamp_ns, source=change.uri or change.text), name
 
     def mesh(self, uri: str) -> Mesh:
         """A model's. Raises EntityError for one that cannot be drawn."""
-        return self._model(uri, "")[1]
+        return self._model(uri, "").mesh
 
-    def _model(self, uri: str, text: str) -> tuple[str, Mesh]:
-        """The model's own name and its mesh; one that was read before is the same object."""
+    def _jointed(self, entities: Entities, change: Move) -> Entities:
+        """An entity with some of its joints elsewhere; the others stay."""
+        state = entities.known(change.name).state
+        source = state.source
+        model = self._model("", source) if source.lstrip().startswith("<") else self._model(source, "")
+        if model.posed is None:
+            raise EntityError(f"'{change.name}' was made of {source:.100}, which has no joints; spawn URDF or MJCF.", "unsupported_assets")
+        positions = self._joints.get((state.name, state.number), {}) | dict(change.joints)
+        mesh = model.posed(positions)
+        self._joints = {key: value for key, value in self._joints.items() if key[0] in entities.bodies}
+        self._joints[state.name, state.number] = positions
+        return entities.put(replace(state, bounds_m=mesh.bounds_m, resting=0), mesh)
+
+    def _model(self, uri: str, text: str) -> Model:
+        """A model; one that was read before is the same object."""
         key = (uri, text, stamp_of(uri, self._spawnables))
         if key not in self._kept:
-            self._kept[key] = load(uri, self._spawnables, text)
+            self._kept[key] = read_model(uri, self._spawnables, text)
             if len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)

@@ -295,9 +295,9 @@ class Entities:
         hidden = self.bodies.keys() & set(names)
         return self._of({key: body for key, body in self.bodies.items() if key not in hidden}) if hidden else self
 
-    def put(self, state: EntityState) -> Entities:
-        """A body as it is now."""
-        return self._with(replace(self.known(state.name), state=state))
+    def put(self, state: EntityState, mesh: Mesh | None = None) -> Entities:
+        """A body as it is now, with another mesh where one is given."""
+        return self._with(Body(state, mesh or self.known(state.name).mesh))
 
     def cleared(self) -> Entities:
         """No body; numbers go on."""

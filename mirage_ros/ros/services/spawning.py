@@ -25,7 +25,8 @@ from simulation_interfaces.srv import (
 )
 from std_msgs.msg import String
 
-from mirage_ros.data.meshes import MESHES, SHAPE_SCHEME, SHAPES, Spawnables, description_of
+from mirage_ros.data.meshes import SHAPE_SCHEME, SHAPES, Spawnables, description_of
+from mirage_ros.data.robot_models import MODELS
 from mirage_ros.errors import MirageError
 from mirage_ros.files import share_path, user_path
 from mirage_ros.protocol import Delete, Describe, Spawn
@@ -150,7 +151,7 @@ class Spawning:
     def _spawnables(self, request, response):
         own = self._session.config.spawnables_folder
         spawnables = Spawnables(user_path(own) if own else None)
-        paths, left_out = dict.fromkeys(islice(spawnables.files(MESHES), MOST_LISTED)), []
+        paths, left_out = dict.fromkeys(islice(spawnables.files(MODELS), MOST_LISTED)), []
         for source in request.sources:
             try:
                 root = spawnables.path_of(source)
@@ -159,7 +160,7 @@ class Spawning:
             if root is None or not root.is_dir():
                 left_out.append(source)
             else:
-                paths |= dict.fromkeys(islice(Spawnables(root).files(MESHES), MOST_LISTED))
+                paths |= dict.fromkeys(islice(Spawnables(root).files(MODELS), MOST_LISTED))
         response.spawnables = [*shapes(), *models(paths)]
         text = f"No folders that models are read from: {', '.join(left_out):.300}." if left_out else ""
         return answered(response, text=text)

@@ -17,7 +17,7 @@ from simulation_interfaces.srv import (
 from std_srvs.srv import Trigger
 
 from mirage_ros import __version__
-from mirage_ros.data.meshes import MESHES
+from mirage_ros.data.robot_models import MODELS
 from mirage_ros.errors import MirageError
 from mirage_ros.protocol import Clear
 from mirage_ros.ros.callbacks import Deferred, Endpoints
@@ -120,7 +120,7 @@ class StateServices:
 
     def _features(self, request, response):
         response.features.features = list(FEATURES)
-        response.features.spawn_formats = [ending[1:] for ending in MESHES]
+        response.features.spawn_formats = [ending[1:] for ending in MODELS]
         response.features.custom_info = (
             f"mirage_ros {__version__}, time_mode {self._session.config.time_mode}: a world generated "
             f"from one picture, physics {self._session.config.physics}; a step is one frame."

@@ -28,7 +28,8 @@ class Robots:
 
     def __init__(self, carriers: Sequence[Carrier], mesh_of: Callable[[str], Mesh]) -> None:
         self.carriers = tuple(carriers)
-        self._meshes = {carrier.name: mesh_of(carrier.body) for carrier in carriers if carrier.body}
+        self._bodies = {carrier.name: carrier.body for carrier in carriers if carrier.body}
+        self._meshes = {name: mesh_of(uri) for name, uri in self._bodies.items()}
         self.names = tuple(self._meshes)
 
     def hidden(self, camera: int) -> tuple[str, ...]:
@@ -45,10 +46,9 @@ class Robots:
             poses: of each robot that has a body.
         """
         for (name, mesh), way in zip(self._meshes.items(), poses, strict=True):
-            body = entities.bodies.get(name)
-            if body is None or body.mesh is not mesh or not body.state.carried:
-                entities = entities if body is None else entities.without(name)
-                entities = entities.spawned(name, mesh, way[0], stamp_ns, category=ROBOT, source="robots", carried=True)
+            if name not in entities.bodies or not entities.known(name).state.carried:
+                what = {"category": ROBOT, "source": self._bodies[name], "carried": True}
+                entities = entities.but([name]).spawned(name, mesh, way[0], stamp_ns, **what)
             entities = entities.put(_along(entities.known(name).state, stamp_ns, stamps_ns, way))
         return entities
 
