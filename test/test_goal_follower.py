@@ -1,6 +1,7 @@
-"""examples/goal_follower.py: its plans on small maps, and drives to goals in worlds that the shipped model makes.
+"""examples/goal_follower.py: its plans on small maps, drives to goals in worlds that the shipped model makes, and a robot that
+explores one by its scans.
 
-MIRAGE_GOALS says how many goals in each of five rooms are driven to ("10"); by default it is one goal in one room.
+MIRAGE_GOALS says how many goals in each of five rooms are driven to ("10"); by default it is one goal in one room, and three to explore.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.loop import Footprint, LiveBase, live_base_under
 from mirage_ros.loop.drive import clearances_m
 from mirage_ros.world.cycle import Cycle
-from mirage_ros.world.sensors import MapConfig, floor_plan
+from mirage_ros.world.sensors import MapConfig, ScanConfig, floor_plan, scan
 
 GOALS = int(os.environ.get("MIRAGE_GOALS", "1"))
 ROOMS = range(2_000_200, 2_000_205) if GOALS > 1 else ("room",)
@@ -125,9 +126,24 @@ class Drive:
             self._step(cameras)
         return False
 
+    @property
+    def camera_pose(self) -> np.ndarray:
+        return self.base.odom_from_base @ self.base_from_camera
+
+    def follow(self, rule, path: np.ndarray) -> None:
+        """A chunk's time along a path."""
+        cameras = []
+        for _ in range(FRAMES):
+            for _ in range(2):
+                speed, turn = rule.command(path, *self.pose)
+                self.base.command(np.array([speed, 0, 0, 0, 0, turn]), self.now_ns)
+                self.now_ns += PERIOD_NS // 2
+                self.base.advance(self.now_ns)
+            cameras.append(self._camera())
+        self._step(cameras)
+
     def _camera(self) -> Camera:
-        world_from_camera = self.base.odom_from_base @ self.base_from_camera
-        return Camera(self.camera.intrinsics, world_from_camera, self.camera.size)
+        return Camera(self.camera.intrinsics, self.camera_pose, self.camera.size)
 
     def _step(self, cameras: list[Camera]) -> None:
         stamps = self.now_ns - PERIOD_NS * np.arange(len(cameras) - 1, -1, -1)
@@ -157,3 +173,100 @@ def test_goals_in_generated_rooms_are_reached_without_contact(tmp_path):
             reached.append(there and not drive.contacts)
     print(f"{sum(reached)} of {len(reached)} goals")
     assert len(reached) >= GOALS * len(ROOMS) and np.mean(reached) >= 0.9
+
+
+class Seen:
+    """A world in which only what a real picture showed is known, for sensors: surfaces, and what was seen to be free."""
+
+    def __init__(self, state) -> None:
+        self._memory, self._free = state.memory, state.free_space
+        self.cameras, self.reach_m, self.real = self._free.cameras, self._free.reach_m, self._free.real
+
+    def measure(self, cameras: Camera) -> tuple[np.ndarray, np.ndarray]:
+        depth_m, real = self._memory.measure(cameras)
+        return np.where(real, depth_m, np.nan).astype(np.float32), real
+
+    def seen_free(self, points: np.ndarray, margin: float, only_real: bool = False) -> np.ndarray:
+        return self._free.seen_free(points, margin, only_real=True)
+
+
+class Costmap:
+    """Cells of 0.1 m around the start, made of scans at some heights: free where beams went in all, occupied where any ended."""
+
+    SIDE, CELL_M, HEIGHTS_M = 120, 0.1, (0.35, 0.55, 0.75, 0.95, 1.15)
+
+    def __init__(self, start_xy) -> None:
+        self.origin = np.asarray(start_xy) - self.SIDE * self.CELL_M / 2
+        self._went = np.zeros((len(self.HEIGHTS_M), self.SIDE, self.SIDE), bool)
+        self._ended = np.zeros((self.SIDE, self.SIDE), bool)
+
+    @property
+    def cells(self) -> np.ndarray:
+        return np.where(self._ended, 100, np.where(self._went.all(0), 0, -1)).astype(np.int8)
+
+    def index(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        cells = np.floor((points - self.origin) / self.CELL_M).astype(int)
+        cells = cells[((cells >= 0) & (cells < self.SIDE)).all(1)]
+        return cells[:, 1], cells[:, 0]
+
+    def scanned(self, seen: Seen, world_from_camera: np.ndarray) -> None:
+        for layer, height_m in enumerate(self.HEIGHTS_M):
+            found = scan(seen, seen, world_from_camera, ScanConfig(height_m=height_m, range_max_m=4.0))
+            angles = found.angle_min_rad + found.angle_step_rad * np.arange(len(found.ranges_m))
+            away = np.stack([np.cos(angles), np.sin(angles)], 1) @ found.world_from_scan[:2, :2].T
+            reach = np.where(np.isnan(found.ranges_m), 0.0, np.minimum(found.ranges_m, found.range_max_m))
+            for distance in np.arange(0.0, found.range_max_m, self.CELL_M / 2):
+                went = reach > distance + self.CELL_M
+                self._went[layer][self.index(found.world_from_scan[:2, 3] + distance * away[went])] = True
+            ended = np.isfinite(found.ranges_m)
+            self._ended[self.index(found.world_from_scan[:2, 3] + found.ranges_m[ended, None] * away[ended])] = True
+
+
+def test_a_robot_explores_what_the_seed_shows_by_its_scans_alone():
+    """scan -> costmap -> cmd_vel, what was imagined taken as unknown: it comes near all that it can, and touches none of it."""
+    from mirage_ros.models import load_model
+
+    drive, rule = Drive(Cycle(load_model("mini")), load_seed("room")), follower.Follower(unknown_cost=math.inf)
+    known, costmap, trail, goals = floor_plan_of_seed(drive), Costmap(drive.pose[:2]), [drive.pose[:2]], 0
+    real, way = drive.state.memory.positions_m, [drive.pose[:2]]
+    while goals < (12 if GOALS > 1 else 3):
+        costmap.scanned(Seen(drive.state), drive.camera_pose)
+        goal = next_goal(costmap, rule, drive.pose, np.array(trail))
+        if goal is None:
+            break
+        goals += 1
+        for _ in range(60):
+            costmap.scanned(Seen(drive.state), drive.camera_pose)
+            path = follower.plan(rule, costmap.cells, tuple(costmap.origin), costmap.CELL_M, drive.pose[:2], goal)
+            if path is None or math.dist(goal, drive.pose[:2]) < 0.3:
+                break
+            drive.follow(rule, path)
+            trail.append(drive.pose[:2])
+            way.append(drive.pose[:2])
+        trail.append(goal)  # come near, or found to be out of reach
+    away = np.linalg.norm(known[:, None] - np.array(way)[None], axis=-1).min(1)
+    touched = int((clearances_m(Footprint(), real, np.array(way)) < 0).sum())
+    print(f"{goals} goals, {len(way)} steps, {touched} in contact with what the seed shows, {drive.contacts} frames with what was imagined; "
+          f"{(away < 1.0).mean():.0%} of {len(known)} known free cells within 1 m of its way")  # fmt: skip
+    assert goals >= 2 and touched == 0 and (away < 1.0).mean() >= (0.9 if GOALS > 1 else 0.3)
+
+
+def floor_plan_of_seed(drive: Drive) -> np.ndarray:
+    """(n, 2) free cells of the map that the body fits into, of what the seed shows."""
+    plan = drive.plan()
+    rows, columns = np.nonzero(plan.cells == 0)
+    points = (np.stack([columns, rows], 1) + 0.5) * plan.resolution_m + plan.origin_m
+    held = np.stack(np.nonzero(plan.cells == 100)[::-1], 1) * plan.resolution_m + plan.origin_m
+    return points[np.linalg.norm(points[:, None] - held[None], axis=-1).min(1) > 0.45]
+
+
+def next_goal(costmap: Costmap, rule, pose, trail: np.ndarray):
+    """The nearest free cell that it can reach and was not near yet; None where all is explored."""
+    rows, columns = np.nonzero(costmap.cells == 0)
+    points = (np.stack([columns, rows], 1) + 0.5) * costmap.CELL_M + costmap.origin
+    new = np.linalg.norm(points[:, None] - trail[None], axis=-1).min(1) > 0.8
+    for point in sorted(points[new].tolist(), key=lambda point: math.dist(point, pose[:2]))[::7]:
+        path = follower.plan(rule, costmap.cells, tuple(costmap.origin), costmap.CELL_M, pose[:2], tuple(point))
+        if path is not None:
+            return tuple(point)
+    return None
