@@ -16,8 +16,8 @@ from mirage_ros.models import load_model
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import add_lora
 from mirage_ros.models.wan import loading as wan_loading
-from mirage_ros.models.wan.codec import WanCodec
 from mirage_ros.models.wan.config import (
+    WanCodec,
     TINY_TRANSFORMER,
     TINY_VAE,
     TRANSFORMER,

@@ -15,8 +15,8 @@ from mirage_ros.models import load_model
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.perceivers import perceiver_bytes
 from mirage_ros.models.wan import GIB, Parts, check_fits, measure, plan_memory
-from mirage_ros.models.wan.codec import WanCodec
 from mirage_ros.models.wan.config import (
+    WanCodec,
     TINY_TRANSFORMER,
     TINY_VAE,
     TRANSFORMER,

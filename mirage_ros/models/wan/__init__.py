@@ -27,8 +27,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.models.mini.codec import condition_from_context, condition_from_readout
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import picture_from_rgb, rgb_from_picture
-from mirage_ros.models.wan.codec import WanCodec
-from mirage_ros.models.wan.config import WanConfig
+from mirage_ros.models.wan.config import WanCodec, WanConfig
 from mirage_ros.protocol import DecoderState, Perception, Readout
 
 GIB = 2**30
