@@ -25,14 +25,13 @@ from mirage_ros.ros.cameras import mounted, read_rig, single_camera, worker_conf
 from mirage_ros.ros.chunks import Rollout
 from mirage_ros.ros.diagnostics import Health
 from mirage_ros.ros.inputs import KINDS, PROMPT, EntityCommands, LiveSeeds, Observations, PromptInput
-from mirage_ros.ros.lifecycle import LifeCycle, Requests, SessionLife
 from mirage_ros.ros.messages import stamp_to_ros, status_to_ros
 from mirage_ros.ros.plan import Planned
 from mirage_ros.ros.plan_intake import PlanIntake, Reactions
 from mirage_ros.ros.robots import RobotPlan, carriers, read_robots
 from mirage_ros.ros.services.entities import Entities
 from mirage_ros.ros.services.recording import FrameRecording, RecordService
-from mirage_ros.ros.services.rollout import RolloutAction, StepServices
+from mirage_ros.ros.services.running import LifeCycle, Requests, RolloutAction, SessionLife, StepServices
 from mirage_ros.ros.services.spawning import Spawning, describe
 from mirage_ros.ros.services.state import PERIOD_S, Condition, Reporter, StartingOver, StateServices
 from mirage_ros.ros.services.worlds import MemoryServices, WorldChanges, WorldServices
