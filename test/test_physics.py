@@ -107,6 +107,29 @@ def test_bodies_rest_on_each_other_and_fall_when_the_lower_one_is_taken():
     assert pose_of(world, "high")[2, 3] == pytest.approx(0.2, abs=0.03)
 
 
+def test_a_body_that_fell_when_it_was_saved_falls_on_or_stands_where_there_are_no_physics(tmp_path):
+    world = world_of()
+    spawn(world, "box", at(0.5, 0.3, 1.6))
+    wait(world, 0.3)
+    fell = pose_of(world)
+    assert 1.0 < fell[2, 3] < 1.3
+    world.save(tmp_path / "world")
+    plain = World(PixelModel(SIZE))
+    plain.load(tmp_path / "world")
+    wait(plain, 2.0)
+    np.testing.assert_allclose(pose_of(plain), fell, atol=1e-9)
+    plain.save(tmp_path / "again")
+    other = World(PixelModel(SIZE), physics=Mujoco())
+    other.load(tmp_path / "world")
+    wait(other, 3.0)
+    assert pose_of(other)[2, 3] == pytest.approx(0.2, abs=0.03)
+    driven = World(PixelModel(SIZE))
+    driven.load(tmp_path / "again")
+    driven.change_entities(lambda known, now_ns: known.moved("box", now_ns, motion=Motion(np.array([1.0, 0, 0]), np.zeros(3))))
+    wait(driven, 1.0)
+    assert pose_of(driven)[0, 3] == pytest.approx(1.5, abs=0.15), "who is told to move moves"
+
+
 def test_a_ball_rolls_hits_the_wall_and_comes_to_rest():
     world = world_of()
     spawn(world, "ball", at(0.5, 0.0, 0.16), "shape://sphere?radius=0.15", motion=Motion(np.array([1.5, 0, 0]), np.zeros(3)))

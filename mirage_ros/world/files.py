@@ -45,7 +45,7 @@ from mirage_ros.memory.files import VERSION, load_tensors, save_tensors
 from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.rows import representable
 from mirage_ros.protocol import DecoderState, WorldModel
-from mirage_ros.world.entities import Body, Entities, EntityState, Mesh, Motion
+from mirage_ros.world.entities import Body, Entities, EntityState, Mesh, Motion, Track
 from mirage_ros.world.state import WorldState
 
 KIND = "world"
@@ -204,6 +204,7 @@ def _values(state: EntityState) -> dict:
     return {
         **{name: getattr(state, name) for name in (*PLAIN, "tags", "resting")},
         "pose": state.pose.tolist(),
+        "by_physics": state.passed is not None,
         "motion": [motion.linear.tolist(), motion.angular.tolist(), motion.in_body, motion.until_ns],
     }
 
@@ -222,6 +223,7 @@ def _entities_of(info: dict, tensors: dict[str, np.ndarray]) -> Entities:
         motion = Motion(np.array(linear, np.float64), np.array(angular, np.float64), in_body, until_ns)
         plain = {name: values[name] for name in PLAIN} | {"tags": tuple(values["tags"])}
         plain["resting"] = int(values.get("resting", 0))
+        plain["passed"] = Track((plain["stamp_ns"],), pose[None]) if values.get("by_physics") else None
         bounds = meshes[place].bounds_m
         state = EntityState(pose=pose, start_pose=pose, bounds_m=bounds, motion=motion, **plain)
         bodies[state.name] = Body(state, meshes[place])

@@ -27,7 +27,7 @@ from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel
 from mirage_ros.world.collision import Physics
 from mirage_ros.world.cycle import Cycle, Decoded, LatentBackend, Plan, memory_config, overlapped
 from mirage_ros.world.drawing import drawn
-from mirage_ros.world.entities import Entities
+from mirage_ros.world.entities import STILL, Entities
 from mirage_ros.world.files import load_world, save_world
 from mirage_ros.world.observing import Sighting, kept_up, observed
 from mirage_ros.world.state import (
@@ -258,9 +258,12 @@ class World:
         save_world(self.state, self.model, folder)
 
     def load(self, folder: str | os.PathLike) -> None:
-        """Takes over a saved world of the same model; a bad folder raises MirageError."""
-        state = load_world(folder, self.model, memory_config(self.model, self.config))
-        self._take_over(state, state.entities)
+        """Takes over a saved world of the same model; a bad folder raises MirageError.
+
+        What physics moved when it was saved stands still where there are none.
+        """
+        state, stands = load_world(folder, self.model, memory_config(self.model, self.config)), self.physics is None
+        self._take_over(state, state.entities.each(lambda s: replace(s, motion=STILL) if stands and s.passed else s))
 
     def _take_over(self, state: WorldState, entities: Entities) -> None:
         """Another state, in which no entity gets a number that one had before."""
