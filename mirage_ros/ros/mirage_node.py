@@ -241,8 +241,8 @@ class MirageNode(GuardedNode):
     def _say_who_is_silent(self) -> None:
         names = self._robots.silent if self._robots else ()
         if names:
-            text = f"No new poses of {', '.join(names)} come on TF; the others go on, and they stand where they were"
-            self.health.warn("robots", f"{text}: is a base running for each?", once=True)
+            text = f"No new poses of {', '.join(names)} come on TF: they stand where they were, and the others go on"
+            self.health.warn("robots", f"{text}; run a base for each, or publish its TF.", once=True)
         else:
             self.health.ok("robots")
 
