@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
-from mirage_ros.cli.arguments import add_command, add_model, add_walk, walk_config, write_json
+from mirage_ros.cli.arguments import add_command, add_model, add_ros_arguments, add_walk, walk_config, write_json
 from mirage_ros.errors import MirageError
 from mirage_ros.files import user_path
 
@@ -26,13 +27,15 @@ def add_build(parsers) -> None:
         "  mirage build bag/ --color /camera/color/image_raw --out out/lab             rosbag2, MCAP or ROS 1\n"
         "  mirage build scan/ --out out/flat --hold-out 2      and judge it on every second frame\n"
         "  mirage build re10k/0c11dbe781b1c11c.txt --out out/house    a RealEstate10K track with its pictures\n"
+        "  mirage build --live --color /camera/color/image_raw --depth /camera/aligned_depth_to_color/image_raw \\\n"
+        "    --world-frame map --out out/lab                   a camera on DDS keeps the world up to date until Ctrl-C\n"
         "  mirage export out/flat --to map                     its floor plan for map_server\n\n"
         "writes the world with build.json (what was used, what was left out and why) and build.png. A build\n"
         "that was killed is gone on with by the same command.",
     )
     add = parser.add_argument
     # fmt: off
-    add("source", type=user_path, help="a bag (rosbag2 folder, .mcap, .bag), a folder of a known layout, or a picture")
+    add("source", type=user_path, nargs="?", help="a bag (rosbag2 folder, .mcap, .bag), a folder of a known layout, or a picture")
     add("--out", type=user_path, required=True, metavar="WORLD", help="the folder of the world to write")
     add_model(parser)
     add("--hold-out", type=int, default=0, metavar="N",
@@ -44,8 +47,12 @@ def add_build(parsers) -> None:
     add("--as-exposed", action="store_true", help="do not bring frames to one exposure")
     add("--keep-bad", action="store_true", help="take blurred and disagreeing frames as well")
     add("--max-memory", type=int, default=512, metavar="MIB", help="of the world (default: 512)")
+    add("--live", action="store_true", help="from a camera on DDS instead (--color, --depth, --color-info, --world-frame): "
+        "what is new is remembered, what moved is replaced when two pictures agree; a world that --out holds goes on")
+    add("--pictures", type=int, metavar="N", help="of a live camera: end after so many (default: Ctrl-C)")
     # fmt: on
     add_walk(parser)
+    add_ros_arguments(parser)
 
 
 def add_readback(parsers) -> None:
@@ -91,7 +98,7 @@ def add_export(parsers) -> None:
     parser.add_argument("--resolution", type=float, metavar="M",
                         help="of a map (default: 0.05), of a mesh (default: as fine as it remembers)")  # fmt: skip
     parser.add_argument("--faces", type=int, metavar="N",
-                        help=f"about so many triangles (default: {MESH_FACES:,} of a mesh, {COLLIDER_FACES:,} of a collider)")  # fmt: skip
+                        help=f"so many triangles at most (default: {MESH_FACES:,} of a mesh, {COLLIDER_FACES:,} of a collider)")  # fmt: skip
     parser.add_argument("--robot-height", type=float, default=0.5, metavar="M",
                         help="surfaces above it do not stop a map's robot (default: 0.5)")  # fmt: skip
     parser.add_argument("--poses", type=user_path, metavar="FILE", help="world_from_camera of a nerfstudio folder's pictures")
@@ -106,6 +113,10 @@ def build(arguments: argparse.Namespace) -> int:
     from mirage_ros.data.layouts import open_walk
     from mirage_ros.models import load_model
 
+    if arguments.live:
+        return _build_live(arguments)
+    if arguments.source is None:
+        raise MirageError("Give a recording to build from, or --live with --color and --depth.")
     whole = open_walk(arguments.source, walk_config(arguments))
     walk, rest = (whole, None) if not arguments.hold_out else whole.split(arguments.hold_out)
     config = BuildConfig(arguments.least_added, arguments.up, not arguments.as_exposed, arguments.refine_poses,
@@ -133,6 +144,21 @@ def build(arguments: argparse.Namespace) -> int:
     pictures = "build.png" if rest is None else "build.png, held_out.png"
     print(f"{arguments.out}: the world, build.json, {pictures}")
     return 0
+
+
+def _build_live(arguments: argparse.Namespace) -> NoReturn:
+    from tqdm import tqdm
+
+    from mirage_ros.data.building import check_target
+    from mirage_ros.ros.node import LiveConfig, keep_world
+
+    if arguments.source is not None or not arguments.color or not arguments.depth:
+        raise MirageError("A live camera is named by its topics, --color and --depth, and no recording is given with --live.")
+    check_target(arguments.out)
+    config = LiveConfig(arguments.out, arguments.color, arguments.depth, arguments.color_info, arguments.world_frame, arguments.model,
+                        arguments.pictures, ros_arguments=tuple(arguments.ros_args))  # fmt: skip
+    with tqdm(total=arguments.pictures, unit="picture", desc="observe") as bar:
+        keep_world(config, lambda pictures: bar.update(pictures - bar.n))
 
 
 def _draw(built, path: Path) -> None:

@@ -234,7 +234,7 @@ def build(walk: Walk, model: WorldModel, out: Path, config: BuildConfig, tick: T
 
     Goes on with a build of the same recording that was killed or left by Ctrl-C. Raises MirageError for what is no sound recording.
     """
-    _check_target(out)
+    check_target(out)
     room = out.with_name(f".{out.name}.building")
     try:
         _begin(room, walk, model, config)
@@ -248,8 +248,8 @@ def build(walk: Walk, model: WorldModel, out: Path, config: BuildConfig, tick: T
     return built
 
 
-def _check_target(out: Path) -> None:
-    """Before hours of work, not after."""
+def check_target(out: Path) -> None:
+    """Before hours of work, not after: raises MirageError where other things are than a saved world."""
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or header_of_world(out / "world.json"))):
         raise MirageError(f"{out} holds other things and no saved world; choose another folder.")
 

@@ -97,6 +97,15 @@ class MirageNode(GuardedNode):
             self._described = describe(self, self._robots.robots, config.spawnables_folder)
         self._live()
 
+    def keep_this_world(self) -> None:
+        """What comes on seed/* begins no other one any more."""
+        self._seeds.close()
+
+    @property
+    def observed(self) -> int:
+        """So many pictures of observe/image were looked at."""
+        return self._observations.written
+
     def close(self) -> bool:
         """Ends recording and worker. False if that did not come to an end in time."""
         self._recording.end()
