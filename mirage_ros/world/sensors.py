@@ -41,8 +41,8 @@ camera does not see below itself."""
 COLUMNS_PER_BEAM = 2
 FINEST_DEG, FINEST_LIDAR_DEG = 0.05, 0.2
 STEEPEST_DEG, MOST_RINGS = 60.0, 128
-FINER = 4
-"""Pixels to a side of each cell of a view."""
+FINER, VIEWS_AT_ONCE = 4, 8
+"""Pixels to a side of each cell of a view; and views that are measured at once for a map: more take more memory."""
 PLAN_MARGIN = 0.02
 """The same for a floor plan, which looks through finer pixels."""
 BEHIND = 0.01
@@ -328,11 +328,8 @@ def floor_plan(
     Args:
         memory, free_space: of a WorldState.
     """
-    cameras, depth_m = _looked_through(memory, free_space, config)
-    endless = np.isinf(depth_m)
-    ends = _lifted(cameras, np.where(endless, config.size_m, depth_m * (1 + BEHIND)))
+    cameras, depth_m, reached, stopping = _looked_through(memory, free_space, config)
     corners = centre[:2] - config.size_m / 2, centre[:2] + config.size_m / 2
-    reached = np.concatenate([ends[np.isfinite(depth_m) | endless], cameras.position_world])[:, :2]
     places = np.floor(np.clip(reached, *corners) / config.resolution_m).astype(int)
     if not len(places):
         return FloorPlan(np.full((1, 1), UNKNOWN, np.int8), np.array(centre[:2], float), config.resolution_m)
@@ -345,22 +342,33 @@ def floor_plan(
     nearest = _nearest_around(depth_m).astype(np.float16)
     seen = replace(free_space, cameras=cameras, reach_m=nearest, real=np.ones(len(nearest), bool))
     _mark_free(plan, seen, config)
-    _mark_surfaces(plan, ends[np.isfinite(depth_m)], config)
+    column, row = np.floor((stopping - plan.origin_m) / plan.resolution_m + 1e-9).astype(int).T
+    inside = (row >= 0) & (row < plan.cells.shape[0]) & (column >= 0) & (column < plan.cells.shape[1])
+    plan.cells[row[inside], column[inside]] = OCCUPIED
     return plan
 
 
-def _looked_through(
-    memory: Surfaces, free_space: FreeSpace, config: MapConfig
-) -> tuple[Camera, Float32[np.ndarray, "v h w"]]:
-    """The kept views with finer pixels, and how far each pixel sees."""
+def _looked_through(memory: Surfaces, free_space: FreeSpace, config: MapConfig):
+    """The kept views with finer pixels (Camera), how far each pixel sees (v, h, w), corners of the ground that they see (k, 2),
+    and points of surfaces that stop the robot (n, 2)."""
     kept = free_space.real | config.imagined
     reach = free_space.reach_m[kept].astype(np.float32).repeat(FINER, 1).repeat(FINER, 2)
-    cameras = free_space.cameras[kept].resized(reach.shape[1:])
-    depth, real = memory.measure(cameras)
-    if not config.imagined:
-        depth[~real] = np.nan
-    # What a view kept of a cell is the nearest that it saw there: tokens that reach in front of it are too wide.
-    return cameras, np.fmax(depth, reach)
+    cameras, (low, high) = free_space.cameras[kept].resized(reach.shape[1:]), config.heights_m[[0, -1]]
+    depths, reached, stopping = [reach[:0]], [cameras.position_world[:, :2]], [np.empty((0, 2))]
+    for start in range(0, len(reach), VIEWS_AT_ONCE):
+        some = cameras[start : start + VIEWS_AT_ONCE]
+        depth, real = memory.measure(some)
+        if not config.imagined:
+            depth[~real] = np.nan
+        # What a view kept of a cell is the nearest that it saw there: tokens that reach in front of it are too wide.
+        depth = np.fmax(depth, reach[start : start + VIEWS_AT_ONCE])
+        ends = _lifted(some, np.where(np.isinf(depth), config.size_m, depth * (1 + BEHIND)))
+        if len(known := ends[~np.isnan(depth)][:, :2]):
+            reached += [known.min(0)[None], known.max(0)[None]]
+        surfaces = ends[np.isfinite(depth)]
+        depths.append(depth)
+        stopping.append(surfaces[(surfaces[:, 2] >= low) & (surfaces[:, 2] <= high), :2])
+    return cameras, *(np.concatenate(one) for one in (depths, reached, stopping))
 
 
 def _lifted(cameras: Camera, depth_m: Float[np.ndarray, "v h w"]) -> Float[np.ndarray, "v h w 3"]:
@@ -387,13 +395,3 @@ def _mark_free(plan: FloorPlan, seen: FreeSpace, config: MapConfig) -> None:
         free = seen.seen_free(points, PLAN_MARGIN)
         row, column = row[free], column[free]
     plan.cells[row, column] = FREE
-
-
-def _mark_surfaces(plan: FloorPlan, points: Float[np.ndarray, "n 3"], config: MapConfig) -> None:
-    """Marks the cells that hold points which stop the robot."""
-    low, high = config.heights_m[[0, -1]]
-    stopping = points[(points[:, 2] >= low) & (points[:, 2] <= high), :2]
-    column, row = np.floor((stopping - plan.origin_m) / plan.resolution_m + 1e-9).astype(int).T
-    height, width = plan.cells.shape
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    plan.cells[row[inside], column[inside]] = OCCUPIED
