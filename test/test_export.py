@@ -17,7 +17,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.models import load_model
 from mirage_ros.recording.exports import shown_by, write_collider, write_mesh, write_mjcf
-from mirage_ros.recording.surface import simplified, skin_of, surface_of
+from mirage_ros.recording.surface import Surface, simplified, skin_of, surface_of
 from mirage_ros.world.world import World
 
 
@@ -209,6 +209,24 @@ def test_colliders_are_simple_and_lie_on_the_surface(model_of_room, tmp_path):
     assert np.median(cKDTree(surface.vertices_m).query(middles)[0]) < surface.voxel_m
 
 
+def test_no_more_triangles_are_left_than_were_asked_for(monkeypatch):
+    """Also where simplifying stops early: here, a floor in a thousand pieces that it leaves as it is."""
+    row, column = np.indices((32, 32)).reshape(2, -1)
+    corners = np.array([[0, 0], [0.06, 0], [0.06, 0.06], [0, 0.06]])
+    points = np.stack([row, column], -1)[:, None] * 0.1 + corners
+    points = np.concatenate([points, np.zeros((len(points), 4, 1))], -1).reshape(-1, 3).astype(np.float32)
+    faces = (4 * np.arange(len(row))[:, None, None] + np.array([[0, 1, 2], [0, 2, 3]])).reshape(-1, 3)
+    whole = Surface(points, faces, np.zeros((len(points), 3), np.uint8), np.ones(len(faces), bool), 0.03)
+    assert 0 < len(simplified(whole, 400).faces) <= 400
+    monkeypatch.setattr("fast_simplification.simplify", lambda points, faces, target_count: (points, faces))
+    for most in (1500, 400, 50):
+        few = simplified(whole, most)
+        assert 0 < len(few.faces) <= most and few.faces.max() < len(few.vertices_m)
+        low, high = few.vertices_m.min(0), few.vertices_m.max(0)
+        print(most, len(few.faces), low, high)
+        assert (low[:2] < 0.7).all() and (high[:2] > 2.5).all() and low[2] == high[2] == 0
+
+
 def test_a_world_is_exported_for_nerfstudio(room_world, tmp_path):
     """Read back by our own reader, and its matrices by nerfstudio's own definition."""
     world, folder = room_world
@@ -246,15 +264,17 @@ def test_what_was_imagined_is_left_out_where_asked(room_world, tmp_path, capsys)
 
 
 def test_splats_show_a_room_nearly_as_well_as_the_world_itself(room_world, walked, tmp_path, capsys):
-    """Judged by the true picture of a place beside the seed's, where both show something."""
+    """Judged by the true pictures of the seed's place and of one beside it, where both show something."""
     world, folder = room_world
     assert cli.main(["export", str(folder), "--to", "splat", "--out", str(tmp_path / "room.ply")]) == 0
-    camera = walked[2].camera.resized(world.model.size)
-    own = shown_by(world, Camera.stack([camera]))[0]
-    picture, through = splatted(gaussians(tmp_path / "room.ply"), camera)
-    true = cv2.resize(walked[2].rgb, camera.size[::-1], interpolation=cv2.INTER_AREA)
-    seen = own.observed & (through < 0.5)
-    ours, theirs = psnr_where(own.rgb, true, seen), psnr_where(np.clip(picture, 0, 255).astype(np.uint8), true, seen)
-    with capsys.disabled():
-        print(f"splats {theirs:.1f} dB, the world itself {ours:.1f} dB, in {seen.mean():.0%} of the picture")
-    assert seen.mean() > 0.9 and theirs > ours - 2
+    read = gaussians(tmp_path / "room.ply")
+    for where, frame in (("at the seed", walked[0]), ("beside it", walked[2])):
+        camera = frame.camera.resized(world.model.size)
+        own = shown_by(world, Camera.stack([camera]))[0]
+        picture, through = splatted(read, camera)
+        true = cv2.resize(frame.rgb, camera.size[::-1], interpolation=cv2.INTER_AREA)
+        seen = own.observed & (through < 0.5)
+        ours, theirs = psnr_where(own.rgb, true, seen), psnr_where(np.clip(picture, 0, 255).astype(np.uint8), true, seen)
+        with capsys.disabled():
+            print(f"{where}: splats {theirs:.1f} dB, the world itself {ours:.1f} dB, in {seen.mean():.0%} of the picture")
+        assert seen.mean() > 0.9 and theirs > ours - 2

@@ -222,7 +222,7 @@ def _export_points(arguments: argparse.Namespace, out: Path) -> str:
 
 def _export_splats(arguments: argparse.Namespace, out: Path) -> str:
     from mirage_ros.files import WORLD, world_file
-    from mirage_ros.recording.exports import write_splats
+    from mirage_ros.recording.exports import fitted, write_splats
     from mirage_ros.recording.surface import parts_of_tokens, splats_of
 
     _check_ending(out, ".ply")
@@ -230,6 +230,8 @@ def _export_splats(arguments: argparse.Namespace, out: Path) -> str:
     side = parts_of_tokens(memory) if world_file(arguments.path, WORLD).exists() else 1
     seen = _pictures(_world(arguments), arguments.real) if side > 1 else ()
     splats = splats_of(memory, *seen, side=side)
+    if seen:
+        splats = fitted(splats, *seen)
     write_splats(out, splats)
     return f"{out}: {len(splats.xyz):,} Gaussians"
 

@@ -15,6 +15,7 @@ from xml.sax.saxutils import quoteattr
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
+from numba import njit
 
 from mirage_ros.errors import MirageError
 from mirage_ros.files import sync_folder, write_file, write_json
@@ -34,7 +35,7 @@ SPLAT = ("x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", "opacity
          "rot_0", "rot_1", "rot_2", "rot_3")  # fmt: skip
 """What viewers of 3D Gaussians read of a vertex, all float32 (Kerbl et al., 3D Gaussian Splatting, 2023)."""
 CONSTANT_HARMONIC = 0.28209479177387814
-OPACITY, SPREAD, THICKNESS = 0.98, 0.4, 0.05
+OPACITY, SPREAD, THICKNESS = 0.98, 0.35, 0.05
 """Of a Gaussian: its standard deviation in sides of its cell, and its thickness in its longer one."""
 
 
@@ -256,6 +257,74 @@ def _prisms(surface: Surface) -> Float[np.ndarray, "m 6 3"]:
 
 def _numbers(values: np.ndarray) -> str:
     return " ".join(f"{value:.5g}" for value in np.asarray(values, np.float64).reshape(-1))
+
+
+FITTED_VIEWS, ROUNDS, EAGER, BLUR_PX2 = 8, 10, 1.5, 0.3
+"""Colours are fitted to so many pictures, those that colour most Gaussians, in so many rounds, each so much of the way; readers
+widen what they draw by this variance."""
+
+
+def fitted(splats: Splats, cameras: Camera, pictures: UInt8[np.ndarray, "v h w 3"], shown: np.ndarray) -> Splats:
+    """With colours that make a reader's drawing of them look like the pictures: blurred by its own rule and covered from the
+    front, Gaussians in the pictures' own colours would be softer than these.
+
+    A linear problem, solved by averages of what is missing (SIRT).
+    """
+    counts = np.bincount(splats.picture[splats.picture >= 0], minlength=len(pictures))
+    chosen, rgb = np.argsort(-counts, kind="stable")[:FITTED_VIEWS], splats.rgb.astype(np.float64)
+    drawn = [_projected(splats, cameras[int(i)]) for i in chosen]
+    wanted = [np.where(shown[i][..., None], pictures[i].astype(np.float64), np.nan) for i in chosen]
+    for _ in range(ROUNDS):
+        pull, weight = np.zeros_like(rgb), np.zeros(len(rgb))
+        for one, picture in zip(drawn, wanted, strict=True):
+            sums, through = np.zeros(picture.shape), np.ones(picture.shape[:2])
+            _draw(*one, rgb, sums, through, sums, pull, weight, False)
+            missing = np.nan_to_num(picture * (1 - through)[..., None] - sums)
+            _draw(*one, rgb, sums, np.ones(picture.shape[:2]), missing, pull, weight, True)
+        moved = weight > 0.02
+        rgb[moved] = np.clip(rgb[moved] + EAGER * pull[moved] / weight[moved, None], 0, 255)
+    return splats._replace(rgb=np.rint(rgb).astype(np.uint8))
+
+
+def _projected(splats: Splats, camera: Camera) -> tuple[np.ndarray, ...]:
+    """Of Gaussians before a camera, from front to back, as readers draw them: numbers, middles (pixels), inverse covariances
+    (a, b, c), and how far they reach (pixels)."""
+    there, k = camera.camera_from_world, camera.intrinsics
+    points = splats.xyz @ there[:3, :3].T + there[:3, 3]
+    order = np.argsort(points[:, 2], kind="stable")
+    order = order[points[order, 2] > 0.05]
+    (x, y, z), zero = points[order].T, np.zeros(len(order))
+    slope = np.stack([np.stack([k[0, 0] / z, zero, -k[0, 0] * x / z**2], -1), np.stack([zero, k[1, 1] / z, -k[1, 1] * y / z**2], -1)], 1)
+    sides = SPREAD * splats.sides_m[order] @ there[:3, :3].T
+    sides = np.einsum("nij,nkj->nki", slope, sides)  # each side's image
+    wide = np.einsum("nki,nkj->nij", sides, sides) + BLUR_PX2 * np.eye(2)
+    inverse = np.linalg.inv(wide)
+    middle = np.stack([k[0, 0] * x / z + k[0, 2], k[1, 1] * y / z + k[1, 2]], -1)
+    reach = 3 * np.sqrt(np.diagonal(wide, axis1=1, axis2=2))
+    return order, middle, np.stack([inverse[:, 0, 0], inverse[:, 0, 1], inverse[:, 1, 1]], -1), reach
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _draw(order, middle, inverse, reach, rgb, sums, through, missing, pull, weight, back):
+    """Adds to `sums` what each pixel shows, and takes from `through` what is seen through them; or, `back`, adds to `pull` and
+    `weight` of each Gaussian what is missing where it shows."""
+    height, width = through.shape
+    for n in range(len(order)):
+        u, v = middle[n]
+        a, b, c = inverse[n]
+        for row in range(max(0, int(np.ceil(v - reach[n, 1]))), min(height - 1, int(np.floor(v + reach[n, 1]))) + 1):
+            for column in range(max(0, int(np.ceil(u - reach[n, 0]))), min(width - 1, int(np.floor(u + reach[n, 0]))) + 1):
+                dx, dy = column - u, row - v
+                share = OPACITY * np.exp(-0.5 * (a * dx * dx + 2 * b * dx * dy + c * dy * dy))
+                seen = through[row, column] * share
+                through[row, column] -= seen
+                for k in range(3):
+                    if back:
+                        pull[order[n], k] += seen * missing[row, column, k]
+                    else:
+                        sums[row, column, k] += seen * rgb[order[n], k]
+                if back:
+                    weight[order[n]] += seen
 
 
 def write_splats(out: Path, splats: Splats) -> None:

@@ -238,9 +238,9 @@ def _cleaned(vertices, faces, colour, voxel_m: float) -> Surface:
 
 
 def simplified(surface: Surface, faces: int) -> Surface:
-    """With about so many triangles at most, those go first that are needed least (quadric error metrics).
+    """With so many triangles at most, those go first that are needed least (quadric error metrics).
 
-    Edges of holes stay as they are, so a surface with many holes may keep more.
+    That leaves the edges of holes as they are; where they alone are too many, vertices near each other become one.
     """
     if len(surface.faces) <= faces:
         return surface
@@ -252,12 +252,28 @@ def simplified(surface: Surface, faces: int) -> Surface:
             f"Simpler meshes need the packages fast-simplification and scipy ({error}); pip install 'mirage_ros[mesh]'."
         ) from error
     points, triangles = simplify(surface.vertices_m, surface.faces.astype(np.int32), target_count=faces)
+    side = surface.voxel_m
+    while len(triangles) > faces:
+        side *= 1.25
+        points, triangles = _joined_within(points, triangles, side)
     nearest = cKDTree(surface.vertices_m).query(points)[1]
     share = np.zeros(len(surface.vertices_m))
     np.add.at(share, surface.faces.reshape(-1), np.repeat(surface.real / 3.0, 3))
     share /= np.maximum(np.bincount(surface.faces.reshape(-1), minlength=len(share)) / 3.0, 1e-9)
     real = share[nearest][triangles].mean(1) > 0.5
     return Surface(points.astype(np.float32), triangles.astype(np.int64), surface.rgb[nearest], real, surface.voxel_m)
+
+
+def _joined_within(points: np.ndarray, triangles: np.ndarray, side_m: float) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices of each cube of space made one, at their middle, without triangles that this makes a line or double."""
+    _, number, count = np.unique(np.floor(points / side_m), axis=0, return_inverse=True, return_counts=True)
+    number = number.reshape(-1)
+    middles = np.stack([np.bincount(number, points[:, axis]) for axis in range(3)], -1) / count[:, None]
+    triangles = number[triangles]
+    triangles = triangles[(triangles != np.roll(triangles, 1, 1)).all(1)]
+    first = np.unique(np.sort(triangles, 1), axis=0, return_index=True)[1]
+    used, triangles = np.unique(triangles[np.sort(first)], return_inverse=True)
+    return middles[used], triangles.reshape(-1, 3)
 
 
 def skin_of(
@@ -323,12 +339,14 @@ MOST_SPLATS, FINEST_PARTS = 400_000, 8
 
 
 class Splats(NamedTuple):
-    """n flat Gaussians: middles, normals, the sides of the cells that they stand for, colours."""
+    """n flat Gaussians: middles, normals, the sides of the cells that they stand for, colours, and the number of the picture
+    that these are from, -1 of those that have their token's."""
 
     xyz: Float[np.ndarray, "n 3"]
     normals: Float[np.ndarray, "n 3"]
     sides_m: Float[np.ndarray, "n 2 3"]
     rgb: UInt8[np.ndarray, "n 3"]
+    picture: Int[np.ndarray, "n"]
 
 
 def parts_of_tokens(memory: LatentMemory) -> int:
@@ -351,14 +369,14 @@ def splats_of(
     off = (np.arange(side, dtype=np.float32) + 0.5) / side - 0.5
     xyz = points.xyz[:, None, None] + off[:, None] * sides[:, None, None, 0] + off[:, None, None] * sides[:, None, None, 1]
     xyz, each = xyz.reshape(-1, 3), side**2
-    rgb, nearest = np.repeat(points.rgb, each, 0), np.zeros(len(xyz))
+    rgb, nearest, source = np.repeat(points.rgb, each, 0), np.zeros(len(xyz)), np.full(len(xyz), -1)
     depth_m = memory.measure(cameras)[0] if cameras is not None else ()
     slack_m = np.repeat(memory.footprints_m, each) / side
-    for camera, picture, where, depth in zip(cameras or (), pictures, shown, depth_m, strict=True):
+    for i, (camera, picture, where, depth) in enumerate(zip(cameras or (), pictures, shown, depth_m, strict=True)):
         pixels, seen = _seen(xyz, camera, np.where(where, depth, np.nan), slack_m)
         z = (xyz - camera.position_world) @ camera.world_from_camera[:3, 2]
         near = np.where(seen, camera.intrinsics[0, 0] / np.where(seen, z, 1), 0)
         nearer = near > nearest
         column, row = np.rint(pixels[nearer]).astype(int).T
-        rgb[nearer], nearest[nearer] = picture[row, column], near[nearer]
-    return Splats(xyz, np.repeat(normals, each, 0), np.repeat(sides / side, each, 0), rgb)
+        rgb[nearer], nearest[nearer], source[nearer] = picture[row, column], near[nearer], i
+    return Splats(xyz, np.repeat(normals, each, 0), np.repeat(sides / side, each, 0), rgb, source)
