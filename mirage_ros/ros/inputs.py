@@ -207,17 +207,11 @@ class LiveSeeds:
     """
 
     def __init__(self, session: Session, begin: Callable[[Seed, int], None]) -> None:
-        self._session, self._begin, self._input, self._closed = session, begin, SeedInput(), False
+        self._session, self._begin, self._input = session, begin, SeedInput()
         session.on_seed_wanted.append(self._input.rearm)
-
-    def close(self) -> None:
-        """No seed is taken any more: the world is to be kept, however long the topics were quiet."""
-        self._closed = True
 
     def add(self, kind: str, message: Image | CameraInfo) -> None:
         """Callback of seed/<kind>."""
-        if self._closed:
-            return
         try:
             self._input.add(kind, message, time.monotonic())
         except MirageError as error:

@@ -98,8 +98,9 @@ class MirageNode(GuardedNode):
         self._live()
 
     def keep_this_world(self) -> None:
-        """What comes on seed/* begins no other one any more."""
-        self._seeds.close()
+        """What comes on seed/* begins no other one any more, however long it was quiet there."""
+        while self._seed_topics:
+            self.destroy_subscription(self._seed_topics.pop())
 
     @property
     def observed(self) -> int:
@@ -164,6 +165,7 @@ class MirageNode(GuardedNode):
 
     def _listen(self) -> None:
         """Every subscription of the node."""
+        self._seed_topics = []
         self._observations = Observations(self.session)
         self._seeds = LiveSeeds(self.session, self._worlds.begin_live)
         self._prompts = PromptInput(self.session)
@@ -183,7 +185,8 @@ class MirageNode(GuardedNode):
         for kind, message_type in zip(KINDS, (Image, CameraInfo, Image), strict=True):
             for topic, add in (("seed", self._seeds.add), ("observe", self._observations.add)):
                 on_message = functools.partial(add, kind)
-                self.create_subscription(message_type, f"{topic}/{kind}", on_message, qos)
+                heard = self.create_subscription(message_type, f"{topic}/{kind}", on_message, qos)
+                self._seed_topics += [heard] if topic == "seed" else []
 
     def _plan_intake(self) -> PlanIntake:
         session, config = self.session, self.session.config
