@@ -226,7 +226,7 @@ def keep_world(config: LiveConfig, tick: Callable[[int], object], make_model: Mo
     node, code = MirageNode(make_model or shipped_model, PRELOAD if make_model is None else ()), 0
     try:
         _watched(node, config, stop, tick)
-        print(f"{config.out}: the world; {node.observed:,} pictures were looked at, {node.session.figures.tokens:,} tokens")
+        print(f"{config.out}: the world; {node.observed:,} pictures were looked at")
     except MirageError as error:
         print(f"mirage: {error}", file=sys.stderr)
         code = 2
