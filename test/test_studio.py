@@ -164,12 +164,14 @@ def watched(page):
 
 
 def legs_of(noted):
-    """Milliseconds since the key of the first picture that was asked for after it, by leg."""
+    """Milliseconds since the key of the first picture that was asked for after it, by leg; none before it is drawn."""
     noted = sorted(noted, key=lambda one: one[1])
     now = pressed = next(ms for what, ms in noted if what == "key")
     ends = []
     for leg in LEGS:
-        now = next(ms for what, ms in noted if what == leg and ms >= now)
+        now = next((ms for what, ms in noted if what == leg and ms >= now), None)
+        if now is None:
+            return []
         ends.append(now - pressed)
     return ends
 
@@ -198,7 +200,7 @@ def test_a_key_press_is_seen_soon(chromium, seed, tmp_path):
             noted.clear()
             tab.hold(["ArrowLeft", "w", "s", "ArrowRight"][turn % 4], 60)
             tab.wait_for(lambda before=before: page.view is not before and came_to_rest(tab, page))
-            ends.append(legs_of([*map(tuple, tab.page.evaluate("noted")), *noted]))
+            ends.append(tab.wait_for(lambda: legs_of([*map(tuple, tab.page.evaluate("noted")), *noted])))
             model_ms.append(1000 * sum(page.view.seconds.values()))
     finally:
         tab.close()
