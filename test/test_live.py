@@ -98,7 +98,7 @@ def test_a_camera_keeps_a_world_up_to_date(walked, ros_domain, tmp_path):
             keeper.kill()
             camera.close()
     said = (tmp_path / "log").read_text()
-    assert keeper.returncode == 0 and re.search(r"the world; \d+ pictures were looked at", said), said
+    assert keeper.returncode == 0 and re.search(r"the world; [\d,]+ pictures were looked at", said), said
     world = loaded(out)
     off, colour = box_in(world, with_box)
     depth, real = world.memory.measure(Camera.stack([second.camera.resized((96, 128))]))
