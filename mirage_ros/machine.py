@@ -387,3 +387,11 @@ def processor_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 in hardware (AMX): others are slower in it than in float32."""
+    try:
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False

@@ -233,18 +233,6 @@ class Points(NamedTuple):
     written_ns: Int64[np.ndarray, "n"]
 
 
-class Patches(NamedTuple):
-    """Pieces of surfaces: their corners in turn, which way they face, and whether a real picture showed them."""
-
-    corners_m: Float32[np.ndarray, "n 4 3"]
-    normals: Float32[np.ndarray, "n 3"]
-    real: Bool[np.ndarray, "n"]
-
-    def of(self, chosen: np.ndarray) -> Patches:
-        """Some of the pieces, by mask or by index."""
-        return Patches(*(values[chosen] for values in self))
-
-
 @dataclass(frozen=True)
 class Readout:
     """What memory shows to f cameras, per cell of the cameras' pictures.
@@ -285,29 +273,31 @@ class Perception:
     sky: Bool[np.ndarray, "f h w"]
 
 
+@dataclass(frozen=True)
+class Views:
+    """Whole views of f cameras: latents, and depth along z of each latent cell (+inf sky, NaN unknown)."""
+
+    latents: Float[Tensor, "f c lh lw"]
+    depth_m: Float[np.ndarray, "f lh lw"]
+    cameras: Camera
+
+
 @runtime_checkable
 class SpatialMemory(Protocol):
-    """What the cycle needs of a memory: LatentMemory, or a baseline with the same face.
-
-    Attributes:
-        tokens: how many things it holds.
-        nbytes: bytes that they and their index take.
-    """
+    """What the cycle needs of a memory: LatentMemory, or a baseline with the same face. It holds `tokens` things; they
+    and their index take `nbytes` bytes."""
 
     tokens: int
     nbytes: int
 
     def read(self, cameras: Camera) -> Readout:
         """What f cameras of as many pixels as there shall be cells see."""
-        ...
 
     def references(self, readout: Readout, count: int) -> list[int]:
         """At most `count` source frames of what is seen, the most seen first."""
-        ...
 
     def fork(self) -> SpatialMemory:
         """A memory of its own with the same content."""
-        ...
 
 
 @runtime_checkable
@@ -371,7 +361,6 @@ class WorldModel(Protocol):
         seed: int,
     ) -> Float[Tensor, "f c lh lw"]:
         """Latents of the chunk. `cameras` is the batch of f target cameras at the readout's size."""
-        ...
 
     def perceive(
         self,
@@ -380,7 +369,19 @@ class WorldModel(Protocol):
         anchor_depth_m: Float[np.ndarray, "f ah aw"] | None,
     ) -> Perception:
         """Depth and masks of pictures; `anchor_depth_m` is the readout's depth (NaN unseen)."""
-        ...
+
+
+@runtime_checkable
+class Imaginer(Protocol):
+    """What a WorldModel has besides that imagines depth with latents; used in place of `generate` (world/imagining.py)."""
+    def from_memory(self, readout: Readout) -> Bool[np.ndarray, "f lh lw"]: ...
+
+    def aligned(self, readout: Readout) -> Float[Tensor, "f c lh lw"]:
+        """The latents that memory shows; those that it does not show mean nothing."""
+
+    def imagine(self, readout: Readout, camera: Camera, style: Views, seed: int) -> Views:
+        """The whole view of one camera (a batch of one, at the readout's size); what memory shows of it is kept.
+        `style` are views of the same world, which tell how it looks."""
 
 
 MOSTLY = 0.5

@@ -10,20 +10,18 @@ import yaml
 from mirage_ros import cli
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.models import load_model
 from mirage_ros.models.mini.dreamer import Dreamer
-from mirage_ros.training import Loop, LoopConfig, pick_dtype
-from mirage_ros.training.clips import StoredClip
-from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, ViewSampler, complete
-from mirage_ros.training.views import (
+from mirage_ros.models.mini.imagining import (
     Blocks,
-    ViewStore,
+    DreamingModel,
     heading_rays,
     picture_blocks,
-    shown_cells,
-    shrunk,
     surfaces,
-    unpacked,
 )
+from mirage_ros.training import Loop, LoopConfig, pick_dtype
+from mirage_ros.training.clips import StoredClip, shown_cells, shrunk
+from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, ViewSampler, ViewStore, completed, unpacked
 
 SIZE, CELLS, VIEWS = (64, 80), (8, 10), 4
 
@@ -64,7 +62,7 @@ def sampler(store: ViewStore, **changes) -> ViewSampler:
 
 def small_network(**more) -> Dreamer:
     torch.manual_seed(0)
-    return Dreamer(12, (16, 16, 16), 16, 8, **more)
+    return Dreamer(latent_channels=12, widths=(16, 16, 16), time_width=16, head_width=8, **more)
 
 
 def test_a_mirrored_picture_has_latents_of_known_signs(store):
@@ -83,7 +81,7 @@ def test_enough_components_give_the_picture_back():
 def test_a_view_shows_itself_and_what_both_look_at():
     clip = clip_of(0)
     args = clip.depth_m.astype(np.float32), clip.cameras.intrinsics, clip.cameras.world_from_camera
-    shown = shown_cells(*args)
+    shown = shown_cells(*args, 8)
     assert shown.shape == (VIEWS, VIEWS, *CELLS)
     assert all(shown[i, i].all() for i in range(VIEWS))
     # The later view looks to the left of the first: the first shows the right of it, not the left.
@@ -92,8 +90,7 @@ def test_a_view_shows_itself_and_what_both_look_at():
 
 
 def test_surfaces_tell_depth_and_sky():
-    depth = np.full((1, 16, 16), 3.0, np.float32)
-    depth[:, :8, :8], depth[:, 8:, 8:] = np.inf, 6.0
+    depth = np.array([[[np.inf, 3.0], [3.0, 6.0]]], np.float32)
     log, sky = surfaces(depth)[0]
     assert (sky > 0).tolist() == [[True, False], [False, False]]
     assert log[0, 1] == 0 and log[1, 1] == pytest.approx(np.log(2) / 0.9, abs=1e-5)
@@ -159,7 +156,7 @@ def test_an_untaught_network_dreams_channels_as_strong_as_they_are(store):
     """Its answer is 0, so each channel is what noise alone tells of it; details would drown in the first one's scale."""
     batch, deviations = sampler(store).draw(np.random.default_rng(1), 4), store.deviations()
     assert len(deviations) == 14 and max(deviations) > 20 * min(deviations)
-    dream = complete(small_network(deviations=deviations), batch, 48, 0)
+    dream = completed(small_network(deviations=deviations), batch, 48, 0)
     hidden = (batch.mask == 0).expand_as(dream)
     found = torch.stack([dream[:, c][hidden[:, c]].std() for c in range(len(deviations))])
     assert torch.allclose(found, torch.tensor(deviations), rtol=0.25)
@@ -186,7 +183,7 @@ def test_it_learns_and_dreams_the_same_again(store, tmp_path):
         after = loss(loop.network, torch.Generator().manual_seed(7))["loss"]
     assert after < 0.8 * before
     batch = sampler(store).draw(np.random.default_rng(1), 2)
-    dreams = [complete(loop.averaged(), batch, 3, seed) for seed in (0, 0, 1)]
+    dreams = [completed(loop.averaged(), batch, 3, seed) for seed in (0, 0, 1)]
     hidden = (batch.mask == 0).expand_as(batch.clean)
     assert torch.equal(dreams[0], dreams[1]) and hidden.any()
     assert not torch.allclose(dreams[0][hidden], dreams[2][hidden])
@@ -238,8 +235,8 @@ def test_the_command_renders_trains_and_writes(tmp_path):
     path = tmp_path / "dreamer.yaml"
     path.write_text(yaml.safe_dump(recipe))
     assert cli.main(["train", "--config", str(path)]) == 0
-    model = Dreamer.from_pretrained(tmp_path / "run" / "model")
-    assert model.config.latent_channels == 8 and Blocks.load(tmp_path / "run" / "model")
+    model = load_model(tmp_path / "run" / "model", "cpu")
+    assert isinstance(model, DreamingModel) and model.dreamer.config.latent_channels == 8
     assert cli.main(["train", "--config", str(path)]) == 0  # nothing is left to do
     path.write_text(yaml.safe_dump(recipe | {"wdths": [8]}))
     assert cli.main(["train", "--config", str(path)]) == 2

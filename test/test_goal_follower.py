@@ -20,6 +20,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.loop import Footprint, LiveBase, live_base_under
 from mirage_ros.loop.drive import clearances_m
 from mirage_ros.world.cycle import Cycle
+from mirage_ros.world.world import World
 from mirage_ros.world.sensors import MapConfig, ScanConfig, floor_plan, scan
 
 GOALS = int(os.environ.get("MIRAGE_GOALS", "1"))
@@ -159,7 +160,7 @@ def test_goals_in_generated_rooms_are_reached_without_contact(tmp_path):
 
     reached = []
     for number, name in enumerate(ROOMS):
-        cycle = Cycle(load_model("mini"))
+        cycle = World(load_model("mini")).cycle
         if name != "room":
             scenes = pytest.importorskip("mirage_ros.scenes", reason="pip install 'mirage_ros[scenes]'")
             scenes.write_seed(tmp_path / str(name), name, "room")
@@ -226,7 +227,7 @@ def test_a_robot_explores_what_the_seed_shows_by_its_scans_alone():
     """scan -> costmap -> cmd_vel, what was imagined taken as unknown: it comes near all that it can, and touches none of it."""
     from mirage_ros.models import load_model
 
-    drive, rule = Drive(Cycle(load_model("mini")), load_seed("room")), follower.Follower(unknown_cost=math.inf)
+    drive, rule = Drive(World(load_model("mini")).cycle, load_seed("room")), follower.Follower(unknown_cost=math.inf)
     known, costmap, trail, goals = floor_plan_of_seed(drive), Costmap(drive.pose[:2]), [drive.pose[:2]], 0
     real, way = drive.state.memory.positions_m, [drive.pose[:2]]
     while goals < (12 if GOALS > 1 else 3):

@@ -33,7 +33,7 @@ from mirage_ros.geometry.images import cell_colours
 from mirage_ros.memory import LatentMemory
 from mirage_ros.models.mini.codec import condition_from_readout
 from mirage_ros.models.wan import WanModel
-from mirage_ros.world.cycle import memory_config
+from mirage_ros.world.observing import memory_config
 from mirage_ros.world.state import anchor_frames
 from mirage_ros.world.world import World, WorldConfig
 

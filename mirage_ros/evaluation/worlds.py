@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from mirage_ros.errors import MirageError
-from mirage_ros.evaluation.rgb_cache import RgbMemory
 from mirage_ros.files import atomic_file
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
@@ -363,7 +362,7 @@ def _plain(array: np.ndarray):
 
 def _decode_readout(world: World, truth: TrueWorld, part: slice) -> np.ndarray:
     model: WorldModel = world.model
-    if isinstance(world.memory, RgbMemory):
+    if hasattr(world.memory, "pictures"):  # a memory of pixels draws its own (rgb_cache.py)
         return world.memory.pictures(truth.cameras[part])
     cells = truth.cameras[part].resized(latent_size(model))
     readout: Readout = world.memory.read(cells)

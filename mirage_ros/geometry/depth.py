@@ -31,6 +31,31 @@ def cell_depth(depth_m: Float[np.ndarray, "f H W"], stride: int) -> Float32[np.n
     return cells
 
 
+def finer_depth(depth_m: Float[np.ndarray, "f h w"], side: int) -> Float32[np.ndarray, "f H W"]:
+    """Depth of each of side x side pixels of a cell.
+
+    Inverse depth is linear on planes, so it is interpolated between cells; where that is far from the cell's own depth
+    there is an edge, and the cell's own counts: no depth comes out that lies between two surfaces.
+    """
+    depth = np.ascontiguousarray(depth_m, np.float32)
+    near = depth.repeat(side, 1).repeat(side, 2)
+    known = np.isfinite(depth) & (depth > 0)
+    inverse = np.where(known, 1 / np.where(known, depth, 1), 0)
+    smooth = _between_cells(_between_cells(inverse, side, 1), side, 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alike = np.abs(smooth * near - 1) < AGREEING
+        return np.where(alike, 1 / smooth, near).astype(np.float32)
+
+
+def _between_cells(values: Float[np.ndarray, "f h w"], side: int, axis: int) -> Float[np.ndarray, "f H W"]:
+    """Linear between the cells' centres along one axis, as at the edge beyond them."""
+    count = values.shape[axis]
+    at = np.clip((np.arange(count * side) + 0.5) / side - 0.5, 0, count - 1)
+    low = np.minimum(at.astype(int), max(count - 2, 0))
+    weight = (at - low).reshape([-1 if i == axis else 1 for i in range(3)])
+    return values.take(low, axis) * (1 - weight) + values.take(np.minimum(low + 1, count - 1), axis) * weight
+
+
 AGREEING = 0.05
 """Share by which the inverse depths of what is measured around a hole may differ."""
 

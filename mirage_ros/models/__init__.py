@@ -24,6 +24,8 @@ from mirage_ros.files import write_json
 from mirage_ros.models.mini import MiniConfig, MiniModel, MiniPerception
 from mirage_ros.models.mini.codec import MiniCodec
 from mirage_ros.models.mini.denoiser import SamplerConfig, SideBranch
+from mirage_ros.models.mini.dreamer import Dreamer
+from mirage_ros.models.mini.imagining import Blocks, DreamConfig, DreamingModel
 from mirage_ros.models.parts import find_folder, load_part, pick_device
 from mirage_ros.models.wan.config import is_wan_folder, read_config
 from mirage_ros.protocol import WorldModel
@@ -32,6 +34,7 @@ FORMAT_VERSION = 2
 SHIPPED = {"mini": Path(__file__).parent.parent / "weights" / "mini"}
 DOCUMENTS = (".md", ".png", ".jpg", ".jpeg", ".gif", ".mp4")
 """Endings of files that say something about a model and are no part of it."""
+CLASSES = ("MiniModel", "DreamingModel")
 PARTS = {
     "codec": MiniCodec,
     "transformer": WanTransformer3DModel,
@@ -67,6 +70,12 @@ def load_model(
     parts = {name: load_part(folder / name, kind) for name, kind in PARTS.items()}
     sampler = SamplerConfig(**index["sampler"])
     config = MiniConfig(tuple(index["size"]), int(index["chunk_frames"]), sampler)
+    if index["_class_name"] == "DreamingModel":
+        dreamer, blocks = load_part(folder / "dreamer", Dreamer), Blocks.load(folder / "dreamer")
+        return DreamingModel(
+            **parts, config=config, name=index["name"], device=device, dreamer=dreamer, blocks=blocks,
+            dream=DreamConfig(**index["dream"] | {"again": tuple(index["dream"]["again"])}),
+        )  # fmt: skip
     return MiniModel(**parts, config=config, name=index["name"], device=device)
 
 
@@ -140,8 +149,12 @@ def save_model(model: MiniModel, folder: Path) -> None:
     parts = (model.codec, model.denoiser.transformer, model.denoiser.branch, model.perception)
     for name, part in zip(PARTS, parts, strict=True):
         _copy_in_half(part).save_pretrained(temporary / name)
-    index = {"_class_name": "MiniModel", "format_version": FORMAT_VERSION, "name": model.name}
+    index = {"_class_name": type(model).__name__, "format_version": FORMAT_VERSION, "name": model.name}
     index |= asdict(model.config)
+    if isinstance(model, DreamingModel):
+        _copy_in_half(model.dreamer).save_pretrained(temporary / "dreamer")
+        model.blocks.save(temporary / "dreamer")
+        index["dream"] = asdict(model.dream)
     write_json(temporary / "model_index.json", index)
     if (folder / "README.md").exists():
         shutil.copy(folder / "README.md", temporary / "README.md")
@@ -172,12 +185,13 @@ def _read_index(folder: Path) -> dict:
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         reason = f"{path} is no model index ({error!r}); fetch the folder again."
         raise MirageError(reason) from error
-    if index.get("_class_name") != "MiniModel" or version != FORMAT_VERSION:
+    if index.get("_class_name") not in CLASSES or version != FORMAT_VERSION:
         raise MirageError(
             f"{path} describes {index.get('_class_name')} of format version {version}; this "
-            f"release reads MiniModel of version {FORMAT_VERSION}: use a matching release."
+            f"release reads {' and '.join(CLASSES)} of version {FORMAT_VERSION}: use a matching release."
         )
-    missing = {"name", "size", "chunk_frames", "sampler"} - index.keys()
+    wanted = {"name", "size", "chunk_frames", "sampler"}
+    missing = (wanted | {"dream"} if index["_class_name"] == "DreamingModel" else wanted) - index.keys()
     if missing:
         raise MirageError(f"{path} lacks {sorted(missing)}; fetch the folder again.")
     return index

@@ -73,7 +73,11 @@ def find_folder(name: str | Path) -> Path:
     if Path(name).exists() or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         return Path(name).expanduser()
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(repository, revision=revision or None))

@@ -23,6 +23,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import fit_seed
+from mirage_ros.geometry.rigid import inverse
 
 
 @dataclass(frozen=True)
@@ -200,3 +201,56 @@ def _read(path: Path) -> UInt8[np.ndarray, "h w 3"]:
     if bgr is None:
         raise MirageError(f"The picture {path} cannot be read; fetch it again.")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+#: Shown is what lies at most this far behind the other view's surface: share of the depth, metres.
+AGREE_SHARE, AGREE_M = 0.08, 0.05
+#: Where sky is taken to lie, metres, when it is looked for in another view.
+FAR_M = 60.0
+
+
+def shown_cells(depth_m, intrinsics, world_from_camera, stride: int) -> Bool[np.ndarray, "n n h w"]:
+    """(source, target): which cells of each view each other one shows, by true depth; sky shows sky."""
+    count, height, width = depth_m.shape
+    step = stride // 2
+    v, u = np.mgrid[step // 2 : height : step, step // 2 : width : step]
+    far = depth_m[:, v, u].astype(np.float32)
+    sky = ~np.isfinite(far)
+    far = np.where(sky, FAR_M, far)
+    back = inverse(world_from_camera)
+    shown = np.zeros((count, count, height // stride, width // stride), bool)
+    for j in range(count):
+        k = intrinsics[j]
+        rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones(u.shape)], -1)
+        world = (rays * far[j][..., None]) @ world_from_camera[j][:3, :3].T
+        world += world_from_camera[j][:3, 3]
+        for i in range(count):
+            k = intrinsics[i]
+            p = world @ back[i][:3, :3].T + back[i][:3, 3]
+            z = np.maximum(p[..., 2], 1e-3)
+            x, y = p[..., 0] / z * k[0, 0] + k[0, 2], p[..., 1] / z * k[1, 1] + k[1, 2]
+            inside = (
+                (p[..., 2] > 0.1) & (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
+            )
+            at = np.clip(np.rint(y), 0, height - 1), np.clip(np.rint(x), 0, width - 1)
+            there = depth_m[i].astype(np.float32)[at[0].astype(int), at[1].astype(int)]
+            near = np.abs(np.where(np.isfinite(there), there, 1e9) - z) < AGREE_SHARE * z + AGREE_M
+            seen = inside & np.where(sky[j], ~np.isfinite(there), near)
+            shown[i, j] = seen.reshape(height // stride, 2, -1, 2).mean((1, 3)) >= 0.5
+    return shown
+
+
+def shrunk(clip: StoredClip, size: tuple[int, int]) -> StoredClip:
+    """Frames cropped to the size's aspect around their middle and resized; depths are never mixed."""
+    height, width = clip.rgb.shape[1:3]
+    if (height, width) == size:
+        return clip
+    scale = max(size[0] / height, size[1] / width)
+    crop = round(size[0] / scale), round(size[1] / scale)
+    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    rgb = clip.rgb[:, top : top + crop[0], left : left + crop[1]]
+    rgb = np.stack([cv2.resize(p, size[::-1], interpolation=cv2.INTER_AREA) for p in rgb])
+    y = top + ((np.arange(size[0]) + 0.5) * crop[0] / size[0]).astype(int)
+    x = left + ((np.arange(size[1]) + 0.5) * crop[1] / size[1]).astype(int)
+    maps = [a[:, y[:, None], x] for a in (clip.depth_m, clip.moving, clip.sky)]
+    return StoredClip(rgb, *maps, clip.cameras.cropped(top, left, crop).resized(size))

@@ -17,7 +17,12 @@ from accelerate import Accelerator
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from mirage_ros.models.mini.codec import GEOMETRY_CHANNELS, Aligner, MiniCodec, condition_per_latent
+from mirage_ros.models.mini.codec import (
+    GEOMETRY_CHANNELS,
+    Aligner,
+    MiniCodec,
+    condition_per_latent,
+)
 from mirage_ros.models.mini.denoiser import (
     TIMESTEPS,
     MemoryDenoiser,

@@ -3,34 +3,137 @@
 noisy = (1 - time) * noise + time * clean. The network predicts the clean view; its error counts in each channel by how far
 the view could be from what the noisy one alone tells (`Dreamer.gains`). Only what memory would not show counts
 fully. Style views are among those whose cells are shown: what is hidden stays hidden.
+
+Clips are turned into records of one fixed size, appended to one file that every training process maps. A record holds,
+as bits, which cells of a view each other view shows by true depth, so no memory is run while training.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.models import load_model, save_model
 from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS, Dreamer
+from mirage_ros.models.mini.imagining import DEPTH_SPREAD, DEPTH_UNIT_M, STRIDE, Blocks, DreamConfig, DreamingModel
+from mirage_ros.models.mini.imagining import Question, complete, picture_blocks, ray_channels, style_channels, surfaces
 from mirage_ros.training import Loop, LoopConfig, coloured_depth, sheet
-from mirage_ros.training.clips import ShardConfig, each_shard, make_shards
-from mirage_ros.training.views import DEPTH_SPREAD, DEPTH_UNIT_M, ViewStore, heading_rays, unpacked
+from mirage_ros.training.clips import ShardConfig, StoredClip, each_shard, make_shards, shown_cells, shrunk
 
-#: Metres of height above the ground, and between cameras, that count as 1.
-HEIGHT_UNIT_M, PLACE_UNIT_M = 1.5, 3.0
-STYLE_VIEWS = 2
 #: Later times are drawn as this one: there is next to no noise left.
 LATEST = 0.999
 #: Of views that show this little or this much, most are drawn again: they teach little.
 LITTLE, MUCH = 0.03, 0.85
+#: Cells with a larger share of moving pixels are not learnt from.
+MOVING_SHARE = 0.1
+LEAST_DEVIATION = 1e-3
+
+
+def record_type(views: int, size: tuple[int, int], channels: int) -> np.dtype:
+    """One clip: `size` is the views' (height, width) in pixels."""
+    cells = size[0] // STRIDE, size[1] // STRIDE
+    bits = -(-cells[0] * cells[1] // 8)
+    return np.dtype([
+        ("seed", "<i8"),
+        ("view", "<f2", (views, channels + SURFACE_CHANNELS, *cells)),
+        ("shown", "u1", (views, views, bits)),
+        ("moving", "u1", (views, bits)),
+        ("intrinsics", "<f4", (views, 3, 3)),
+        ("world_from_camera", "<f4", (views, 4, 4)),
+    ])  # fmt: skip
+
+
+def record(seed: int, clip: StoredClip, blocks: Blocks) -> np.ndarray:
+    """The record of one clip, of `record_type`."""
+    views, size = len(clip.rgb), clip.rgb.shape[1:3]
+    row = np.zeros((), record_type(views, size, blocks.basis.shape[1]))
+    depth, cameras = clip.depth_m.astype(np.float32), clip.cameras
+    shown = shown_cells(depth, cameras.intrinsics, cameras.world_from_camera, STRIDE)
+    cells = views, size[0] // STRIDE, STRIDE, size[1] // STRIDE, STRIDE
+    moving = clip.moving.reshape(cells).mean((2, 4)) > MOVING_SHARE
+    row["seed"] = seed
+    row["view"] = np.concatenate([blocks.encode(clip.rgb).numpy(), surfaces(cell_depth(depth, STRIDE))], 1)
+    row["shown"] = np.packbits(shown.reshape(views, views, -1), -1)
+    row["moving"] = np.packbits(moving.reshape(views, -1), -1)
+    row["intrinsics"], row["world_from_camera"] = cameras.intrinsics, cameras.world_from_camera
+    return row
+
+
+class ViewStore:
+    """A folder with the records of one size and the linear code that they were made with."""
+
+    def __init__(self, folder: Path, views: int, size: tuple[int, int], channels: int) -> None:
+        self.folder, self.kind = folder, record_type(views, size, channels)
+        self.size, self.channels = size, channels
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "records.bin"
+
+    @property
+    def blocks(self) -> Blocks:
+        """The linear code; MirageError before it was fitted."""
+        return Blocks.load(self.folder)
+
+    def open(self) -> np.ndarray:
+        """The whole records, mapped; a last one that was cut off is left out.
+
+        Raises MirageError where there is none.
+        """
+        count = self._count()
+        if not count:
+            raise MirageError(f"{self.folder} holds no views; run the data stage first.")
+        return np.memmap(self.path, self.kind, "r", shape=(count,))
+
+    def fit(self, clips: Iterable[StoredClip]) -> None:
+        """Fits the linear code to every fifth view of the clips, where there is none yet."""
+        if (self.folder / "blocks.safetensors").exists():
+            return
+        pictures = [picture_blocks(shrunk(clip, self.size).rgb[::5]) for clip in clips]
+        rows = torch.cat([p.permute(0, 2, 3, 1).flatten(0, 2) for p in pictures])
+        code = Blocks.fit(rows, self.channels)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        code.save(self.folder)
+
+    def deviations(self, views: int = 400) -> list[float]:
+        """Of each channel, surface channels included, from 0; of so many views, the same ones each time."""
+        records, rng = self.open(), np.random.default_rng(0)
+        clips = rng.integers(len(records), size=views)
+        drawn = records["view"][clips, rng.integers(records["view"].shape[1], size=views)].astype(np.float32)
+        return np.sqrt((drawn**2).mean((0, 2, 3))).clip(min=LEAST_DEVIATION).tolist()
+
+    def seeds(self) -> set[int]:
+        """Of the clips that are there."""
+        return set(self.open()["seed"].tolist()) if self._count() else set()
+
+    def add(self, clips: Iterable[tuple[int, StoredClip]]) -> None:
+        """Appends clips by seed; a record that was cut off goes first."""
+        blocks = self.blocks
+        with self.path.open("ab") as file:
+            file.truncate(self._count() * self.kind.itemsize)
+            for seed, clip in clips:
+                file.write(record(seed, shrunk(clip, self.size), blocks).tobytes())
+
+    def _count(self) -> int:
+        return self.path.stat().st_size // self.kind.itemsize if self.path.exists() else 0
+
+
+def unpacked(bits: UInt8[np.ndarray, "*n b"], cells: tuple[int, int]) -> Bool[np.ndarray, "*n h w"]:
+    """Masks of (height, width) cells from the bits of a record."""
+    flat = np.unpackbits(bits, axis=-1, count=cells[0] * cells[1])
+    return flat.reshape(*bits.shape[:-1], *cells).astype(bool)
 
 
 @dataclass(frozen=True)
@@ -111,10 +214,7 @@ class ViewSampler:
         moving = unpacked(self.records["moving"][clip, view], self.cells)
         counts = torch.from_numpy((~moving).astype(np.float32))[:, None]
         target = self._cameras(clip, view)
-        rays, _ = heading_rays(target, target, self.cells)
-        known = rng.random(count) >= self.config.hide_height
-        height = target.position_world[:, 2] / HEIGHT_UNIT_M * known
-        rays = np.concatenate([rays, self._planes(np.stack([height, known], 1))], 1)
+        rays = ray_channels(target, self.cells, rng.random(count) >= self.config.hide_height)
         style = np.stack([self._style(rng, clip, s, view, target) for s in sources.T], 1)
         batch = ViewBatch(self._views(clip, view), mask, counts, _tensor(rays), _tensor(style))
         return batch.mirrored(torch.from_numpy(rng.random(count) < 0.5), self.blocks.signs)
@@ -135,10 +235,8 @@ class ViewSampler:
     def _style(self, rng, clip, source, view, target: Camera) -> Float[np.ndarray, "b t h w"]:
         """Style views; zeros where there is none, or where it is the view itself."""
         given = (source >= 0) & (source != view) & (rng.random(len(clip)) >= self.config.hide_style)
-        rays, place = heading_rays(self._cameras(clip, source), target, self.cells)
-        there = np.concatenate([place / PLACE_UNIT_M, np.ones((len(clip), 1))], 1)
-        parts = [self._views(clip, source).numpy(), rays, self._planes(there)]
-        return np.concatenate(parts, 1) * given[:, None, None, None]
+        style = style_channels(self._views(clip, source).numpy(), self._cameras(clip, source), target)
+        return style * given[:, None, None, None]
 
     def _views(self, clip: np.ndarray, view: np.ndarray) -> Float[Tensor, "b v h w"]:
         return _tensor(self.records["view"][clip, view])
@@ -146,9 +244,6 @@ class ViewSampler:
     def _cameras(self, clip: np.ndarray, view: np.ndarray) -> Camera:
         pose = self.records["world_from_camera"][clip, view].astype(np.float64)
         return Camera(self.records["intrinsics"][clip, view].astype(np.float64), pose, self.size)
-
-    def _planes(self, values: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b n h w"]:
-        return np.broadcast_to(values[:, :, None, None], (*values.shape, *self.cells))
 
 
 class DreamerLoss:
@@ -175,7 +270,7 @@ class DreamerLoss:
         given = noisy, time, seen, batch.mask, batch.rays, batch.style
         predicted = network(*(part.to(device) for part in given)).cpu()
         _, _, out = network.gains(time.to(device))
-        return self._score((predicted - clean) / out.cpu(), network.deviation.float().cpu(), batch)
+        return self._score((predicted - clean) / out.cpu(), network.deviation(), batch)
 
     def _draw(self, generator: torch.Generator) -> ViewBatch:
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
@@ -204,7 +299,7 @@ class DreamerLoss:
         batch = self._draw(generator)
         batch = ViewBatch(*(part[:6] for part in vars(batch).values()))
         dreams = [
-            complete(network, batch, steps, seed) for steps, seed in ((24, 0), (24, 1), (4, 0))
+            completed(network, batch, steps, seed) for steps, seed in ((24, 0), (24, 1), (4, 0))
         ]
         views = [batch.clean * batch.mask, batch.clean, *dreams]
         blocks = self.views.blocks
@@ -218,22 +313,10 @@ class DreamerLoss:
         return sheet([*pictures, *depths])
 
 
-@torch.no_grad()
-def complete(network: Dreamer, batch: ViewBatch, steps: int, seed: int) -> Float[Tensor, "b v h w"]:
-    """The batch's views as the network dreams them; what is seen is kept. Euler steps from noise.
-
-    Steps get shorter towards the end, where details are decided.
-    """
-    device = next(network.parameters()).device
-    given = [
-        part.to(device) for part in (batch.clean * batch.mask, batch.mask, batch.rays, batch.style)
-    ]
-    noise = torch.randn(batch.clean.shape, generator=torch.Generator().manual_seed(seed))
-    view, times = noise.to(device), 1 - (1 - torch.linspace(0, 1, steps + 1)) ** 2
-    for now, after in zip(times[:-1], times[1:], strict=True):
-        clean = network(view, now.expand(len(view)).to(device), *given)
-        view = view + (after - now) * (clean - view) / (1 - now)
-    return torch.where(batch.mask > 0, batch.clean, view.cpu())
+def completed(network: Dreamer, batch: ViewBatch, steps: int, seed: int) -> Float[Tensor, "b v h w"]:
+    """The batch's views as the network dreams them; what is seen is kept."""
+    question = Question(batch.clean * batch.mask, batch.mask, batch.rays, batch.style)
+    return complete(network, question, torch.Generator().manual_seed(seed), DreamConfig(steps))
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -244,7 +327,8 @@ def _tensor(array: np.ndarray) -> Tensor:
 class DreamerRecipe:
     """Attributes:
     data: folder of the rendered clips, and of the views made from them.
-    run: folder of checkpoints and logs; the finished network goes to its `model`.
+    run: folder of checkpoints and logs; the finished model goes to its `model`.
+    base: the model whose codec, aligner and perceiver the finished one has.
     size: (height, width) of the views, cut and shrunk from the clips.
     fit_clips: clips that the linear code of latents is fitted to.
     widths: of the network.
@@ -253,6 +337,7 @@ class DreamerRecipe:
     kind: str = "dreamer"
     data: str = "data/dreamer"
     run: str = "runs/dreamer"
+    base: str = "mini"
     size: tuple[int, int] = (128, 160)
     latent_channels: int = 48
     fit_clips: int = 150
@@ -269,15 +354,19 @@ def train_dreamer(recipe: DreamerRecipe) -> None:
     torch.set_num_threads(recipe.threads)
     store = make_views(recipe)
     torch.manual_seed(recipe.training.seed)
-    network = Dreamer(recipe.latent_channels, list(recipe.widths), deviations=store.deviations())
+    network = Dreamer(
+        latent_channels=recipe.latent_channels, widths=list(recipe.widths), deviations=store.deviations()
+    )
     loop = Loop(network.to(memory_format=torch.channels_last), Path(recipe.run), recipe.training)
     ranges = recipe.clips.seeds, recipe.validation_seeds
     loop.run(
         *(DreamerLoss(ViewSampler(store, seeds, recipe.loss), recipe.loss) for seeds in ranges)
     )
     if Accelerator().is_main_process:
-        loop.averaged().save_pretrained(Path(recipe.run) / "model")
-        store.blocks.save(Path(recipe.run) / "model")
+        base = load_model(recipe.base, "cpu")
+        parts = base.codec, base.denoiser.transformer, base.denoiser.branch, base.perception, base.config
+        model = DreamingModel(*parts, name=f"{base.name}-dreamer", dreamer=loop.averaged(), blocks=store.blocks)
+        save_model(model, Path(recipe.run) / "model")
 
 
 def make_views(recipe: DreamerRecipe) -> ViewStore:

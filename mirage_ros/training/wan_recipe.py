@@ -30,7 +30,12 @@ from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share
 from mirage_ros.models import load_model
 from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
-from mirage_ros.models.parts import find_folder, pick_device, picture_from_rgb, read_json
+from mirage_ros.models.parts import (
+    find_folder,
+    pick_device,
+    picture_from_rgb,
+    read_json,
+)
 from mirage_ros.models.wan import Perceiver
 from mirage_ros.models.wan.config import SETTINGS_FILE, WanCodec, WanConfig, read_config
 from mirage_ros.models.wan.loading import (

@@ -38,38 +38,42 @@ from mirage_ros.errors import MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import (
-    cell_colours,
-    cell_share,
     fit_seed,
     upsample,
     warn_of_cropping,
 )
-from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.free_space import FreeSpaceViews, carved
 from mirage_ros.protocol import (
     STAGES,
     Chunk,
     DecoderState,
     Frame,
+    Imaginer,
     Perception,
     Readout,
     SpatialMemory,
+    Views,
     WorldModel,
     readout_cells,
     readout_side,
+)
+from mirage_ros.world.imagining import (
+    Imagination,
+    joined,
+    put_together,
+    stacked,
+    surfaces_of,
 )
 from mirage_ros.world.state import (
     FORGET_MOVING,
     KEPT_LATENTS,
     MAX_DEPTH_M,
-    REWRITE_LOG_SCALE,
     Draft,
     MakeBackend,
     Pictures,
     WorldConfig,
     WorldState,
     anchor_frames,
-    any_in_group,
     check_latents,
     check_perception,
     check_pictures,
@@ -89,45 +93,6 @@ Plan = tuple[Camera, np.ndarray]
 Decoded = Callable[[UInt8[np.ndarray, "f h w 3"]], None]
 
 
-class LatentBackend:
-    """Remembers by the latents of what was shown."""
-
-    def __init__(self, model: WorldModel, config: WorldConfig) -> None:
-        self.model, self.config = model, config
-
-    def new(self) -> LatentMemory:
-        return LatentMemory(memory_config(self.model, self.config))
-
-    def write(self, memory: LatentMemory, pictures: Pictures) -> None:
-        model, perception = self.model, pictures.perception
-        group = frames_per_latent(model)
-        at = anchor_frames(len(pictures.rgb), group)
-        # A guess of where one surface ends is too vague to split cells by. And a model that is shown
-        # one token a cell can tell no part from a whole.
-        by_parts = pictures.measured and readout_cells(model) > 1
-        depth = perception.depth_m[at]
-        dynamic = any_in_group(perception.dynamic, group)
-        memory.write_new(
-            pictures.latents,
-            pictures.cameras[at].resized(latent_size(model)),
-            depth if by_parts else cell_depth(depth, model.stride),
-            cell_share(dynamic, model.stride) <= self.config.max_dynamic_share,
-            pictures.stamps_ns[at],
-            cell_colours(pictures.rgb[at], model.stride),
-            np.arange(pictures.first_id, pictures.first_id + len(at)),
-            REWRITE_LOG_SCALE,
-            real=pictures.given is not None,
-        )
-
-
-def memory_config(model: WorldModel, config: WorldConfig) -> MemoryConfig:
-    """The latent memory of a model's world. It is read where the model runs, a model without `device`
-    on the CPU."""
-    device = torch.device(getattr(model, "device", "cpu"))
-    where = None if device.type == "cpu" else str(device)
-    return MemoryConfig(model.channels, config.max_memory_bytes, device=where)
-
-
 class Cycle:
     """A model and a config, and what they make of a world's state.
 
@@ -138,8 +103,8 @@ class Cycle:
     def __init__(
         self,
         model: WorldModel,
-        config: WorldConfig = WorldConfig(),
-        backend: MakeBackend = LatentBackend,
+        config: WorldConfig,
+        backend: MakeBackend,
     ) -> None:
         if config.seed < 0:
             raise MirageError(f"The world got seed {config.seed}; give a seed of at least 0.")
@@ -193,9 +158,16 @@ class Cycle:
         Args:
             decoded: given the pictures as soon as they are there, before their depth is and before they are remembered.
         """
+        stamps = check_plan(cameras, stamps_ns, state.stamp_ns, self.model.chunk_frames)
+        # What is imagined for one frame is there for the next one, so its chunks are of one frame.
+        once, chunks = 1 if isinstance(self.model, Imaginer) else len(stamps), []
         fork = state.forked()
-        draft = self.read(fork, cameras, stamps_ns)
-        return self.finish(fork, draft, self.generate(draft), decoded)
+        for start in range(0, len(stamps), once):
+            part = slice(start, start + once)
+            draft = self.read(fork, cameras[part], stamps[part])
+            fork, chunk = self.finish(fork, draft, self.generate(draft), decoded)
+            chunks.append(chunk)
+        return fork, joined(chunks)
 
     def pictures(
         self, state: WorldState, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]
@@ -213,16 +185,47 @@ class Cycle:
         cells, anchors = self.readout_cameras(cameras), anchor_frames(len(stamps), frames_per_latent(model))
         with _timed(seconds, "read"):
             shown = state.memory.read(cells)
-            readout = rows(shown, anchors)
-            preceding, references = self._context(state, readout)
+            taken, imagined = from_memory(model, shown), None
+        if isinstance(model, Imaginer) and not taken.all():
+            with _timed(seconds, "generate"):
+                imagined = self._imagined(state, cells, stamps)
+                shown = state.memory.read(cells)
+        readout = rows(shown, anchors)
+        preceding, references = self._context(state, readout)
         noise = _noise_seed(self.config.seed, state.frames_seen)
         return Draft(
-            cameras, stamps, shown, readout, cells[anchors], preceding, references, noise, seconds
+            cameras, stamps, shown, readout, cells[anchors], preceding, references, noise, seconds, taken, imagined
         )
+
+    def _imagined(self, state: WorldState, cells: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Views:
+        """The views of cameras, after what memory did not show of them was remembered."""
+
+        def remember(view: Views) -> None:
+            cameras, perception = view.cameras.resized(self.model.size), surfaces_of(self.model, view)
+            sound, _ = carved(state.free_space, cameras, perception, self.model.stride, readout_side(self.model))
+            rgb = self.model.decode(view.latents)
+            self._remember(state.memory, Pictures(view.latents, state.latents_seen, cameras, sound, rgb, stamps_ns[:1]))
+
+        imagine, style = Imagination(self.model, state.memory, remember), self._style(state)
+        seeds = [_noise_seed(self.config.seed, state.frames_seen + i) for i in range(len(cells))]
+        return stacked([imagine(cells[i : i + 1], style, seed) for i, seed in enumerate(seeds)])
+
+    def _style(self, state: WorldState) -> Views:
+        """The last frame and the seed, for how the world looks."""
+        real, last = np.flatnonzero(state.free_space.real), state.latents_seen - 1
+        ids, cameras = [last], [state.camera]
+        if last and len(real):
+            seed = state.free_space.cameras[int(real[0])]
+            ids, cameras = [last, 0], [state.camera, seed.resized(self.model.size)]
+        cells = self.readout_cameras(Camera.stack(cameras))
+        depth = cell_depth(state.memory.read(cells).depth_m, readout_cells(self.model))
+        return Views(self._bank(state, ids), depth, cells)
 
     def generate(self, draft: Draft) -> Float[torch.Tensor, "n c lh lw"]:
         """The draft's latents. Knows no state and changes none."""
         with _timed(draft.seconds, "generate"):
+            if isinstance(self.model, Imaginer):
+                return check_latents(put_together(self.model, draft.readout, draft.imagined), self.model, len(draft.cells))
             latents = self.model.generate(
                 draft.readout, draft.cells, draft.preceding, draft.references, draft.noise
             )
@@ -236,15 +239,18 @@ class Cycle:
         Returns the state after the chunk, and the chunk.
         """
         model, seconds = self.model, draft.seconds
-        cameras, stamps, shown = draft.cameras, draft.stamps_ns, draft.shown
+        cameras, stamps = draft.cameras, draft.stamps_ns
         with _timed(seconds, "decode"):
             rgb, decoder = decode_next(model, latents, state.decoder, len(stamps))
             check_pictures(rgb, model, len(stamps))
         if decoded is not None:
             decoded(rgb)
         with _timed(seconds, "perceive"):
-            anchor = shown.depth_m if np.isfinite(shown.depth_m).any() else None
-            perception = self._perceive(rgb, cameras, anchor)
+            if isinstance(model, Imaginer):
+                perception = surfaces_of(model, draft.imagined, draft.shown)
+            else:
+                anchor = draft.shown.depth_m if np.isfinite(draft.shown.depth_m).any() else None
+                perception = self._perceive(rgb, cameras, anchor)
         with _timed(seconds, "write"):
             if self.config.forget_moving == "none":
                 perception = replace(perception, dynamic=np.zeros_like(perception.dynamic))
@@ -254,8 +260,7 @@ class Cycle:
             pictures = Pictures(latents, state.latents_seen, cameras, sound, rgb, stamps)
             self._remember(state.memory, pictures)
         after = self.advanced(replace(state, free_space=free_space), draft, latents, decoder)
-        taken = from_memory(model, shown)
-        return after, self._chunk(after, rgb, cameras, perception, taken, stamps, seconds)
+        return after, self._chunk(after, rgb, cameras, perception, draft.taken, stamps, seconds)
 
     def advanced(
         self,

@@ -1,4 +1,4 @@
-"""Real pictures that are observed: what they put into a world's memory, and what they take out of it.
+"""What pictures put into a world's latent memory, and what real ones that are observed take out of it.
 
 A real picture with depth tells two things: where surfaces are, and that nothing stands before them. So when one is
 observed, every token in view that lies at a measured surface or before it goes, real ones of an older picture too, and
@@ -21,16 +21,20 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed
-from mirage_ros.memory import LatentMemory
+from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.rows import FIRST_OBSERVED
 from mirage_ros.protocol import WorldModel, readout_cells, readout_side
 from mirage_ros.world.state import (
     MAX_DEPTH_M,
     REWRITE_LOG_SCALE,
+    Pictures,
     WorldConfig,
     WorldState,
+    anchor_frames,
+    any_in_group,
     check_latents,
+    frames_per_latent,
     latent_size,
     moving_in_real,
     perceive_seed,
@@ -291,3 +295,42 @@ def only_seen(state: WorldState) -> tuple[WorldState, int]:
     views, real = state.free_space, state.free_space.real
     free_space = FreeSpaceViews(views.cameras[real], views.reach_m[real], views.real[real])
     return replace(fork, latents=kept, free_space=free_space), forgotten
+
+
+class LatentBackend:
+    """Remembers by the latents of what was shown."""
+
+    def __init__(self, model: WorldModel, config: WorldConfig) -> None:
+        self.model, self.config = model, config
+
+    def new(self) -> LatentMemory:
+        return LatentMemory(memory_config(self.model, self.config))
+
+    def write(self, memory: LatentMemory, pictures: Pictures) -> None:
+        model, perception = self.model, pictures.perception
+        group = frames_per_latent(model)
+        at = anchor_frames(len(pictures.rgb), group)
+        # A guess of where one surface ends is too vague to split cells by. And a model that is shown
+        # one token a cell can tell no part from a whole.
+        by_parts = pictures.measured and readout_cells(model) > 1
+        depth = perception.depth_m[at]
+        dynamic = any_in_group(perception.dynamic, group)
+        memory.write_new(
+            pictures.latents,
+            pictures.cameras[at].resized(latent_size(model)),
+            depth if by_parts else cell_depth(depth, model.stride),
+            cell_share(dynamic, model.stride) <= self.config.max_dynamic_share,
+            pictures.stamps_ns[at],
+            cell_colours(pictures.rgb[at], model.stride),
+            np.arange(pictures.first_id, pictures.first_id + len(at)),
+            REWRITE_LOG_SCALE,
+            real=pictures.given is not None,
+        )
+
+
+def memory_config(model: WorldModel, config: WorldConfig) -> MemoryConfig:
+    """The latent memory of a model's world. It is read where the model runs, a model without `device`
+    on the CPU."""
+    device = torch.device(getattr(model, "device", "cpu"))
+    where = None if device.type == "cpu" else str(device)
+    return MemoryConfig(model.channels, config.max_memory_bytes, device=where)

@@ -37,6 +37,7 @@ from mirage_ros.protocol import (
     Perception,
     Readout,
     SpatialMemory,
+    Views,
     WorldModel,
     readout_cells,
     readout_side,
@@ -328,6 +329,8 @@ class Draft:
         preceding, references: context latents.
         noise: seed of the chunk's noise.
         seconds: by stage, filled in as the chunk goes on.
+        taken: the latents that come from memory as it was before the chunk.
+        imagined: an Imaginer's whole views, for what memory does not show in `shown`; None where it shows all.
     """
 
     cameras: Camera
@@ -339,6 +342,8 @@ class Draft:
     references: Float[torch.Tensor, "r c lh lw"]
     noise: int
     seconds: dict[str, float]
+    taken: Bool[np.ndarray, "n lh lw"]
+    imagined: Views | None = None
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,19 @@ from jaxtyping import Float, Int
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.rows import FIRST_OBSERVED
-from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel
+from mirage_ros.protocol import Chunk, Imaginer, SpatialMemory, WorldModel
 from mirage_ros.world.collision import Physics
-from mirage_ros.world.cycle import Cycle, Decoded, LatentBackend, Plan, memory_config, overlapped
+from mirage_ros.world.cycle import Cycle, Decoded, Plan, overlapped
 from mirage_ros.world.drawing import drawn
 from mirage_ros.world.entities import STILL, Entities
 from mirage_ros.world.files import load_world, save_world
-from mirage_ros.world.observing import Sighting, kept_up, observed
+from mirage_ros.world.observing import (
+    LatentBackend,
+    Sighting,
+    kept_up,
+    memory_config,
+    observed,
+)
 from mirage_ros.world.state import (
     KEPT_LATENTS,
     MakeBackend,
@@ -173,7 +179,8 @@ class World:
         starts = range(0, len(stamps), self.model.chunk_frames)
         parts = [slice(start, start + self.model.chunk_frames) for start in starts]
         plans = [(cameras[part], stamps[part]) for part in parts]
-        if self.config.overlap_decode:
+        # What an Imaginer imagines is read again at once, so there is nothing to do side by side.
+        if self.config.overlap_decode and not isinstance(self.model, Imaginer):
             yield from self._overlapped(plans)
         else:
             yield from (self.step(*plan) for plan in plans)

@@ -46,6 +46,7 @@ class Dreamer(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
+        *,  # diffusers takes what is given by position for a default and forgets it
         latent_channels: int = 48,
         widths: Sequence[int] = (128, 256, 256),
         time_width: int = 256,
@@ -56,8 +57,6 @@ class Dreamer(ModelMixin, ConfigMixin):
         super().__init__()
         a, b, c = widths
         view = latent_channels + SURFACE_CHANNELS
-        deviation = torch.tensor(deviations or [1.0] * view).view(1, view, 1, 1)
-        self.register_buffer("deviation", deviation, persistent=False)
         block = lambda i, o: ResidualBlock(i, o, time_width)  # noqa: E731
         attention = lambda d: Attention(d, head_width, b)  # noqa: E731
         widened = nn.Linear(2 * _TIME_FREQUENCIES, time_width)
@@ -104,10 +103,15 @@ class Dreamer(ModelMixin, ConfigMixin):
             style: s other views on the first grid: view channels, then `STYLE_CHANNELS`.
         """
         into, kept, out = self.gains(time)
-        deviation = self.deviation.float()
+        deviation = self.deviation(time.device)
         channels = deviation.shape[1]
         style = torch.cat([style[:, :, :channels] / deviation[:, None], style[:, :, channels:]], 2)
         return kept * noisy + out * self._answer(into * noisy, time, seen / deviation, mask, rays, style)
+
+    def deviation(self, device: torch.device | str = "cpu") -> Float[Tensor, "1 v 1 1"]:
+        """Of each channel, in float32 whatever the weights are in."""
+        view = self.config.latent_channels + SURFACE_CHANNELS
+        return torch.tensor(self.config.deviations or [1.0] * view, device=device).view(1, view, 1, 1)
 
     def gains(self, time: Float[Tensor, "b"]) -> tuple[Float[Tensor, "b v 1 1"], ...]:
         """What the noisy view is multiplied by for the network, and it and the network's answer for the clean one.
@@ -116,7 +120,7 @@ class Dreamer(ModelMixin, ConfigMixin):
         channel's own deviation: were channels normal and independent, the clean view were expected where the answer
         is 0, and lay one deviation of the answer from there.
         """
-        time, deviation = time.view(-1, 1, 1, 1).float(), self.deviation.float()
+        time, deviation = time.view(-1, 1, 1, 1).float(), self.deviation(time.device)
         variance = (time * deviation) ** 2 + (1 - time) ** 2
         return variance.rsqrt(), time * deviation**2 / variance, deviation * (1 - time) * variance.rsqrt()
 

@@ -40,7 +40,13 @@ from mirage_ros.models.wan import (
     check_fits,
     plan_memory,
 )
-from mirage_ros.models.wan.config import SETTINGS_FILE, WanCodec, WanConfig, check_index, read_config
+from mirage_ros.models.wan.config import (
+    SETTINGS_FILE,
+    WanCodec,
+    WanConfig,
+    check_index,
+    read_config,
+)
 from mirage_ros.protocol import WorldModel
 
 #: Tokens that Wan's backbone was trained to read; shorter prompts are filled up with zeros.

@@ -29,7 +29,13 @@ from mirage_ros.files import atomic_path
 from mirage_ros.models import load_model
 from mirage_ros.models.mini.denoiser import SideBranch
 from mirage_ros.models.parts import FILE, lora_config
-from mirage_ros.models.wan import Parts, WanModel, available_bytes, check_fits, plan_memory
+from mirage_ros.models.wan import (
+    Parts,
+    WanModel,
+    available_bytes,
+    check_fits,
+    plan_memory,
+)
 from mirage_ros.models.wan.config import (
     SCHEDULER,
     TINY_TRANSFORMER,

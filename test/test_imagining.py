@@ -1,0 +1,171 @@
+"""A world whose model imagines depth with what it shows: imagined once, remembered, read ever after."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fakes import PixelModel
+
+from mirage_ros.errors import MirageError
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.models import load_model, save_model
+from mirage_ros.models.mini.dreamer import Dreamer
+from mirage_ros.models.mini.imagining import (
+    Blocks,
+    DreamConfig,
+    DreamingModel,
+    picture_blocks,
+)
+from mirage_ros.protocol import Imaginer, Readout, Views, WorldModel
+from mirage_ros.world.imagining import turned
+from mirage_ros.world.state import WorldConfig
+from mirage_ros.world.world import World
+
+SIZE, FAR_M = (64, 80), 4.0
+
+
+class ImaginingModel(PixelModel):
+    """Imagines cells of random colours, `far_m` away; sky in the upper `sky_rows`."""
+
+    def __init__(self, sky_rows: int = 0, **settings):
+        super().__init__(SIZE, far_m=FAR_M, **settings)
+        self.sky_rows, self.asked = sky_rows, 0
+
+    def from_memory(self, readout: Readout):
+        return readout.visible
+
+    def aligned(self, readout: Readout):
+        return readout.latents.float()
+
+    def imagine(self, readout: Readout, camera: Camera, style: Views, seed: int) -> Views:
+        self.asked += 1
+        assert len(style.latents) == len(style.cameras) == len(style.depth_m)
+        colours = torch.rand(readout.latents.shape, generator=torch.Generator().manual_seed(seed)) - 0.5
+        depth = np.where(readout.visible, readout.depth_m, np.float32(FAR_M))
+        depth[:, : self.sky_rows] = np.inf
+        seen = torch.from_numpy(readout.visible)[:, None]
+        return Views(torch.where(seen, readout.latents.float(), colours), depth, camera)
+
+    def generate(self, *_):
+        raise AssertionError("an Imaginer is not asked to generate")
+
+
+def level(yaw_deg: np.ndarray) -> Camera:
+    """Cameras in one place, turned to the left."""
+    yaw, zero = np.radians(yaw_deg), np.zeros(len(yaw_deg))
+    pose = np.tile(np.eye(4), (len(yaw), 1, 1))
+    pose[:, :3, 0] = np.stack([np.sin(yaw), -np.cos(yaw), zero], 1)
+    pose[:, :3, 1], pose[:, 2, 3] = (0, 0, -1), 1.2
+    pose[:, :3, 2] = np.stack([np.cos(yaw), np.sin(yaw), zero], 1)
+    return Camera.from_hfov(70.0, SIZE, pose)
+
+
+THERE_AND_BACK = np.concatenate([np.linspace(4, 40, 10), np.linspace(36, 0, 10)])
+
+
+def walked(model: WorldModel, chunk: int, config: WorldConfig = WorldConfig(), yaw_deg=THERE_AND_BACK):
+    """The frames of a turn there and back, in chunks; a world that has seen a wall 4 m away."""
+    world = World(model, config)
+    picture = np.random.default_rng(0).integers(0, 255, (*model.size, 3), np.uint8)
+    world.reset(picture, level(np.zeros(1))[0].resized(model.size), np.full(model.size, FAR_M, np.float32))
+    cameras, stamps = level(yaw_deg).resized(model.size), (1 + np.arange(len(yaw_deg))) * 100_000_000
+    chunks = [world.step(cameras[i : i + chunk], stamps[i : i + chunk]) for i in range(0, len(stamps), chunk)]
+    return world, [frame for chunk in chunks for frame in chunk.frames]
+
+
+def pictures(frames) -> np.ndarray:
+    return np.stack([frame.rgb for frame in frames])
+
+
+def test_the_same_world_comes_of_chunks_of_any_length():
+    frames = {chunk: walked(ImaginingModel(), chunk)[1] for chunk in (1, 3, 4)}
+    for chunk in (3, 4):
+        assert np.array_equal(pictures(frames[1]), pictures(frames[chunk]))
+        assert all(np.array_equal(a.depth_m, b.depth_m) for a, b in zip(frames[1], frames[chunk], strict=True))
+    other = walked(ImaginingModel(), 4, WorldConfig(seed=1))[1]
+    assert not np.array_equal(pictures(frames[4]), pictures(other))
+
+
+def test_what_was_imagined_is_there_at_the_return():
+    _, frames = walked(ImaginingModel(), 4)
+    for out, back in ((8, 10), (6, 12), (4, 14)):
+        first, again = frames[out], frames[back]
+        assert np.allclose(first.camera.world_from_camera, again.camera.world_from_camera)
+        assert np.array_equal(first.rgb, again.rgb) and np.array_equal(first.depth_m, again.depth_m)
+
+
+def test_one_view_serves_the_frames_of_a_turn():
+    model = ImaginingModel()
+    _, frames = walked(model, 4)
+    assert model.asked < len(frames) / 2
+    assert not frames[0].observed.all() and frames[-1].observed.all()
+
+
+def test_depth_is_what_was_imagined_and_sky_is_not_remembered():
+    world, frames = walked(ImaginingModel(sky_rows=3), 4, yaw_deg=np.array([90.0, 90.5]))
+    assert np.isinf(frames[0].depth_m[:24]).all() and not frames[0].observed.any()
+    assert np.abs(frames[0].depth_m[24:] - FAR_M).max() < 1e-3
+    seed_alone = walked(ImaginingModel(), 4, yaw_deg=np.empty(0))[0]
+    assert world.memory.tokens - seed_alone.memory.tokens == pytest.approx(5 * 10, abs=6)
+
+
+def test_a_view_that_cannot_be_imagined_changes_nothing():
+    model = ImaginingModel()
+    world, _ = walked(model, 4, yaw_deg=np.array([5.0]))
+    tokens, frames = world.memory.tokens, world.frames_seen
+
+    def fail(*_):
+        raise MirageError("no dream today")
+
+    model.imagine = fail
+    with pytest.raises(MirageError, match="no dream"):
+        world.step(level(np.array([60.0])), np.array([10**9]))
+    assert (world.memory.tokens, world.frames_seen) == (tokens, frames)
+
+
+def test_a_rollout_with_overlap_is_the_same_walk():
+    world = World(ImaginingModel(), WorldConfig(overlap_decode=True))
+    picture = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    world.reset(picture, level(np.zeros(1))[0], np.full(SIZE, FAR_M, np.float32))
+    stamps = (1 + np.arange(len(THERE_AND_BACK))) * 100_000_000
+    frames = [frame for chunk in world.rollout(level(THERE_AND_BACK), stamps) for frame in chunk.frames]
+    assert np.array_equal(pictures(frames), pictures(walked(ImaginingModel(), 4)[1]))
+
+
+def test_cameras_turn_to_the_right_in_place():
+    aside = turned(level(np.array([30.0])), np.radians(30.0))
+    assert np.allclose(aside.world_from_camera, level(np.zeros(1)).world_from_camera)
+
+
+@pytest.fixture(scope="module")
+def dreaming() -> DreamingModel:
+    """The shipped codec and aligner with a small dreamer that was taught nothing."""
+    base, rng = load_model("mini", device="cpu"), np.random.default_rng(0)
+    rgb = rng.integers(0, 255, (4, *base.size, 3), np.uint8)
+    blocks = Blocks.fit(picture_blocks(rgb).permute(0, 2, 3, 1).flatten(0, 2), 8)
+    torch.manual_seed(0)
+    dreamer = Dreamer(
+        latent_channels=8, widths=(8, 8, 8), time_width=16, head_width=8, deviations=[1.0, *[0.1] * 7, 0.5, 0.5]
+    )
+    parts = base.codec, base.denoiser.transformer, base.denoiser.branch, base.perception, base.config
+    return DreamingModel(*parts, name="dozing", dreamer=dreamer, blocks=blocks, dream=DreamConfig(2, 0.8, (0.9,)))
+
+
+def test_a_dreamer_keeps_what_is_shown_and_survives_its_folder(dreaming, tmp_path):
+    assert isinstance(dreaming, Imaginer) and not isinstance(load_model("mini", "cpu"), Imaginer)
+    _, frames = walked(dreaming, 4, yaw_deg=np.array([10.0, 20.0]))
+    assert not frames[0].observed.all() and np.isfinite(frames[0].depth_m[frames[0].observed]).all()
+    save_model(dreaming, tmp_path / "model")
+    again = load_model(tmp_path / "model", "cpu")
+    assert isinstance(again, DreamingModel) and again.dream == dreaming.dream
+    twice = load_model(tmp_path / "model", "cpu")
+    walks = [pictures(walked(model, 4, yaw_deg=np.array([10.0, 20.0]))[1]) for model in (again, twice)]
+    assert np.array_equal(*walks)
+
+
+def test_a_checkpoint_without_its_dreamer_is_refused(dreaming, tmp_path):
+    save_model(dreaming, tmp_path / "model")
+    (tmp_path / "model" / "dreamer" / "blocks.safetensors").unlink()
+    with pytest.raises(MirageError, match="blocks.safetensors is missing"):
+        load_model(tmp_path / "model", "cpu")
