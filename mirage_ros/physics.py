@@ -21,8 +21,7 @@ from jaxtyping import Float, Int
 from transforms3d.quaternions import mat2quat, quat2mat
 
 from mirage_ros.errors import MirageError
-from mirage_ros.memory.lifting import Patches
-from mirage_ros.protocol import SECOND_NS, FreeSpace
+from mirage_ros.protocol import SECOND_NS, FreeSpace, Patches
 from mirage_ros.world.collision import ABOVE_M, boxes_of, solid
 from mirage_ros.world.entities import FASTEST, STILL, Body, Entities, EntityState, Mesh, Motion, RobotBody, Track
 

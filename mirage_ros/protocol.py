@@ -233,6 +233,18 @@ class Points(NamedTuple):
     written_ns: Int64[np.ndarray, "n"]
 
 
+class Patches(NamedTuple):
+    """Pieces of surfaces: their corners in turn, which way they face, and whether a real picture showed them."""
+
+    corners_m: Float32[np.ndarray, "n 4 3"]
+    normals: Float32[np.ndarray, "n 3"]
+    real: Bool[np.ndarray, "n"]
+
+    def of(self, chosen: np.ndarray) -> Patches:
+        """Some of the pieces, by mask or by index."""
+        return Patches(*(values[chosen] for values in self))
+
+
 @dataclass(frozen=True)
 class Readout:
     """What memory shows to f cameras, per cell of the cameras' pictures.
@@ -369,19 +381,6 @@ class WorldModel(Protocol):
         anchor_depth_m: Float[np.ndarray, "f ah aw"] | None,
     ) -> Perception:
         """Depth and masks of pictures; `anchor_depth_m` is the readout's depth (NaN unseen)."""
-
-
-@runtime_checkable
-class Imaginer(Protocol):
-    """What a WorldModel has besides that imagines depth with latents; used in place of `generate` (world/imagining.py)."""
-    def from_memory(self, readout: Readout) -> Bool[np.ndarray, "f lh lw"]: ...
-
-    def aligned(self, readout: Readout) -> Float[Tensor, "f c lh lw"]:
-        """The latents that memory shows; those that it does not show mean nothing."""
-
-    def imagine(self, readout: Readout, camera: Camera, style: Views, seed: int) -> Views:
-        """The whole view of one camera (a batch of one, at the readout's size); what memory shows of it is kept.
-        `style` are views of the same world, which tell how it looks."""
 
 
 MOSTLY = 0.5

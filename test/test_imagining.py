@@ -17,8 +17,8 @@ from mirage_ros.models.mini.imagining import (
     DreamingModel,
     picture_blocks,
 )
-from mirage_ros.protocol import Imaginer, Readout, Views, WorldModel
-from mirage_ros.world.imagining import turned
+from mirage_ros.protocol import Readout, Views, WorldModel
+from mirage_ros.world.imagining import Imaginer, turned
 from mirage_ros.world.state import WorldConfig
 from mirage_ros.world.world import World
 

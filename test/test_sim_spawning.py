@@ -79,27 +79,6 @@ def look(sim):
     sim.node.destroy_subscription(subscription)
 
 
-def test_joints_move_what_was_spawned_of_urdf(sim, folder):
-    pytest.importorskip("yourdfpy", reason="pip install 'mirage_ros[entities]'")
-    text = ARM.replace('<visual><geometry><mesh filename="MESH" scale="2 2 2"/></geometry></visual>', "")
-    assert spawn(sim, "arm", uri="", entity_resource=Resource(resource_string=text)).result.result == OK
-
-    def reach_m() -> float:
-        return sim.ask(srv.GetEntityBounds, "get_entity_bounds", entity="arm").bounds.points[0].x
-
-    assert reach_m() == pytest.approx(1.1, abs=0.01)
-    joints = sim.node.create_publisher(JointState, "entities/arm/joint_states", 5)
-    sim.spin(joints.get_subscription_count)
-    joints.publish(JointState(name=["slide"], position=[0.5]))
-    sim.spin(lambda: reach_m() == pytest.approx(1.6, abs=0.01), 20.0)
-    joints.publish(JointState(name=["turn"], position=[math.pi]))
-    sim.spin(lambda: reach_m() == pytest.approx(0.2, abs=0.01), 20.0)
-    joints.publish(JointState(name=["elbow"], position=[0.5]))
-    sim.process.wait_for("no joint elbow that moves")
-    assert reach_m() == pytest.approx(0.2, abs=0.01)
-    sim.node.destroy_publisher(joints)
-
-
 def test_a_box_is_spawned_shown_moved_and_deleted(sim, folder, look):
     assert spawn(sim, "box", pose=ahead(folder, 1.4)).result.result == OK
     assert names(sim) == ["camera", "box"]
@@ -283,3 +262,24 @@ def test_bodies_and_their_motion_outlive_the_worker(sim, folder, look):
     np.testing.assert_allclose(place, ahead(folder, 1.4)[:3, 3] + [0, 0, 0.5 * 4 * PERIOD / 1e9], atol=1e-6)
     assert spawn(sim, "next").result.result == OK
     assert set(np.unique(look()[1])) <= {0, number, number + 2}, "numbers go on where they were"
+
+
+def test_joints_move_what_was_spawned_of_urdf(sim, folder):
+    pytest.importorskip("yourdfpy", reason="pip install 'mirage_ros[entities]'")
+    text = ARM.replace('<visual><geometry><mesh filename="MESH" scale="2 2 2"/></geometry></visual>', "")
+    assert spawn(sim, "arm", uri="", entity_resource=Resource(resource_string=text)).result.result == OK
+
+    def reach_m() -> float:
+        return sim.ask(srv.GetEntityBounds, "get_entity_bounds", entity="arm").bounds.points[0].x
+
+    assert reach_m() == pytest.approx(1.1, abs=0.01)
+    joints = sim.node.create_publisher(JointState, "entities/arm/joint_states", 5)
+    sim.spin(joints.get_subscription_count)
+    joints.publish(JointState(name=["slide"], position=[0.5]))
+    sim.spin(lambda: reach_m() == pytest.approx(1.6, abs=0.01), 20.0)
+    joints.publish(JointState(name=["turn"], position=[math.pi]))
+    sim.spin(lambda: reach_m() == pytest.approx(0.2, abs=0.01), 20.0)
+    joints.publish(JointState(name=["elbow"], position=[0.5]))
+    sim.process.wait_for("no joint elbow that moves")
+    assert reach_m() == pytest.approx(0.2, abs=0.01)
+    sim.node.destroy_publisher(joints)

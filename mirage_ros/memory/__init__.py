@@ -43,7 +43,7 @@ from mirage_ros.memory.surfels import (
     positions_of,
 )
 from mirage_ros.memory.zbuffer import Winners, find_winners
-from mirage_ros.protocol import Points, Readout
+from mirage_ros.protocol import Patches, Points, Readout
 
 __all__ = ["LatentMemory", "MemoryConfig", "Points"]
 LEAST_COSINE = 0.2  # planes that were seen more grazingly are taken for seen so

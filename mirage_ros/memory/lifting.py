@@ -12,7 +12,6 @@ From latent cells with depth to surfels: which cell, how deep, and which way it 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share, upsample
 from mirage_ros.memory.rows import tiles_of
 from mirage_ros.memory.surfels import COLUMN, ROW, Surfels, VIEW_SIDE, footprints_of, normals_of, octahedral, of_views, packed, positions_of, view_numbers
+from mirage_ros.protocol import Patches
 
 EDGE_FOOTPRINTS = 6.0
 """Neighbours farther apart along z than this many footprints lie on different surfaces."""
@@ -33,18 +33,6 @@ AGREEING_COSINE = 0.9
 
 GRAZING_COSINE = 0.2
 """A surface seen under a smaller cosine is too slanted to be sure which way it faces."""
-
-
-class Patches(NamedTuple):
-    """Pieces of surfaces: their corners in turn, which way they face, and whether a real picture showed them."""
-
-    corners_m: Float32[np.ndarray, "n 4 3"]
-    normals: Float32[np.ndarray, "n 3"]
-    real: Bool[np.ndarray, "n"]
-
-    def of(self, chosen: np.ndarray) -> Patches:
-        """Some of the pieces, by mask or by index."""
-        return Patches(*(values[chosen] for values in self))
 
 
 def lift_surfels(

@@ -13,6 +13,7 @@ a process that is not otherwise a ROS one.
 from __future__ import annotations
 
 import bisect
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -266,7 +267,7 @@ class LoopMonitor(Node):
         """Length of the way so far."""
         odometry = self._got["odom"]
         places = [base_from_odometry(odometry[stamp])[0] for stamp in sorted(odometry)]
-        return sum(_apart_m(a, b) for a, b in zip(places, places[1:], strict=False))
+        return math.fsum(_apart_m(a, b) for a, b in zip(places, places[1:], strict=False))
 
     def trace(self) -> Trace:
         """The drive as far as it was heard, in whole steps."""

@@ -207,7 +207,7 @@ class CodecLoss:
         return np.ascontiguousarray(picture)
 
 
-def block_pictures(groups: Sequence[UInt8[np.ndarray, "f h w 3"]]) -> Float[Tensor, "n 3 s s"]:
+def block_pictures(groups: Sequence[UInt8[np.ndarray, "_ _ _ 3"]]) -> Float[Tensor, "n 3 s s"]:
     """Corners of every eighth picture of each group, all of one size: what a code has to carry."""
     side = min(MAX_BLOCK_SIDE, *(n for group in groups for n in group.shape[1:3]))
     return _tensor([picture[:side, :side] for group in groups for picture in group[::8]])

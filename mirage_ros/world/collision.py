@@ -14,8 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from mirage_ros.memory.lifting import Patches
-from mirage_ros.protocol import FreeSpace, SurfacePoints
+from mirage_ros.protocol import FreeSpace, Patches, SurfacePoints
 from mirage_ros.world.entities import Entities, Mesh, RobotBody
 
 FREE_MARGIN = 0.03

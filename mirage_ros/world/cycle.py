@@ -48,7 +48,6 @@ from mirage_ros.protocol import (
     Chunk,
     DecoderState,
     Frame,
-    Imaginer,
     Perception,
     Readout,
     SpatialMemory,
@@ -57,13 +56,7 @@ from mirage_ros.protocol import (
     readout_cells,
     readout_side,
 )
-from mirage_ros.world.imagining import (
-    Imagination,
-    joined,
-    put_together,
-    stacked,
-    surfaces_of,
-)
+from mirage_ros.world.imagining import Imagination, Imaginer, joined, put_together, stacked, surfaces_of
 from mirage_ros.world.state import (
     FORGET_MOVING,
     KEPT_LATENTS,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ from mirage_ros.geometry.depth import cell_depth, finer_depth
 from mirage_ros.geometry.images import upsample
 from mirage_ros.protocol import (
     Chunk,
-    Imaginer,
     Perception,
     Readout,
     SpatialMemory,
@@ -40,6 +40,19 @@ MOST_TURN_RAD = 0.5
 """That a camera turns at most towards a gap."""
 MOST_OPEN = 0.4
 """Share of the picture that is open, from which on a camera need not turn to see a wide gap."""
+
+
+@runtime_checkable
+class Imaginer(Protocol):
+    """What a WorldModel has besides that imagines depth with latents; used in place of `generate`."""
+    def from_memory(self, readout: Readout) -> Bool[np.ndarray, "f lh lw"]: ...
+
+    def aligned(self, readout: Readout) -> Float[torch.Tensor, "f c lh lw"]:
+        """The latents that memory shows; those that it does not show mean nothing."""
+
+    def imagine(self, readout: Readout, camera: Camera, style: Views, seed: int) -> Views:
+        """The whole view of one camera (a batch of one, at the readout's size); what memory shows of it is kept.
+        `style` are views of the same world, which tell how it looks."""
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,13 @@ from jaxtyping import Float, Int
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.rows import FIRST_OBSERVED
-from mirage_ros.protocol import Chunk, Imaginer, SpatialMemory, WorldModel
+from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel
 from mirage_ros.world.collision import Physics
 from mirage_ros.world.cycle import Cycle, Decoded, Plan, overlapped
 from mirage_ros.world.drawing import drawn
 from mirage_ros.world.entities import STILL, Entities
 from mirage_ros.world.files import load_world, save_world
+from mirage_ros.world.imagining import Imaginer
 from mirage_ros.world.observing import (
     LatentBackend,
     Sighting,
