@@ -83,6 +83,22 @@ FRAGMENTED = {
 }
 
 
+@contextlib.contextmanager
+def _scheduled_as_before() -> Iterator[None]:
+    """Threads that start in the block are scheduled as the caller's, and so is this one afterwards.
+
+    Where a process is root's, as in containers, SVT-AV1 makes the thread that opens it and its own real-time ones of the
+    highest priority. All that this thread starts later would be, too, and whatever of it does not rest stops the machine.
+    """
+    policy, priority, before = os.sched_getscheduler(0), os.sched_getparam(0), set(os.listdir("/proc/self/task"))
+    try:
+        yield
+    finally:
+        for thread in [0, *(int(name) for name in os.listdir("/proc/self/task") if name not in before)]:
+            with contextlib.suppress(OSError):  # it has ended
+                os.sched_setscheduler(thread, policy, priority)
+
+
 class StreamWriter:
     """One fragmented mp4 file of equal-sized pictures at a whole number of frames per second."""
 
@@ -102,6 +118,8 @@ class StreamWriter:
         self._stream.pix_fmt = encoder.pixels
         self._stream.time_base = self._period
         self._stream.codec_context.thread_count = 1
+        with _scheduled_as_before():
+            self._stream.codec_context.open()
 
     def add(self, pixels: Shaped[np.ndarray, "h w *c"]) -> None:
         """Appends one picture."""
