@@ -169,3 +169,13 @@ def test_a_checkpoint_without_its_dreamer_is_refused(dreaming, tmp_path):
     (tmp_path / "model" / "dreamer" / "blocks.safetensors").unlink()
     with pytest.raises(MirageError, match="blocks.safetensors is missing"):
         load_model(tmp_path / "model", "cpu")
+
+
+def test_what_is_imagined_beyond_range_is_as_far_as_the_sky():
+    model = ImaginingModel()
+    model.imagine = lambda readout, camera, *_: Views(
+        readout.latents.float(), np.full(readout.visible.shape, 150.0, np.float32), camera
+    )
+    world, frames = walked(model, 4, yaw_deg=np.array([90.0]))
+    assert np.isinf(frames[0].depth_m).all()
+    assert world.memory.tokens == walked(ImaginingModel(), 4, yaw_deg=np.empty(0))[0].memory.tokens

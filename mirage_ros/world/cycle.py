@@ -183,8 +183,9 @@ class Cycle:
             with _timed(seconds, "generate"):
                 imagined = self._imagined(state, cells, stamps)
                 shown = state.memory.read(cells)
-        readout = rows(shown, anchors)
-        preceding, references = self._context(state, readout)
+        with _timed(seconds, "read"):
+            readout = rows(shown, anchors)
+            preceding, references = self._context(state, readout)
         noise = _noise_seed(self.config.seed, state.frames_seen)
         return Draft(
             cameras, stamps, shown, readout, cells[anchors], preceding, references, noise, seconds, taken, imagined
@@ -194,7 +195,7 @@ class Cycle:
         """The views of cameras, after what memory did not show of them was remembered."""
 
         def remember(view: Views) -> None:
-            cameras, perception = view.cameras.resized(self.model.size), surfaces_of(self.model, view)
+            cameras, perception = view.cameras.resized(self.model.size), in_range(surfaces_of(self.model, view), MAX_DEPTH_M)
             sound, _ = carved(state.free_space, cameras, perception, self.model.stride, readout_side(self.model))
             rgb = self.model.decode(view.latents)
             self._remember(state.memory, Pictures(view.latents, state.latents_seen, cameras, sound, rgb, stamps_ns[:1]))
@@ -240,7 +241,7 @@ class Cycle:
             decoded(rgb)
         with _timed(seconds, "perceive"):
             if isinstance(model, Imaginer):
-                perception = surfaces_of(model, draft.imagined, draft.shown)
+                perception = in_range(surfaces_of(model, draft.imagined, draft.shown), MAX_DEPTH_M)
             else:
                 anchor = draft.shown.depth_m if np.isfinite(draft.shown.depth_m).any() else None
                 perception = self._perceive(rgb, cameras, anchor)
