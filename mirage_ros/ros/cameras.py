@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import yaml
@@ -27,6 +29,8 @@ Twist = tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]
 CAMERA = "camera"
 """Name of the one camera without a rig, as an entity."""
 NEEDED = "name, frame, width, height, hfov_deg or fx fy cx cy, and xyz wxyz unless TF knows frame"
+
+Named = TypeVar("Named")
 
 
 @dataclass(frozen=True)
@@ -68,21 +72,41 @@ def read_rig(path: str) -> tuple[RigCamera, ...]:
     Raises:
         MirageError: says what is wrong.
     """
+    return read_listed("The rig", path, "rigs", "cameras", "name", f"a list 'cameras' of {NEEDED}", rig_camera)
+
+
+def read_listed(
+    what: str, path: str, folder: str, key: str, name: str, needed: str, make: Callable[[str, dict], Named]
+) -> tuple[Named, ...]:
+    """What a YAML file lists, each with its own name; of a path, or of a name in the shipped `config/FOLDER`.
+
+    Args:
+        what: the kind of file, for errors.
+        key, name: of the list, and of the attribute that its members differ by.
+        make: makes a member of the file's words and its entry.
+
+    Raises:
+        MirageError: says what is wrong.
+    """
+    what = f"{what} {path}"
+    try:
+        with open_file(_file(path, folder)) as text:
+            entries = yaml.safe_load(text)[key]
+        members = tuple(make(what, dict(entry)) for entry in entries)
+    except (OSError, yaml.YAMLError, *UNREADABLE) as error:
+        raise MirageError(f"{what} cannot be read ({error!r:.200}); it needs {needed}.") from error
+    names = [getattr(member, name) for member in members]
+    if not members or len(set(names)) != len(names):
+        raise MirageError(f"{what} names the {key} {names}; give each its own {name}.")
+    return members
+
+
+def _file(path: str, folder: str) -> Path:
+    """A user's file, or one of a name in the shipped `config/FOLDER`."""
     file = user_path(path)
     if path.isidentifier() and not file.exists():
-        file = share_path("config", "rigs", f"{path}.yaml")
-    try:
-        with open_file(file) as text:
-            entries = yaml.safe_load(text)["cameras"]
-        cameras = tuple(rig_camera(f"The rig {path}", entry) for entry in entries)
-    except (OSError, yaml.YAMLError, *UNREADABLE) as error:
-        raise MirageError(
-            f"The rig {path} cannot be read ({error!r}); it needs a list 'cameras' of {NEEDED}."
-        ) from error
-    names = [camera.name for camera in cameras]
-    if not cameras or len(set(names)) != len(names):
-        raise MirageError(f"The rig {path} names the cameras {names}; give each its own name.")
-    return cameras
+        return share_path("config", folder, f"{path}.yaml")
+    return file
 
 
 def mounted(
@@ -179,11 +203,8 @@ def scan_config(config: NodeConfig) -> ScanConfig:
 
 def lidar_config(config: NodeConfig) -> LidarConfig:
     """The pattern of a YAML file (see `user_path`), or a shipped one's name. Raises MirageError."""
-    file = user_path(config.lidar)
-    if config.lidar.isidentifier() and not file.exists():
-        file = share_path("config", "lidars", f"{config.lidar}.yaml")
     try:
-        with open_file(file) as text:
+        with open_file(_file(config.lidar, "lidars")) as text:
             pattern = dict(yaml.safe_load(text))
         rings = tuple(float(angle) for angle in pattern.pop("elevations_deg"))
         others = {name: float(value) for name, value in pattern.items()}

@@ -12,17 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import yaml
 from jaxtyping import Float
 from transforms3d.euler import euler2mat
 
 from mirage_ros.errors import MirageError
-from mirage_ros.files import UNREADABLE, open_file, share_path, user_path
 from mirage_ros.geometry.rigid import inverse
 from mirage_ros.loop import BASE_FROM_OPTICAL, KINDS
 from mirage_ros.protocol import SECOND_NS
 from mirage_ros.ros import CameraOutput, Carrier
-from mirage_ros.ros.cameras import RigCamera, rig_camera
+from mirage_ros.ros.cameras import RigCamera, read_listed, rig_camera
 from mirage_ros.ros.tracks import TransformError, Transforms
 from mirage_ros.ros.worker import Planned
 from mirage_ros.world.entities import plain_name
@@ -70,19 +68,7 @@ def read_robots(path: str) -> tuple[Robot, ...]:
     Raises:
         MirageError: says what is wrong.
     """
-    file = user_path(path)
-    if path.isidentifier() and not file.exists():
-        file = share_path("config", "robots", f"{path}.yaml")
-    try:
-        with open_file(file) as text:
-            entries = yaml.safe_load(text)["robots"]
-        robots = tuple(_robot(f"The robots' file {path}", dict(entry)) for entry in entries)
-    except (OSError, yaml.YAMLError, *UNREADABLE) as error:
-        raise MirageError(f"The robots' file {path} cannot be read ({error!r:.200}); it needs {NEEDED}.") from error
-    names = [robot.namespace for robot in robots]
-    if not robots or len(set(names)) != len(names):
-        raise MirageError(f"The robots' file {path} names the robots {names}; give each its own namespace.")
-    return robots
+    return read_listed("The robots' file", path, "robots", "robots", "namespace", NEEDED, _robot)
 
 
 def robot_named(path: str, namespace: str) -> Robot:
@@ -167,7 +153,7 @@ class RobotPlan:
         self._buffer, self._world, self._now_s = buffer, world_frame, now_s
         # The end of what each has planned, and when (s) that was first seen.
         self._heard: dict[str, tuple[int | None, float]] = {}
-        self._told_ns = 0
+        self._planned_ns = 0
 
     @property
     def frames(self) -> list[str]:
@@ -181,14 +167,14 @@ class RobotPlan:
         moving = {name: span for name, span in spans.items() if span is not None}
         if not moving:
             self._heard.clear()
-            self.silent, self._told_ns = (), 0
+            self.silent, self._planned_ns = (), 0
             return self._buffer.span(self._world, self.robots[0].base_frame)
         waited = self._waited({name: span and span[1] for name, span in spans.items()})
         self.silent = tuple(name for name in spans if name not in waited)
         if any(name not in moving for name in waited):
             return None
         ends = [span[1] for name, span in moving.items() if name in waited] or [max(end for _, end in moving.values())]
-        self._told_ns = max(self._told_ns, min(ends))
+        self._planned_ns = max(self._planned_ns, min(ends))
         return min(begin for begin, _ in moving.values()), min(ends)
 
     def _waited(self, ends: dict[str, int | None]) -> list[str]:
@@ -198,7 +184,7 @@ class RobotPlan:
             before = self._heard.setdefault(name, (end_ns, now_s))
             if before[0] != end_ns:
                 before = self._heard[name] = end_ns, now_s
-            behind = name in self.silent and (end_ns or 0) + PATIENCE_S * SECOND_NS < self._told_ns
+            behind = name in self.silent and (end_ns or 0) + PATIENCE_S * SECOND_NS < self._planned_ns
             if now_s - before[1] < PATIENCE_S and not behind and not self._stands(name):
                 found.append(name)
         return found
