@@ -18,7 +18,7 @@ from mirage_ros.models.mini.imagining import (
     picture_blocks,
 )
 from mirage_ros.protocol import Readout, Views, WorldModel
-from mirage_ros.world.imagining import Imaginer, turned
+from mirage_ros.world.imagining import Imaginer
 from mirage_ros.world.state import WorldConfig
 from mirage_ros.world.world import World
 
@@ -133,8 +133,8 @@ def test_a_rollout_with_overlap_is_the_same_walk():
     assert np.array_equal(pictures(frames), pictures(walked(ImaginingModel(), 4)[1]))
 
 
-def test_cameras_turn_to_the_right_in_place():
-    aside = turned(level(np.array([30.0])), np.radians(30.0))
+def test_cameras_turn_in_place():
+    aside = level(np.array([30.0])).turned(-np.radians(30.0))
     assert np.allclose(aside.world_from_camera, level(np.zeros(1)).world_from_camera)
 
 

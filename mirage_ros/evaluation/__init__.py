@@ -100,7 +100,7 @@ def ssim_where(first, second, where: Bool[np.ndarray, "h w"]) -> float:
 
 
 def no_lpips() -> str:
-    """Why LPIPS cannot be told, as a sentence; "" where it can."""
+    """Why LPIPS cannot be measured, as a sentence; "" where it can."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     if find_spec("torchvision") is None:
         return "LPIPS is not told: the package torchvision is missing; pip install torchvision."

@@ -104,7 +104,7 @@ def scene_world(seed: int, frames: int, size: tuple[int, int], kind: str | None 
     fine = FINER * half + 1
     way = camera_path(scene, seed, fine, size=size, period_s=length_s / (fine - 1))
     share, yaw_deg, first_shown = plan_excursions(frames, half)
-    cameras = _turned(way[np.rint(share * (fine - 1)).astype(int)], yaw_deg)
+    cameras = way[np.rint(share * (fine - 1)).astype(int)].turned(np.radians(yaw_deg))
     times = np.arange(frames) * PERIOD_S
     with Renderer(scene, size) as renderer:
         clip = renderer.render(cameras, times)
@@ -205,17 +205,6 @@ def vacated_by_bodies(
         closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
         vacated[i] = closed.astype(bool) & ~moving[i]
     return vacated
-
-
-def _turned(cameras: Camera, yaw_deg: np.ndarray) -> Camera:
-    """Each camera turned about the world's up."""
-    angle = np.radians(yaw_deg)
-    turn = np.zeros((len(angle), 3, 3))
-    turn[:, 0, 0] = turn[:, 1, 1] = np.cos(angle)
-    turn[:, 1, 0], turn[:, 0, 1], turn[:, 2, 2] = np.sin(angle), -np.sin(angle), 1
-    poses = cameras.world_from_camera.copy()
-    poses[:, :3, :3] = turn @ poses[:, :3, :3]
-    return Camera(cameras.intrinsics, poses, cameras.size)
 
 
 PACKAGE = Path(__file__).parent.parent

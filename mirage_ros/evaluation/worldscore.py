@@ -104,12 +104,8 @@ def path_of(names: Sequence[str], frames: int = FRAMES) -> tuple[np.ndarray, np.
     poses = [keys[0]]
     for first, second in zip(keys, keys[1:], strict=False):
         there, then = rigid.inverse(first), rigid.inverse(second)
-        turn = rigid.log_rotation(then[:3, :3] @ there[:3, :3].T)
-        for share in np.arange(1, frames) / (frames - 1):
-            one = np.eye(4)
-            one[:3, :3] = rigid.exp_rotation(share * turn) @ there[:3, :3]
-            one[:3, 3] = (1 - share) * there[:3, 3] + share * then[:3, 3]
-            poses.append(rigid.inverse(one))
+        shares = np.arange(1, frames) / (frames - 1)
+        poses += [rigid.inverse(rigid.advance(there, then, share - 1)) for share in shares]
     return np.stack(keys), np.stack(poses)
 
 

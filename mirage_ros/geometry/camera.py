@@ -142,6 +142,14 @@ class Camera:
         intrinsics[..., 1, 2] -= top
         return Camera(intrinsics, self.world_from_camera, size)
 
+    def turned(self, angle_rad: float | Float[np.ndarray, "*batch"]) -> Camera:
+        """Cameras turned in place about the world's up, to the left."""
+        turn, pose = np.zeros((*self.batch_shape, 3, 3)), self.world_from_camera.copy()
+        turn[..., 0, 0] = turn[..., 1, 1] = np.cos(angle_rad)
+        turn[..., 1, 0], turn[..., 0, 1], turn[..., 2, 2] = np.sin(angle_rad), -np.sin(angle_rad), 1
+        pose[..., :3, :3] = turn @ pose[..., :3, :3]
+        return Camera(self.intrinsics, pose, self.size)
+
     def project(
         self, points_world: Float[np.ndarray, "*batch n 3"]
     ) -> tuple[Float[np.ndarray, "*batch n 2"], Float[np.ndarray, "*batch n"]]:

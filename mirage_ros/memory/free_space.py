@@ -70,14 +70,14 @@ class FreeSpaceViews:
             margin: share of its depth by which a point has to lie before the surface behind it.
             only_real: views of imagined pictures do not count.
         """
-        kept = self._kept(self.real) if only_real else self
+        kept = self.of(self.real) if only_real else self
         return _seen_free(np.ascontiguousarray(points, np.float64), *kept._views(), margin)
 
     def with_real(self, camera: Camera, depth_m: Float[np.ndarray, "H W"], side: int) -> FreeSpaceViews:
         """And a real picture, in cells of side x side pixels, in place of views that look alike.
         Where it shows something in the free space of others, their space is free no more."""
         reach = _nearest(depth_m, side)
-        others = self._kept(~self._alike(camera, depth_m))
+        others = self.of(~self._alike(camera, depth_m))
         camera = camera.resized(reach.shape)
         return others._corrected(camera, reach)._with(camera, reach, True)
 
@@ -94,7 +94,8 @@ class FreeSpaceViews:
         cosine = poses[:, :3, 2] @ camera.world_from_camera[:3, 2]
         return (cosine > ALIKE_COSINE) & (apart < ALIKE_SHARE * _median(depth_m))
 
-    def _kept(self, mask: Bool[np.ndarray, "v"]) -> FreeSpaceViews:
+    def of(self, mask: Bool[np.ndarray, "v"]) -> FreeSpaceViews:
+        """Some of the views."""
         return FreeSpaceViews(self.cameras[mask], self.reach_m[mask], self.real[mask])
 
     def _with(self, camera: Camera, reach: np.ndarray, real: bool) -> FreeSpaceViews:
@@ -107,7 +108,7 @@ class FreeSpaceViews:
         if len(more.real) <= MOST:
             return more
         # The first imagined one goes, or where all are real the first.
-        return more._kept(np.arange(len(more.real)) != np.argmin(more.real))
+        return more.of(np.arange(len(more.real)) != np.argmin(more.real))
 
     def _corrected(self, camera: Camera, reach: np.ndarray) -> FreeSpaceViews:
         """Older views whose free space holds a surface of a new one see no farther than it."""

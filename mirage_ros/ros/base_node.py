@@ -80,7 +80,7 @@ class BaseConfig:
         live: how a live base moves.
         radius_m, low_m: of the body, which is as high as the camera: `obstacles` of the simulator stop it.
         tf_rate_hz: how often a live base tells its pose.
-        mounts: base_from_camera by the frames of its cameras, where it stands below none of them; its own camera_frame is not told.
+        mounts: base_from_camera by the frames of its cameras, where it stands below none of them; its own camera_frame is not published.
     """
 
     seed: str = "room"

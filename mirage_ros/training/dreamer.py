@@ -28,7 +28,7 @@ from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.models import load_model, save_model
 from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS, Dreamer
 from mirage_ros.models.mini.imagining import DEPTH_SPREAD, DEPTH_UNIT_M, STRIDE, Blocks, DreamConfig, DreamingModel
-from mirage_ros.models.mini.imagining import Question, complete, picture_blocks, ray_channels, style_channels, surfaces
+from mirage_ros.models.mini.imagining import Question, complete, picture_blocks, ray_channels, style_channels, surfaces, tensor_of
 from mirage_ros.training import Loop, LoopConfig, coloured_depth, sheet
 from mirage_ros.training.clips import ShardConfig, StoredClip, each_shard, make_shards, shown_cells, shrunk
 
@@ -216,7 +216,7 @@ class ViewSampler:
         target = self._cameras(clip, view)
         rays = ray_channels(target, self.cells, rng.random(count) >= self.config.hide_height)
         style = np.stack([self._style(rng, clip, s, view, target) for s in sources.T], 1)
-        batch = ViewBatch(self._views(clip, view), mask, counts, _tensor(rays), _tensor(style))
+        batch = ViewBatch(self._views(clip, view), mask, counts, tensor_of(rays), tensor_of(style))
         return batch.mirrored(torch.from_numpy(rng.random(count) < 0.5), self.blocks.signs)
 
     def _pick(self, rng: np.random.Generator) -> tuple:
@@ -239,7 +239,7 @@ class ViewSampler:
         return style * given[:, None, None, None]
 
     def _views(self, clip: np.ndarray, view: np.ndarray) -> Float[Tensor, "b v h w"]:
-        return _tensor(self.records["view"][clip, view])
+        return tensor_of(self.records["view"][clip, view])
 
     def _cameras(self, clip: np.ndarray, view: np.ndarray) -> Camera:
         pose = self.records["world_from_camera"][clip, view].astype(np.float64)
@@ -317,10 +317,6 @@ def completed(network: Dreamer, batch: ViewBatch, steps: int, seed: int) -> Floa
     """The batch's views as the network dreams them; what is seen is kept."""
     question = Question(batch.clean * batch.mask, batch.mask, batch.rays, batch.style)
     return complete(network, question, torch.Generator().manual_seed(seed), DreamConfig(steps))
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
 
 
 @dataclass(frozen=True)

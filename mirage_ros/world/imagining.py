@@ -1,7 +1,7 @@
 """Worlds of models that imagine depth together with what they show: what memory does not show is imagined once,
 remembered, and then read as all the rest.
 
-So a place looks at its first sight as it does at every return, and its depth is that of the surfaces that
+So a place looks at first as it does at every return, and its depth is that of the surfaces that
 were imagined with it. Where and what is imagined follows from memory and one camera alone, frame after frame: the same
 world comes out however its frames are cut into chunks.
 
@@ -21,7 +21,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from transforms3d.axangles import axangle2mat
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth, finer_depth
@@ -45,6 +44,7 @@ MOST_OPEN = 0.4
 @runtime_checkable
 class Imaginer(Protocol):
     """What a WorldModel has besides that imagines depth with latents; used in place of `generate`."""
+
     def from_memory(self, readout: Readout) -> Bool[np.ndarray, "f lh lw"]: ...
 
     def aligned(self, readout: Readout) -> Float[torch.Tensor, "f c lh lw"]:
@@ -73,7 +73,7 @@ class Imagination:
         shown = memory.read(camera)
         turn = turn_towards(~model.from_memory(shown)[0], camera)
         if turn:
-            aside = turned(camera, turn)
+            aside = camera.turned(-turn)
             self.remember(model.imagine(memory.read(aside), aside, style, seed))
             shown = memory.read(camera)
         if model.from_memory(shown).all():
@@ -114,18 +114,13 @@ def surfaces_of(model: Imaginer, view: Views | None, shown: Readout | None = Non
 
 def joined(chunks: Sequence[Chunk]) -> Chunk:
     """Chunks that follow on each other as one."""
+    if len(chunks) == 1:
+        return chunks[0]
     last = chunks[-1]
     frames = tuple(frame for chunk in chunks for frame in chunk.frames)
     seconds = {stage: sum(chunk.seconds[stage] for chunk in chunks) for stage in last.seconds}
     share = sum(chunk.observed_fraction * len(chunk.frames) for chunk in chunks) / len(frames)
     return Chunk(frames, seconds, share, last.tokens, last.memory_bytes)
-
-
-def turned(camera: Camera, angle_rad: float) -> Camera:
-    """Cameras turned to the right in place, about the world's up."""
-    pose = camera.world_from_camera.copy()
-    pose[..., :3, :3] = axangle2mat([0, 0, 1], -angle_rad) @ pose[..., :3, :3]
-    return Camera(camera.intrinsics, pose, camera.size)
 
 
 def turn_towards(open_cells: Bool[np.ndarray, "h w"], camera: Camera) -> float:

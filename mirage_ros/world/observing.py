@@ -22,7 +22,6 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed
 from mirage_ros.memory import LatentMemory, MemoryConfig
-from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.rows import FIRST_OBSERVED
 from mirage_ros.protocol import WorldModel, readout_cells, readout_side
 from mirage_ros.world.state import (
@@ -292,9 +291,7 @@ def only_seen(state: WorldState) -> tuple[WorldState, int]:
     forgotten = fork.memory.forget(~fork.memory.from_real)
     kept = {i: latent for i, latent in state.latents.items() if i == 0 or i >= FIRST_OBSERVED}
     kept[state.latents_seen - 1] = state.latents[0]
-    views, real = state.free_space, state.free_space.real
-    free_space = FreeSpaceViews(views.cameras[real], views.reach_m[real], views.real[real])
-    return replace(fork, latents=kept, free_space=free_space), forgotten
+    return replace(fork, latents=kept, free_space=state.free_space.of(state.free_space.real)), forgotten
 
 
 class LatentBackend:

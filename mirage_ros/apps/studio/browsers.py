@@ -155,7 +155,7 @@ class Host(Protocol):
 
 
 def on_click(handle: viser.GuiButtonHandle | viser.GuiButtonGroupHandle, page: Host, do: Callable, all_may: bool = False) -> None:
-    """What a click does; a refusal is told to who clicked. Who looks on may change nothing, unless `all_may`."""
+    """What a click does; a refusal is shown to who clicked. Who looks on may change nothing, unless `all_may`."""
 
     async def clicked(event: viser.GuiEvent) -> None:
         try:

@@ -228,9 +228,13 @@ class MiniModel:
         references: Float[Tensor, "r c lh lw"],
     ) -> Float[Tensor, "f c lh lw"]:
         """What `generate` would make without its denoiser: the aligned readout and borrowed detail."""
+        return self._with_detail(self.aligned(readout), readout, cameras, preceding, references)
+
+    @torch.inference_mode()
+    def aligned(self, readout: Readout) -> Float[Tensor, "f c lh lw"]:
+        """The latents that memory shows; others are of no meaning."""
         target = condition_from_readout(readout, self.readout_cells)[None].to(self.device)
-        latents = self.denoiser.branch.aligned(target)[0]
-        return self._with_detail(latents.transpose(0, 1).cpu(), readout, cameras, preceding, references)
+        return self.denoiser.branch.aligned(target)[0].transpose(0, 1).cpu()
 
     @property
     def _shortcut_is_all(self) -> bool:

@@ -23,7 +23,6 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.machine import has_fast_bfloat16
 from mirage_ros.models.mini import MiniModel
-from mirage_ros.models.mini.codec import condition_from_readout
 from mirage_ros.models.mini.dreamer import STYLE_CHANNELS, SURFACE_CHANNELS, Dreamer
 from mirage_ros.models.parts import picture_from_rgb
 from mirage_ros.protocol import Readout, Views
@@ -234,12 +233,6 @@ class DreamingModel(MiniModel):
         self.blocks, self.dream = blocks, dream
 
     @torch.inference_mode()
-    def aligned(self, readout: Readout) -> Float[Tensor, "f c lh lw"]:
-        """The latents that memory shows; others are of no meaning."""
-        target = condition_from_readout(readout, self.readout_cells)[None].to(self.device)
-        return self.denoiser.branch.aligned(target)[0].transpose(0, 1).cpu()
-
-    @torch.inference_mode()
     def imagine(self, readout: Readout, camera: Camera, style: Views, seed: int) -> Views:
         """The view of one camera, whole: what memory shows of it stays as it is.
 
@@ -254,12 +247,10 @@ class DreamingModel(MiniModel):
         known &= np.isfinite(depth)
         mask = torch.from_numpy(known[:, None].astype(np.float32))
         view, cells = self._view(latents, depth), known.shape[1:]
-        question = Question(view * mask, mask, _tensor(ray_channels(camera, cells, np.ones(1, bool))), self._style(style, camera))
+        question = Question(view * mask, mask, tensor_of(ray_channels(camera, cells, np.ones(1, bool))), self._style(style, camera))
         dreamt = complete(self.dreamer, question, torch.Generator().manual_seed(seed), self.dream)
-        there = depth_of(dreamt)
-        there = np.where(known, depth, there)
-        imagined = self._latents(dreamt)
-        return Views(torch.where(mask > 0, latents, imagined), there, camera)
+        there = np.where(known, depth, depth_of(dreamt))
+        return Views(torch.where(mask > 0, latents, self._latents(dreamt)), there, camera)
 
     def _style(self, style: Views, target: Camera) -> Float[Tensor, "1 s t h w"]:
         views = self._view(style.latents, style.depth_m).numpy()
@@ -268,18 +259,19 @@ class DreamingModel(MiniModel):
             for i in range(min(STYLE_VIEWS, len(views)))
         ]
         absent = np.zeros((1, views.shape[1] + STYLE_CHANNELS, *views.shape[2:]))
-        return _tensor(np.stack(given + [absent] * (STYLE_VIEWS - len(given)), 1))
+        return tensor_of(np.stack(given + [absent] * (STYLE_VIEWS - len(given)), 1))
 
     def _view(self, latents: Float[Tensor, "f c h w"], depth_m: Float[np.ndarray, "f h w"]) -> Float[Tensor, "f v h w"]:
         """In the dreamer's channels; where depth is not known or infinite there is sky."""
         pictures = self.denoiser.branch.align.pictures(latents.float().to(self.device)).cpu()
         depth = np.where(np.isfinite(depth_m), depth_m, np.inf)
-        return torch.cat([self.blocks.coded(pictures), _tensor(surfaces(depth))], 1)
+        return torch.cat([self.blocks.coded(pictures), tensor_of(surfaces(depth))], 1)
 
     def _latents(self, view: Float[Tensor, "f v h w"]) -> Float[Tensor, "f c h w"]:
         picture = self.blocks.picture(view[:, :-SURFACE_CHANNELS]).to(self.device)
         return self.codec.encode(picture.contiguous(memory_format=torch.channels_last)).cpu()
 
 
-def _tensor(array: np.ndarray) -> Tensor:
+def tensor_of(array: np.ndarray) -> Tensor:
+    """In float32, without gaps."""
     return torch.from_numpy(np.ascontiguousarray(array, np.float32))

@@ -43,6 +43,7 @@ from mirage_ros.ros.worker import (
 from mirage_ros.ros.worker.robots import Robots, measured, met, resized
 from mirage_ros.ros.worker.shared import Snapshots
 from mirage_ros.world.entities import Entities, EntityState
+from mirage_ros.world.imagining import joined
 from mirage_ros.world.sensors import floor_plan
 from mirage_ros.world.world import Rig, Watch, World, WorldConfig
 
@@ -173,7 +174,8 @@ class Engine:
             if index in leaders:
                 chunks[index] = met(self._world.state, chunks[index], *how, hidden(index))
         others = tuple(chunk.frames for chunk in chunks[1:])
-        return replace(_done(command, _summed(chunks), **start), others=others)
+        first = replace(joined(chunks), frames=chunks[0].frames)  # with the figures of all cameras
+        return replace(_done(command, first, **start), others=others)
 
     def _carried(self, command: Step) -> None:
         """The robots' bodies on their ways; they are there as long as the node is."""
@@ -340,16 +342,6 @@ class Engine:
         if view.hfov_deg:
             return Camera.from_hfov(view.hfov_deg, view.size or seen.size, world_from_camera)
         return Camera(seen.intrinsics, world_from_camera, seen.size)
-
-
-def _summed(chunks: list[Chunk]) -> Chunk:
-    """The first camera's frames with the figures of all of them."""
-    if len(chunks) == 1:
-        return chunks[0]
-    last = chunks[-1]
-    seconds = {stage: sum(chunk.seconds[stage] for chunk in chunks) for stage in last.seconds}
-    share = float(np.mean([chunk.observed_fraction for chunk in chunks]))
-    return Chunk(chunks[0].frames, seconds, share, last.tokens, last.memory_bytes)
 
 
 def _done(command: Command, chunk: Chunk | None = None, **values) -> Done:
