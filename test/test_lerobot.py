@@ -276,12 +276,13 @@ def test_the_real_lerobot_agrees(tmp_path, codec):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the encoder makes real-time threads for root alone")
 def test_an_encoder_leaves_the_process_scheduled_as_it_was(tmp_path):
-    policy = os.sched_getscheduler(0)
+    policy, before = os.sched_getscheduler(0), set(os.listdir("/proc/self/task"))
     writers = [StreamWriter(tmp_path / f"{name}.mp4", encoder, 10, (64, 80)) for name, encoder in ENCODERS.items()]
     for writer in writers:
         for _ in range(3):
             writer.add(np.zeros((64, 80, 3), np.uint8) if "rgb" in writer._encoder.source else np.zeros((64, 80), np.uint16))
-    threads = {os.sched_getscheduler(int(name)) for name in os.listdir("/proc/self/task")}
+    began = {int(name) for name in os.listdir("/proc/self/task")} - {int(name) for name in before}
+    threads = {os.sched_getscheduler(thread) for thread in began}
     for writer in writers:
         writer.close()
     assert threads == {policy} and os.sched_getscheduler(0) == policy
