@@ -21,9 +21,10 @@ from jaxtyping import Float, Int
 from transforms3d.quaternions import mat2quat, quat2mat
 
 from mirage_ros.errors import MirageError
+from mirage_ros.geometry.rigid import Track
 from mirage_ros.protocol import SECOND_NS, FreeSpace, Patches
 from mirage_ros.world.collision import ABOVE_M, boxes_of, solid
-from mirage_ros.world.entities import FASTEST, STILL, Body, Entities, EntityState, Mesh, Motion, RobotBody, Track
+from mirage_ros.world.entities import FASTEST, STILL, Body, Entities, EntityState, Mesh, Motion, RobotBody
 
 STEP_S, SPAN_S = 0.004, 0.5
 """Of MuJoCo; and what is solid around the bodies is looked up so often."""
@@ -93,7 +94,7 @@ class Mujoco:
             stamps_ns: the world's last frame's, then those of the frames that come.
             cameras_m: where the robot's camera is then.
         """
-        way, after = Way(np.asarray(stamps_ns, np.int64), np.asarray(cameras_m, np.float64)), entities
+        way, after = Way(np.asarray(stamps_ns, np.int64), np.asarray(cameras_m, np.float64)), entities.each(lambda s: _arrived(s, int(stamps_ns[0])))
         tracks: dict[str, list[tuple[int, np.ndarray]]] = {}
         for begin_ns, end_ns, frames_ns in _spans(way.stamps_ns.tolist()):
             after = self._span(after, memory, free_space, way, (begin_ns, end_ns), frames_ns, tracks)
@@ -135,6 +136,8 @@ class Mujoco:
                 reach = np.array([self._robot.radius_m, self._robot.radius_m, 0])
                 low, high = ends.min(0) - reach, ends.max(0) + reach
                 movers.append((np.append(low[:2], self._robot.low_m), high + [0, 0, ABOVE_M]))
+        on_paths = [state for state in states.values() if state.route is not None]
+        movers += [_around([state.box_at(stamp_ns) for stamp_ns in span]) for state in on_paths]
         found = [name for name, state in states.items() if name in boxes and state.resting != prints[name]]
         movers += [boxes[name] for name in found]
         for name, box in boxes.items():
@@ -161,6 +164,7 @@ class _Scene:
         self._states: list[EntityState] = []
         self._way: Way | None = None
         self._driven: dict[int, Motion] = {}
+        self._led: list[EntityState] = []
 
     def add_surfaces(self, patches: Patches) -> None:
         """What memory holds, and the floor where it holds none."""
@@ -186,11 +190,12 @@ class _Scene:
                 self._driven[len(self._states)] = body.state.motion
             self._states.append(body.state)
         else:
-            parent = self._spec.worldbody.add_body(**place)
+            parent = self._spec.worldbody.add_body(**place, mocap=body.state.route is not None)
+            self._led += [body.state] if body.state.route is not None else []
         parent.add_geom(density=DENSITY_KG_M3, friction=FRICTION, condim=6, **more)
 
     def add_robot(self, way: Way) -> None:
-        """An upright cylinder below the camera, which nothing stops."""
+        """An upright cylinder below the camera, which nothing stops; comes after all bodies."""
         self._way = way
         camera = way.at(self._begin_ns)
         self._half = max(0.01, (camera[2] + ABOVE_M - self._robot.low_m) / 2)
@@ -224,9 +229,13 @@ class _Scene:
                     tracks.setdefault(state.name, []).append((stamp_ns, self._pose(index)))
 
     def _drive(self, stamp_ns: int) -> None:
-        """The robot goes on, and bodies that are driven have their velocity along the floor; they fall all the same."""
+        """The robot and bodies on paths go on, and those that are driven have their velocity along the floor; these fall
+        all the same."""
+        for index, state in enumerate(self._led):
+            pose = state.pose_at(stamp_ns)
+            self._data.mocap_pos[index], self._data.mocap_quat[index] = pose[:3, 3], mat2quat(pose[:3, :3])
         if self._way is not None:
-            self._data.mocap_pos[0] = self._robot_at(stamp_ns)
+            self._data.mocap_pos[len(self._led)] = self._robot_at(stamp_ns)
         for index, motion in self._driven.items():
             if stamp_ns < motion.until_ns:
                 turn = self._pose(index)[:3, :3]
@@ -268,6 +277,18 @@ def _spans(stamps_ns: Sequence[int]) -> list[tuple[int, int, list[int]]]:
             begin_ns += longest_ns
         spans.append((begin_ns, end_ns, [end_ns]))
     return spans
+
+
+def _arrived(state: EntityState, stamp_ns: int) -> EntityState:
+    """A body whose path has ended is one as others are again, at rest where that led."""
+    if state.route is None or state.route.end_ns > stamp_ns:
+        return state
+    return replace(state, pose=state.route.at(stamp_ns), stamp_ns=stamp_ns, route=None)
+
+
+def _around(boxes: Sequence[Float[np.ndarray, "2 3"]]) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper corner of the box around boxes."""
+    return np.min(boxes, axis=0)[0], np.max(boxes, axis=0)[1]
 
 
 def _swept(state: EntityState, begin_ns: int, end_ns: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int8, Int32, Int64, UInt8
 
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.rigid import SECOND_NS, Track
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +17,6 @@ else:  # the node's own process imports this module and does without torch
     Tensor = Any
 
 FREE, OCCUPIED, UNKNOWN = 0, 100, -1  # cells of floor plans
-SECOND_NS = 1_000_000_000  # stamps are integer nanoseconds
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class LidarCloud:
     """What a lidar measured in one turn, at one instant.
 
     Attributes:
-        points_m: (ring, beam) in its own axes, the lowest ring first, beams from right to left; NaN where there
-            is no return.
+        points_m: (ring, beam) in its own axes, the lowest ring first, beams from right to left; NaN: no return.
         world_from_lidar: its pose, x ahead, y left, z up.
     """
 
@@ -190,10 +189,10 @@ class Move:
 
     Attributes:
         pose: None leaves it where it is; as of Spawn.
-        twist: linear (m/s) and angular (rad/s) velocity, along its own axes if `in_body`, else the world's; None
-            leaves it moving as it does.
+        twist: linear (m/s) and angular (rad/s) velocity, along its own axes if `in_body`, else the world's; None: as before.
         lasts_ns: the motion ends so long after it begins; None never.
         joints: names and positions (rad, m) of some; then nothing else of it changes.
+        route: a path to follow, at its stamps, or from now on at `speed_mps` if that is not 0; then nothing else counts.
     """
 
     name: str
@@ -203,6 +202,8 @@ class Move:
     lasts_ns: int | None = None
     beside: str = ""
     joints: tuple[tuple[str, float], ...] = ()
+    route: Track | None = None
+    speed_mps: float = 0.0
 
 
 @dataclass(frozen=True)

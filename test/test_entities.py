@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from mirage_ros.data.meshes import MESHES, SHAPES, Spawnables, load, shape
 from mirage_ros.data.seeds import level_camera_pose, load_seed
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.rigid import exp_rotation
+from mirage_ros.geometry.rigid import Track, exp_rotation
 from mirage_ros.models import load_model
 from mirage_ros.protocol import SECOND_NS, Delete, Move, Spawn
 from mirage_ros.ros.worker import ChangeEntities, Fork, Load, Redate, Reset, Restore, Save, View, WorkerConfig
@@ -201,6 +202,43 @@ def test_motion_goes_on_between_changes_along_the_world_or_the_body():
     np.testing.assert_array_equal(ending.at_start(0).known("car").state.pose_at(9 * SECOND_NS), at(1.0))
 
 
+def on_path(stamps_s, xs, **more) -> Move:
+    return Move("car", route=Track(tuple(round(s * SECOND_NS) for s in stamps_s), np.stack([at(x, **more) for x in xs])))
+
+
+def test_a_body_goes_along_a_path_at_its_stamps_or_at_a_speed():
+    found = engine()
+    changed(found, Spawn("car", BOX, at(1.0)))
+    now_ns = found._world.stamp_ns
+    where = lambda after_s: found._world.entities.known("car").state.pose_at(now_ns + round(after_s * SECOND_NS))  # noqa: E731
+    moving = lambda after_s: found._world.entities.known("car").state.twist_at(now_ns + round(after_s * SECOND_NS))  # noqa: E731
+    then = [now_ns / SECOND_NS + after_s for after_s in (1, 2, 4)]
+    assert changed(found, on_path(then, (2.0, 3.0, 3.0), y=1.0)) == ["car"]
+    for after_s, pose in ((-1, at(1.0)), (0.5, at(1.5, 0.5)), (1, at(2.0, 1.0)), (1.75, at(2.75, 1.0)), (3, at(3.0, 1.0)), (9, at(3.0, 1.0))):
+        np.testing.assert_allclose(where(after_s), pose, atol=1e-9)
+    np.testing.assert_allclose([moving(after_s)[0] for after_s in (0.5, 1, 3, 9)], [[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]], atol=1e-9)
+    # One that has begun is where it says, at once; one without stamps begins where the body is.
+    assert changed(found, on_path([then[0] - 2, then[1]], (0.0, 3.0))) == ["car"]
+    np.testing.assert_allclose(where(0.5), at(1.5), atol=1e-9)
+    changed(found, Move("car", at(0.0)))
+    np.testing.assert_array_equal(where(5.0), at(0.0))
+    slow = replace(on_path((0, 0, 0), (0.0, 1.0, 1.0)), speed_mps=0.5)
+    slow.route.poses[2] = at(1.0, turn=np.pi / 2)
+    assert changed(found, slow) == ["car"]
+    for after_s, pose in ((1, at(0.5)), (2, at(1.0)), (2.25, at(1.0, turn=np.pi / 4)), (3, at(1.0, turn=np.pi / 2))):
+        np.testing.assert_allclose(where(after_s), pose, atol=1e-8)
+
+
+def test_a_path_that_cannot_be_followed_changes_nothing():
+    found = engine()
+    changed(found, Spawn("car", BOX, at(1.0)))
+    before, now_s = found._world.entities, found._world.stamp_ns / SECOND_NS
+    past, fast, nobody = changed(found, on_path((now_s - 2, now_s - 1), (1, 2)), on_path((now_s + 1e-4,), (9.0,)),
+                                 replace(on_path((now_s + 1,), (1.0,)), name="nobody"))  # fmt: skip
+    assert "send times to come" in str(past) and "at most 1000" in str(fast) and nobody.kind == "not_found"
+    assert found._world.entities is before
+
+
 def test_five_hundred_spawns_and_deletions_leave_nothing():
     world, process, used = painted(4.0), psutil.Process(), {}
     bare = world.change(lambda state: world.cycle.stepped(state, looks((5, 0, 1)), np.array([PERIOD])))
@@ -225,20 +263,24 @@ def test_a_world_is_saved_with_its_entities(tmp_path):
         .described("two", 4, "a box", ("red", "small"))
         .without("one")
     )
+    spawn(world, "led", at(3.0))
+    route = Track((world.stamp_ns, world.stamp_ns + 20 * PERIOD), np.stack([at(3.0), at(4.0)]))
+    world.change_entities(lambda there, stamp_ns: there.led("led", stamp_ns, route))
     world.save(tmp_path / "world")
     other = World(PixelModel())
     other.load(tmp_path / "world")
-    (body,), (same,) = world.entities.states, other.entities.states
+    (body, led), (same, still_led) = world.entities.states, other.entities.states
+    np.testing.assert_array_equal(led.pose_at(9 * PERIOD), still_led.pose_at(9 * PERIOD))
     assert (same.name, same.number, same.tags, same.category, same.source) == ("two", 2, ("red", "small"), 4, "")
     np.testing.assert_array_equal(same.pose_at(9 * PERIOD), body.pose_at(9 * PERIOD))
     frames = [w.step(looks((5, 0, 1)), np.array([PERIOD])).frames[0] for w in (world, other)]
     for name in ("rgb", "depth_m", "labels"):
         np.testing.assert_array_equal(getattr(frames[0], name), getattr(frames[1], name))
-    spawn(other, "three", at(2.0))
-    assert other.entities.states[-1].number == 3
+    spawn(other, "four", at(2.0))
+    assert other.entities.states[-1].number == 4
     world.reset(np.zeros((64, 80, 3), np.uint8), world.camera, np.full((64, 80), 2.0, np.float32))
     spawn(world, "next", at(2.0))
-    assert [state.number for state in world.entities.states] == [3]
+    assert [state.number for state in world.entities.states] == [4]
 
 
 def engine(**config) -> Engine:

@@ -82,7 +82,7 @@ def test_every_parameter_is_described_and_misspelt_ones_are_told(client, process
     assert all(descriptor.description for descriptor in described)
     live = {descriptor.name for descriptor in described if not descriptor.read_only}
     live_ones = {"on_missing_plan", "late_plan", "plan_idle_s", "max_extrapolation_s"}
-    assert live == live_ones | {"cloud_period_s", "entity_timeout_s"}
+    assert live == live_ones | {"cloud_period_s", "entity_timeout_s", "entity_speed_mps"}
     assert "no parameter 'misspelt'" in process.text()
 
 

@@ -21,6 +21,7 @@ from mirage_ros.data.meshes import Spawnables, load, shape
 from mirage_ros.data.seeds import Seed
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.rigid import Track
 from mirage_ros.loop import BasePose, Command, Footprint, LiveBase, LiveBaseConfig, Obstacles
 from mirage_ros.protocol import SECOND_NS, Move, Spawn
 from mirage_ros.recording.topics import BY_NAME, CONTACTS, OBSTACLES, SURFACE_POINT, FrameIds
@@ -214,6 +215,27 @@ def test_a_driven_body_stops_at_what_stands_there():
     assert pose_of(world, "car")[0, 3] == pytest.approx(0.8, abs=0.05)
     wait(world, 0.8)
     assert world.entities.known("car").state.resting
+
+
+def test_a_body_on_a_path_goes_where_it_says_pushes_and_falls_when_it_is_over():
+    world = world_of()
+    spawn(world, "cart", at(0.0, 0.0, 0.3))
+    spawn(world, "box", at(0.7, 0.0, 0.21))
+    wait(world, 1.0)
+    assert world.entities.known("box").state.resting
+    begins_ns, ahead = world.stamp_ns, np.stack([at(0.0, 0.0, 0.22), at(1.0, 0.0, 0.22)])
+    world.change_entities(lambda there, now_ns: there.led("cart", now_ns, Track((now_ns, now_ns + 2 * SECOND_NS), ahead)))
+    wait(world, 1.0)
+    np.testing.assert_allclose(pose_of(world, "cart"), at(0.5, 0.0, 0.22), atol=1e-9)
+    wait(world, 1.2)
+    assert pose_of(world)[0, 3] == pytest.approx(1.4, abs=0.03), "it was pushed before it"
+    assert pose_of(world, "cart")[0, 3] == pytest.approx(1.0, abs=0.01) and world.stamp_ns > begins_ns + 2 * SECOND_NS
+    up = np.stack([at(1.0, 0.0, 0.2), at(1.0, 0.0, 1.0)])
+    world.change_entities(lambda there, now_ns: there.led("cart", now_ns, Track((now_ns, now_ns + SECOND_NS), up)))
+    wait(world, 0.8)
+    np.testing.assert_allclose(pose_of(world, "cart"), at(1.0, 0.0, 0.84), atol=1e-9)
+    wait(world, 2.0)
+    assert pose_of(world, "cart")[2, 3] == pytest.approx(0.2, abs=0.03), "nothing holds it"
 
 
 def test_shipped_models_and_flat_ones_stand():

@@ -9,6 +9,7 @@ import signal
 import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped, Twist, TwistStamped, Vector3
+from nav_msgs.msg import Path
 from plans import sideways
 from sensor_msgs.msg import Image, JointState
 from sim_client import OK, PERIOD, START, entity_state, move, reset, worker_pid
@@ -26,7 +27,7 @@ from simulation_interfaces.msg import (
 )
 from test_robot_models import ARM
 
-from mirage_ros.ros.messages import pose_from_ros, pose_to_ros, stamp_from_ros
+from mirage_ros.ros.messages import pose_from_ros, pose_to_ros, stamp_from_ros, stamp_to_ros
 
 FAILED, NOT_FOUND = Result.RESULT_OPERATION_FAILED, Result.RESULT_NOT_FOUND
 BOX = "shape://box?size=0.4,0.4,0.4&color=c8503c"
@@ -243,6 +244,52 @@ def test_bodies_are_driven_by_their_cmd_vel_until_it_ends(sim, folder):
     sim.spin(other.get_subscription_count)  # at once, in the other type
     assert sim.ask(srv.DeleteEntity, "delete_entity", entity="one").result.result == OK
     sim.spin(lambda: plain.get_subscription_count() == 0)
+
+
+def test_a_body_follows_its_path_until_an_empty_one_stops_it(sim, folder):
+    assert spawn(sim, "walker", pose=ahead(folder, 2.0)).result.result == OK
+    paths = sim.node.create_publisher(Path, "entities/walker/path", 10)
+    sim.spin(paths.get_subscription_count)
+    place = lambda: pose_from_ros(entity_state(sim, "walker").state.pose)  # noqa: E731
+    speed = lambda: float(np.linalg.norm([getattr(entity_state(sim, "walker").state.twist.linear, axis) for axis in "xyz"]))  # noqa: E731
+    begun, poses = place(), np.stack([ahead(folder, metres) for metres in (2.0, 3.0, 3.0)])
+    poses[2, :3, 3] += poses[2, :3, 0]
+    for bad, words in (({"frame": "map"}, "is in frame 'map'; send it in 'world'"), ({"stamps": [3, 2, 4]}, "jumps back in time"),
+                       ({"poses": poses * math.nan}, "Pose 0 of the path of 'walker'"), ({"stamps": [-9, -8, -7]}, "send times to come")):  # fmt: skip
+        paths.publish(path_of(**{"poses": poses, "stamps": [0, 10, 20], **bad}))
+        sim.process.wait_for(words)
+    np.testing.assert_array_equal(place(), begun)
+    assert not speed()
+    paths.publish(path_of(poses, [0, 10, 20]))
+    sim.spin(lambda: speed() > 0)
+    assert sim.step(5).result == OK
+    np.testing.assert_allclose(place(), ahead(folder, 2.5), atol=1e-6)
+    assert sim.step(10).result == OK
+    assert speed() == pytest.approx(1.0, abs=1e-6)
+    np.testing.assert_allclose(place()[:3, 3], poses[1, :3, 3] + 0.5 * poses[1, :3, 0], atol=1e-6)
+    paths.publish(Path())
+    sim.spin(lambda: not speed())
+    stopped = place()
+    assert sim.step(2).result == OK
+    np.testing.assert_allclose(place(), stopped, atol=1e-9)
+    paths.publish(path_of(poses[:1], [None]))  # no stamps: back, at half a metre a second
+    sim.spin(lambda: speed() > 0)
+    assert speed() == pytest.approx(0.5, abs=1e-6)
+    sim.node.destroy_publisher(paths)
+
+
+def path_of(poses, stamps, frame: str = "world") -> Path:
+    """Stamps are in periods after the start, None without one."""
+    path = Path()
+    path.header.frame_id = frame
+    for pose, stamp in zip(poses, stamps, strict=True):
+        path.poses.append(PoseStamped(pose=pose_to_ros(np.eye(4))))
+        path.poses[-1].pose.position.x, path.poses[-1].pose.position.y, path.poses[-1].pose.position.z = map(float, pose[:3, 3])
+        if np.isfinite(pose).all():
+            path.poses[-1].pose = pose_to_ros(pose)
+        if stamp is not None:
+            path.poses[-1].header.stamp = stamp_to_ros(START + stamp * PERIOD)
+    return path
 
 
 def test_bodies_and_their_motion_outlive_the_worker(sim, folder, look):

@@ -15,11 +15,14 @@ import numpy as np
 
 from mirage_ros.data.meshes import Spawnables, stamp_of
 from mirage_ros.data.robot_models import Model, read_model
+from mirage_ros.geometry.rigid import Track
 from mirage_ros.protocol import Delete, Describe, EntityChange, Move, Spawn
 from mirage_ros.world.entities import Entities, EntityError, Mesh, Motion, plain_name
 
 MOST_KEPT = 16
 NAMELESS = "entity"
+TURN_RPS = np.pi
+"""A body that follows a path without stamps turns no faster."""
 
 
 class EntityChanges:
@@ -121,10 +124,20 @@ class EntityChanges:
 
 
 def _moved(entities: Entities, stamp_ns: int, change: Move) -> Entities:
+    if change.route is not None:
+        return entities.led(change.name, stamp_ns, _timed(entities, stamp_ns, change))
     pose = None if change.pose is None else _placed(entities, stamp_ns, change.pose, change.beside)
     until_ns = None if change.lasts_ns is None else stamp_ns + change.lasts_ns
     motion = None if change.twist is None else Motion(*change.twist, change.in_body, until_ns)
     return entities.moved(change.name, stamp_ns, pose, motion)
+
+
+def _timed(entities: Entities, stamp_ns: int, change: Move) -> Track:
+    """The path that a body is to follow, from where it is where the path does not say when."""
+    if not change.speed_mps:
+        return change.route
+    poses = np.concatenate([entities.known(change.name).state.pose_at(stamp_ns)[None], change.route.poses])
+    return Track.at_speed(stamp_ns, poses, change.speed_mps, TURN_RPS)
 
 
 def _placed(entities: Entities, stamp_ns: int, pose: np.ndarray, beside: str) -> np.ndarray:

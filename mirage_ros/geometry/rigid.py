@@ -5,12 +5,16 @@ A twist is six numbers: metres along x, y and z, then the rotation vector in rad
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float
 from transforms3d.axangles import axangle2mat
 from transforms3d.quaternions import axangle2quat, mat2quat, qconjugate, qmult, quat2mat
 
 Map = Float[np.ndarray, "4 4"]
+SECOND_NS = 1_000_000_000
 
 
 def from_quaternion(position: Float[np.ndarray, "3"], quaternion: Float[np.ndarray, "4"]) -> Map:
@@ -146,3 +150,51 @@ def twist_between(
     """The constant linear and angular velocity, along the world's axes, that lead from one pose to the other."""
     turn = log_rotation(now[:3, :3] @ before[:3, :3].T)
     return (now[:3, 3] - before[:3, 3]) / seconds, turn / seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """Where a body is at rising times; between two of them it goes evenly, before and after all it stands."""
+
+    stamps_ns: tuple[int, ...]
+    poses: Float[np.ndarray, "n 4 4"]
+
+    @classmethod
+    def at_speed(
+        cls, start_ns: int, poses: Float[np.ndarray, "n 4 4"], speed_mps: float, turn_rps: float
+    ) -> Track:
+        """Through poses at a speed, slower where it would turn faster than `turn_rps`."""
+        far = np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1) / speed_mps
+        turns = [np.linalg.norm(log_rotation(one[:3, :3].T @ other[:3, :3])) for one, other in zip(poses, poses[1:], strict=False)]
+        seconds = np.maximum(far, np.array(turns) / turn_rps)
+        steps_ns = np.maximum(1, np.rint(seconds * SECOND_NS)).astype(np.int64)
+        return cls((start_ns, *(start_ns + np.cumsum(steps_ns)).tolist()), poses)
+
+    @property
+    def end_ns(self) -> int:
+        return self.stamps_ns[-1]
+
+    @property
+    def fastest_mps(self) -> float:
+        """On its fastest stretch."""
+        far = np.linalg.norm(np.diff(self.poses[:, :3, 3], axis=0), axis=1)
+        return float((far * SECOND_NS / np.diff(self.stamps_ns)).max(initial=0.0))
+
+    def at(self, stamp_ns: int) -> Map:
+        index = bisect_left(self.stamps_ns, stamp_ns)
+        if index == 0 or index == len(self.stamps_ns) or stamp_ns == self.stamps_ns[index]:
+            return self.poses[min(index, len(self.poses) - 1)]
+        (begin_ns, end_ns), (one, other) = self.stamps_ns[index - 1 : index + 1], self.poses[index - 1 : index + 1]
+        return advance(one, other, (stamp_ns - end_ns) / (end_ns - begin_ns))
+
+    def twist_at(self, stamp_ns: int) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+        """Linear and angular velocity along the world's axes; where one stretch follows another, on that one."""
+        index = bisect_right(self.stamps_ns, stamp_ns)
+        if index in (0, len(self.stamps_ns)):
+            return np.zeros(3), np.zeros(3)
+        (begin_ns, end_ns), (one, other) = self.stamps_ns[index - 1 : index + 1], self.poses[index - 1 : index + 1]
+        return twist_between(one, other, (end_ns - begin_ns) / SECOND_NS)
+
+    def later(self, by_ns: int) -> Track:
+        """The same, so much later."""
+        return Track(tuple(stamp_ns + by_ns for stamp_ns in self.stamps_ns), self.poses)

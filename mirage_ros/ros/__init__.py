@@ -78,6 +78,7 @@ class NodeConfig:
     map_period_s: float = 2.0
     observe_live: bool = False
     entity_timeout_s: float = 0.5
+    entity_speed_mps: float = 0.5
     physics: str = "off"
     robot_radius_m: float = 0.2
     worker_silence_s: float = 60.0

@@ -1,33 +1,27 @@
 """What comes in beside the plan: live pictures for a new world (seed/*), real pictures with depth that are written over
-what was imagined (observe/*), prompts, which say what the next chunks are to show (prompt), and velocities of bodies
-(entities/NAME/cmd_vel).
+what was imagined (observe/*), and prompts, which say what the next chunks are to show (prompt).
 """
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from geometry_msgs.msg import Twist, TwistStamped
 from jaxtyping import Float
 from rclpy.node import Node
-from rclpy.subscription import Subscription
-from sensor_msgs.msg import CameraInfo, Image, JointState
+from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
 
 from mirage_ros.data.seeds import Seed
 from mirage_ros.errors import MirageError
-from mirage_ros.protocol import SECOND_NS, Move
 from mirage_ros.ros.image_messages import depth_from_ros, picture_from_ros
-from mirage_ros.ros.messages import COMMAND_TYPES, camera_from_ros, command_publishers, stamp_from_ros, twist_from_ros
+from mirage_ros.ros.messages import camera_from_ros, stamp_from_ros
 from mirage_ros.ros.session import Session
 from mirage_ros.ros.tracks import TransformError
-from mirage_ros.ros.worker import ChangeEntities, Done, Failed, Observe, Prompt
-from mirage_ros.world.entities import FASTEST, EntityState
+from mirage_ros.ros.worker import Done, Failed, Observe, Prompt
 
 PROMPT = "prompt"
 
@@ -320,80 +314,3 @@ class Observations:
 
         self._session.submit(command, then)
         self._at_work = True
-
-
-ENTITIES = "entities"
-
-
-class EntityCommands:
-    """Moves bodies by what is published on entities/NAME/cmd_vel, as Twist or TwistStamped of any stamp, and their joints by
-    entities/NAME/joint_states; those of a robot by NAME/joint_states. A topic is subscribed to once somebody publishes there:
-    most bodies are never driven. One change is with the worker at a time; meanwhile the newest command of each body waits.
-    """
-
-    def __init__(self, session: Session, node: Node) -> None:
-        self._session, self._node = session, node
-        self._heard: dict[str, tuple[str, Subscription]] = {}
-        self._waiting: dict[str, Twist] = {}
-        self._jointed, self._joints = dict[str, Subscription](), dict[str, dict[str, float]]()
-        self._at_work = False
-
-    def look_around(self) -> None:
-        """Subscribes to what is published now, in the type that it is, and leaves what is not, or whose body is gone."""
-        bodies = self._session.bodies if self._session.has_world else {}
-        if not (bodies or self._heard or self._jointed):
-            return
-        known = {topic for topic, _ in self._node.get_topic_names_and_types()}
-        self._listen_to_joints(bodies, known)
-        topics = {name: self._node.resolve_topic_name(f"{ENTITIES}/{name}/cmd_vel") for name in bodies}
-        published = {name: command_publishers(self._node, topic) for name, topic in topics.items() if topic in known}
-        for name in [name for name, (kind, _) in self._heard.items() if kind not in published.get(name, ())]:
-            self._node.destroy_subscription(self._heard.pop(name)[1])
-        for name in [name for name, kinds in published.items() if kinds and name not in self._heard]:
-            kind = next(iter(published[name]))
-            on_message = functools.partial(self._on_command, name)
-            self._heard[name] = kind, self._node.create_subscription(COMMAND_TYPES[kind], topics[name], on_message, 10)
-
-    def _listen_to_joints(self, bodies: Mapping[str, EntityState], known: set[str]) -> None:
-        for name in self._jointed.keys() - bodies.keys():
-            self._node.destroy_subscription(self._jointed.pop(name))
-        for name in bodies.keys() - self._jointed.keys():
-            topic = f"{name if bodies[name].carried else f'{ENTITIES}/{name}'}/joint_states"
-            if self._node.resolve_topic_name(topic) in known and self._node.count_publishers(topic):
-                on_message = functools.partial(self._on_joints, name)
-                self._jointed[name] = self._node.create_subscription(JointState, topic, on_message, 10)
-
-    def _on_joints(self, name: str, message: JointState) -> None:
-        self._joints[name] = self._joints.get(name, {}) | dict(zip(message.name, message.position, strict=False))
-        self._pass_on()
-
-    def _on_command(self, name: str, message: Twist | TwistStamped) -> None:
-        twist = message if isinstance(message, Twist) else message.twist
-        if not (np.abs(np.concatenate(twist_from_ros(twist))) <= FASTEST).all():
-            text = f"entities/{name}/cmd_vel holds NaN, infinity or more than {FASTEST:g} m/s or rad/s; it is ignored."
-            self._session.health.error(ENTITIES, text)
-            return
-        self._waiting[name] = twist
-        self._pass_on()
-
-    def _pass_on(self) -> None:
-        session = self._session
-        if self._at_work or not (self._waiting or self._joints) or not session.has_world:
-            return
-        lasts_ns = round(session.config.entity_timeout_s * SECOND_NS)
-        moves = [Move(name, None, twist_from_ros(twist), True, lasts_ns) for name, twist in self._waiting.items()]
-        moves += [Move(name, joints=tuple(joints.items())) for name, joints in self._joints.items() if joints]
-        self._waiting.clear()
-        self._joints.clear()
-        session.submit(ChangeEntities(tuple(moves)), self._done)
-        self._at_work = True
-
-    def _done(self, result: Done | Failed) -> None:
-        self._at_work = False
-        outcomes = [result.message] if isinstance(result, Failed) else result.values["outcomes"]
-        failed = outcomes if isinstance(result, Failed) else [o for o in outcomes if isinstance(o, MirageError)]
-        if failed:
-            self._session.health.error(ENTITIES, str(failed[0]))
-        else:
-            self._session.health.ok(ENTITIES)
-        self._pass_on()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -164,10 +165,10 @@ def twist_from_ros(message: Twist) -> tuple[Float[np.ndarray, "3"], Float[np.nda
     return tuple(np.array((v.x, v.y, v.z), np.float64) for v in (message.linear, message.angular))
 
 
-def command_publishers(node: Node, topic: str) -> dict[str, list[str]]:
-    """Names of the nodes that publish velocities on a topic, by type; a type that nobody publishes is left out."""
+def command_publishers(node: Node, topic: str, types: Iterable[str] = COMMAND_TYPES) -> dict[str, list[str]]:
+    """Names of the nodes that publish commands on a topic, by type; a type that nobody publishes is left out."""
     found = node.get_publishers_info_by_topic(topic)
-    publishers = {name: [info.node_name for info in found if info.topic_type == name] for name in COMMAND_TYPES}
+    publishers = {name: [info.node_name for info in found if info.topic_type == name] for name in types}
     return {name: nodes for name, nodes in publishers.items() if nodes}
 
 

@@ -24,7 +24,7 @@ from mirage_ros.ros.callbacks import Endpoints, GuardedNode
 from mirage_ros.ros.cameras import mounted, read_rig, single_camera, worker_config
 from mirage_ros.ros.chunks import Rollout
 from mirage_ros.ros.diagnostics import Health
-from mirage_ros.ros.inputs import KINDS, PROMPT, EntityCommands, LiveSeeds, Observations, PromptInput
+from mirage_ros.ros.inputs import KINDS, PROMPT, LiveSeeds, Observations, PromptInput
 from mirage_ros.ros.messages import stamp_to_ros, status_to_ros
 from mirage_ros.ros.plan import Planned
 from mirage_ros.ros.plan_intake import PlanIntake, Reactions
@@ -32,7 +32,7 @@ from mirage_ros.ros.robots import RobotPlan, carriers, read_robots
 from mirage_ros.ros.services.entities import Entities
 from mirage_ros.ros.services.recording import FrameRecording, RecordService
 from mirage_ros.ros.services.running import LifeCycle, Requests, RolloutAction, SessionLife, StepServices
-from mirage_ros.ros.services.spawning import Spawning, describe
+from mirage_ros.ros.services.spawning import EntityCommands, Spawning, describe
 from mirage_ros.ros.services.state import PERIOD_S, Condition, Reporter, StartingOver, StateServices
 from mirage_ros.ros.services.worlds import MemoryServices, WorldChanges, WorldServices
 from mirage_ros.ros.session import Host, Session

@@ -227,6 +227,9 @@ TABLE: dict[str, Row] = {
         high=3600.0,
         live=True,
     ),
+    "entity_speed_mps": Row(
+        "A body follows an entities/NAME/path without stamps at this speed, m/s.", low=0.001, high=100.0, live=True
+    ),
     "physics": Row(
         "off; contact: obstacles and contacts tell what the robot runs into, and bases stop there; mujoco: entities fall, "
         "rest, roll and are pushed as well, which needs the extra physics.",

@@ -209,54 +209,79 @@ def transforms_from_bytes(data: bytes) -> Iterator[Pose | MirageError]:
 
 
 def path_from_bytes(data: bytes) -> StampedPoses:
-    """The poses of a Path.
+    """The poses of a Path on plan.
 
     Raises:
         Untimed: its poses do not say when.
         MirageError: no poses or too many, a pose in another frame than the Path, a stamp that is
             not after the one before it, NaN, a non-unit quaternion.
     """
+    path = poses_from_bytes(data, "the plan", MOST_POSES, "the rest before those are rendered")
+    if not len(path.poses):
+        raise MirageError("The plan holds no poses; send at least one with a stamp.")
+    if untimed(path.stamps_ns):
+        raise Untimed(
+            "A Path on plan is left out: its poses all have the same stamp or none, as Nav2's "
+            "/plan has them, so they do not say when the camera is where; give each pose the time "
+            "at which the camera shall be there, or let a controller drive the base and publish "
+            "its pose on /tf."
+        )
+    return path
+
+
+def poses_from_bytes(data: bytes, what: str, most: int, rest: str) -> StampedPoses:
+    """The poses of a Path, none as well; their stamps rise or are `untimed`.
+
+    Args:
+        what, rest: what the poses are of, as "the plan", and when to send more than `most`, for messages.
+
+    Raises:
+        MirageError: as `path_from_bytes`.
+    """
     reader = _Reader(data, "Path")
     reader.take("iI", 4)
     frame = reader.text()
     (count,) = reader.take("I", 4)
-    if not count:
-        raise MirageError("The plan holds no poses; send at least one with a stamp.")
-    if count > MOST_POSES:
-        raise MirageError(
-            f"The plan holds {count} poses; send at most {MOST_POSES} at once, and the rest "
-            "before those are rendered."
-        )
+    if count > most:
+        raise MirageError(f"{_begun(what)} holds {count} poses; send at most {most} at once, and {rest}.")
     if count * POSE_BYTES > len(data):
         raise reader.unreadable()
     stamps, values = np.empty(count, np.int64), np.empty((count, 7))
-    _read_poses(reader, frame, stamps, values)
-    _check_stamps(stamps)
+    _read_poses(reader, what, frame, stamps, values)
+    _check_stamps(stamps, what)
     index = faulty_pose(values)
     if index is not None:
-        what = f"Pose {index} of the plan"
-        checked_position(values[index, :3], what)
-        unit_quaternion(values[index, [6, 3, 4, 5]], what)
-    check_place(values[:, :3], "A pose of the plan")
+        pose = f"Pose {index} of {what}"
+        checked_position(values[index, :3], pose)
+        unit_quaternion(values[index, [6, 3, 4, 5]], pose)
+    check_place(values[:, :3], f"A pose of {what}")
     return StampedPoses(frame, stamps, values)
 
 
-def _read_poses(reader: _Reader, frame: str, stamps: np.ndarray, values: np.ndarray) -> None:
+def untimed(stamps_ns: np.ndarray) -> bool:
+    """Whether the poses of a Path do not say when: their stamps are zero, or all the same."""
+    return not stamps_ns.any() or len(stamps_ns) > 1 and bool((stamps_ns == stamps_ns[0]).all())
+
+
+def _begun(what: str) -> str:
+    """At the beginning of a sentence."""
+    return what[0].upper() + what[1:]
+
+
+def _read_poses(reader: _Reader, what: str, frame: str, stamps: np.ndarray, values: np.ndarray) -> None:
     """Fills stamps (n,) and values (n, 7): all poses in a row that are laid out alike at once."""
     done, layouts = 0, 0
     while done < len(stamps):
         layouts += 1
         if layouts > MOST_LAYOUTS:
-            raise MirageError(
-                "The plan's poses name their frame now and now not; name it in all or in none."
-            )
+            raise MirageError(f"Poses of {what} name their frame now and now not; name it in all or in none.")
         start = reader.at + -reader.at % 4
         reader.take("iI", 4)
         name = reader.raw_text()
         length = reader.at - start - 12
         if name not in (b"", frame.encode()):
             raise MirageError(
-                f"Pose {done} of the plan is in frame '{name.decode(errors='replace')}', the plan "
+                f"Pose {done} of {what} is in frame '{name.decode(errors='replace')}', {what} "
                 f"in '{frame}'; use one frame."
             )
         reader.take("7d", 8)
@@ -264,7 +289,7 @@ def _read_poses(reader: _Reader, frame: str, stamps: np.ndarray, values: np.ndar
         rows = rows[: _alike(rows, name, length)]
         reader.at = start + len(rows) * rows.itemsize
         if rows["sec"].min() < 0:
-            raise MirageError("The plan has a pose stamped before 0; send stamps of at least 0.")
+            raise MirageError(f"{_begun(what)} has a pose stamped before 0; send stamps of at least 0.")
         part = slice(done, done + len(rows))
         np.multiply(rows["sec"], SECOND_NS, out=stamps[part], dtype=np.int64, casting="unsafe")
         stamps[part] += rows["nanosec"]
@@ -297,25 +322,18 @@ def _alike(rows: np.ndarray, name: bytes, length: int) -> int:
     return int(differs.argmax()) if differs.any() else len(rows)
 
 
-def _check_stamps(stamps: np.ndarray) -> None:
-    """Raises Untimed for stamps that are all alike, MirageError for some that do not rise."""
-    if not stamps.any() or len(stamps) > 1 and (stamps == stamps[0]).all():
-        raise Untimed(
-            "A Path on plan is left out: its poses all have the same stamp or none, as Nav2's "
-            "/plan has them, so they do not say when the camera is where; give each pose the time "
-            "at which the camera shall be there, or let a controller drive the base and publish "
-            "its pose on /tf."
-        )
+def _check_stamps(stamps: np.ndarray, what: str) -> None:
+    """Raises MirageError for stamps that do not rise, unless they are all alike."""
     late = stamps[1:] <= stamps[:-1]
-    if late.any():
+    if late.any() and not untimed(stamps):
         index = int(late.argmax()) + 1
         before, after = int(stamps[index - 1]), int(stamps[index])
         if before == after:
             raise MirageError(
-                f"Pose {index} of the plan has the stamp of the one before it, {after} ns; stamps "
+                f"Pose {index} of {what} has the stamp of the one before it, {after} ns; stamps "
                 "must rise from pose to pose."
             )
         raise MirageError(
-            f"Pose {index} of the plan jumps back in time, from {before} ns to {after} ns; stamps "
+            f"Pose {index} of {what} jumps back in time, from {before} ns to {after} ns; stamps "
             "must rise from pose to pose."
         )

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int32, UInt8
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import check_pose
-from mirage_ros.geometry.rigid import advance, exp, exp_rotation, orthonormal
+from mirage_ros.geometry.rigid import Track, exp, exp_rotation, orthonormal
 from mirage_ros.protocol import SECOND_NS
 
 MOST_TRIANGLES = 200_000
@@ -72,11 +72,8 @@ class Mesh:
         if not np.isfinite(used).all():
             raise EntityError(f"{what} has vertices that are NaN or infinite; mend the file.", "parse")
         if np.abs(used).max() > LARGEST_M:
-            raise EntityError(
-                f"{what} reaches {np.abs(used).max():.4g} m from its origin, at most {LARGEST_M:g} m are drawn; "
-                "scale it to metres.",
-                "parse",
-            )
+            far = f"{what} reaches {np.abs(used).max():.4g} m from its origin"
+            raise EntityError(f"{far}, at most {LARGEST_M:g} m are drawn; scale it to metres.", "parse")
         vertices, faces = _merged(used)
         colours = np.broadcast_to(np.asarray(colours, np.uint8)[..., :3], (len(faces), 3))
         crosses = np.cross(vertices[faces[:, 1]] - vertices[faces[:, 0]], vertices[faces[:, 2]] - vertices[faces[:, 0]])
@@ -97,9 +94,8 @@ class Mesh:
 def check_triangles(count: int, what: str) -> None:
     """Raises EntityError for more than are drawn."""
     if count > MOST_TRIANGLES:
-        raise EntityError(
-            f"{what} has {count:,} triangles, at most {MOST_TRIANGLES:,} are drawn; simplify it.", "unsupported_assets"
-        )
+        text = f"{what} has {count:,} triangles, at most {MOST_TRIANGLES:,} are drawn; simplify it."
+        raise EntityError(text, "unsupported_assets")
 
 
 def _merged(corners: Float[np.ndarray, "f 3 3"]) -> tuple[np.ndarray, np.ndarray]:
@@ -159,21 +155,6 @@ STILL = Motion(np.zeros(3), np.zeros(3))
 
 
 @dataclass(frozen=True, eq=False)
-class Track:
-    """Where a body was at rising times; between two of them it went evenly."""
-
-    stamps_ns: tuple[int, ...]
-    poses: Float[np.ndarray, "n 4 4"]
-
-    def at(self, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
-        index = int(np.searchsorted(self.stamps_ns, stamp_ns))
-        if index == 0 or index == len(self.stamps_ns) or stamp_ns == self.stamps_ns[index]:
-            return self.poses[min(index, len(self.poses) - 1)]
-        (begin_ns, end_ns), (one, other) = self.stamps_ns[index - 1 : index + 1], self.poses[index - 1 : index + 1]
-        return advance(one, other, (stamp_ns - end_ns) / (end_ns - begin_ns))
-
-
-@dataclass(frozen=True, eq=False)
 class EntityState:
     """All of a body but its triangles.
 
@@ -184,7 +165,7 @@ class EntityState:
         bounds_m: lower and upper corner along its own axes.
         category: of simulation_interfaces/EntityCategory.
         source: what it was made of.
-        passed: where physics took it before `stamp_ns`.
+        passed: where physics took it before `stamp_ns`; route: the path that it follows, whatever physics say.
         resting: where physics found it at rest, what was around it then, as a number; 0 elsewhere.
         carried: it goes where its robot is, whatever physics say; it is no part of a saved world.
     """
@@ -201,18 +182,21 @@ class EntityState:
     tags: tuple[str, ...] = ()
     source: str = ""
     passed: Track | None = None
+    route: Track | None = None
     resting: int = 0
     carried: bool = False
 
     @property
     def stays(self) -> bool:
         """Physics leave it where it is."""
-        return self.category == STATIC or self.carried
+        return self.category == STATIC or self.carried or self.route is not None
 
     def pose_at(self, stamp_ns: int) -> Float[np.ndarray, "4 4"]:
         """world_from_entity; before `stamp_ns` as it was then, but for where physics took it."""
         if self.passed is not None and stamp_ns < self.stamp_ns:
             return self.passed.at(stamp_ns)
+        if self.route is not None:
+            return self.route.at(max(stamp_ns, self.stamp_ns))
         motion = self.motion
         end_ns = stamp_ns if motion.until_ns is None else min(stamp_ns, motion.until_ns)
         seconds = max(0, end_ns - self.stamp_ns) / SECOND_NS
@@ -227,6 +211,8 @@ class EntityState:
 
     def twist_at(self, stamp_ns: int) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
         """Linear and angular velocity along the world's axes."""
+        if self.route is not None:
+            return self.route.twist_at(stamp_ns)
         motion = self.motion
         if motion.until_ns is not None and stamp_ns >= motion.until_ns:
             return np.zeros(3), np.zeros(3)
@@ -318,6 +304,19 @@ class Entities:
         motion = body.state.motion if motion is None else motion
         return self._with(replace(body, state=_anew(body.state, at, stamp_ns, motion)))
 
+    def led(self, name: str, stamp_ns: int, route: Track) -> Entities:
+        """A body on a path from a time on; until the path begins it goes there, evenly."""
+        body, (first_ns, end_ns) = self.known(name), (route.stamps_ns[0], route.end_ns)
+        if end_ns <= stamp_ns:
+            ends_s, now_s = end_ns / SECOND_NS, stamp_ns / SECOND_NS
+            raise EntityError(f"The path of '{name}' ends at {ends_s:.3f} s, the world is at {now_s:.3f} s; send times to come.")
+        if first_ns > stamp_ns:
+            poses = np.concatenate([body.state.pose_at(stamp_ns)[None], route.poses])
+            route = Track((stamp_ns, *route.stamps_ns), poses)
+        if route.fastest_mps > FASTEST:
+            raise EntityError(f"The path of '{name}' asks for {route.fastest_mps:.4g} m/s, at most {FASTEST:g} are allowed; give it more time.")
+        return self.put(replace(_anew(body.state, route.at(stamp_ns), stamp_ns, STILL), route=route))
+
     def described(self, name: str, category: int, description: str, tags: tuple[str, ...]) -> Entities:
         return self.put(replace(self.known(name).state, category=category, description=description, tags=tags))
 
@@ -332,7 +331,8 @@ class Entities:
             motion = state.motion
             if motion.until_ns is not None:
                 motion = replace(motion, until_ns=motion.until_ns + now_ns - then_ns)
-            return replace(_anew(state, state.pose_at(then_ns), now_ns, motion), resting=state.resting)
+            route = state.route and state.route.later(now_ns - then_ns)
+            return replace(_anew(state, state.pose_at(then_ns), now_ns, motion), resting=state.resting, route=route)
 
         return self.each(moved)
 
@@ -354,7 +354,7 @@ class Entities:
 
 def _anew(state: EntityState, pose: np.ndarray, stamp_ns: int, motion: Motion) -> EntityState:
     """The body in another pose or motion from a time on, whatever physics knew of it."""
-    return replace(state, pose=pose, stamp_ns=stamp_ns, motion=motion, passed=None, resting=0)
+    return replace(state, pose=pose, stamp_ns=stamp_ns, motion=motion, passed=None, route=None, resting=0)
 
 
 @dataclass(frozen=True)

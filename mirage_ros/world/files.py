@@ -40,12 +40,13 @@ from mirage_ros.files import (
     write_file,
 )
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.geometry.rigid import Track
 from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.files import VERSION, load_tensors, save_tensors
 from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.rows import representable
 from mirage_ros.protocol import DecoderState, WorldModel
-from mirage_ros.world.entities import Body, Entities, EntityState, Mesh, Motion, Track
+from mirage_ros.world.entities import Body, Entities, EntityState, Mesh, Motion
 from mirage_ros.world.state import WorldState
 
 KIND = "world"
@@ -186,7 +187,7 @@ def _free_space_of(tensors: dict[str, np.ndarray]) -> FreeSpaceViews:
 
 
 def _entities_to(entities: Entities) -> tuple[dict, dict[str, np.ndarray]]:
-    """The values and the triangles of all bodies but robots; those of one make share theirs."""
+    """The values, the triangles and the paths of all bodies but robots; those of one make share their triangles."""
     entities = entities.but([body.state.name for body in entities if body.state.carried])
     meshes = {id(body.mesh): body.mesh for body in entities}
     places = {key: place for place, key in enumerate(meshes)}
@@ -195,6 +196,10 @@ def _entities_to(entities: Entities) -> tuple[dict, dict[str, np.ndarray]]:
         for key, mesh in meshes.items()
         for name in ("vertices_m", "faces", "colours")
     }
+    for state in entities.states:
+        if state.route is not None:
+            tensors[f"routes.{state.number}.stamps_ns"] = np.array(state.route.stamps_ns, np.int64)
+            tensors[f"routes.{state.number}.poses"] = state.route.poses
     bodies = [{"mesh": places[id(body.mesh)]} | _values(body.state) for body in entities]
     return {"next_number": entities.next_number, "bodies": bodies}, tensors
 
@@ -224,6 +229,8 @@ def _entities_of(info: dict, tensors: dict[str, np.ndarray]) -> Entities:
         plain = {name: values[name] for name in PLAIN} | {"tags": tuple(values["tags"])}
         plain["resting"] = int(values.get("resting", 0))
         plain["passed"] = Track((plain["stamp_ns"],), pose[None]) if values.get("by_physics") else None
+        if (stamps := tensors.get(f"routes.{plain['number']}.stamps_ns")) is not None:
+            plain["route"] = Track(tuple(stamps.tolist()), tensors[f"routes.{plain['number']}.poses"])
         bounds = meshes[place].bounds_m
         state = EntityState(pose=pose, start_pose=pose, bounds_m=bounds, motion=motion, **plain)
         bodies[state.name] = Body(state, meshes[place])

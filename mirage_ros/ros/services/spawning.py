@@ -1,18 +1,23 @@
-"""Entities of the world: how they are spawned and deleted, what can be, and what is said of them.
+"""Entities of the world: how they are spawned and deleted, what can be, what is said of them, and topics that move them.
 
 The worker changes them, between two chunks, and answers what became of each; the session holds what there is.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from geometry_msgs.msg import Vector3
+import numpy as np
+from geometry_msgs.msg import Twist, TwistStamped, Vector3
+from nav_msgs.msg import Path as PathMessage
 from rclpy.node import Node
 from rclpy.publisher import Publisher
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import JointState
 from simulation_interfaces.msg import Bounds, EntityCategory, Resource, Spawnable, SpawnResult
 from simulation_interfaces.srv import (
     DeleteEntity,
@@ -29,8 +34,10 @@ from mirage_ros.data.meshes import SHAPE_SCHEME, SHAPES, Spawnables, description
 from mirage_ros.data.robot_models import MODELS
 from mirage_ros.errors import MirageError
 from mirage_ros.files import share_path, user_path
-from mirage_ros.protocol import Delete, Describe, Spawn
+from mirage_ros.geometry.rigid import Track, from_rows
+from mirage_ros.protocol import SECOND_NS, Delete, Describe, Move, Spawn
 from mirage_ros.ros.callbacks import Endpoints
+from mirage_ros.ros.messages import COMMAND_TYPES, command_publishers, twist_from_ros
 from mirage_ros.ros.services import (
     FAILED,
     INCORRECT_STATE,
@@ -44,9 +51,11 @@ from mirage_ros.ros.services import (
 )
 from mirage_ros.ros.robots import Robot
 from mirage_ros.ros.session import Session
+from mirage_ros.ros.tf import poses_from_bytes, untimed
 from mirage_ros.ros.topics import LATCHED
 from mirage_ros.ros.tracks import TransformError
-from mirage_ros.world.entities import EntityError
+from mirage_ros.ros.worker import ChangeEntities, Done, Failed
+from mirage_ros.world.entities import FASTEST, EntityError
 
 CATEGORIES = (
     EntityCategory.CATEGORY_OBJECT,
@@ -215,3 +224,109 @@ def _spawned(response: Any, outcome: str | EntityError) -> Any:
         return refused(response, outcome)
     response.entity_name = outcome
     return answered(response)
+
+
+ENTITIES = "entities"
+LISTENED = {
+    "cmd_vel": COMMAND_TYPES,
+    "path": {"nav_msgs/msg/Path": PathMessage},
+    "joint_states": {"sensor_msgs/msg/JointState": JointState},
+}
+"""Topics of each body, with the types that are heard there."""
+MOST_PATH_POSES = 10_000
+STANDING = np.zeros(3), np.zeros(3)
+
+
+class EntityCommands:
+    """Moves bodies by what is published on entities/NAME/cmd_vel, as Twist or TwistStamped of any stamp, and on
+    entities/NAME/path; their joints by entities/NAME/joint_states, those of a robot by NAME/joint_states. A topic is
+    subscribed to once somebody publishes there: most bodies are never moved so. One change is with the worker at a time;
+    meanwhile the newest command of each body waits.
+    """
+
+    def __init__(self, session: Session, node: Node) -> None:
+        self._session, self._node = session, node
+        # By body and topic: the type that is heard.
+        self._heard: dict[tuple[str, str], tuple[str, Subscription]] = {}
+        self._waiting, self._joints = dict[str, Move](), dict[str, dict[str, float]]()
+        self._at_work = False
+
+    def look_around(self) -> None:
+        """Subscribes to what is published now, in the type that it is, and leaves what is not, or whose body is gone."""
+        bodies = self._session.bodies if self._session.has_world else {}
+        if not (bodies or self._heard):
+            return
+        for key in [key for key in self._heard if key[0] not in bodies]:
+            self._node.destroy_subscription(self._heard.pop(key)[1])
+        known = {topic for topic, _ in self._node.get_topic_names_and_types()}
+        for name, body in bodies.items():
+            for part in LISTENED:
+                of_robot = body.carried and part == "joint_states"
+                topic = self._node.resolve_topic_name(f"{name if of_robot else f'{ENTITIES}/{name}'}/{part}")
+                if topic in known:
+                    self._listen(name, part, topic)
+
+    def _listen(self, name: str, part: str, topic: str) -> None:
+        published = command_publishers(self._node, topic, LISTENED[part])
+        heard = self._heard.get((name, part))
+        # What was published once is heard on: its last message may be on its way.
+        if not published or heard is not None and heard[0] in published:
+            return
+        if heard is not None:
+            self._node.destroy_subscription(heard[1])
+        kind, take = next(iter(published)), {"cmd_vel": self._on_command, "path": self._on_path}.get(part, self._on_joints)
+        on_message = functools.partial(take, name)
+        subscription = self._node.create_subscription(LISTENED[part][kind], topic, on_message, 10, raw=part == "path")
+        self._heard[name, part] = kind, subscription
+
+    def _on_joints(self, name: str, message: JointState) -> None:
+        self._joints[name] = self._joints.get(name, {}) | dict(zip(message.name, message.position, strict=False))
+        self._pass_on()
+
+    def _on_command(self, name: str, message: Twist | TwistStamped) -> None:
+        twist = twist_from_ros(message if isinstance(message, Twist) else message.twist)
+        if not (np.abs(np.concatenate(twist)) <= FASTEST).all():
+            text = f"entities/{name}/cmd_vel holds NaN, infinity or more than {FASTEST:g} m/s or rad/s; it is ignored."
+            self._session.health.error(ENTITIES, text)
+            return
+        self._waiting[name] = Move(name, None, twist, True, round(self._session.config.entity_timeout_s * SECOND_NS))
+        self._pass_on()
+
+    def _on_path(self, name: str, data: bytes) -> None:
+        """A path to follow at its stamps, or at a speed where it has none; one without poses stops the body."""
+        config, what = self._session.config, f"the path of '{name}'"
+        try:
+            path = poses_from_bytes(data, what, MOST_PATH_POSES, "the rest when those are passed")
+            if path.frame not in ("", config.world_frame):
+                raise MirageError(f"The path of '{name}' is in frame '{path.frame}'; send it in '{config.world_frame}'.")
+        except MirageError as error:
+            self._session.health.error(ENTITIES, str(error))
+            return
+        if len(path.poses):
+            speed_mps = config.entity_speed_mps if untimed(path.stamps_ns) else 0.0
+            route = Track(tuple(path.stamps_ns.tolist()), from_rows(path.poses))
+            self._waiting[name] = Move(name, route=route, speed_mps=speed_mps)
+        else:
+            self._waiting[name] = Move(name, twist=STANDING)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        session = self._session
+        if self._at_work or not (self._waiting or self._joints) or not session.has_world:
+            return
+        moves = [*self._waiting.values()]
+        moves += [Move(name, joints=tuple(joints.items())) for name, joints in self._joints.items() if joints]
+        self._waiting.clear()
+        self._joints.clear()
+        session.submit(ChangeEntities(tuple(moves)), self._done)
+        self._at_work = True
+
+    def _done(self, result: Done | Failed) -> None:
+        self._at_work = False
+        outcomes = [result.message] if isinstance(result, Failed) else result.values["outcomes"]
+        failed = outcomes if isinstance(result, Failed) else [o for o in outcomes if isinstance(o, MirageError)]
+        if failed:
+            self._session.health.error(ENTITIES, str(failed[0]))
+        else:
+            self._session.health.ok(ENTITIES)
+        self._pass_on()

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float, Int
 
-from mirage_ros.geometry.rigid import twist_between
+from mirage_ros.geometry.rigid import Track, twist_between
 from mirage_ros.protocol import SECOND_NS, Chunk, Frame, Surfaces
 from mirage_ros.ros import Carrier
 from mirage_ros.ros.worker import WorkerConfig
 from mirage_ros.world.collision import obstacles, touched, unyielding
 from mirage_ros.world.drawing import Solid
-from mirage_ros.world.entities import ROBOT, Entities, EntityState, Mesh, Motion, Track
+from mirage_ros.world.entities import ROBOT, Entities, EntityState, Mesh, Motion
 from mirage_ros.world.sensors import lidar, scan
 from mirage_ros.world.state import WorldState
 
