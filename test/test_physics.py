@@ -23,7 +23,7 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.rigid import Track
 from mirage_ros.loop import BasePose, Command, Footprint, LiveBase, LiveBaseConfig, Obstacles
-from mirage_ros.protocol import SECOND_NS, Move, Spawn
+from mirage_ros.protocol import SECOND_NS, Delete, Move, Spawn
 from mirage_ros.recording.topics import BY_NAME, CONTACTS, OBSTACLES, SURFACE_POINT, FrameIds
 from mirage_ros.ros import NodeConfig, parameters
 from mirage_ros.ros.messages import pose_from_ros, pose_to_ros
@@ -359,6 +359,38 @@ def test_contacts_and_obstacles_are_told_with_whom():
     assert found.carry_out(step(1)).chunk.frames[-1].contacts is None, "nobody asks"
     off = engine()
     assert off.carry_out(step(0, (CONTACTS, OBSTACLES))).chunk.frames[-1].obstacles is None
+
+
+@pytest.mark.parametrize(("ball", "touches"), [((0.91, 0.0, 0.2), True), ((0.93, 0.0, 0.2), False), ((0.9, 0.0, 1.0), False)])
+def test_contacts_name_the_two_entities_that_touch(ball, touches):
+    """A box up to x = 0.7 whose top is at 0.4, one that lies on it, and a ball of 0.2 m beside it or apart."""
+    found = engine(physics="contact")
+    low, upper = Spawn("low", BOX, at(0.5, 0.0, 0.2)), Spawn("upper", BOX, at(0.4, 0.1, 0.6))
+    found.carry_out(ChangeEntities((low, upper, Spawn("ball", "shape://sphere?radius=0.2", at(*ball)))))
+    contacts = found.carry_out(step(0, (CONTACTS,), 0.0)).chunk.frames[-1].contacts
+    pairs = {pair: contacts.of((contacts.bodies == pair[0]) & (contacts.labels == pair[1])) for pair in {*zip(contacts.bodies.tolist(), contacts.labels.tolist(), strict=True)}}
+    assert pairs.keys() == {(2, 1)} | ({(3, 1)} if touches else set())
+    lying = pairs[2, 1]
+    np.testing.assert_allclose(lying.points_m[:, 2], 0.4, atol=0.021)
+    assert (np.abs(lying.normals) > 0.99).any(1).all() and (lying.normals[:, 2] > 0.99).sum() >= 9, "from the lower to the upper one"
+    assert lying.points_m[:, :2].min(0) == pytest.approx([0.3, -0.1], abs=0.021)
+    assert lying.points_m[:, :2].max(0) == pytest.approx([0.6, 0.2], abs=0.021)
+    if touches:
+        beside = pairs[3, 1]
+        np.testing.assert_allclose(beside.points_m, [[0.7, 0.0, 0.2]] * len(beside.points_m), atol=0.09)
+        assert (beside.normals[:, 0] > 0.8).all()
+
+
+def test_entities_that_lie_on_each_other_touch_as_long_as_they_do():
+    found = engine(physics="mujoco")
+    found.carry_out(ChangeEntities((Spawn("low", BOX, at(0.6, 0.0, 0.21)), Spawn("upper", BOX, at(0.6, 0.0, 0.8)))))
+    pairs = []
+    for index in range(4):
+        for frame in found.carry_out(step(index, (CONTACTS,), 0.0)).chunk.frames:
+            pairs.append({*zip(frame.contacts.bodies.tolist(), frame.contacts.labels.tolist(), strict=True)})
+    assert pairs[0] == set() and pairs[-1] == {(2, 1)}, "0.19 m to fall take 0.2 s"
+    found.carry_out(ChangeEntities((Delete("low"),)))
+    assert not len(found.carry_out(step(4, (CONTACTS,), 0.0)).chunk.frames[-1].contacts.bodies)
 
 
 def test_a_pushed_body_does_not_stop_the_robot_and_a_wedged_one_does():

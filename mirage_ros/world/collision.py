@@ -1,4 +1,5 @@
-"""What is solid in a world: the pieces of surface that memory holds, and entities; and what of it a robot touches.
+"""What is solid in a world: the pieces of surface that memory holds, and entities; what of it a robot touches, and where
+entities touch each other.
 
 A token is a piece of a plane: its cell, seen from the view that it was born in. What was imagined is as solid as what was
 seen, once it was shown. Pieces that a view saw past are not there: memory keeps some that are too wide.
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mirage_ros.protocol import FreeSpace, Patches, SurfacePoints
-from mirage_ros.world.entities import Entities, Mesh, RobotBody
+from mirage_ros.world.entities import Body, Entities, Mesh, RobotBody
 
 FREE_MARGIN = 0.03
 """Share of its depth by which a point lies before what a view showed to be seen free."""
@@ -263,9 +264,79 @@ def touched(found: SurfacePoints, camera_m: Float[np.ndarray, "3"], body: RobotB
     away = camera_m[:2] - points[:, :2]
     far = np.linalg.norm(away, axis=1)
     near = np.flatnonzero((far < body.radius_m + TOUCH_M) & (points[:, 2] < camera_m[2] + ABOVE_M))
-    near = near[np.argsort(far[near], kind="stable")]
-    cells = np.floor(points[near] / APART_M).astype(np.int64)
-    _, first = np.unique(np.column_stack([cells, found.labels[near]]), axis=0, return_index=True)
-    near = near[np.sort(first)]
+    near = near[_apart(points[near], far[near], found.labels[near])]
     normals = np.column_stack([away[near] / np.maximum(far[near], 1e-9)[:, None], np.zeros(len(near))])
     return replace(found.of(near), normals=normals.astype(np.float32))
+
+
+def _apart(points: Float[np.ndarray, "n 3"], far_m: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "m"]:
+    """Which of the points are the nearest of their label in a cell of APART_M."""
+    order = np.argsort(far_m, kind="stable")
+    cells = np.floor(points[order] / APART_M).astype(np.int64)
+    _, first = np.unique(np.column_stack([cells, labels[order]]), axis=0, return_index=True)
+    return order[np.sort(first)]
+
+
+def joined(*parts: SurfacePoints) -> SurfacePoints:
+    """The points of all of them."""
+    return SurfacePoints(*(np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+
+
+def touching(entities: Entities, stamp_ns: int) -> list[SurfacePoints]:
+    """Where entities touch each other, for each two that are close. `bodies` has the larger number of each two and `labels` the other one, the normal
+    leads from this to that. A body that is all inside another one touches it nowhere."""
+    found, there = [], [*entities]
+    if len(there) < 2:
+        return found
+    boxes = np.stack([one.state.box_at(stamp_ns) for one in there])
+    near = ((boxes[:, None, 0] < boxes[None, :, 1] + TOUCH_M) & (boxes[None, :, 0] < boxes[:, None, 1] + TOUCH_M)).all(-1)
+    for one, other in np.argwhere(np.triu(near, 1)):
+        low = np.maximum(boxes[one, 0], boxes[other, 0]) - TOUCH_M
+        zone = np.stack([low, np.minimum(boxes[one, 1], boxes[other, 1]) + TOUCH_M])
+        first, second = sorted((there[one], there[other]), key=lambda body: body.state.number)
+        points, normals, far_m = (
+            np.concatenate(both)
+            for both in zip(_met(second, first, zone, stamp_ns), _met(first, second, zone, stamp_ns, -1), strict=True)
+        )
+        kept = _apart(points, far_m, np.zeros(len(points), np.int32))
+        numbers = (np.full(len(kept), body.state.number, np.int32) for body in (second, first))
+        found.append(SurfacePoints(points[kept].astype(np.float32), normals[kept].astype(np.float32), *numbers))
+    return found
+
+
+def _met(
+    body: Body, other: Body, zone: Float[np.ndarray, "2 3"], stamp_ns: int, side: int = 1
+) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n 3"], Float[np.ndarray, "n"]]:
+    """Points of a body close to another one's surface, in a box; that one's normals there times `side`, and how far it is."""
+    pose, its = (one.state.pose_at(stamp_ns) for one in (body, other))
+    points = mesh_points(body.mesh) @ pose[:3, :3].T + pose[:3, 3]
+    points = points[((points >= zone[0]) & (points <= zone[1])).all(1)]
+    corners = (other.mesh.vertices_m.astype(np.float64) @ its[:3, :3].T + its[:3, 3])[other.mesh.faces]
+    low, high = corners.min(1) - TOUCH_M, corners.max(1) + TOUCH_M
+    inside = ((low <= zone[1]) & (high >= zone[0])).all(1)
+    corners, low, high = corners[inside], low[inside], high[inside]
+    best, normals = np.full(len(points), np.inf), np.zeros((len(points), 3))
+    for index, point in enumerate(points):
+        close = np.flatnonzero(((low <= point) & (point <= high)).all(1))
+        if len(close):
+            far = np.linalg.norm(_nearest(point, corners[close]) - point, axis=1)
+            best[index], face = far.min(), corners[close[far.argmin()]]
+            normals[index] = np.cross(face[1] - face[0], face[2] - face[0])
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    if not other.mesh.closed:  # its faces look anywhere
+        normals *= np.where(((body.state.box_at(stamp_ns).mean(0) - points) * normals).sum(1) < 0, -1, 1)[:, None]
+    touch = best < TOUCH_M
+    return points[touch], side * normals[touch], best[touch]
+
+
+def _nearest(point: Float[np.ndarray, "3"], corners: Float[np.ndarray, "f 3 3"]) -> Float[np.ndarray, "f 3"]:
+    """The points of triangles that are nearest to a point."""
+    starts, sides = corners, np.roll(corners, -1, axis=1) - corners
+    shares = ((point - starts) * sides).sum(-1) / np.maximum((sides**2).sum(-1), 1e-30)
+    on_edges = starts + shares.clip(0, 1)[..., None] * sides
+    edge = np.linalg.norm(on_edges - point, axis=-1).argmin(1)
+    normals = np.cross(sides[:, 0], sides[:, 1])
+    # Right of no edge it lies before the face.
+    over = ((np.cross(sides, point - starts) * normals[:, None]).sum(-1) >= 0).all(1)
+    height = ((point - starts[:, 0]) * normals).sum(1) / np.maximum((normals**2).sum(1), 1e-30)
+    return np.where(over[:, None], point - height[:, None] * normals, on_edges[np.arange(len(corners)), edge])

@@ -12,7 +12,7 @@ from mirage_ros.geometry.rigid import Track, twist_between
 from mirage_ros.protocol import SECOND_NS, Chunk, Frame, Surfaces
 from mirage_ros.ros import Carrier
 from mirage_ros.ros.worker import WorkerConfig
-from mirage_ros.world.collision import obstacles, touched, unyielding
+from mirage_ros.world.collision import joined, obstacles, touched, touching, unyielding
 from mirage_ros.world.drawing import Solid
 from mirage_ros.world.entities import ROBOT, Entities, EntityState, Mesh, Motion
 from mirage_ros.world.sensors import lidar, scan
@@ -78,7 +78,7 @@ def measured(state: WorldState, chunk: Chunk, sensors: Sequence[str], config: Wo
 
 
 def met(state: WorldState, chunk: Chunk, sensors: Sequence[str], config: WorkerConfig, hidden: Sequence[str]) -> Chunk:
-    """With what a robot touches, and what may stop it from where it is at last."""
+    """With what a robot and entities touch, and what may stop the robot from where it is at last."""
     wanted = {"contacts", "obstacles"} & set(sensors)
     if config.physics == "off" or not wanted:
         return chunk
@@ -87,7 +87,7 @@ def met(state: WorldState, chunk: Chunk, sensors: Sequence[str], config: WorkerC
         last, place = index == len(frames) - 1, frame.camera.position_world
         if last or "contacts" in wanted:
             found = obstacles(state.memory, state.free_space, others, frame.stamp_ns, place, body)
-            contacts = touched(found, place, body) if "contacts" in wanted else None
+            contacts = joined(touched(found, place, body), *touching(others, frame.stamp_ns)) if "contacts" in wanted else None
             if config.physics == "mujoco":
                 found = unyielding(found, others, place, body)
             frames[index] = replace(frame, contacts=contacts, obstacles=found if last else None)
