@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from mcap.reader import make_reader
 from mirage_ros.srv import Record
 from rclpy.qos import HistoryPolicy, QoSProfile
 from rclpy.serialization import serialize_message
@@ -22,10 +23,11 @@ from tf2_msgs.msg import TFMessage
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.recording.formats import recover
+from mirage_ros.recording.topics import BY_NAME, IMAGE, INFO
 from mirage_ros.ros import CameraOutput
 from mirage_ros.ros.callbacks import defer
 from mirage_ros.ros.image_messages import depth_to_ros, mask_to_ros, picture_to_ros
-from mirage_ros.ros.messages import camera_info_to_ros, transform_to_ros
+from mirage_ros.ros.messages import camera_info_to_ros, message_class, transform_to_ros
 from mirage_ros.ros.playback import FrameAssembler
 from mirage_ros.ros.recorder import EPISODE_FRAMES, PICTURES, RecorderConfig, Tally, TopicRecorder
 from mirage_ros.ros.services.recording import RecordService, recorded_by_node, unused
@@ -135,6 +137,49 @@ def test_nothing_that_was_not_read_yet_is_written_over(ros_domain):
     finally:
         rclpy.shutdown()
     assert sink.names == ["/diagnostics"] * count
+
+
+FLEET = """robots:
+  - {namespace: ada, cameras: [{name: camera, width: 8, height: 8, hfov_deg: 60}]}
+  - {namespace: bob, cameras: [{name: left, width: 8, height: 8, hfov_deg: 60}, {name: right, width: 8, height: 8, hfov_deg: 60}]}
+"""
+CAMERAS = ("ada/", "bob/left/", "bob/right/")
+
+
+def test_several_robots_come_into_one_recording(tmp_path, ros_domain):
+    """`mirage record --robots`: a frame counts once it came of all cameras."""
+    (tmp_path / "fleet.yaml").write_text(FLEET)
+    path, count = tmp_path / "fleet.mcap", 3
+    words = [sys.executable, "-m", "mirage_ros.cli", "record", path, "--robots", tmp_path / "fleet.yaml", "--frames", str(count), "--json"]
+    camera = Camera.from_hfov(60.0, (4, 6))
+    makers = {INFO: lambda stamp_ns, frame: camera_info_to_ros(camera, stamp_ns, frame),
+              IMAGE: lambda stamp_ns, frame: picture_to_ros(np.zeros((4, 6, 3), np.uint8), stamp_ns, frame)}  # fmt: skip
+    rclpy.init()
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        node = rclpy.create_node("fleet")
+        kinds = {f"/{prefix}{name}": BY_NAME[name].type_name for prefix in CAMERAS for name in PICTURES}
+        publishers = {topic: node.create_publisher(message_class(kind), topic, 16) for topic, kind in kinds.items()}
+        deadline_s = time.monotonic() + 60
+        while not all(publisher.get_subscription_count() for publisher in publishers.values()):
+            assert process.poll() is None and time.monotonic() < deadline_s
+            time.sleep(0.05)
+        for stamp_ns in range(1, count + 2):
+            for topic, publisher in publishers.items():
+                if stamp_ns <= count or topic.startswith("/bob/left"):
+                    publisher.publish(makers[kinds[topic]](stamp_ns, topic.split("/")[1]))
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        rclpy.shutdown()
+    assert process.returncode == 0 and '"count": 3' in said
+    with path.open("rb") as stream:
+        summary = make_reader(stream).get_summary()
+    found = {channel.topic: summary.statistics.channel_message_counts[number] for number, channel in summary.channels.items()}
+    assert found == {topic: count + topic.startswith("/bob/left") for topic in kinds}
+    refused = subprocess.run([*words[:4], tmp_path / "fleet.mp4", *words[5:7]], capture_output=True, text=True, check=False)
+    assert refused.returncode != 0 and "Of 3 cameras only MCAP makes one recording, not video" in refused.stderr
+    assert not (tmp_path / "fleet.mp4").exists()
 
 
 class SlowRecording:

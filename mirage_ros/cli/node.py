@@ -260,6 +260,7 @@ def add_record(parsers) -> None:
         "  mirage record out/walk.mp4                  a video to look at\n"
         "  mirage record out/walk --format lerobot     a LeRobot dataset v3.0\n"
         "  mirage record out/walk --format png         a posed RGB-D folder (exr: exact depth)\n"
+        "  mirage record out/three.mcap --robots three  all robots of a node; of one: --namespace NAME\n"
         "  mirage record out/walk.mp4 --ros-args -r /tf:=/bot/tf    of a node with the same remap\n\n"
         "a recording that was cut off is mended by `mirage recover PATH`.",
     )
@@ -271,12 +272,9 @@ def add_record(parsers) -> None:
     )
     parser.add_argument("--frames", type=int, help="end after so many frames")
     parser.add_argument("--idle", type=float, metavar="S", help="end after so long without frames")
-    parser.add_argument(
-        "--rate", type=float, metavar="HZ", help="frames/s of the plan (default: by its stamps)"
-    )
-    parser.add_argument(
-        "--codec", choices=("h264", "av1"), default="h264", help="of LeRobot's colour video"
-    )
+    parser.add_argument("--rate", type=float, metavar="HZ", help="frames/s of the plan (default: by its stamps)")
+    parser.add_argument("--codec", choices=("h264", "av1"), default="h264", help="of LeRobot's colour video")
+    parser.add_argument("--robots", metavar="YAML", help="all robots of the node's --robots, in one MCAP")
     add_namespace(parser)
     parser.add_argument("--json", action="store_true", help="tell progress as lines of JSON")
     add_ros_arguments(parser, ": give the node's remaps")
@@ -298,7 +296,9 @@ def add_recover(parsers) -> None:
 def record(arguments: argparse.Namespace) -> int:
     from mirage_ros.recording.formats import guess_format
     from mirage_ros.ros.recorder import RecorderConfig, run_recorder
+    from mirage_ros.ros.robots import read_robots
 
+    robots = read_robots(arguments.robots) if arguments.robots else ()
     config = RecorderConfig(
         path=arguments.path,
         namespace=arguments.namespace,
@@ -308,6 +308,7 @@ def record(arguments: argparse.Namespace) -> int:
         format=arguments.format or guess_format(arguments.path),
         rate_hz=arguments.rate,
         video_codec=arguments.codec,
+        cameras=tuple(camera.named.prefix for robot in robots for camera in robot.cameras) or ("",),
     )
     with closing(_Progress(arguments.frames, arguments.json)) as progress:
         summary = run_recorder(config, progress.show)

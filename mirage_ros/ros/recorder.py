@@ -48,6 +48,7 @@ class RecorderConfig:
         ros_arguments: what stands behind `--ros-args`, such as remaps of the node's names.
         frames: end after that many frames arrived on all picture topics; None goes on.
         idle_s: end when no picture came for so long after the first one; None goes on.
+        cameras: what stands before the topics of each, below the namespace.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class RecorderConfig:
     format: str = "mcap"
     rate_hz: float | None = None
     video_codec: str = "h264"
+    cameras: tuple[str, ...] = ("",)
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,11 @@ class FrameSink:
 
 def open_sink(config: RecorderConfig) -> BytesSink | FrameSink:
     """What a format is written by. Raises MirageError where nothing can be recorded."""
+    if len(config.cameras) > 1 and config.format != "mcap":
+        raise MirageError(
+            f"Of {len(config.cameras)} cameras only MCAP makes one recording, not {config.format}; give a path that ends in .mcap, or "
+            "record one alone, with --namespace in place of --robots."
+        )
     return BytesSink(config) if config.format == "mcap" else FrameSink(config)
 
 
@@ -186,10 +193,12 @@ class Tally:
     """What arrived of the picture topics.
 
     Attributes:
+        topics: how many a frame has.
         complete: frames of which every picture topic's message arrived.
         last_picture_s: when (monotonic) the last message did.
     """
 
+    topics: int = len(PICTURES)
     complete: int = 0
     last_picture_s: float | None = None
     _partly: dict[int, set[str]] = field(default_factory=dict)
@@ -200,11 +209,11 @@ class Tally:
         return len(self._partly)
 
     def add(self, name: str, stamp_ns: int) -> None:
-        """A message of the picture topic called `name` in the table."""
+        """A message of the picture topic `name`."""
         self.last_picture_s = time.monotonic()
         here = self._partly.setdefault(stamp_ns, set())
         here.add(name)
-        if len(here) == len(PICTURES):
+        if len(here) == self.topics:
             # Forgotten: recordings are long, and this is looked at with every message.
             del self._partly[stamp_ns]
             self.complete += 1
@@ -216,11 +225,15 @@ class TopicRecorder(Node):
     def __init__(self, config: RecorderConfig, sink: Sink, tally: Tally) -> None:
         super().__init__("mirage_recorder", namespace=config.namespace)
         self.config, self.sink, self.tally = config, sink, tally
-        self._listeners = {name: self._listen(BY_NAME[name]) for name in RECORDED}
+        self._pictures = [prefix + name for prefix in config.cameras for name in PICTURES]
+        world = [name for name in RECORDED if name not in PICTURES]
+        self._listeners = {name: self._listen(BY_NAME[name], name) for name in world}
+        for prefix in config.cameras:
+            self._listeners |= {prefix + name: self._listen(BY_NAME[name], prefix + name) for name in PICTURES}
 
     def connected(self) -> bool:
         """Whether a publisher was found for every picture topic."""
-        return all(self._listeners[name].get_publisher_count() for name in PICTURES)
+        return all(self._listeners[name].get_publisher_count() for name in self._pictures)
 
     def finished(self) -> bool:
         """Whether the asked number of frames is here, and what follows them too, or all is idle."""
@@ -232,14 +245,14 @@ class TopicRecorder(Node):
             return quiet_s > SETTLE_S
         return self.config.idle_s is not None and quiet_s > self.config.idle_s
 
-    def _listen(self, topic: Topic):
-        name, type_name = topic.name, topic.type_name
+    def _listen(self, topic: Topic, name: str):
+        type_name = topic.type_name
         qos = recorder_qos(latched=topic.qos.durability == "transient_local")
-        source = Source(name, self.resolve_topic_name(name), type_name)
+        source = Source(topic.name, self.resolve_topic_name(name), type_name)
 
         def on_bytes(data: bytes, info: dict) -> None:
             self.sink.take(self, source, data, info)
-            if name in PICTURES:
+            if topic.name in PICTURES:
                 self.tally.add(name, header_stamp_ns(data))
 
         return self.create_subscription(message_class(type_name), name, on_bytes, qos, raw=True)
@@ -301,7 +314,7 @@ def run_recorder(config: RecorderConfig, report: Callable[[str, int], None]) -> 
         MirageError: the file cannot be written, no frame came for a format of frames, or fewer
             frames came than were asked for.
     """
-    tally, interrupted, tf_topic = Tally(), False, TF
+    tally, interrupted, tf_topic = Tally(len(PICTURES) * len(config.cameras)), False, TF
     rclpy.init(args=["mirage_record", *_ros_words(config.ros_arguments)])
     try:
         with open_sink(config) as sink:
