@@ -185,7 +185,13 @@ def test_entities_have_bounds_a_category_a_description_and_tags(sim):
     static = EntityCategory(category=EntityCategory.CATEGORY_STATIC_OBJECT)
     info = EntityInfo(category=static, description="A door.", tags=["red", "wood"])
     assert sim.ask(srv.SetEntityInfo, "set_entity_info", entity="door", info=info).result.result == OK
-    assert sim.ask(srv.GetEntityInfo, "get_entity_info", entity="door").info == info
+    said = sim.ask(srv.GetEntityInfo, "get_entity_info", entity="door").info
+    assert (said.category, said.description, said.tags[:-1]) == (info.category, info.description, info.tags)
+    label = said.tags[-1]
+    assert label.startswith("label=") and int(label[6:]) > 0
+    assert sim.ask(srv.SetEntityInfo, "set_entity_info", entity="door", info=said).result.result == OK
+    assert sim.ask(srv.GetEntityInfo, "get_entity_info", entity="door").info == said, "it is there once"
+    assert names(sim, tags=TagsFilter(tags=[label])) == ["door"]
     assert "camera" in sim.ask(srv.GetEntityInfo, "get_entity_info", entity="camera").info.tags
     assert names(sim, categories=[static]) == names(sim, tags=TagsFilter(tags=["red"])) == ["door"]
     every = TagsFilter(tags=["red", "camera"], filter_mode=TagsFilter.FILTER_MODE_ALL)

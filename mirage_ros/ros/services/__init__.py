@@ -62,6 +62,8 @@ CODES = {
     "pose": "INVALID_POSE",
 }
 """Which constant of a response stands for which kind of EntityError."""
+LABEL = "label="
+"""The tag of a body that tells its number, by which `labels/image` and `contacts` name it."""
 CAMERA = EntityInfo(
     category=EntityCategory(category=EntityCategory.CATEGORY_ROBOT), description="A camera.", tags=["camera"]
 )
@@ -123,11 +125,16 @@ def placed(
 
 
 def info(body: EntityState | None) -> EntityInfo:
-    """What is said of a body, or of a camera, which is None here."""
+    """What is said of a body, or of a camera, which is None here. A body's last tag is its number, as `own_tags` knows."""
     if body is None:
         return CAMERA
     category = EntityCategory(category=body.category)
-    return EntityInfo(category=category, description=body.description, tags=list(body.tags))
+    return EntityInfo(category=category, description=body.description, tags=[*body.tags, f"{LABEL}{body.number}"])
+
+
+def own_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """Those that the number gives no body."""
+    return tuple(tag for tag in tags if not tag.startswith(LABEL))
 
 
 def found(name: str, lacking: str, cameras: Sequence[str], bodies: Collection[str]) -> tuple[int, str]:

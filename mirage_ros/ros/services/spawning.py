@@ -46,6 +46,7 @@ from mirage_ros.ros.services import (
     carried_out,
     found,
     info,
+    own_tags,
     placed,
     refused,
 )
@@ -197,7 +198,7 @@ class Spawning:
         if wanted.category.category not in CATEGORIES:
             text = f"There is no category {wanted.category.category}; give one of {', '.join(map(str, CATEGORIES))}."
             return answered(response, FAILED, text)
-        change = Describe(name, wanted.category.category, wanted.description, tuple(wanted.tags))
+        change = Describe(name, wanted.category.category, wanted.description, own_tags(wanted.tags))
         return carried_out(self._session.submit, response, [change])
 
     def _there(self, name: str, response) -> bool:
