@@ -21,7 +21,7 @@ studio: $(READY)
 test: $(READY)
 	@bash resource/venv/browser.sh
 	.venv/bin/python -m pytest -q --timeout 300 --durations=10 -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" test
-	.venv/bin/python -m pytest -q --timeout 300 -m alone test
+	.venv/bin/python -m pytest -q --timeout 300 -m alone $$(grep -l mark.alone test/test_*.py)
 
 prove: $(READY)
 	MIRAGE_KILLS=20 MIRAGE_CALLS=1000 $(PROVE) -k "killed or answered" test/test_lifecycle.py
@@ -43,6 +43,6 @@ ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
 $(READY): constraints.txt requirements.txt requirements-ros.txt setup.py package.xml CMakeLists.txt $(wildcard msg/* srv/* action/*) \
-          $(shell find resource/venv -type f)
+          $(shell find resource/venv -type f -not -name '*.pyc')
 	@PYTHON="$(PYTHON)" bash resource/venv/setup.sh
 	@printf '%s' "$(CURDIR)" > $@
