@@ -257,6 +257,7 @@ def test_one_is_driven_and_the_others_stay(three):
     assert np.linalg.norm(after["bob"][:3, 3] - before["bob"][:3, 3]) > 0.03
 
 
+@pytest.mark.alone  # with those that share its node, which would be started twice
 def test_robots_are_entities_that_services_leave_alone_and_describe_themselves(three):
     listed = three.ask(srv.GetEntities, "get_entities").entities
     assert set(NAMES) <= set(listed) and {f"{name}/camera" for name in NAMES} <= set(listed)
