@@ -537,7 +537,7 @@ def test_tracks_are_judged_there_and_back(filmed, tmp_path, capsys, monkeypatch)
     words = ["evaluate", "--re10k", str(tmp_path / "re10k"), "--memories", "latent,none", "--out", str(tmp_path / "out")]
     assert main([*words, "--json", str(tmp_path / "a.json")]) == 0
     said, report = capsys.readouterr().out, json.loads((tmp_path / "a.json").read_text())
-    assert "2 worlds of 9 to 17 frames" in said and "LPIPS is not told" in said and "whole pictures" in said
+    assert "2 worlds of 9 to 17 frames" in said and "LPIPS is not measured" in said and "whole pictures" in said
     one = report["variants"]["latent"]["worlds"]["0123456789abcdef"]
     print({name: one[name] for name in sorted(one) if name.endswith(("_new", "_return"))})
     for when in ("new", "return"):

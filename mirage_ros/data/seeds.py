@@ -186,7 +186,7 @@ class PosedRgbd:
 def read_picture(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     """Any picture file as upright 8-bit RGB; EXIF orientation is applied, alpha dropped.
 
-    Pictures of more than 8 bits are scaled by `core.pictures.eight_bits`.
+    Pictures of more than 8 bits are scaled by `geometry.images.eight_bits`.
 
     Raises:
         MirageError: not readable, too small, or of numbers whose white nobody can know.

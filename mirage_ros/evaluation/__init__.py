@@ -103,9 +103,9 @@ def no_lpips() -> str:
     """Why LPIPS cannot be measured, as a sentence; "" where it can."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     if find_spec("torchvision") is None:
-        return "LPIPS is not told: the package torchvision is missing; pip install torchvision."
+        return "LPIPS is not measured: the package torchvision is missing; pip install torchvision."
     if not any(folder.glob(LPIPS_BACKBONE)):
-        return f"LPIPS is not told: its weights, torchvision's {LPIPS_BACKBONE}, are not in {folder}; put them there."
+        return f"LPIPS is not measured: its weights, torchvision's {LPIPS_BACKBONE}, are not in {folder}; put them there."
     return ""
 
 

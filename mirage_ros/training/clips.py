@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
+from mirage_ros.data.seeds import read_picture
 from mirage_ros.data.tracks import Track, pictures_of, read_track
 from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path
@@ -171,7 +172,7 @@ def read_shards(folder: Path, seeds: tuple[int, int], length: int) -> Iterator[L
 def _read_part(
     track: Track, chosen: list[int], paths: list[Path], size: tuple[int, int]
 ) -> PosedVideo:
-    pictures = [_read(path) for path in paths]
+    pictures = [read_picture(path) for path in paths]
     cameras = track.cameras(pictures[0].shape[:2])[chosen]
     return _fitted(pictures, cameras, size)
 
@@ -194,13 +195,6 @@ def _fitted(pictures: Sequence[np.ndarray], cameras: Camera, size: tuple[int, in
     ]
     rgb = np.stack([picture for picture, _ in fitted])
     return PosedVideo(rgb, Camera.stack([camera for _, camera in fitted]))
-
-
-def _read(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if bgr is None:
-        raise MirageError(f"The picture {path} cannot be read; fetch it again.")
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
 #: Shown is what lies at most this far behind the other view's surface: share of the depth, metres.
