@@ -11,19 +11,22 @@ from mirage_ros import cli
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models import load_model
-from mirage_ros.models.mini.dreamer import Dreamer
+from mirage_ros.models.mini.dreamer import DEPTHS, Codebooks, Dreamer
 from mirage_ros.models.mini.imagining import (
     Blocks,
+    DreamConfig,
     DreamingModel,
     heading_rays,
     picture_blocks,
+    scattered,
     surfaces,
 )
 from mirage_ros.training import Loop, LoopConfig, pick_dtype
 from mirage_ros.training.clips import StoredClip, shown_cells, shrunk
-from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, ViewSampler, ViewStore, completed, unpacked
+from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, ViewSampler, completed
+from mirage_ros.training.views import ViewStore, unpacked
 
-SIZE, CELLS, VIEWS = (64, 80), (8, 10), 4
+SIZE, CELLS, VIEWS, BOOKS = (64, 80), (8, 10), 4, (24, 8, 24, 8)
 
 
 def clip_of(seed: int) -> StoredClip:
@@ -60,9 +63,18 @@ def sampler(store: ViewStore, **changes) -> ViewSampler:
     return ViewSampler(store, (0, 3), DreamerLossConfig(batch=4, **changes))
 
 
-def small_network(**more) -> Dreamer:
+def small_network(store: ViewStore) -> Dreamer:
     torch.manual_seed(0)
-    return Dreamer(latent_channels=12, widths=(16, 16, 16), time_width=16, head_width=8, **more)
+    network = Dreamer(
+        latent_channels=12, widths=(16, 16, 16), task_width=16, head_width=8, code_width=32, book_sizes=BOOKS,
+        deviations=store.deviations(),
+    )  # fmt: skip
+    network.take(store.codebooks(BOOKS))
+    return network
+
+
+def loss_of(store: ViewStore) -> DreamerLoss:
+    return DreamerLoss(sampler(store), store.codebooks(BOOKS), DreamerLossConfig(batch=4, part_weights=(1.0, 1.0, 0.5, 1.0, 0.5)))
 
 
 def test_a_mirrored_picture_has_latents_of_known_signs(store):
@@ -152,38 +164,62 @@ def test_a_mirrored_batch_is_the_batch_of_the_mirrored_world(store):
         assert torch.equal(part, getattr(twice, name)), name
 
 
-def test_an_untaught_network_dreams_channels_as_strong_as_they_are(store):
-    """Its answer is 0, so each channel is what noise alone tells of it; details would drown in the first one's scale."""
-    batch, deviations = sampler(store).draw(np.random.default_rng(1), 4), store.deviations()
-    assert len(deviations) == 14 and max(deviations) > 20 * min(deviations)
-    dream = completed(small_network(deviations=deviations), batch, 48, 0)
-    hidden = (batch.mask == 0).expand_as(dream)
-    found = torch.stack([dream[:, c][hidden[:, c]].std() for c in range(len(deviations))])
-    assert torch.allclose(found, torch.tensor(deviations), rtol=0.25)
+def rows_of(store: ViewStore) -> torch.Tensor:
+    """Cells of the records' first views."""
+    views = torch.from_numpy(store.open()["view"][:, 0].astype(np.float32))
+    return views.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def test_the_gains_are_those_of_a_normal_channel():
-    network, time = small_network(deviations=[0.05] * 14), torch.tensor([0.3, 0.9, 0.98])
-    rng = torch.Generator().manual_seed(0)
-    clean, noise = (torch.randn(3, 14, 100, 100, generator=rng) for _ in range(2))
-    blend = time.view(-1, 1, 1, 1)
-    noisy = blend * 0.05 * clean + (1 - blend) * noise
-    into, kept, out = network.gains(time)
-    assert torch.allclose((into * noisy).std((1, 2, 3)), torch.ones(3), rtol=0.01)
-    assert torch.allclose(((0.05 * clean - kept * noisy) / out).std((1, 2, 3)), torch.ones(3), rtol=0.01)
+def test_codes_stand_for_nearly_the_cell(store):
+    """Each stage leaves less; depth is within half a step; sky stays sky; what codes stand for has the same codes."""
+    books, rows = store.codebooks(BOOKS), rows_of(store)
+    codes = books.codes(rows)
+    again = books.cells(codes)
+    assert codes.min() >= 0 and (codes.amax(0) < torch.tensor(books.sizes)).all()
+    sky = rows[:, -1] > 0
+    assert torch.equal(again[:, -1] > 0, sky) and sky.any() and not sky.all() and (codes[sky, 0] == DEPTHS).all()
+    assert (again - rows)[~sky, -2].abs().max() < 0.6 * 6.0 / DEPTHS
+    assert torch.equal(books.codes(again)[:, 0], codes[:, 0])
+    left = [(Codebooks(books.colour, books.books[:n]).cells(codes) - rows)[:, :-2].square().sum() for n in range(1, 5)]
+    assert all(later < earlier for earlier, later in zip(left[:-1], left[1:], strict=True))
+
+
+def test_codebooks_are_fitted_once_and_of_what_was_asked(store):
+    first, again = store.codebooks(BOOKS), store.codebooks(BOOKS)
+    assert all(torch.equal(a, b) for a, b in zip(first.books, again.books, strict=True))
+    with pytest.raises(MirageError, match="remove it, or ask"):
+        store.codebooks((8, 8, 8, 8))
+
+
+def test_cells_drawn_together_lie_far_apart():
+    order = scattered((2, *CELLS), torch.Generator().manual_seed(0))
+    rank = order.flatten(1).argsort(1).argsort(1).view(2, *CELLS)
+    assert sorted(rank[0].flatten().tolist()) == list(range(80)) and not torch.equal(rank[0], rank[1])
+    first = torch.nonzero(rank[0] < 8).float()
+    assert torch.pdist(first).min() >= 1.9  # eight of 80 cells on a grid would be three apart
+
+
+def test_an_untaught_network_draws_all_codes_alike(store):
+    network, books = small_network(store), store.codebooks(BOOKS)
+    given = [torch.zeros(1, channels, *CELLS) for channels in (14, 1, 5)]
+    x = network(*given, torch.zeros(1, 2, 21, *CELLS), *(torch.zeros(1, channels, *CELLS) for channels in (14, 1)))
+    seen = []
+    codes = network.told(x.permute(0, 2, 3, 1).flatten(0, 2), books.likenesses(), lambda _, logits: seen.append(logits) or logits.argmax(1))
+    assert codes.shape == (80, 5) and [logits.shape[1] for logits in seen] == books.sizes
+    assert not any(logits.any() for logits in seen)
 
 
 def test_it_learns_and_dreams_the_same_again(store, tmp_path):
-    loss = DreamerLoss(sampler(store), DreamerLossConfig(batch=4))
+    loss = loss_of(store)
     with torch.no_grad():
-        before = loss(small_network(deviations=store.deviations()), torch.Generator().manual_seed(7))["loss"]
-    loop = Loop(small_network(deviations=store.deviations()), tmp_path, LoopConfig(steps=30, warmup_steps=5, learning_rate=2e-3))
+        before = loss(small_network(store), torch.Generator().manual_seed(7))
+    loop = Loop(small_network(store), tmp_path, LoopConfig(steps=30, warmup_steps=5, learning_rate=2e-3))
     loop.run(loss)
     with torch.no_grad():
-        after = loss(loop.network, torch.Generator().manual_seed(7))["loss"]
-    assert after < 0.8 * before
+        after = loss(loop.network, torch.Generator().manual_seed(7))
+    assert after["loss"] < 0.8 * before["loss"] and after["finish"] < before["finish"]
     batch = sampler(store).draw(np.random.default_rng(1), 2)
-    dreams = [completed(loop.averaged(), batch, 3, seed) for seed in (0, 0, 1)]
+    dreams = [completed(loop.averaged(), batch, DreamConfig(3), seed) for seed in (0, 0, 1)]
     hidden = (batch.mask == 0).expand_as(batch.clean)
     assert torch.equal(dreams[0], dreams[1]) and hidden.any()
     assert not torch.allclose(dreams[0][hidden], dreams[2][hidden])
@@ -191,9 +227,9 @@ def test_it_learns_and_dreams_the_same_again(store, tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(store, tmp_path):
-    loss = DreamerLoss(sampler(store), DreamerLossConfig(batch=4))
+    loss = loss_of(store)
     config = LoopConfig(steps=8, warmup_steps=2, checkpoint_s=0.0, precision="bfloat16")
-    whole = Loop(small_network(), tmp_path / "whole", config)
+    whole = Loop(small_network(store), tmp_path / "whole", config)
     whole.run(loss)
 
     def cut(network, generator):
@@ -201,10 +237,10 @@ def test_a_killed_run_goes_on_to_the_same_weights(store, tmp_path):
             raise KeyboardInterrupt
         return loss(network, generator)
 
-    cut_loop = Loop(small_network(), tmp_path / "cut", config)
+    cut_loop = Loop(small_network(store), tmp_path / "cut", config)
     with pytest.raises(KeyboardInterrupt):
         cut_loop.run(cut)
-    resumed = Loop(small_network(), tmp_path / "cut", config)
+    resumed = Loop(small_network(store), tmp_path / "cut", config)
     assert resumed.step == 5
     resumed.run(loss)
     for ours, theirs in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
@@ -213,9 +249,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(store, tmp_path):
 
 def test_bfloat16_trains_float32_weights(store, tmp_path):
     config = LoopConfig(steps=3, warmup_steps=1, precision="bfloat16")
-    loop = Loop(small_network(), tmp_path, config)
-    loop.run(DreamerLoss(sampler(store), DreamerLossConfig(batch=4)))
-    again = Loop(small_network(), tmp_path, config)
+    loop = Loop(small_network(store), tmp_path, config)
+    loop.run(loss_of(store))
+    again = Loop(small_network(store), tmp_path, config)
     assert again.step == 3
     assert all(p.dtype == torch.float32 for p in again.network.parameters())
     assert all(p.dtype == torch.bfloat16 for p in again.worker.parameters())
@@ -228,6 +264,7 @@ def test_the_command_renders_trains_and_writes(tmp_path):
     recipe = {
         "kind": "dreamer", "data": str(tmp_path / "data"), "run": str(tmp_path / "run"),
         "size": [32, 40], "latent_channels": 8, "widths": [8, 8, 8], "fit_clips": 2,
+        "code_width": 16, "book_sizes": [16, 8, 16, 8, 8],
         "clips": {"seeds": [0, 2], "frames": 4, "size": [48, 64], "period_s": 0.5, "workers": 1},
         "validation_seeds": [1_000_000, 1_000_001],
         "training": {"steps": 2, "validate_steps": 2, "validate_batches": 1}, "loss": {"batch": 2},

@@ -146,10 +146,13 @@ def dreaming() -> DreamingModel:
     blocks = Blocks.fit(picture_blocks(rgb).permute(0, 2, 3, 1).flatten(0, 2), 8)
     torch.manual_seed(0)
     dreamer = Dreamer(
-        latent_channels=8, widths=(8, 8, 8), time_width=16, head_width=8, deviations=[1.0, *[0.1] * 7, 0.5, 0.5]
-    )
+        latent_channels=8, widths=(8, 8, 8), task_width=16, head_width=8, code_width=16, book_sizes=(8, 4, 8),
+        deviations=[1.0, *[0.1] * 7, 0.5, 0.5],
+    )  # fmt: skip
+    for stage in range(3):
+        getattr(dreamer, f"book_{stage}").copy_(0.2 * torch.randn(len(getattr(dreamer, f"book_{stage}")), 8))
     parts = base.codec, base.denoiser.transformer, base.denoiser.branch, base.perception, base.config
-    return DreamingModel(*parts, name="dozing", dreamer=dreamer, blocks=blocks, dream=DreamConfig(2, 0.8, (0.9,)))
+    return DreamingModel(*parts, name="dozing", dreamer=dreamer, blocks=blocks, dream=DreamConfig(3))
 
 
 def test_a_dreamer_keeps_what_is_shown_and_survives_its_folder(dreaming, tmp_path):

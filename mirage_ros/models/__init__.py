@@ -74,7 +74,7 @@ def load_model(
         dreamer, blocks = load_part(folder / "dreamer", Dreamer), Blocks.load(folder / "dreamer")
         return DreamingModel(
             **parts, config=config, name=index["name"], device=device, dreamer=dreamer, blocks=blocks,
-            dream=DreamConfig(**index["dream"] | {"again": tuple(index["dream"]["again"])}),
+            dream=DreamConfig(**index["dream"]),
         )  # fmt: skip
     return MiniModel(**parts, config=config, name=index["name"], device=device)
 

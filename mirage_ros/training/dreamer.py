@@ -1,163 +1,58 @@
-"""Teaches the dreamer to complete views: flow matching over all noise levels.
+"""Teaches the dreamer to complete views in codes.
 
-noisy = (1 - time) * noise + time * clean. The network predicts the clean view; its error counts in each channel by how far
-the view could be from what the noisy one alone tells (`Dreamer.gains`). Only what memory would not show counts
-fully. Style views are among those whose cells are shown: what is hidden stays hidden.
-
-Clips are turned into records of one fixed size, appended to one file that every training process maps. A record holds,
-as bits, which cells of a view each other view shows by true depth, so no memory is run while training.
+Of the cells that memory would not show, some are given as if they were drawn already, and the codes of the others are
+asked for; in some of the views all are given, and continuous latents and depth are asked for. Style views are among those
+whose cells are shown: what is hidden stays hidden.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.models import load_model, save_model
-from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS, Dreamer
-from mirage_ros.models.mini.imagining import DEPTH_SPREAD, DEPTH_UNIT_M, STRIDE, Blocks, DreamConfig, DreamingModel
-from mirage_ros.models.mini.imagining import Question, complete, picture_blocks, ray_channels, style_channels, surfaces, tensor_of
+from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS, Codebooks, Dreamer
+from mirage_ros.models.mini.imagining import DEPTH_SPREAD, DEPTH_UNIT_M, DreamConfig, DreamingModel
+from mirage_ros.models.mini.imagining import Question, complete, ray_channels, style_channels, tensor_of
 from mirage_ros.training import Loop, LoopConfig, coloured_depth, sheet
-from mirage_ros.training.clips import ShardConfig, StoredClip, each_shard, make_shards, shown_cells, shrunk
+from mirage_ros.training.clips import ShardConfig, each_shard, make_shards
+from mirage_ros.training.views import ViewStore, unpacked
 
-#: Later times are drawn as this one: there is next to no noise left.
-LATEST = 0.999
 #: Of views that show this little or this much, most are drawn again: they teach little.
 LITTLE, MUCH = 0.03, 0.85
-#: Cells with a larger share of moving pixels are not learnt from.
-MOVING_SHARE = 0.1
-LEAST_DEVIATION = 1e-3
-
-
-def record_type(views: int, size: tuple[int, int], channels: int) -> np.dtype:
-    """One clip: `size` is the views' (height, width) in pixels."""
-    cells = size[0] // STRIDE, size[1] // STRIDE
-    bits = -(-cells[0] * cells[1] // 8)
-    return np.dtype([
-        ("seed", "<i8"),
-        ("view", "<f2", (views, channels + SURFACE_CHANNELS, *cells)),
-        ("shown", "u1", (views, views, bits)),
-        ("moving", "u1", (views, bits)),
-        ("intrinsics", "<f4", (views, 3, 3)),
-        ("world_from_camera", "<f4", (views, 4, 4)),
-    ])  # fmt: skip
-
-
-def record(seed: int, clip: StoredClip, blocks: Blocks) -> np.ndarray:
-    """The record of one clip, of `record_type`."""
-    views, size = len(clip.rgb), clip.rgb.shape[1:3]
-    row = np.zeros((), record_type(views, size, blocks.basis.shape[1]))
-    depth, cameras = clip.depth_m.astype(np.float32), clip.cameras
-    shown = shown_cells(depth, cameras.intrinsics, cameras.world_from_camera, STRIDE)
-    cells = views, size[0] // STRIDE, STRIDE, size[1] // STRIDE, STRIDE
-    moving = clip.moving.reshape(cells).mean((2, 4)) > MOVING_SHARE
-    row["seed"] = seed
-    row["view"] = np.concatenate([blocks.encode(clip.rgb).numpy(), surfaces(cell_depth(depth, STRIDE))], 1)
-    row["shown"] = np.packbits(shown.reshape(views, views, -1), -1)
-    row["moving"] = np.packbits(moving.reshape(views, -1), -1)
-    row["intrinsics"], row["world_from_camera"] = cameras.intrinsics, cameras.world_from_camera
-    return row
-
-
-class ViewStore:
-    """A folder with the records of one size and the linear code that they were made with."""
-
-    def __init__(self, folder: Path, views: int, size: tuple[int, int], channels: int) -> None:
-        self.folder, self.kind = folder, record_type(views, size, channels)
-        self.size, self.channels = size, channels
-
-    @property
-    def path(self) -> Path:
-        return self.folder / "records.bin"
-
-    @property
-    def blocks(self) -> Blocks:
-        """The linear code; MirageError before it was fitted."""
-        return Blocks.load(self.folder)
-
-    def open(self) -> np.ndarray:
-        """The whole records, mapped; a last one that was cut off is left out.
-
-        Raises MirageError where there is none.
-        """
-        count = self._count()
-        if not count:
-            raise MirageError(f"{self.folder} holds no views; run the data stage first.")
-        return np.memmap(self.path, self.kind, "r", shape=(count,))
-
-    def fit(self, clips: Iterable[StoredClip]) -> None:
-        """Fits the linear code to every fifth view of the clips, where there is none yet."""
-        if (self.folder / "blocks.safetensors").exists():
-            return
-        pictures = [picture_blocks(shrunk(clip, self.size).rgb[::5]) for clip in clips]
-        rows = torch.cat([p.permute(0, 2, 3, 1).flatten(0, 2) for p in pictures])
-        code = Blocks.fit(rows, self.channels)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        code.save(self.folder)
-
-    def deviations(self, views: int = 400) -> list[float]:
-        """Of each channel, surface channels included, from 0; of so many views, the same ones each time."""
-        records, rng = self.open(), np.random.default_rng(0)
-        clips = rng.integers(len(records), size=views)
-        drawn = records["view"][clips, rng.integers(records["view"].shape[1], size=views)].astype(np.float32)
-        return np.sqrt((drawn**2).mean((0, 2, 3))).clip(min=LEAST_DEVIATION).tolist()
-
-    def seeds(self) -> set[int]:
-        """Of the clips that are there."""
-        return set(self.open()["seed"].tolist()) if self._count() else set()
-
-    def add(self, clips: Iterable[tuple[int, StoredClip]]) -> None:
-        """Appends clips by seed; a record that was cut off goes first."""
-        blocks = self.blocks
-        with self.path.open("ab") as file:
-            file.truncate(self._count() * self.kind.itemsize)
-            for seed, clip in clips:
-                file.write(record(seed, shrunk(clip, self.size), blocks).tobytes())
-
-    def _count(self) -> int:
-        return self.path.stat().st_size // self.kind.itemsize if self.path.exists() else 0
-
-
-def unpacked(bits: UInt8[np.ndarray, "*n b"], cells: tuple[int, int]) -> Bool[np.ndarray, "*n h w"]:
-    """Masks of (height, width) cells from the bits of a record."""
-    flat = np.unpackbits(bits, axis=-1, count=cells[0] * cells[1])
-    return flat.reshape(*bits.shape[:-1], *cells).astype(bool)
 
 
 @dataclass(frozen=True)
 class DreamerLossConfig:
     """Attributes:
     batch: views per step and process.
-    seen_weight: of cells that memory shows; others have 1.
-    depth_weight, sky_weight: of these channels; a latent's has 1.
-    deviation_power: a channel counts by its deviation to this power besides. 0 would give most weight to details.
+    part_weights: of the codes of a cell: depth, colour twice, detail three times.
+    finish_share: of the views of a batch, that all cells are drawn of.
+    finish_weight: of their error, as a share of what the codes leave.
+    deviation_power: in that error a channel counts by its deviation to this power.
+    depth_weight: in that error, of depth; a latent's is 1.
+    blank_share: of the other views, that no cell is drawn of.
     seen_noise: largest standard deviation added to what memory shows, which is never exact.
-    level_mean, level_spread: times are drawn as the sigmoid of a normal number (Esser et al. 2024).
     hide_style, hide_height: shares of views that are not given a style view, the camera's height.
     """
 
-    batch: int = 48
-    seen_weight: float = 0.1
-    depth_weight: float = 2.0
-    sky_weight: float = 1.0
+    batch: int = 40
+    part_weights: tuple[float, ...] = (1.0, 1.0, 0.5, 1.0, 0.5, 0.5)
+    finish_share: float = 0.125
+    finish_weight: float = 2.0
     deviation_power: float = 0.75
+    depth_weight: float = 2.0
+    blank_share: float = 0.1
     seen_noise: float = 0.04
-    # Noise decides a component that is as strong as it: the first of a view has a deviation of 1,
-    # the fortieth of .02, so details are taught by times of .9 and more.
-    level_mean: float = 1.2
-    level_spread: float = 1.8
     hide_style: float = 0.1
     hide_height: float = 0.1
 
@@ -249,58 +144,82 @@ class ViewSampler:
 class DreamerLoss:
     """Draws views and scores the network's completion of them."""
 
-    def __init__(self, views: ViewSampler, config: DreamerLossConfig) -> None:
-        self.views, self.config = views, config
-        channels = views.records.dtype["view"].shape[1] - SURFACE_CHANNELS
-        weights = [1.0] * channels + [config.depth_weight, config.sky_weight]
-        self.channel_weights = torch.tensor(weights).view(1, -1, 1, 1)
+    def __init__(self, views: ViewSampler, codebooks: Codebooks, config: DreamerLossConfig) -> None:
+        self.views, self.codebooks, self.config = views, codebooks, config
+        self.likenesses = codebooks.likenesses()
 
     def __call__(self, network: Dreamer, generator: torch.Generator) -> dict[str, Tensor]:
-        config, device = self.config, next(network.parameters()).device
-        batch = self._draw(generator)
-        clean = batch.clean
-        level = config.level_mean + config.level_spread * torch.randn(
-            len(clean), generator=generator
-        )
-        time = torch.sigmoid(level).clamp(max=LATEST)
-        blend = time.view(-1, 1, 1, 1)
-        noisy = blend * clean + (1 - blend) * torch.randn(clean.shape, generator=generator)
-        spread = config.seen_noise * torch.rand(len(clean), 1, 1, 1, generator=generator)
-        seen = (clean + spread * torch.randn(clean.shape, generator=generator)) * batch.mask
-        given = noisy, time, seen, batch.mask, batch.rays, batch.style
-        predicted = network(*(part.to(device) for part in given)).cpu()
-        _, _, out = network.gains(time.to(device))
-        return self._score((predicted - clean) / out.cpu(), network.deviation(), batch)
+        config, batch = self.config, self._draw(generator)
+        spread = config.seen_noise * torch.rand(len(batch.clean), 1, 1, 1, generator=generator)
+        seen = (batch.clean + spread * torch.randn(batch.clean.shape, generator=generator)) * batch.mask
+        finished = max(1, round(config.finish_share * len(seen)))
+        codes = self._codes(batch, seen, slice(0, -finished), network, generator)
+        finish = self._finish(batch, seen, slice(-finished, None), network)
+        total = sum(weight * code for weight, code in zip(config.part_weights, codes, strict=True))
+        names = "depth", "colour", "colour_2", *(f"detail_{i}" for i in range(1, len(codes) - 2))
+        report = dict(zip(names, codes, strict=True)) | {"finish": finish}
+        return {"loss": total + config.finish_weight * finish} | {name: value.detach() for name, value in report.items()}
 
     def _draw(self, generator: torch.Generator) -> ViewBatch:
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         return self.views.draw(rng, self.config.batch)
 
-    def _score(self, error: Tensor, deviation: Tensor, batch: ViewBatch) -> dict[str, Tensor]:
-        """Args: error: of the view, in deviations of the network's answer."""
-        config, clean = self.config, batch.clean
-        cells = (1 - batch.mask + config.seen_weight * batch.mask) * batch.counts
-        channel_weights = self.channel_weights * deviation**config.deviation_power
-        weights = (cells * channel_weights).expand_as(clean).clone()
-        weights[:, -2:-1] *= (clean[:, -1:] < 0).float()  # sky has no depth
-        error = weights * error.square()
-        channels = clean.shape[1] - SURFACE_CHANNELS
-        whole = cells.sum() * channel_weights.sum()
-        report = {
-            "latents": error[:, :channels].sum() / whole,
-            "depth": error[:, -2].sum() / whole,
-            "sky": error[:, -1].sum() / whole,
-        }
-        return {"loss": error.sum() / whole} | {k: v.detach() for k, v in report.items()}
+    def _codes(self, batch: ViewBatch, seen: Tensor, part: slice, network: Dreamer, generator: torch.Generator) -> list[Tensor]:
+        """Cross entropy of each code of a cell, over those that are to be drawn."""
+        clean, mask = batch.clean[part], batch.mask[part]
+        codes, drawn = self._coded(clean, mask)
+        # As often as in a drawing, many cells are open early and few late (Chang et al. 2022).
+        share = torch.rand(len(mask), 1, 1, 1, generator=generator)
+        open_cells = mask == 0
+        hidden = open_cells & (torch.rand(mask.shape, generator=generator) < torch.cos(share * np.pi / 2))
+        hidden |= open_cells & (share < self.config.blank_share)
+        given = (open_cells & ~hidden).float()
+        x = self._asked(network, batch, seen, part, drawn * given, given, finish=False)
+        asked = (hidden & (batch.counts[part] > 0))[:, 0]
+        x, wanted = x.permute(0, 2, 3, 1)[asked.to(x.device)], codes[asked].to(x.device)
+        scores = []
+
+        def wanted_of(part: int, logits: Tensor) -> Tensor:
+            scores.append(nn.functional.cross_entropy(logits, wanted[:, part]).cpu())
+            return wanted[:, part]
+
+        network.told(x, [likeness.to(x.device) for likeness in self.likenesses], wanted_of)
+        return scores
+
+    def _finish(self, batch: ViewBatch, seen: Tensor, part: slice, network: Dreamer) -> Tensor:
+        """Squared error of views of which all cells are drawn, as a share of what their codes leave: alone it is so small beside
+        the codes' entropies that Adam does not see its gradients."""
+        clean, mask = batch.clean[part], batch.mask[part]
+        _, drawn = self._coded(clean, mask)
+        change = self._asked(network, batch, seen, part, drawn, 1 - mask, finish=True).cpu()
+        deviation = network.deviation()
+        begun = torch.where(mask > 0, seen[part], drawn)
+        weights = deviation**self.config.deviation_power * batch.counts[part]
+        surface = self.config.depth_weight * (clean[:, -1:] < 0), torch.zeros_like(mask)
+        weights = weights * torch.cat([torch.ones_like(clean[:, :-SURFACE_CHANNELS]), *surface], 1)
+        left = [(weights * ((view - clean) / deviation).square()).sum() for view in (begun + change, begun)]
+        return left[0] / left[1].clamp(min=1e-6)
+
+    def _asked(self, network, batch: ViewBatch, seen: Tensor, part: slice, drawn, given, finish: bool) -> Tensor:
+        device = next(network.parameters()).device
+        views = seen[part], batch.mask[part], batch.rays[part], batch.style[part], drawn, given
+        return network(*(view.to(device) for view in views), finish=finish)
+
+    def _coded(self, clean: Tensor, mask: Tensor) -> tuple[Int[Tensor, "b h w p"], Float[Tensor, "b v h w"]]:
+        """The codes of open cells, and what they stand for; zeros elsewhere."""
+        open_cells = mask[:, 0] == 0
+        codes = torch.zeros(*open_cells.shape, len(self.codebooks.sizes), dtype=torch.long)
+        codes[open_cells] = self.codebooks.codes(clean.permute(0, 2, 3, 1)[open_cells])
+        stand = torch.zeros_like(clean)
+        stand.permute(0, 2, 3, 1)[open_cells] = self.codebooks.cells(codes[open_cells])
+        return codes, stand
 
     @torch.no_grad()
     def picture(self, network: nn.Module, generator: torch.Generator) -> UInt8[np.ndarray, "h w 3"]:
-        """Columns: what is seen, the truth, two dreams of 24 steps, one of 4, depths of truth and dream."""
+        """Columns: what is seen, the truth, two dreams, one in half of the steps, depths of truth and dream."""
         batch = self._draw(generator)
         batch = ViewBatch(*(part[:6] for part in vars(batch).values()))
-        dreams = [
-            completed(network, batch, steps, seed) for steps, seed in ((24, 0), (24, 1), (4, 0))
-        ]
+        dreams = [completed(network, batch, DreamConfig(steps), seed) for steps, seed in ((10, 0), (10, 1), (5, 0))]
         views = [batch.clean * batch.mask, batch.clean, *dreams]
         blocks = self.views.blocks
         pictures = [blocks.picture(view[:, :-SURFACE_CHANNELS]) for view in views]
@@ -313,10 +232,10 @@ class DreamerLoss:
         return sheet([*pictures, *depths])
 
 
-def completed(network: Dreamer, batch: ViewBatch, steps: int, seed: int) -> Float[Tensor, "b v h w"]:
+def completed(network: Dreamer, batch: ViewBatch, config: DreamConfig, seed: int) -> Float[Tensor, "b v h w"]:
     """The batch's views as the network dreams them; what is seen is kept."""
     question = Question(batch.clean * batch.mask, batch.mask, batch.rays, batch.style)
-    return complete(network, question, torch.Generator().manual_seed(seed), DreamConfig(steps))
+    return complete(network, question, torch.Generator().manual_seed(seed), config)
 
 
 @dataclass(frozen=True)
@@ -327,7 +246,8 @@ class DreamerRecipe:
     base: the model whose codec, aligner and perceiver the finished one has.
     size: (height, width) of the views, cut and shrunk from the clips.
     fit_clips: clips that the linear code of latents is fitted to.
-    widths: of the network.
+    widths, code_width: of the network.
+    book_sizes: codes of each stage: two of colours, then those of details.
     """
 
     kind: str = "dreamer"
@@ -338,6 +258,8 @@ class DreamerRecipe:
     latent_channels: int = 48
     fit_clips: int = 150
     widths: tuple[int, ...] = (128, 256, 256)
+    code_width: int = 256
+    book_sizes: tuple[int, ...] = (1024, 256, 1024, 512, 512)
     threads: int = 1
     clips: ShardConfig = ShardConfig((10_000, 12_000), 16, (240, 320), 0.5)
     validation_seeds: tuple[int, int] = (1_000_000, 1_000_008)
@@ -350,13 +272,16 @@ def train_dreamer(recipe: DreamerRecipe) -> None:
     torch.set_num_threads(recipe.threads)
     store = make_views(recipe)
     torch.manual_seed(recipe.training.seed)
+    codebooks = store.codebooks(recipe.book_sizes)
     network = Dreamer(
-        latent_channels=recipe.latent_channels, widths=list(recipe.widths), deviations=store.deviations()
-    )
+        latent_channels=recipe.latent_channels, widths=list(recipe.widths), code_width=recipe.code_width,
+        book_sizes=list(recipe.book_sizes), deviations=store.deviations(),
+    )  # fmt: skip
+    network.take(codebooks)
     loop = Loop(network.to(memory_format=torch.channels_last), Path(recipe.run), recipe.training)
     ranges = recipe.clips.seeds, recipe.validation_seeds
     loop.run(
-        *(DreamerLoss(ViewSampler(store, seeds, recipe.loss), recipe.loss) for seeds in ranges)
+        *(DreamerLoss(ViewSampler(store, seeds, recipe.loss), codebooks, recipe.loss) for seeds in ranges)
     )
     if Accelerator().is_main_process:
         base = load_model(recipe.base, "cpu")

@@ -1,46 +1,115 @@
-"""The dreamer: completes one RGB-D view from what memory shows of it, by flow matching.
+"""The dreamer: completes one RGB-D view from what memory shows of it, cell by cell, in codes.
 
-A U-Net on latent cells. It is given the noisy view, the cells that memory shows, which way every
-cell looks in the world, the camera's height above the ground, and other views of the same world
-for style; it predicts the clean view: latents, depth and sky together, so that walls are flat where
-they look flat. Latents are in the scale of pixel energy (principal components that are not
-whitened): noise then drowns detail first and layout is decided first.
+A U-Net on latent cells. It is given the cells that memory shows, those that were drawn already, which way every cell looks
+in the world, the camera's height above the ground, and other views of the same world for style. Each cell is drawn as a few
+codes, one given those before it: depth or sky, colour in two stages, detail in three (residual quantisation, as in RQ-Transformer,
+Lee et al. 2022). Some cells are drawn at a time, the others looking at them, as in MaskGIT (Chang et al. 2022). A last pass of the
+same network gives continuous latents and depth for the codes, so that walls are smooth where they look smooth.
 
-Why a network of our own: in bf16 on a core with AMX it trains 61 samples/s, diffusers' UNet2DModel
-of the same widths 24 and UNet2DConditionModel 14 (docs/log.md).
+Why codes: a network that gives a picture by its numbers is taught the mean of what might be there, fog, and noise must be
+taken off it in many steps, of which the last decide all detail; by the same measure and training flow matching stayed as far
+from the truth as blurred pictures (docs/log.md). What is drawn in codes is sharp from the first hour.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 #: Channels of a view beside its latents: log depth, sky.
 SURFACE_CHANNELS = 2
+#: What the sky channel holds where there is sky; minus this elsewhere.
+SKY = 0.5
 #: Channels that say where a cell looks: ray (3), height above the ground and whether it is known.
 RAY_CHANNELS = 5
 #: Channels of a style view: ray (3), its camera's position (3), whether there is such a view.
 STYLE_CHANNELS = 7
-_TIME_FREQUENCIES = 128
+#: The log depths (of a view's channel) that are told apart, in as many steps.
+NEAREST, FARTHEST, DEPTHS = -2.7, 3.3, 256
+#: Two codes that are near by this in a codebook's deviations are alike to a network that was taught nothing.
+LIKENESS = 8.0
+#: The finishing pass begins with answers of this share of a channel's deviation.
+FINISH = 0.2
+
+
+@dataclass(frozen=True)
+class Codebooks:
+    """What the codes of a cell stand for.
+
+    Attributes:
+        colour: (c, 3) orthonormal: the directions of the latents in which a cell's mean colour lies.
+        books: (codes, c) latents of each stage, which are summed: two of colours, then those of details.
+    """
+
+    colour: Float[Tensor, "c 3"]
+    books: Sequence[Float[Tensor, "_ c"]]
+
+    COLOURS = 2
+
+    @property
+    def sizes(self) -> list[int]:
+        """Codes of each part: depths and sky, then the books."""
+        return [DEPTHS + 1, *(len(book) for book in self.books)]
+
+    def codes(self, cells: Float[Tensor, "n v"]) -> Int[Tensor, "n p"]:
+        """The codes of cells of views: of depth, and the nearest of each stage to what the ones before leave."""
+        latents, log_depth, sky = cells[:, :-2], cells[:, -2], cells[:, -1] > 0
+        depth = ((log_depth - NEAREST) / (FARTHEST - NEAREST) * DEPTHS).long().clamp(0, DEPTHS - 1)
+        colour = latents @ self.colour @ self.colour.T
+        codes, left = [torch.where(sky, DEPTHS, depth)], colour
+        for stage, book in enumerate(self.books):
+            left = latents - colour if stage == self.COLOURS else left
+            codes.append(nearest(left, book))
+            left = left - book[codes[-1]]
+        return torch.stack(codes, 1)
+
+    def cells(self, codes: Int[Tensor, "n p"]) -> Float[Tensor, "n v"]:
+        """Cells of views that codes stand for."""
+        latents = sum(book[codes[:, 1 + stage]] for stage, book in enumerate(self.books))
+        sky = codes[:, 0] == DEPTHS
+        depth = NEAREST + (codes[:, 0] + 0.5) / DEPTHS * (FARTHEST - NEAREST)
+        surface = torch.stack([torch.where(sky, 0.0, depth), torch.where(sky, SKY, -SKY)], 1)
+        return torch.cat([latents, surface], 1)
+
+    def likenesses(self) -> list[Float[Tensor, "_ _"]]:
+        """Features of each part's codes in which those that mean nearly the same lie near."""
+        at = (torch.arange(DEPTHS) + 0.5) / DEPTHS
+        bumps = torch.exp(-(((at[:, None] - torch.linspace(0, 1, 16)) * 16) ** 2))
+        depths = F.pad(torch.cat([4 * at[:, None] - 2, bumps], 1), (0, 1, 0, 1))
+        depths[DEPTHS, -1] = 1.0
+        out = [depths]
+        for stage, book in enumerate(self.books):
+            book = book @ self.colour if stage < self.COLOURS else book
+            spread = book.std(0)
+            out.append(book / (spread + 0.1 * spread.max()))
+        return out
+
+
+def nearest(values: Float[Tensor, "n c"], book: Float[Tensor, "k c"]) -> Int[Tensor, "n"]:
+    """The code nearest to each value."""
+    lengths, columns = book.square().sum(1), book.T.contiguous()
+    # numpy finds the least of a row ten times as fast as torch does on a CPU.
+    parts = [torch.addmm(lengths, part, columns, alpha=-2).numpy().argmin(1) for part in values.split(2048)]
+    return torch.cat([torch.from_numpy(part) for part in parts])
 
 
 class Dreamer(ModelMixin, ConfigMixin):
-    """Predicts the clean view from a noisy one.
+    """Draws the codes of cells that are not shown, and finishes a view whose cells are all drawn.
 
     Args:
         latent_channels: of the codec; a view has `SURFACE_CHANNELS` more.
         widths: channels on the cell grid, on half and on a quarter of it.
-        cells: cells to a side that are packed into one position of the first grid.
-        deviations: standard deviation of each channel of a view, surface channels included. The network is given and
-            gives channels of deviation 1; without them, details of a fiftieth of the first component's strength are
-            never learnt. 1 each if left out.
+        code_width: channels that a cell's codes are told from.
+        book_sizes: codes of each stage of the codebooks.
+        deviations: standard deviation of each channel of a view, surface channels included: the network is given
+            channels of deviation 1. 1 each if left out.
     """
 
     @register_to_config
@@ -49,96 +118,114 @@ class Dreamer(ModelMixin, ConfigMixin):
         *,  # diffusers takes what is given by position for a default and forgets it
         latent_channels: int = 48,
         widths: Sequence[int] = (128, 256, 256),
-        time_width: int = 256,
+        task_width: int = 256,
         head_width: int = 64,
-        cells: int = 1,
+        code_width: int = 256,
+        book_sizes: Sequence[int] = (1024, 256, 1024, 512, 512),
         deviations: Sequence[float] | None = None,
     ):
         super().__init__()
         a, b, c = widths
         view = latent_channels + SURFACE_CHANNELS
-        block = lambda i, o: ResidualBlock(i, o, time_width)  # noqa: E731
+        block = lambda i, o: ResidualBlock(i, o, task_width)  # noqa: E731
         attention = lambda d: Attention(d, head_width, b)  # noqa: E731
-        widened = nn.Linear(2 * _TIME_FREQUENCIES, time_width)
-        self.time = nn.Sequential(widened, nn.SiLU(), nn.Linear(time_width, time_width), nn.SiLU())
-        inputs = (2 * view + 1) * cells**2 + RAY_CHANNELS
-        self.into = nn.Conv2d(inputs, a, 3, padding=1)
-        self.style_into = nn.Conv2d(4 * (view * cells**2 + STYLE_CHANNELS), b, 3, padding=1)
+        self.task = nn.Embedding(2, task_width)
+        self.into = nn.Conv2d(2 * view + 2 + RAY_CHANNELS, a, 3, padding=1)
+        self.style_into = nn.Conv2d(4 * (view + STYLE_CHANNELS), b, 3, padding=1)
         self.style = block(b, b)
-        self.down_1 = nn.ModuleList([block(a, a), block(a, a)])
+        self.down_1, self.look_0 = nn.ModuleList([block(a, a), block(a, a)]), attention(a)
         self.to_2 = nn.Conv2d(a, b, 3, 2, 1)
-        self.down_2 = nn.ModuleList([block(b, b), block(b, b)])
-        self.look_2 = attention(b)
+        self.down_2, self.look_2 = nn.ModuleList([block(b, b), block(b, b)]), attention(b)
         self.to_3 = nn.Conv2d(b, c, 3, 2, 1)
         self.middle = nn.ModuleList([block(c, c), block(c, c), block(c, c)])
         self.look_3 = nn.ModuleList([attention(c), attention(c)])
         self.from_3 = nn.Conv2d(c, b, 3, padding=1)
-        self.up_2 = nn.ModuleList([block(2 * b, b), block(b, b)])
-        self.look_up = attention(b)
+        self.up_2, self.look_up = nn.ModuleList([block(2 * b, b), block(b, b)]), attention(b)
         self.from_2 = nn.Conv2d(b, a, 3, padding=1)
-        self.up_1 = nn.ModuleList([block(2 * a, a), block(a, a)])
-        self.out = nn.Sequential(
-            nn.GroupNorm(8, a), nn.SiLU(), nn.Conv2d(a, view * cells**2, 3, padding=1)
-        )
+        self.up_1, self.look_1 = nn.ModuleList([block(2 * a, a), block(a, a)]), attention(a)
+        self.out = nn.Sequential(nn.GroupNorm(8, a), nn.SiLU(), nn.Conv2d(a, view, 3, padding=1))
         nn.init.zeros_(self.out[-1].weight)
         nn.init.zeros_(self.out[-1].bias)
+        self.features = nn.Sequential(nn.GroupNorm(8, a), nn.SiLU(), nn.Conv2d(a, code_width, 3, padding=1))
+        self._make_heads(latent_channels, code_width, book_sizes)
+
+    def _make_heads(self, latent_channels: int, code_width: int, book_sizes: Sequence[int]) -> None:
+        self.register_buffer("colour", torch.zeros(latent_channels, 3))
+        for stage, size in enumerate(book_sizes):
+            self.register_buffer(f"book_{stage}", torch.zeros(size, latent_channels))
+        sizes, features = [DEPTHS + 1, *book_sizes], [18, 3, 3, *[latent_channels] * (len(book_sizes) - 2)]
+        parts = list(zip(sizes, features, strict=True))
+        self.says = nn.ModuleList(CodeHead(code_width, *part) for part in parts)
+        self.names = nn.ModuleList(CodeName(code_width, *part) for part in parts[:-1])
+
+    @property
+    def codebooks(self) -> Codebooks:
+        """In float32, on the CPU."""
+        books = [getattr(self, f"book_{stage}").float().cpu() for stage in range(len(self.config.book_sizes))]
+        return Codebooks(self.colour.float().cpu(), books)
+
+    def take(self, codebooks: Codebooks) -> None:
+        """The codes mean this from now on; before any training."""
+        self.colour.copy_(codebooks.colour)
+        for stage, book in enumerate(codebooks.books):
+            getattr(self, f"book_{stage}").copy_(book)
 
     def forward(
         self,
-        noisy: Float[Tensor, "b v h w"],
-        time: Float[Tensor, "b"],
         seen: Float[Tensor, "b v h w"],
         mask: Float[Tensor, "b 1 h w"],
-        rays: Float[Tensor, "b r h2 w2"],
-        style: Float[Tensor, "b s t h2 w2"],
-    ) -> Float[Tensor, "b v h w"]:
-        """The clean view.
+        rays: Float[Tensor, "b r h w"],
+        style: Float[Tensor, "b s t h w"],
+        drawn: Float[Tensor, "b v h w"],
+        drawn_mask: Float[Tensor, "b 1 h w"],
+        finish: bool = False,
+    ) -> Float[Tensor, "b k h w"]:
+        """What the codes of every cell are told from (`CodeHead`); with `finish`, what is added to the view.
 
         Args:
-            noisy: (1 - time) * noise + time * clean.
-            time: 0 is noise alone, 1 is clean.
             seen: the view where memory shows it, zeros elsewhere.
             mask: 1 where memory shows the cell.
-            rays: `RAY_CHANNELS` on the first grid (its sides are those of noisy over `cells`).
-            style: s other views on the first grid: view channels, then `STYLE_CHANNELS`.
+            rays: `RAY_CHANNELS`.
+            style: s other views: view channels, then `STYLE_CHANNELS`.
+            drawn: what the codes of the cells that were drawn stand for, zeros elsewhere.
+            drawn_mask: 1 where the cell was drawn.
         """
-        into, kept, out = self.gains(time)
-        deviation = self.deviation(time.device)
+        kind, deviation = self.into.weight.dtype, self.deviation(seen.device)
+        task = self.task(torch.full((len(seen),), int(finish), device=seen.device))
         channels = deviation.shape[1]
+        given = torch.cat([drawn / deviation, seen / deviation, mask, rays, drawn_mask], 1)
         style = torch.cat([style[:, :, :channels] / deviation[:, None], style[:, :, channels:]], 2)
-        return kept * noisy + out * self._answer(into * noisy, time, seen / deviation, mask, rays, style)
+        x = self.into(_channels_last(given.to(kind)))
+        x = self._unet(x, task, self._style(style.to(kind), task))
+        return self.out(x).float() * deviation * FINISH if finish else self.features(x)
+
+    def told(
+        self, x: Float[Tensor, "n k"], likenesses: Sequence[Float[Tensor, "_ _"]], choose: Callable[[int, Tensor], Int[Tensor, "n"]]
+    ) -> Int[Tensor, "n p"]:
+        """The codes of cells, part by part.
+
+        Args:
+            x: what forward gives for these cells.
+            likenesses: `Codebooks.likenesses`, where the network is.
+            choose: the codes of a part (its number), given their logits.
+        """
+        codes = []
+        for part, (head, likeness) in enumerate(zip(self.says, likenesses, strict=True)):
+            codes.append(choose(part, head(x, likeness)))
+            if part < len(self.names):
+                x = x + self.names[part](codes[-1], likeness)
+        return torch.stack(codes, 1)
 
     def deviation(self, device: torch.device | str = "cpu") -> Float[Tensor, "1 v 1 1"]:
         """Of each channel, in float32 whatever the weights are in."""
         view = self.config.latent_channels + SURFACE_CHANNELS
         return torch.tensor(self.config.deviations or [1.0] * view, device=device).view(1, view, 1, 1)
 
-    def gains(self, time: Float[Tensor, "b"]) -> tuple[Float[Tensor, "b v 1 1"], ...]:
-        """What the noisy view is multiplied by for the network, and it and the network's answer for the clean one.
-
-        Those of Karras et al. 2022 ("Elucidating the design space of diffusion-based generative models"), for each
-        channel's own deviation: were channels normal and independent, the clean view were expected where the answer
-        is 0, and lay one deviation of the answer from there.
-        """
-        time, deviation = time.view(-1, 1, 1, 1).float(), self.deviation(time.device)
-        variance = (time * deviation) ** 2 + (1 - time) ** 2
-        return variance.rsqrt(), time * deviation**2 / variance, deviation * (1 - time) * variance.rsqrt()
-
-    def _answer(self, noisy: Tensor, time: Tensor, seen: Tensor, mask: Tensor, rays: Tensor, style: Tensor) -> Tensor:
-        """Of the network, all views in channels of deviation 1."""
-        cells, kind = self.config.cells, self.into.weight.dtype
-        t = self.time(_frequencies(time).to(kind))
-        given = torch.cat([noisy, seen, mask], 1)
-        given = F.pixel_unshuffle(given, cells) if cells > 1 else given
-        x = self.into(_channels_last(torch.cat([given, rays], 1).to(kind)))
-        x = self.out(self._unet(x, t, self._style(style.to(kind), t))).float()
-        return F.pixel_shuffle(x, cells) if cells > 1 else x
-
-    def _unet(self, x: Tensor, t: Tensor, memories: Tensor) -> Float[Tensor, "b a h2 w2"]:
-        """Down to a quarter of the first grid and up again, looking at the tokens of the style views."""
-        for block in self.down_1:
-            x = block(x, t)
-        fine, x = x, self.to_2(x)
+    def _unet(self, x: Tensor, t: Tensor, memories: Tensor) -> Float[Tensor, "b a h w"]:
+        """Down to a quarter of the grid and up again, looking at the tokens of the style views."""
+        x = self.look_0(self.down_1[0](x, t), memories)
+        fine = x = self.down_1[1](x, t)
+        x = self.to_2(x)
         for block in self.down_2:
             x = block(x, t)
         half = x = self.look_2(x, memories)
@@ -150,32 +237,65 @@ class Dreamer(ModelMixin, ConfigMixin):
             x = block(x, t)
         x = self.look_up(x, memories)
         x = torch.cat([self.from_2(F.interpolate(x, size=fine.shape[-2:])), fine], 1)
-        for block in self.up_1:
-            x = block(x, t)
-        return x
+        return self.up_1[1](self.look_1(self.up_1[0](x, t), memories), t)
 
     def _style(self, style: Tensor, t: Tensor) -> Float[Tensor, "b n d"]:
-        """Tokens of all style views, on half of the first grid."""
+        """Tokens of all style views, on half of the grid."""
         batch, views = style.shape[:2]
         packed = F.pixel_unshuffle(F.pad(style.flatten(0, 1), _to_even(style)), 2)
         x = self.style(self.style_into(_channels_last(packed)), t.repeat_interleave(views, 0))
         return x.flatten(2).transpose(1, 2).reshape(batch, -1, x.shape[1])
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions; the second norm is scaled and shifted by the time."""
+class CodeHead(nn.Module):
+    """Tells one part's code of a cell.
 
-    def __init__(self, into: int, out: int, time_width: int):
+    Beside a row of weights for each code it has one for each feature in which codes are alike, so that a code that was
+    seldom seen is drawn where its neighbours are drawn.
+    """
+
+    def __init__(self, width: int, codes: int, features: int):
+        super().__init__()
+        self.body = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.rows, self.near = nn.Linear(width, codes), nn.Linear(width, features + 1)
+        for part in (self.rows, self.near):
+            nn.init.zeros_(part.weight)
+            nn.init.zeros_(part.bias)
+
+    def forward(self, x: Float[Tensor, "n k"], likeness: Float[Tensor, "c f"]) -> Float[Tensor, "n c"]:
+        """Logits; of a normal density over the features, and of each code alone."""
+        y = self.body(x)
+        far = likeness.square().mean(1, keepdim=True) * likeness.shape[1] ** 0.5
+        near = LIKENESS * torch.cat([likeness, -far], 1)
+        return (self.rows(y) + self.near(y) @ near.to(y.dtype).T).float()
+
+
+class CodeName(nn.Module):
+    """What a code that is known adds to what the next one is told from."""
+
+    def __init__(self, width: int, codes: int, features: int):
+        super().__init__()
+        self.row, self.near = nn.Embedding(codes, width), nn.Linear(features, width)
+        nn.init.normal_(self.row.weight, std=0.1)
+
+    def forward(self, codes: Int[Tensor, "n"], likeness: Float[Tensor, "c f"]) -> Float[Tensor, "n k"]:
+        return self.row(codes) + self.near(likeness[codes].to(self.row.weight.dtype))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions; the second norm is scaled and shifted by the task."""
+
+    def __init__(self, into: int, out: int, task_width: int):
         super().__init__()
         self.norm_1, self.conv_1 = nn.GroupNorm(8, into), nn.Conv2d(into, out, 3, padding=1)
         self.norm_2, self.conv_2 = nn.GroupNorm(8, out), nn.Conv2d(out, out, 3, padding=1)
-        self.time = nn.Linear(time_width, 2 * out)
+        self.task = nn.Linear(task_width, 2 * out)
         self.skip = nn.Conv2d(into, out, 1) if into != out else nn.Identity()
         nn.init.zeros_(self.conv_2.weight)
         nn.init.zeros_(self.conv_2.bias)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        scale, shift = self.time(t)[:, :, None, None].chunk(2, 1)
+        scale, shift = self.task(t)[:, :, None, None].chunk(2, 1)
         hidden = self.norm_2(self.conv_1(F.silu(self.norm_1(x)))) * (1 + scale) + shift
         return self.skip(x) + self.conv_2(F.silu(hidden))
 
@@ -208,12 +328,6 @@ class Attention(nn.Module):
         batch, count, width = part.shape
         part = part.view(batch, count, self.heads, width // self.heads)
         return part.transpose(1, 2).reshape(batch * self.heads, count, -1)
-
-
-def _frequencies(time: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
-    steps = torch.arange(_TIME_FREQUENCIES, device=time.device) / _TIME_FREQUENCIES
-    angle = time[:, None].float() * 1000 * torch.exp(-math.log(1000) * steps)
-    return torch.cat([angle.cos(), angle.sin()], 1)
 
 
 def _channels_last(x: Tensor) -> Tensor:

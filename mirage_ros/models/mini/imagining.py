@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,15 +23,13 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.machine import has_fast_bfloat16
 from mirage_ros.models.mini import MiniModel
-from mirage_ros.models.mini.dreamer import STYLE_CHANNELS, SURFACE_CHANNELS, Dreamer
+from mirage_ros.models.mini.dreamer import SKY, STYLE_CHANNELS, SURFACE_CHANNELS, Dreamer
 from mirage_ros.models.parts import picture_from_rgb
 from mirage_ros.protocol import Readout, Views
 
 STRIDE = 8
 #: Of a view's log depth: metres that count as 0, and its spread.
 DEPTH_UNIT_M, DEPTH_SPREAD = 3.0, 0.9
-#: What the sky channel holds where there is sky; minus this elsewhere.
-SKY = 0.5
 #: Principal components times this are latents; the first one's spread is then about 1.
 LATENT_SCALE = 0.25
 
@@ -160,41 +158,89 @@ class DreamConfig:
     """How a view is drawn.
 
     Attributes:
-        steps: of the flow from noise.
-        until: the time at which the flow ends and the network's answer is taken for the view; 1 is to the end. What
-            such an answer looks like after training against an adversary is a finish that no flow of few steps has.
-        again: times to which the view is made noisy again, and answered anew.
+        steps: in which the cells of a view of which nothing is shown are drawn; fewer where less is open.
+        depth_heat, colour_heat, detail_heat: what the codes' logits are divided by: 1 draws as often as was learnt,
+            less draws what is likelier still more often.
+        slow_start: the share of the open cells that is drawn after a share of the steps, as its power: the first cells have
+            the least to go by.
     """
 
-    steps: int = 16
-    until: float = 1.0
-    again: tuple[float, ...] = ()
+    steps: int = 10
+    depth_heat: float = 0.8
+    colour_heat: float = 0.75
+    detail_heat: float = 0.9
+    slow_start: float = 1.5
+
+    def heat(self, part: int) -> float:
+        """Of one of a cell's codes."""
+        return (self.depth_heat, self.colour_heat, self.colour_heat)[part] if part < 3 else self.detail_heat
 
 
 @torch.inference_mode()
 def complete(
     network: Dreamer, question: Question, generator: torch.Generator, config: DreamConfig
 ) -> Float[Tensor, "b v h w"]:
-    """The views as the network dreams them; what is seen is kept. Euler steps from noise.
+    """The views as the network dreams them; what is seen is kept."""
+    drawing = Drawing(network, question, generator, config)
+    open_cells = question.mask[:, 0] == 0
+    rank = torch.where(open_cells, scattered(open_cells.shape, generator), open_cells[0].numel())
+    rank = rank.flatten(1).argsort(1).argsort(1).view(rank.shape)
+    count = open_cells.sum((1, 2))
+    steps = max(1, round(config.steps * float(open_cells.float().mean((1, 2)).max()) ** 0.5))
+    for step in range(steps):
+        until = torch.ceil(count * ((step + 1) / steps) ** config.slow_start).view(-1, 1, 1)
+        drawing.draw(open_cells & (rank < until) & ~drawing.drawn)
+    return drawing.finished()
 
-    Steps get shorter towards the end, where details are decided.
-    """
-    device = next(network.parameters()).device
-    given = [part.to(device) for part in (question.seen, question.mask, question.rays, question.style)]
-    noise = lambda: torch.randn(question.seen.shape, generator=generator).to(device)  # noqa: E731
 
-    def answer(view: Tensor, time: float | Tensor) -> Tensor:
+class Drawing:
+    """Views of which some cells are drawn already."""
+
+    def __init__(self, network: Dreamer, question: Question, generator: torch.Generator, config: DreamConfig) -> None:
+        self.network, self.question, self.config, self._generator = network, question, config, generator
+        self.device = next(network.parameters()).device
+        self.codebooks = network.codebooks
+        self._likenesses = [one.to(self.device) for one in self.codebooks.likenesses()]
+        self.view = torch.zeros_like(question.seen)
+        self.drawn = torch.zeros(question.mask[:, 0].shape, dtype=torch.bool)
+
+    def draw(self, cells: Bool[Tensor, "b h w"]) -> None:
+        """Draws these cells, all at once: they do not look at each other."""
+        if not cells.any():
+            return
+        x = self._asked(finish=False).permute(0, 2, 3, 1)[cells.to(self.device)]
+        codes = self.network.told(x, self._likenesses, self._chosen).cpu()
+        self.view.permute(0, 2, 3, 1)[cells] = self.codebooks.cells(codes)
+        self.drawn |= cells
+
+    def _chosen(self, part: int, logits: Float[Tensor, "n c"]) -> Int[Tensor, "n"]:
+        """Drawn from the logits, by Gumbel's way."""
+        chance = torch.rand(logits.shape, generator=self._generator).clamp(1e-9, 1 - 1e-7)
+        return (logits.cpu() / self.config.heat(part) - torch.log(-torch.log(chance))).argmax(1).to(logits.device)
+
+    def finished(self) -> Float[Tensor, "b v h w"]:
+        """The views in continuous numbers."""
+        drawn = self.view + self._asked(finish=True).cpu() * self.drawn[:, None]
+        return torch.where(self.question.mask > 0, self.question.seen, drawn)
+
+    def _asked(self, finish: bool) -> Tensor:
         report()
-        return network(view, torch.full((len(view),), float(time), device=device), *given)
+        asked = self.question
+        given = asked.seen, asked.mask, asked.rays, asked.style, self.view, self.drawn[:, None].float()
+        return self.network(*(part.to(self.device) for part in given), finish=finish)
 
-    view, times = noise(), config.until * (1 - (1 - torch.linspace(0, 1, config.steps + 1)) ** 2)
-    for now, after in zip(times[:-1], times[1:], strict=True):
-        view = view + (after - now).item() * (answer(view, now) - view) / (1 - now).item()
-    view = view if config.until == 1 else answer(view, config.until)
-    for time in config.again:
-        view = torch.where(given[1] > 0, given[0], view)
-        view = answer(time * view + (1 - time) * noise(), time)
-    return torch.where(question.mask > 0, question.seen, view.cpu())
+
+def scattered(shape: tuple[int, int, int], generator: torch.Generator) -> Int[Tensor, "b h w"]:
+    """An order of the cells in which those that follow on each other lie far apart: the R2 sequence (Roberts 2018), begun
+    anywhere."""
+    batch, height, width = shape
+    steps = torch.arange(8 * height * width, dtype=torch.float64)
+    begin = torch.rand(batch, 2, 1, generator=generator, dtype=torch.float64)
+    along = (begin + steps * torch.tensor([[0.7548776662466927], [0.5698402909980532]], dtype=torch.float64)) % 1
+    cells = (along[:, 0] * height).long() * width + (along[:, 1] * width).long()
+    first = torch.full((batch, height * width), len(steps))  # cells that are never met come last
+    first.scatter_reduce_(1, cells, torch.arange(len(steps)).expand(batch, -1), "amin")
+    return first.view(batch, height, width)
 
 
 def ray_channels(target: Camera, cells: tuple[int, int], height_known: Bool[np.ndarray, "b"]) -> Float[np.ndarray, "b r h w"]:
