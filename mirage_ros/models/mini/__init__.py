@@ -8,6 +8,7 @@ ray of every pixel, so that a wide lens is not taken for a far wall.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share
+from mirage_ros.machine import has_fast_bfloat16
 from mirage_ros.models.mini.borrowing import borrow_detail
 from mirage_ros.models.mini.codec import (
     MiniCodec,
@@ -98,8 +100,9 @@ class MiniPerception(ModelMixin, ConfigMixin):
             1,
         )
         pad = (-width % COARSEST // CUT, -height % COARSEST // CUT)
-        x = self._unet(self.stem(F.pad(x, (0, pad[0], 0, pad[1]), mode="replicate")))
-        depth, moving, sky = self.head(x)[..., :height, :width].unbind(1)
+        x = F.pad(x, (0, pad[0], 0, pad[1]), mode="replicate").to(self.stem.weight.dtype)
+        x = self.head(self._unet(self.stem(x))).float()
+        depth, moving, sky = x[..., :height, :width].unbind(1)
         base = F.interpolate(base, (height, width), mode="nearest")[:, 0]
         return base + depth, moving, sky
 
@@ -173,6 +176,13 @@ class MiniModel:
         self.size, self.chunk_frames = config.size, config.chunk_frames
         self.stride, self.channels = codec.stride, codec.config.latent_channels
         self.readout_cells = branch.cells
+        # By what the machine is, not by a measurement: the same machine makes the same frames. Copies, as what is
+        # saved would be rounded twice.
+        fast = self.device.type == "cpu" and has_fast_bfloat16()
+        align = branch.align if branch.config.shortcut else None
+        self._decoder = _with_bfloat16(self.codec, ("decoder",)) if fast else self.codec
+        self._perceiver = _with_bfloat16(self.perception) if fast else self.perception
+        self._align = _with_bfloat16(align, ("first", "stage", "last")) if fast and align else align
 
     @torch.inference_mode()
     def encode(self, rgb: UInt8[np.ndarray, "f h w 3"]) -> Float[Tensor, "f c lh lw"]:
@@ -183,7 +193,7 @@ class MiniModel:
     def decode(self, latents: Float[Tensor, "f c lh lw"]) -> UInt8[np.ndarray, "f h w 3"]:
         """Pictures of latents."""
         layout = {"memory_format": torch.channels_last}
-        picture = self.codec.decode(latents.float().to(self.device).contiguous(**layout))
+        picture = self._decoder.decode(latents.float().to(self.device).contiguous(**layout))
         return rgb_from_picture(picture)
 
     @torch.inference_mode()
@@ -207,7 +217,7 @@ class MiniModel:
         generator = torch.Generator().manual_seed(seed)
         shape = (1, self.channels, self.chunk_frames, *context.shape[-2:])
         noise = torch.randn(shape, generator=generator)[:, :, :count].to(self.device) * self.config.sampler.noise
-        shortcut = self.denoiser.branch.aligned(condition)
+        shortcut = self.denoiser.branch.aligned(condition, self._align)
 
         def network(noisy: Tensor, sigma: Tensor) -> Tensor:
             timestep = torch.zeros(1, context.shape[2] + count, device=self.device)
@@ -234,7 +244,7 @@ class MiniModel:
     def aligned(self, readout: Readout) -> Float[Tensor, "f c lh lw"]:
         """The latents that memory shows; others are of no meaning."""
         target = condition_from_readout(readout, self.readout_cells)[None].to(self.device)
-        return self.denoiser.branch.aligned(target)[0].transpose(0, 1).cpu()
+        return self.denoiser.branch.aligned(target, self._align)[0].transpose(0, 1).cpu()
 
     @property
     def _shortcut_is_all(self) -> bool:
@@ -274,7 +284,7 @@ class MiniModel:
         finer = anchor.shape[1] * CUT // rgb.shape[1]
         anchor = cell_depth(anchor, finer) if finer > 1 else anchor
         log_anchor = torch.from_numpy(np.log(anchor.astype(np.float32)))[:, None]
-        log_depth, moving, sky = self.perception(
+        log_depth, moving, sky = self._perceiver(
             self._picture(rgb), rays.to(self.device), log_anchor.to(self.device)
         )
         sky = (sky > 0).cpu().numpy()
@@ -302,3 +312,11 @@ def _scale_to_anchor(depth_m: np.ndarray, anchor_m: np.ndarray) -> np.ndarray:
         if len(known) >= MIN_ANCHORS:
             scale[frame] = np.median(known)
     return scale
+
+
+def _with_bfloat16(network: nn.Module, parts: Sequence[str] = ()) -> nn.Module:
+    """A copy that works in bfloat16, channels last: all of it, or its parts of these names."""
+    network = copy.deepcopy(network)
+    for part in [getattr(network, name) for name in parts] or [network]:
+        part.to(torch.bfloat16, memory_format=torch.channels_last)
+    return network

@@ -113,7 +113,7 @@ class MiniCodec(ModelMixin, ConfigMixin):
     def decode(self, latents: Float[Tensor, "b c lh lw"]) -> Float[Tensor, "b 3 h w"]:
         """Pictures in about [-1, 1]; clamp before showing them."""
         blocks = nn.functional.pixel_shuffle(self.blocks_out(latents), STRIDE)
-        return blocks + self.decoder(latents)
+        return blocks + in_own_numbers(self.decoder, latents)
 
     def forward(self, picture: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         return self.decode(self.encode(picture))
@@ -256,6 +256,11 @@ def _spread(value: np.ndarray, known: np.ndarray) -> np.ndarray:
     return value + (1 - known) * coarse.reshape(known.shape)
 
 
+def in_own_numbers(network: nn.Module, x: Tensor) -> Tensor:
+    """What a network makes of x, in the numbers of its weights; given and returned in those of x."""
+    return network(x.to(next(network.parameters()).dtype)).to(x.dtype)
+
+
 #: Pixels to a side of the block that a latent codes.
 BLOCK = 8
 
@@ -298,8 +303,11 @@ class Aligner(nn.Module):
         """Aligned latents of single frames; see `condition_from_readout` for the channels."""
         nearest = condition_per_latent(condition[:, :, None], self.cells)[:, :, 0]
         moved = self.moved(condition, nearest)
-        x = self.stage(self.first(torch.cat([moved, nearest], 1)))
-        return moved + self.last(F.silu(x))
+        return moved + in_own_numbers(self._correction, torch.cat([moved, nearest], 1))
+
+    @property
+    def _correction(self) -> nn.Module:
+        return nn.Sequential(self.first, self.stage, nn.SiLU(), self.last)
 
     def moved(
         self, condition: Float[Tensor, "b k hc wc"], nearest: Float[Tensor, "b k h w"]

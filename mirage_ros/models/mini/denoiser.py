@@ -191,10 +191,12 @@ class SideBranch(ModelMixin, ConfigMixin):
         """Of the readout to a side of each latent cell."""
         return self.config.aligner_cells if self.config.shortcut else 1
 
-    def aligned(self, condition: Float[Tensor, "b k f hc wc"]) -> Float[Tensor, "b c f h w"]:
-        """The readout's latents as they would be if every token sat in its cell's centre."""
+    def aligned(
+        self, condition: Float[Tensor, "b k f hc wc"], align: Aligner | None = None
+    ) -> Float[Tensor, "b c f h w"]:
+        """The readout's latents as they would be if every token sat in its cell's centre; by another aligner if given."""
         frames = condition.transpose(1, 2)
-        aligned = self.align(frames.flatten(0, 1))
+        aligned = (align or self.align)(frames.flatten(0, 1))
         return aligned.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
     def forward(
