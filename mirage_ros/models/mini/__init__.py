@@ -318,5 +318,6 @@ def _with_bfloat16(network: nn.Module, parts: Sequence[str] = ()) -> nn.Module:
     """A copy that works in bfloat16, channels last: all of it, or its parts of these names."""
     network = copy.deepcopy(network)
     for part in [getattr(network, name) for name in parts] or [network]:
-        part.to(torch.bfloat16, memory_format=torch.channels_last)
+        # Not by diffusers' own `to`, which warns of parts kept in float32 where there are none.
+        nn.Module.to(part, torch.bfloat16, memory_format=torch.channels_last)
     return network
