@@ -38,6 +38,8 @@ STUCK_M = 0.04
 """A robot does not go farther into what it pushes."""
 APART_M = 0.1
 """Contacts of one pair are reported so far apart."""
+PAIRS_AT_ONCE = 1_000_000
+"""Points times triangles that are compared in one go: it costs memory."""
 THICK_M = 0.04
 """Pieces of surface are boxes so deep."""
 LEVEL, LAYER_M, CELL_M, CLOSED_CELLS = 0.95, 0.06, 0.05, 2
@@ -315,13 +317,15 @@ def _met(
     low, high = corners.min(1) - TOUCH_M, corners.max(1) + TOUCH_M
     inside = ((low <= zone[1]) & (high >= zone[0])).all(1)
     corners, low, high = corners[inside], low[inside], high[inside]
-    best, normals = np.full(len(points), np.inf), np.zeros((len(points), 3))
-    for index, point in enumerate(points):
-        close = np.flatnonzero(((low <= point) & (point <= high)).all(1))
-        if len(close):
-            far = np.linalg.norm(_nearest(point, corners[close]) - point, axis=1)
-            best[index], face = far.min(), corners[close[far.argmin()]]
-            normals[index] = np.cross(face[1] - face[0], face[2] - face[0])
+    step = max(1, PAIRS_AT_ONCE // max(1, len(corners)))
+    pairs = [np.argwhere(((low <= part) & (part <= high)).all(2)) + (first, 0)
+             for first in range(0, len(points), step) for part in [points[first : first + step, None]]]  # fmt: skip
+    point, face = np.concatenate([np.empty((0, 2), np.int64), *pairs]).T
+    far = np.linalg.norm(_nearest(points[point], corners[face]) - points[point], axis=1)
+    order = np.lexsort((far, point))
+    nearest = order[np.unique(point[order], return_index=True)[1]]  # a pair of each point
+    points, corners, best = points[point[nearest]], corners[face[nearest]], far[nearest]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     if not other.mesh.closed:  # its faces look anywhere
         normals *= np.where(((body.state.box_at(stamp_ns).mean(0) - points) * normals).sum(1) < 0, -1, 1)[:, None]
@@ -329,14 +333,14 @@ def _met(
     return points[touch], side * normals[touch], best[touch]
 
 
-def _nearest(point: Float[np.ndarray, "3"], corners: Float[np.ndarray, "f 3 3"]) -> Float[np.ndarray, "f 3"]:
-    """The points of triangles that are nearest to a point."""
-    starts, sides = corners, np.roll(corners, -1, axis=1) - corners
-    shares = ((point - starts) * sides).sum(-1) / np.maximum((sides**2).sum(-1), 1e-30)
-    on_edges = starts + shares.clip(0, 1)[..., None] * sides
-    edge = np.linalg.norm(on_edges - point, axis=-1).argmin(1)
+def _nearest(points: Float[np.ndarray, "n 3"], corners: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, "n 3"]:
+    """The point of each triangle that is nearest to a point."""
+    sides, away = np.roll(corners, -1, axis=1) - corners, points[:, None] - corners
+    shares = (away * sides).sum(-1) / np.maximum((sides**2).sum(-1), 1e-30)
+    on_edges = corners + shares.clip(0, 1)[..., None] * sides
+    edge = np.linalg.norm(on_edges - points[:, None], axis=-1).argmin(1)
     normals = np.cross(sides[:, 0], sides[:, 1])
     # Right of no edge it lies before the face.
-    over = ((np.cross(sides, point - starts) * normals[:, None]).sum(-1) >= 0).all(1)
-    height = ((point - starts[:, 0]) * normals).sum(1) / np.maximum((normals**2).sum(1), 1e-30)
-    return np.where(over[:, None], point - height[:, None] * normals, on_edges[np.arange(len(corners)), edge])
+    over = ((np.cross(sides, away) * normals[:, None]).sum(-1) >= 0).all(1)
+    height = (away[:, 0] * normals).sum(1) / np.maximum((normals**2).sum(1), 1e-30)
+    return np.where(over[:, None], points - height[:, None] * normals, on_edges[np.arange(len(corners)), edge])
