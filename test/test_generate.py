@@ -186,6 +186,7 @@ def test_a_ray_pool_ends_its_actors_in_the_caller_s_cluster(tmp_path, monkeypatc
             raise lost.pop()
         return answer
 
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests nice ones would hardly ever run
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         theirs = ray.remote(Quick).options(name="mirage_generate_0", num_cpus=0).remote(int)
