@@ -142,28 +142,32 @@ def test_a_dataset_grows_to_what_it_would_have_been(job, plain, tmp_path):
     assert generate(job, 4, tmp_path / "data").generated == 0
 
 
-def test_a_ray_cluster_loses_nothing_with_an_actor(job, plain, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def ray():
+    """A caller's cluster on two cores, whose workers are not nice: beside other tests they would hardly ever run."""
     ray = pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+def test_a_ray_cluster_loses_nothing_with_an_actor(job, plain, tmp_path, ray):
     out, reports = tmp_path / "data", []
-    try:
-        # There is room for two of the three: nothing waits for the third.
-        run = threading.Thread(target=lambda: reports.append(generate(job, 4, out, 3, "local")))
-        run.start()
-        wait_for(lambda: begun(out))
-        # It is at work, or still loads and then never counts as started.
-        name = next(name for name in ray.util.list_named_actors() if name.endswith("_0"))
-        ray.kill(ray.get_actor(name))
-        run.join(300)
-    finally:
-        ray.shutdown()
+    # There is room for two of the three: nothing waits for the third.
+    run = threading.Thread(target=lambda: reports.append(generate(job, 4, out, 3, "local")))
+    run.start()
+    wait_for(lambda: begun(out))
+    # It is at work, or still loads and then never counts as started.
+    name = next(name for name in ray.util.list_named_actors() if name.endswith("_0"))
+    ray.kill(ray.get_actor(name))
+    run.join(300)
     assert reports and reports[0].episodes == 4 and reports[0].retries <= 1
     assert contents(out) == contents(plain)
 
 
-def test_a_ray_pool_ends_its_actors_in_the_caller_s_cluster(tmp_path, monkeypatch):
-    ray = pytest.importorskip("ray")
+def test_a_ray_pool_ends_its_actors_in_the_caller_s_cluster(tmp_path, monkeypatch, ray):
     from mirage_ros.apps import generate_pool as pools
 
     class Quick:
@@ -186,21 +190,17 @@ def test_a_ray_pool_ends_its_actors_in_the_caller_s_cluster(tmp_path, monkeypatc
             raise lost.pop()
         return answer
 
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests nice ones would hardly ever run
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        theirs = ray.remote(Quick).options(name="mirage_generate_0", num_cpus=0).remote(int)
-        get(theirs.load.remote())
-        monkeypatch.setattr(pools, "_Actor", Quick)
-        monkeypatch.setattr(ray, "get", get_but_once)
-        pool = pools.RayPool(run.runner_of(Job(), tmp_path), set, 2, 1)
-        events = list(pool.run([(0,), (1,)]))
-        assert sorted(what for kind, what in events if kind == "episode") == [(0,), (1,)]
-        assert [kind for kind, _ in events].count("retry") == 1
-        wait_for(lambda: ray.util.list_named_actors() == ["mirage_generate_0"], 30)
-        assert ray.is_initialized()
-    finally:
-        ray.shutdown()
+    theirs = ray.remote(Quick).options(name="mirage_generate_0", num_cpus=0).remote(int)
+    get(theirs.load.remote())
+    monkeypatch.setattr(pools, "_Actor", Quick)
+    monkeypatch.setattr(ray, "get", get_but_once)
+    pool = pools.RayPool(run.runner_of(Job(), tmp_path), set, 2, 1)
+    events = list(pool.run([(0,), (1,)]))
+    assert sorted(what for kind, what in events if kind == "episode") == [(0,), (1,)]
+    assert [kind for kind, _ in events].count("retry") == 1
+    wait_for(lambda: ray.util.list_named_actors() == ["mirage_generate_0"], 30)
+    assert ray.is_initialized()
+    ray.kill(theirs)
 
 
 def test_episodes_drawn_together_are_the_same_on_every_run(checkpoint, tmp_path):
