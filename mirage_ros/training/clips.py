@@ -5,6 +5,7 @@ Clips are rendered once; whoever asks again resumes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class ShardConfig:
     frames: per clip.
     size: (height, width).
     period_s: between frames; longer than a camera's, so that a short clip goes somewhere.
-    workers: rendering processes.
+    workers: rendering processes; 1 is this one.
     with_decoys: bright things that stand still are added (scenes/worlds.py).
     """
 
@@ -63,9 +64,12 @@ def make_shards(folder: Path, config: ShardConfig) -> None:
     missing = [seed for seed in range(*config.seeds) if not _path(folder, seed).exists()]
     if not missing:
         return
-    # A fork of a process with threads (torch's, numba's) may hang, so each starts anew.
-    with ProcessPoolExecutor(config.workers, get_context("spawn")) as pool:
-        jobs = pool.map(_make, missing, [folder] * len(missing), [config] * len(missing))
+    with contextlib.ExitStack() as stack:
+        run = map
+        if config.workers > 1:
+            # A fork of a process with threads (torch's, numba's) may hang, so each starts anew.
+            run = stack.enter_context(ProcessPoolExecutor(config.workers, get_context("spawn"))).map
+        jobs = run(_make, missing, [folder] * len(missing), [config] * len(missing))
         for _ in tqdm(jobs, total=len(missing), desc="clips", unit="clip"):
             pass
 
