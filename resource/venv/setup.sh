@@ -52,10 +52,21 @@ index=$(pytorch_index .venv/bin/python || true)
 
 # Write the byte code of what gets imported, once: where PYTHONDONTWRITEBYTECODE is set, every process
 # would compile torch and diffusers anew (10 s).
-warm_up() { env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "import $1" > /dev/null; }
-warm_up "mirage_ros.training.recipe, mirage_ros.ros.node, mujoco, pytest"
-# Compile the kernels of memory and world, half a minute of CPU, before nodes and tests do so each for itself.
-warm_up "mirage_ros.ros.worker.process"
+warm_up() { env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c "$1" > /dev/null; }
+warm_up "import mirage_ros.training.recipe, mirage_ros.ros.node, mujoco, pytest"
+# Compile the kernels of memory and world, half a minute of CPU, before nodes and tests do so each for itself; and those of
+# the shipped model's imagination, before somebody's first turn takes five seconds.
+warm_up "import mirage_ros.ros.worker.process"
+warm_up "
+import numpy as np
+from mirage_ros.data.seeds import load_seed
+from mirage_ros.geometry.camera import Camera
+from mirage_ros.models import load_model
+from mirage_ros.world.world import World
+seed, world = load_seed('room'), World(load_model('mini', 'cpu'))
+world.reset(seed.rgb, seed.camera, seed.depth_m)
+world.step(Camera.stack([seed.camera]).turned(0.6), np.array([10**8]))
+"
 
 # The tests render MuJoCo scenes without a display.
 renders() { MUJOCO_GL=$1 .venv/bin/python -c 'import mujoco; mujoco.GLContext(8, 8).make_current()' > /dev/null 2>&1; }

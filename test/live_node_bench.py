@@ -1,0 +1,108 @@
+"""What a camera at 10 Hz costs a node that generates, over DDS: `python test/live_node_bench.py [TOKENS]`.
+
+The world of live_bench.py is loaded in the node, `observe_live` on, and driven round in it for 20 s alone, 20 s while another process publishes 640x480
+colour and depth at 10 Hz of a room whose walls stand elsewhere every two seconds, and 20 s alone again. Written bytes are those of the node's processes: snapshots that follow every
+picture would show there.
+"""
+
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import rclpy
+from analytic import raycast, room
+from export_bench import ring, saved
+from ros_client import NodeProcess, make_path
+from sim_client import SimClient
+from simulation_interfaces.msg import SimulationState
+
+SECONDS, NODE = 20, ("-m", "mirage_ros.ros.node")
+TOPICS = [f"observe/{ours}:=/cam/{theirs}" for ours, theirs in
+          (("image", "color/image_raw"), ("depth", "depth/image"), ("camera_info", "color/camera_info"))]  # fmt: skip
+
+
+def film(domain: int, end) -> None:
+    """Publishes until the event is set."""
+    from rclpy.context import Context
+    from rclpy.qos import qos_profile_sensor_data
+    from sensor_msgs.msg import CameraInfo, Image
+    from tf2_msgs.msg import TFMessage
+
+    from mirage_ros.ros.image_messages import depth_to_ros, picture_to_ros
+    from mirage_ros.ros.messages import camera_info_to_ros, transform_to_ros
+
+    context = Context()
+    rclpy.init(context=context, domain_id=domain)
+    node = rclpy.create_node("cam", context=context)
+    topics = (Image, "/cam/color/image_raw"), (Image, "/cam/depth/image"), (CameraInfo, "/cam/color/camera_info")
+    publishers = [node.create_publisher(*topic, qos_profile_sensor_data) for topic in topics]
+    tf, views = node.create_publisher(TFMessage, "/tf", 10), ring((480, 640), 64, 0.5)
+    rooms = [raycast(views.resized((120, 160)), one)[0].repeat(4, 1).repeat(4, 2).astype(np.float32) for one in (room(), room(4.4, 6.0))]
+    picture, turn = np.full((480, 640, 3), 128, np.uint8), 0
+    while not end.wait(0.1):
+        stamp_ns, view = node.get_clock().now().nanoseconds, views[turn % 64]
+        tf.publish(TFMessage(transforms=[transform_to_ros(view.world_from_camera, "world", "cam", stamp_ns)]))
+        messages = (picture_to_ros(picture, stamp_ns, "cam"), depth_to_ros(rooms[turn // 20 % 2][turn % 64], stamp_ns, "cam"),
+                    camera_info_to_ros(view, stamp_ns, "cam"))  # fmt: skip
+        for publisher, message in zip(publishers, messages, strict=True):
+            publisher.publish(message)
+        turn += 1
+    rclpy.shutdown(context=context)
+
+
+def written_mb(process: NodeProcess) -> float:
+    whole = psutil.Process(process.process.pid)
+    return sum(one.io_counters().write_bytes for one in [whole, *whole.children(recursive=True)]) / 1e6
+
+
+def rate(client: SimClient, process: NodeProcess) -> tuple[float, float]:
+    """Frames a second, and MB that are written a second."""
+    client.spin_for(2)
+    client.clear()
+    before = written_mb(process)
+    client.spin_for(SECONDS)
+    return len(client.got["color/image_raw"]) / SECONDS, (written_mb(process) - before) / SECONDS
+
+
+def main(tokens: int, folder: Path) -> None:
+    world = saved(folder, tokens)
+    arguments = ["--ros-args", "-p", "observe_live:=true", "-p", "seed_reliability:=best_effort", *(word for topic in TOPICS for word in ("-r", topic))]
+    process = NodeProcess(folder, *arguments, program=NODE)
+    client = SimClient(process)
+    try:
+        client.connect()
+        process.wait_for("New world")
+        print(client.load(str(world)).result.error_message or "loaded", flush=True)
+        client.set_state(SimulationState.STATE_PLAYING)
+        poses = ring((128, 160), 400).world_from_camera
+        stamps = time.time_ns() + 10**8 * np.arange(4000)
+        client.send_path(make_path(stamps, poses[np.arange(4000) % 400]))
+        client.spin(lambda: len(client.got["color/image_raw"]) > 20)
+        alone = rate(client, process)
+        context = multiprocessing.get_context("spawn")
+        end = context.Event()
+        camera = context.Process(target=film, args=(process.domain, end))
+        camera.start()
+        client.spin_for(8)  # the camera's process starts
+        before = client.got["status"][-1].cache_tokens
+        both = rate(client, process)
+        changed = len({status.cache_tokens for status in client.got["status"]})
+        after = client.got["status"][-1].cache_tokens
+        end.set()
+        camera.join()
+        again = rate(client, process)
+    finally:
+        client.close()
+        process.close()
+    print(f"{tokens:,} tokens: {alone[0]:.1f} frames/s alone, {both[0]:.1f} while a camera is observed, {again[0]:.1f} alone again "
+          f"({2 * both[0] / (alone[0] + again[0]):.0%}); {alone[1]:.1f}, {both[1]:.1f} and {again[1]:.1f} MB/s written; {before:,} tokens, "
+          f"then {after:,}, {changed} counts between")  # fmt: skip
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 300_000, Path(temporary))
