@@ -1,8 +1,8 @@
 """What a camera at 10 Hz costs a node that generates, over DDS: `python test/live_node_bench.py [TOKENS]`.
 
-The world of live_bench.py is loaded in the node, `observe_live` on, and driven round in it for 20 s alone, 20 s while another process publishes 640x480
-colour and depth at 10 Hz of a room whose walls stand elsewhere every two seconds, and 20 s alone again. Written bytes are those of the node's processes: snapshots that follow every
-picture would show there.
+The world of live_bench.py is loaded in the node, `observe_live` on, and driven round in it for 20 s alone, 20 s while another process
+publishes 640x480 colour and depth at 10 Hz of a room whose walls stand elsewhere every two seconds, and 20 s alone again. Written bytes
+are those of the node's processes: snapshots that follow every picture would show there.
 """
 
 import multiprocessing
@@ -70,7 +70,8 @@ def rate(client: SimClient, process: NodeProcess) -> tuple[float, float]:
 
 def main(tokens: int, folder: Path) -> None:
     world = saved(folder, tokens)
-    arguments = ["--ros-args", "-p", "observe_live:=true", "-p", "seed_reliability:=best_effort", *(word for topic in TOPICS for word in ("-r", topic))]
+    parameters = (word for name in ("observe_live:=true", "seed_reliability:=best_effort") for word in ("-p", name))
+    arguments = ["--ros-args", *parameters, *(word for topic in TOPICS for word in ("-r", topic))]
     process = NodeProcess(folder, *arguments, program=NODE)
     client = SimClient(process)
     try:
