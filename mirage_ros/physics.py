@@ -94,7 +94,8 @@ class Mujoco:
             stamps_ns: the world's last frame's, then those of the frames that come.
             cameras_m: where the robot's camera is then.
         """
-        way, after = Way(np.asarray(stamps_ns, np.int64), np.asarray(cameras_m, np.float64)), entities.each(lambda s: _arrived(s, int(stamps_ns[0])))
+        way = Way(np.asarray(stamps_ns, np.int64), np.asarray(cameras_m, np.float64))
+        after = entities.each(lambda state: _arrived(state, int(stamps_ns[0])))
         tracks: dict[str, list[tuple[int, np.ndarray]]] = {}
         for begin_ns, end_ns, frames_ns in _spans(way.stamps_ns.tolist()):
             after = self._span(after, memory, free_space, way, (begin_ns, end_ns), frames_ns, tracks)

@@ -6,19 +6,21 @@ are those of the node's processes: snapshots that follow every picture would sho
 """
 
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
-import rclpy
 from analytic import raycast, room
 from export_bench import ring, saved
 from ros_client import NodeProcess, make_path
 from sim_client import SimClient
 from simulation_interfaces.msg import SimulationState
+from test_live import Camera10Hz
 
 SECONDS, NODE = 20, ("-m", "mirage_ros.ros.node")
 TOPICS = [f"observe/{ours}:=/cam/{theirs}" for ours, theirs in
@@ -27,31 +29,14 @@ TOPICS = [f"observe/{ours}:=/cam/{theirs}" for ours, theirs in
 
 def film(domain: int, end) -> None:
     """Publishes until the event is set."""
-    from rclpy.context import Context
-    from rclpy.qos import qos_profile_sensor_data
-    from sensor_msgs.msg import CameraInfo, Image
-    from tf2_msgs.msg import TFMessage
-
-    from mirage_ros.ros.image_messages import depth_to_ros, picture_to_ros
-    from mirage_ros.ros.messages import camera_info_to_ros, transform_to_ros
-
-    context = Context()
-    rclpy.init(context=context, domain_id=domain)
-    node = rclpy.create_node("cam", context=context)
-    topics = (Image, "/cam/color/image_raw"), (Image, "/cam/depth/image"), (CameraInfo, "/cam/color/camera_info")
-    publishers = [node.create_publisher(*topic, qos_profile_sensor_data) for topic in topics]
-    tf, views = node.create_publisher(TFMessage, "/tf", 10), ring((480, 640), 64, 0.5)
+    os.environ["ROS_DOMAIN_ID"] = str(domain)
+    views, picture = ring((480, 640), 64, 0.5), np.full((480, 640, 3), 128, np.uint8)
     rooms = [raycast(views.resized((120, 160)), one)[0].repeat(4, 1).repeat(4, 2).astype(np.float32) for one in (room(), room(4.4, 6.0))]
-    picture, turn = np.full((480, 640, 3), 128, np.uint8), 0
-    while not end.wait(0.1):
-        stamp_ns, view = node.get_clock().now().nanoseconds, views[turn % 64]
-        tf.publish(TFMessage(transforms=[transform_to_ros(view.world_from_camera, "world", "cam", stamp_ns)]))
-        messages = (picture_to_ros(picture, stamp_ns, "cam"), depth_to_ros(rooms[turn // 20 % 2][turn % 64], stamp_ns, "cam"),
-                    camera_info_to_ros(view, stamp_ns, "cam"))  # fmt: skip
-        for publisher, message in zip(publishers, messages, strict=True):
-            publisher.publish(message)
+    camera, turn = Camera10Hz("world"), 0
+    while not end.is_set():
+        camera.show(SimpleNamespace(rgb=picture, depth_m=rooms[turn // 20 % 2][turn % 64], camera=views[turn % 64]))
         turn += 1
-    rclpy.shutdown(context=context)
+    camera.close()
 
 
 def written_mb(process: NodeProcess) -> float:

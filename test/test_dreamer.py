@@ -204,7 +204,7 @@ def test_an_untaught_network_draws_all_codes_alike(store):
     given = [torch.zeros(1, channels, *CELLS) for channels in (14, 1, 5)]
     x = network(*given, torch.zeros(1, 2, 21, *CELLS), *(torch.zeros(1, channels, *CELLS) for channels in (14, 1)))
     seen = []
-    codes = network.told(x.permute(0, 2, 3, 1).flatten(0, 2), books.likenesses(), lambda _, logits: seen.append(logits) or logits.argmax(1))
+    codes = network.choose_codes(x.permute(0, 2, 3, 1).flatten(0, 2), books.likenesses(), lambda _, logits: seen.append(logits) or logits.argmax(1))
     assert codes.shape == (80, 5) and [logits.shape[1] for logits in seen] == books.sizes
     assert not any(logits.any() for logits in seen)
 

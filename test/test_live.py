@@ -32,10 +32,10 @@ BOX = np.s_[16:80, 24:104]
 
 
 class Camera10Hz:
-    """An RGB-D camera as drivers are: best effort, its pose on TF."""
+    """An RGB-D camera as drivers are: best effort, its pose on TF in `world_frame`."""
 
-    def __init__(self) -> None:
-        self.context = Context()
+    def __init__(self, world_frame: str = "map") -> None:
+        self.context, self._world = Context(), world_frame
         rclpy.init(context=self.context)
         self.node = rclpy.create_node("cam", context=self.context)
         topics = (Image, "/cam/color/image_raw"), (Image, "/cam/depth/image"), (CameraInfo, "/cam/color/camera_info")
@@ -44,7 +44,7 @@ class Camera10Hz:
 
     def show(self, frame) -> None:
         stamp_ns = self.node.get_clock().now().nanoseconds
-        self.tf.publish(TFMessage(transforms=[transform_to_ros(frame.camera.world_from_camera, "map", FRAME, stamp_ns)]))
+        self.tf.publish(TFMessage(transforms=[transform_to_ros(frame.camera.world_from_camera, self._world, FRAME, stamp_ns)]))
         messages = (picture_to_ros(frame.rgb, stamp_ns, FRAME), depth_to_ros(frame.depth_m, stamp_ns, FRAME),
                     camera_info_to_ros(frame.camera, stamp_ns, FRAME))  # fmt: skip
         for publisher, message in zip(self.publishers, messages, strict=True):

@@ -183,7 +183,7 @@ class DreamerLoss:
             scores.append(nn.functional.cross_entropy(logits, wanted[:, part]).cpu())
             return wanted[:, part]
 
-        network.told(x, [likeness.to(x.device) for likeness in self.likenesses], wanted_of)
+        network.choose_codes(x, [likeness.to(x.device) for likeness in self.likenesses], wanted_of)
         return scores
 
     def _finish(self, batch: ViewBatch, seen: Tensor, part: slice, network: Dreamer) -> Tensor:

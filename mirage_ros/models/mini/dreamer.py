@@ -31,7 +31,7 @@ SKY = 0.5
 RAY_CHANNELS = 5
 #: Channels of a style view: ray (3), its camera's position (3), whether there is such a view.
 STYLE_CHANNELS = 7
-#: The log depths (of a view's channel) that are told apart, in as many steps.
+#: The range of log depths (of a view's channel), and into how many steps it is divided.
 NEAREST, FARTHEST, DEPTHS = -2.7, 3.3, 256
 #: Two codes that are near by this in a codebook's deviations are alike to a network that was taught nothing.
 LIKENESS = 8.0
@@ -106,7 +106,7 @@ class Dreamer(ModelMixin, ConfigMixin):
     Args:
         latent_channels: of the codec; a view has `SURFACE_CHANNELS` more.
         widths: channels on the cell grid, on half and on a quarter of it.
-        code_width: channels that a cell's codes are told from.
+        code_width: channels that a cell's codes are predicted from.
         book_sizes: codes of each stage of the codebooks.
         deviations: standard deviation of each channel of a view, surface channels included: the network is given
             channels of deviation 1. 1 each if left out.
@@ -180,7 +180,7 @@ class Dreamer(ModelMixin, ConfigMixin):
         drawn_mask: Float[Tensor, "b 1 h w"],
         finish: bool = False,
     ) -> Float[Tensor, "b k h w"]:
-        """What the codes of every cell are told from (`CodeHead`); with `finish`, what is added to the view.
+        """What the codes of every cell are predicted from (`CodeHead`); with `finish`, what is added to the view.
 
         Args:
             seen: the view where memory shows it, zeros elsewhere.
@@ -199,7 +199,7 @@ class Dreamer(ModelMixin, ConfigMixin):
         x = self._unet(x, task, self._style(style.to(kind), task))
         return self.out(x).float() * deviation * FINISH if finish else self.features(x)
 
-    def told(
+    def choose_codes(
         self, x: Float[Tensor, "n k"], likenesses: Sequence[Float[Tensor, "_ _"]], choose: Callable[[int, Tensor], Int[Tensor, "n"]]
     ) -> Int[Tensor, "n p"]:
         """The codes of cells, part by part.
@@ -248,7 +248,7 @@ class Dreamer(ModelMixin, ConfigMixin):
 
 
 class CodeHead(nn.Module):
-    """Tells one part's code of a cell.
+    """Predicts one part's code of a cell.
 
     Beside a row of weights for each code it has one for each feature in which codes are alike, so that a code that was
     seldom seen is drawn where its neighbours are drawn.
@@ -271,7 +271,7 @@ class CodeHead(nn.Module):
 
 
 class CodeName(nn.Module):
-    """What a code that is known adds to what the next one is told from."""
+    """What a code that is known adds to what the next one is predicted from."""
 
     def __init__(self, width: int, codes: int, features: int):
         super().__init__()

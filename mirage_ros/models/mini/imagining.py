@@ -209,7 +209,7 @@ class Drawing:
         if not cells.any():
             return
         x = self._asked(finish=False).permute(0, 2, 3, 1)[cells.to(self.device)]
-        codes = self.network.told(x, self._likenesses, self._chosen).cpu()
+        codes = self.network.choose_codes(x, self._likenesses, self._chosen).cpu()
         self.view.permute(0, 2, 3, 1)[cells] = self.codebooks.cells(codes)
         self.drawn |= cells
 
