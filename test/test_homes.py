@@ -13,7 +13,7 @@ trimesh = pytest.importorskip("trimesh")
 
 from mirage_ros import cli
 from mirage_ros.errors import MirageError
-from mirage_ros.scenes import Renderer, camera_path, make_scene
+from mirage_ros.scenes import Renderer, camera_path, make_clip, make_scene
 from mirage_ros.scenes.builder import Builder, MaterialSet
 from mirage_ros.scenes.catalogue import Catalogue
 from mirage_ros.scenes.homes import make_home
@@ -22,6 +22,7 @@ from mirage_ros.scenes.paths import CLEARANCE_M
 from mirage_ros.scenes.placing import Layout
 from mirage_ros.scenes.sweethome import make_catalogue
 from mirage_ros.scenes.worlds import HOMES, KINDS
+from mirage_ros.training.clips import ShardConfig, each_shard, make_shards
 
 SEEDS = range(2_000_300, 2_000_303)
 # What `make_scene` drew of each kind before there was furniture: materials, vertices, sum of their coordinates, solids.
@@ -219,3 +220,19 @@ def test_what_is_missing_is_told(tmp_path, furniture):
         make_catalogue(tmp_path)
     with pytest.raises(MirageError, match="cannot be read"):
         Catalogue.load(tmp_path / "none.npz")
+
+
+def test_clips_of_a_recipe_are_drawn_with_the_cache_it_names(furniture, tmp_path):
+    furniture.save(tmp_path / "furniture.npz")
+    named = ShardConfig((0, 4), 2, (48, 64), workers=1, furniture=str(tmp_path / "furniture.npz"))
+    make_shards(tmp_path / "homes", named)
+    for seed, clip in each_shard(tmp_path / "homes", named.seeds):
+        drawn = make_clip(seed, 2, (48, 64), period_s=named.period_s, furniture=furniture)
+        assert np.array_equal(clip.rgb, drawn.rgb)
+    assert {make_scene(seed, furniture=furniture).kind for seed in range(4)} & set(HOMES)
+
+
+def test_a_recipe_whose_cache_is_missing_renders_nothing(tmp_path):
+    with pytest.raises(MirageError, match="mirage data furniture"):
+        make_shards(tmp_path / "clips", ShardConfig((0, 1), furniture=str(tmp_path / "none.npz")))
+    assert not any((tmp_path / "clips").iterdir())

@@ -9,9 +9,10 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -27,6 +28,9 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import fit_seed
 from mirage_ros.geometry.rigid import inverse
 
+if TYPE_CHECKING:
+    from mirage_ros.scenes.catalogue import Catalogue
+
 
 @dataclass(frozen=True)
 class ShardConfig:
@@ -37,6 +41,7 @@ class ShardConfig:
     period_s: between frames; longer than a camera's, so that a short clip goes somewhere.
     workers: rendering processes; 1 is this one.
     with_decoys: bright things that stand still are added (scenes/worlds.py).
+    furniture: a cache of `mirage data furniture`; with one, half of the clips show furnished homes.
     """
 
     seeds: tuple[int, int] = (0, 700)
@@ -45,6 +50,7 @@ class ShardConfig:
     period_s: float = 0.2
     workers: int = 2
     with_decoys: bool = False
+    furniture: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ def make_shards(folder: Path, config: ShardConfig) -> None:
     missing = [seed for seed in range(*config.seeds) if not _path(folder, seed).exists()]
     if not missing:
         return
+    _catalogue(config.furniture)  # one that cannot be read is named before anything is rendered
     with contextlib.ExitStack() as stack:
         run = map
         if config.workers > 1:
@@ -95,8 +102,10 @@ def _path(folder: Path, seed: int) -> Path:
 def _make(seed: int, folder: Path, config: ShardConfig) -> None:
     from mirage_ros.scenes import make_clip
 
-    period_s, with_decoys = config.period_s, config.with_decoys
-    clip = make_clip(seed, config.frames, config.size, period_s=period_s, with_decoys=with_decoys)
+    clip = make_clip(
+        seed, config.frames, config.size, period_s=config.period_s, with_decoys=config.with_decoys,
+        furniture=_catalogue(config.furniture),
+    )  # fmt: skip
     tensors = {
         "rgb": clip.rgb,
         "depth_m": clip.depth_m.astype(np.float16),
@@ -106,6 +115,13 @@ def _make(seed: int, folder: Path, config: ShardConfig) -> None:
     }
     with atomic_path(_path(folder, seed)) as new:
         save_file(tensors, new)
+
+
+@cache
+def _catalogue(furniture: str) -> Catalogue | None:
+    from mirage_ros.scenes.catalogue import Catalogue
+
+    return Catalogue.load(furniture) if furniture else None
 
 
 def _load(path: Path) -> StoredClip:
