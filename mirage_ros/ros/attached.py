@@ -239,7 +239,8 @@ class AttachedWorld:
     # What waits.
 
     def _step(self, pose: Float[np.ndarray, "4 4"]) -> Chunk:
-        since_ns, deadline = self.stamp_ns, time.monotonic() + self._step_s
+        # What was planned before was drawn before, perhaps without what a service has changed since.
+        since_ns, deadline = self._node.get_clock().now().nanoseconds, time.monotonic() + self._step_s
         frames = (self._names["world_frame"], self._names["camera_frame"])
         while True:
             stamp_ns = self._node.get_clock().now().nanoseconds
@@ -261,8 +262,8 @@ class AttachedWorld:
         return Chunk((self._frame,), seconds, float(status.observed_fraction), self._memory.tokens, self._memory.nbytes)
 
     def _arrived(self, pose: np.ndarray, since_ns: int) -> Frame | None:
-        """The newest whole picture after a time, if it is of a pose."""
-        whole = [stamp for stamp, parts in self._parts.items() if stamp > since_ns and len(parts) == len(PARTS) + 1]
+        """The newest whole picture since a time, if it is of a pose."""
+        whole = [stamp for stamp, parts in self._parts.items() if stamp >= since_ns and len(parts) == len(PARTS) + 1]
         for stamp_ns in sorted(whole, reverse=True):
             parts = self._parts[stamp_ns]
             if np.abs(parts[TF] - pose).max() < THERE:
