@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import socket
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 from studio_helpers import seed, studio  # noqa: F401, fixtures too
 
+from mirage_ros.apps.studio.browsers import WokenBuffer
 from mirage_ros.apps.studio.gate import (
     MOST_BYTES,
     Gate,
@@ -202,3 +204,29 @@ def test_browsers_that_come_and_leave_leave_nothing(studio):
             time.sleep(0.05)
     assert gate.connections == 0 and not page.server.get_clients() and page.driver is None
     assert threading.active_count() <= threads + 2
+
+
+def test_what_is_written_while_a_page_begins_to_wait_is_sent(studio):
+    """A thread writes between the loop's look at the buffer and its sleep."""
+    from viser import _messages as messages
+
+    page, _ = studio
+    assert isinstance(page.server._websock_server.get_message_buffer(), WokenBuffer)
+
+    async def sent():
+        buffer = WokenBuffer(asyncio.get_running_loop(), persistent_messages=False)
+        event, message = buffer.message_event, messages.RemoveNotificationMessage("one")
+        get_loop = event._get_loop
+
+        def falling_asleep():
+            event._get_loop = get_loop
+            writer = threading.Thread(target=buffer.push, args=(message,))
+            writer.start()
+            writer.join()
+            return get_loop()
+
+        event._get_loop = falling_asleep
+        async for window in buffer.window_generator(0):
+            return window == [message] and event._get_loop == get_loop
+
+    assert asyncio.run(asyncio.wait_for(sent(), 10))

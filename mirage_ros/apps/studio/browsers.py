@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import cv2
@@ -17,6 +18,7 @@ import viser
 from jaxtyping import Float, UInt8
 from transforms3d.quaternions import quat2mat
 from viser import _messages as messages
+from viser.infra import _async_message_buffer, _infra
 
 from mirage_ros.apps.studio import View
 from mirage_ros.errors import MirageError
@@ -137,6 +139,28 @@ def run_in_page(client: viser.ClientHandle, source: str, key: str = "") -> None:
 
 
 # What panels need.
+
+
+class LoopEvent(asyncio.Event):
+    """Set in its loop's thread alone."""
+
+    def set(self) -> None:
+        with contextlib.suppress(RuntimeError):  # of a thread without a loop
+            asyncio.get_running_loop()
+            super().set()
+
+
+@dataclass
+class WokenBuffer(_async_message_buffer.AsyncMessageBuffer):
+    """What is to be sent. viser 1.1 sets its event in whatever thread writes, and then has the loop set it: the first may come
+    while the loop begins to wait, so that the second finds it set, wakes nobody, and the page stands still for good."""
+
+    message_event: asyncio.Event = field(default_factory=LoopEvent)
+
+
+def wake_pages_safely() -> None:
+    """Before a server is made."""
+    _infra.AsyncMessageBuffer = WokenBuffer
 
 
 @runtime_checkable

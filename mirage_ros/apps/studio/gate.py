@@ -301,7 +301,7 @@ def too_large(name: str, size: int) -> str:
     return f"{name} has {size / 2**20:,.0f} MiB; give a picture of at most {MOST_BYTES // 2**20} MiB."
 
 
-# What follows uses private parts of viser, here alone: it has no public call to refuse an upload before it is kept whole, to
+# What follows uses private parts of viser, as browsers.py does to wake it: it has no public call to refuse an upload before it is kept whole, to
 # take back the note of one, or to switch sharing off for good. The tests try each in a
 # browser, and a viser that keeps them elsewhere is refused at the start.
 

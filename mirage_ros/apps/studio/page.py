@@ -32,6 +32,7 @@ from mirage_ros.apps.studio.browsers import (
     picture_url,
     pose_of,
     run_in_page,
+    wake_pages_safely,
 )
 from mirage_ros.apps.studio.gate import guard, hidden_loopback
 from mirage_ros.apps.studio.make import MakePanel
@@ -80,6 +81,7 @@ class Page:
         self._said: dict[str, float] = {}
         self._changed, self._closing, self._jumped = threading.Condition(), False, False
         self._due: tuple[np.ndarray, Camera] | None = None
+        wake_pages_safely()
         with redirect_stdout(io.StringIO()):  # it would print the address that nobody is to know
             self.server = viser.ViserServer(hidden_loopback(), 0, verbose=False)
         self.walk = Walk(self.world, self, self.folder / "models")
