@@ -20,7 +20,7 @@ studio: $(READY)
 
 test: $(READY)
 	@bash resource/venv/browser.sh
-	.venv/bin/python -m pytest -q --timeout 300 --durations=10 -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" test
+	.venv/bin/python -m pytest -q --timeout 300 --durations=10 -n 3 --dist loadfile --no-loadscope-reorder -m "not alone" test
 	.venv/bin/python -m pytest -q --timeout 300 -m alone $$(grep -l mark.alone test/test_*.py)
 
 prove: $(READY)

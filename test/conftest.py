@@ -20,8 +20,8 @@ import torch
 from jaxtyping import install_import_hook
 
 PACKAGE = Path(__file__).parents[1] / "mirage_ros"
-# Half a minute and more, the longest first. Two workers take file after file: were a long one the last, one worker would
-# end with it while the other has nothing left to do.
+# Half a minute and more, the longest first. Workers take file after file: were a long one the last, its worker would
+# end with it while the others have nothing left to do.
 LONG = ("studio", "generate", "wan_recipe", "training", "setup", "evaluate", "doctor", "lifecycle", "bad_input", "node",
         "loop_ros", "interruptions", "env", "worker", "transports", "replan", "dreamer", "behaviour_cloning", "demo",
         "soak")  # fmt: skip
@@ -46,6 +46,8 @@ install_import_hook(modules_with_shapes(), "beartype.beartype")
 with contextlib.suppress(Exception):
     importlib.import_module("mirage_ros.scenes.gl")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+# On a busy machine Fast DDS loses a request now and then; as with all of `mirage`, it is sent again at once.
+importlib.import_module("mirage_ros.machine").repair_soon()
 _count = itertools.count(os.getpid())
 
 
