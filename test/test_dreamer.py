@@ -23,7 +23,7 @@ from mirage_ros.models.mini.imagining import (
 )
 from mirage_ros.training import Loop, LoopConfig, pick_dtype
 from mirage_ros.training.clips import StoredClip, shown_cells, shrunk
-from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, ViewSampler, completed
+from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, ViewBatch, ViewSampler, completed
 from mirage_ros.training.views import ViewStore, unpacked
 
 SIZE, CELLS, VIEWS, BOOKS = (64, 80), (8, 10), 4, (24, 8, 24, 8)
@@ -192,11 +192,19 @@ def test_codebooks_are_fitted_once_and_of_what_was_asked(store):
 
 
 def test_cells_drawn_together_lie_far_apart():
-    order = scattered((2, *CELLS), torch.Generator().manual_seed(0))
-    rank = order.flatten(1).argsort(1).argsort(1).view(2, *CELLS)
+    rank = scattered((2, *CELLS), torch.Generator().manual_seed(0))
     assert sorted(rank[0].flatten().tolist()) == list(range(80)) and not torch.equal(rank[0], rank[1])
     first = torch.nonzero(rank[0] < 8).float()
     assert torch.pdist(first).min() >= 1.9  # eight of 80 cells on a grid would be three apart
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_every_cell_that_is_not_shown_is_drawn(store, steps):
+    batch = sampler(store).draw(np.random.default_rng(0), 8)
+    for view, mask in zip(batch.clean, batch.mask, strict=True):  # a batch's views are not drawn alike with one alone
+        one = ViewBatch(view[None], mask[None], *(part[:1] for part in (batch.counts, batch.rays, batch.style)))
+        sky = completed(small_network(store), one, DreamConfig(steps), 0)[:, -1]
+        assert (sky[mask == 0].abs() > 0.4).all()  # of what was not drawn it is 0
 
 
 def test_an_untaught_network_draws_all_codes_alike(store):

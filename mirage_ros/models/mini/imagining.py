@@ -231,8 +231,8 @@ class Drawing:
 
 
 def scattered(shape: tuple[int, int, int], generator: torch.Generator) -> Int[Tensor, "b h w"]:
-    """An order of the cells in which those that follow on each other lie far apart: the R2 sequence (Roberts 2018), begun
-    anywhere."""
+    """Each cell's place in an order in which those that follow on each other lie far apart: the R2 sequence (Roberts 2018),
+    begun anywhere."""
     batch, height, width = shape
     steps = torch.arange(8 * height * width, dtype=torch.float64)
     begin = torch.rand(batch, 2, 1, generator=generator, dtype=torch.float64)
@@ -240,7 +240,7 @@ def scattered(shape: tuple[int, int, int], generator: torch.Generator) -> Int[Te
     cells = (along[:, 0] * height).long() * width + (along[:, 1] * width).long()
     first = torch.full((batch, height * width), len(steps))  # cells that are never met come last
     first.scatter_reduce_(1, cells, torch.arange(len(steps)).expand(batch, -1), "amin")
-    return first.view(batch, height, width)
+    return first.argsort(1).argsort(1).view(batch, height, width)
 
 
 def ray_channels(target: Camera, cells: tuple[int, int], height_known: Bool[np.ndarray, "b"]) -> Float[np.ndarray, "b r h w"]:
