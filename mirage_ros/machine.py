@@ -390,8 +390,8 @@ def processor_name() -> str:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether the processor multiplies matrices of bfloat16 in hardware (AMX): others are slower in it than in float32."""
+    """Whether the processor multiplies bfloat16 in hardware (AMX, AVX-512 BF16): others are slower in it than in float32."""
     try:
-        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+        return any(flag in Path("/proc/cpuinfo").read_text() for flag in (" amx_bf16", " avx512_bf16"))
     except OSError:
         return False
