@@ -15,7 +15,7 @@ from ros_client import TESTS, Client, NodeProcess, end
 from sensor_msgs.msg import Image
 
 from mirage_ros.files import share_path
-from mirage_ros.machine import LOCAL_FILE, PROFILES, repair_soon
+from mirage_ros.machine import LOCAL_FILE, PROFILES, repair_soon, spin_briefly
 from mirage_ros.ros.callbacks import LazyPublisher
 from mirage_ros.ros.chunks import PATIENCE_S
 from mirage_ros.ros.messages import SECOND_NS
@@ -128,6 +128,13 @@ def test_lost_messages_are_repaired_soon_unless_the_user_has_settled_how(tmp_pat
     (tmp_path / LOCAL_FILE).write_text("<dds/>")
     repair_soon(local, tmp_path)
     assert own == {PROFILES: "mine.xml"} and not local and none == {PROFILES: shipped}
+
+
+def test_waiting_threads_spin_briefly_unless_the_user_has_settled_how():
+    own, none = {"OMP_WAIT_POLICY": "active"}, {}
+    spin_briefly(own)
+    spin_briefly(none)
+    assert own == {"OMP_WAIT_POLICY": "active"} and none == {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"}
 
 
 @pytest.mark.parametrize("call", ["repair_soon()", "pass"])

@@ -13,7 +13,7 @@ from importlib import import_module
 
 import mirage_ros
 from mirage_ros.errors import MirageError
-from mirage_ros.machine import repair_soon
+from mirage_ros.machine import repair_soon, spin_briefly
 
 # Command -> its module here, whose function `add_COMMAND` adds the command's parser.
 COMMANDS = {
@@ -43,8 +43,9 @@ EPILOG = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 after a clear error, 130 after Ctrl-C."""
     try:
-        if argv is None:  # a process of its own, whose middleware has not started
+        if argv is None:  # a process of its own, where neither middleware nor torch has started
             repair_soon()
+            spin_briefly()
         words = sys.argv[1:] if argv is None else argv
         commands = [words[0]] if words and words[0] in COMMANDS else COMMANDS
         arguments = build_parser(commands).parse_args(words)

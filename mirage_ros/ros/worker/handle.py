@@ -22,6 +22,7 @@ from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.connection import wait
 
 from mirage_ros.errors import MirageError
+from mirage_ros.machine import spin_briefly
 from mirage_ros.ros.worker import (
     Beat,
     Command,
@@ -333,9 +334,7 @@ def _deafen() -> None:
 def _forkserver(preload: Sequence[str]):
     # Without it, asking for CUDA while modules are imported would spoil it for the forks.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    # Threads that spin while they wait for each other keep what they wait for from running where
-    # other processes want the cores, too: a chunk took 2.6 times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    spin_briefly()
     context = get_context("forkserver")
     context.set_forkserver_preload([PROGRAM, "mirage_ros.ros.worker.engine", *preload])
     return context
