@@ -22,9 +22,9 @@ from jaxtyping import install_import_hook
 PACKAGE = Path(__file__).parents[1] / "mirage_ros"
 # Half a minute and more, the longest first. Workers take file after file: were a long one the last, its worker would
 # end with it while the others have nothing left to do.
-LONG = ("studio", "generate", "wan_recipe", "training", "setup", "evaluate", "doctor", "lifecycle", "bad_input", "node",
-        "loop_ros", "interruptions", "env", "worker", "transports", "replan", "dreamer", "behaviour_cloning", "demo",
-        "soak")  # fmt: skip
+LONG = ("studio", "generate", "wan_recipe", "training", "setup", "doctor", "lifecycle", "bad_input", "node", "loop_ros",
+        "interruptions", "env", "worker", "evaluate_recordings", "transports", "replan", "dreamer", "behaviour_cloning",
+        "demo", "evaluate", "soak")  # fmt: skip
 
 
 def modules_with_shapes() -> list[str]:
