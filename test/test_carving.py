@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from analytic import cameras, look
 from fakes import PixelModel
-from test_world import SIZE, camera, frames, picture
+from pixel_worlds import SIZE, camera, frames, picture
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory import free_space as carving

@@ -8,7 +8,7 @@ import pytest
 import torch
 from analytic import look
 from fakes import PixelModel
-from test_world import SIZE, NoisyModel, camera, frames, out_and_back, picture, same, started
+from pixel_worlds import SIZE, NoisyModel, camera, frames, out_and_back, picture, same, started
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera

@@ -1,4 +1,4 @@
-"""The cycle on a model without a network: what stays put, what fails, what is saved."""
+"""The cycle on a model without a network: what stays put, what is remembered, what is saved."""
 
 import os
 import subprocess
@@ -11,68 +11,14 @@ import pytest
 import torch
 from analytic import look
 from fakes import PixelModel
+from pixel_worlds import HALF_A_STEP, SIZE, NoisyModel, camera, frames, out_and_back, picture, same, started
 
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import fit_seed, resize_rgb
 from mirage_ros.memory.surfels import Surfels
-from mirage_ros.protocol import Perception
 from mirage_ros.world.world import World, WorldConfig
-
-SIZE = (64, 80)
-
-
-class NoisyModel(PixelModel):
-    """Imagines noise from its seed, and keeps what it was given."""
-
-    preceding_frames, reference_frames = 2, 2
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def generate(self, readout, cameras, preceding, references, seed):
-        self.calls.append((preceding.clone(), references.clone(), seed))
-        noise = torch.randn(readout.latents.shape, generator=torch.Generator().manual_seed(seed))
-        seen = torch.from_numpy(readout.visible)[:, None]
-        return torch.where(seen, readout.latents, noise.clamp(-1, 1))
-
-
-HALF_A_STEP = 2
-"""Grey levels that a pixel is off at most when memory keeps it as one of 63 steps (int6)."""
-
-
-def picture(seed=0, size=SIZE):
-    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-
-
-def camera(size=SIZE):
-    return Camera.from_hfov(70.0, size, look((0, 0, 1), (0, 1, 1)))
-
-
-def out_and_back(count=16, reach=1.5):
-    """To the right and back, ending at the start."""
-    half = np.concatenate([np.linspace(0, reach, count // 2), np.linspace(reach, 0, count // 2)])
-    poses = np.stack([look((x, 0, 1), (x, 1, 1)) for x in half])
-    return Camera(camera().intrinsics, poses, SIZE), np.arange(1, count + 1) * 100_000_000
-
-
-def started(model=None, **options):
-    world = World(model or NoisyModel(), WorldConfig(**options))
-    world.reset(picture(), camera())
-    return world
-
-
-def frames(chunks):
-    return [frame for chunk in chunks for frame in chunk.frames]
-
-
-def same(one, other):
-    return all(
-        np.array_equal(a.rgb, b.rgb) and a.stamp_ns == b.stamp_ns
-        for a, b in zip(one, other, strict=True)
-    )
 
 
 def test_the_seed_is_the_first_frame():
@@ -135,62 +81,6 @@ def test_the_model_gets_the_last_frames_and_the_frames_most_in_view():
     assert torch.allclose(second[1][0], seed[0].half().float())
 
 
-@pytest.mark.parametrize("stage", ["encode", "generate", "decode", "perceive"])
-def test_a_failing_model_leaves_the_world_as_it_was(stage, monkeypatch):
-    world, untouched = started(), started()
-    cameras, stamps = out_and_back()
-    for each in (world, untouched):
-        each.step(cameras[:4], stamps[:4])
-
-    def fail(*_):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(world.model, stage, fail)
-    if stage != "encode":
-        with pytest.raises(RuntimeError):
-            world.step(cameras[4:8], stamps[4:8])
-    if stage != "generate":
-        with pytest.raises(RuntimeError):
-            world.reset(picture(1), camera())
-    monkeypatch.undo()
-    assert world.frames_seen == 5 and world.stamp_ns == stamps[3]
-    assert same(*(frames(each.rollout(cameras[4:], stamps[4:])) for each in (world, untouched)))
-
-
-def bad_latents(*_):
-    return torch.full((4, 192, 8, 10), float("nan"))
-
-
-def short_latents(*_):
-    return torch.zeros(3, 192, 8, 10)
-
-
-def short_pictures(*_):
-    return np.zeros((3, *SIZE, 3), np.uint8)
-
-
-def small_depth(*_):
-    return Perception(*(np.zeros((4, 8, 8), kind) for kind in (np.float32, bool, bool)))
-
-
-@pytest.mark.parametrize(
-    ("stage", "output", "told"),
-    [
-        ("generate", bad_latents, "NaN"),
-        ("generate", short_latents, "shape"),
-        ("decode", short_pictures, "shape"),
-        ("perceive", small_depth, "shape"),
-    ],
-)
-def test_a_model_whose_output_does_not_fit_is_named(stage, output, told, monkeypatch):
-    world = started()
-    tokens, (cameras, stamps) = world.memory.tokens, out_and_back()
-    monkeypatch.setattr(world.model, stage, output)
-    with pytest.raises(MirageError, match=told):
-        world.step(cameras[:4], stamps[:4])
-    assert (world.frames_seen, world.memory.tokens) == (1, tokens)
-
-
 def test_a_snapshot_can_be_gone_back_to_many_times():
     world = started()
     cameras, stamps = out_and_back()
@@ -231,79 +121,6 @@ def test_whoever_is_killed_while_saving_leaves_a_whole_world(tmp_path):
     older, newer, left = map(int, run.stdout.split())
     print(f"{kills} kills: {older} older and {newer} newer worlds")
     assert older + newer == int(kills) and left == 0
-
-
-def test_a_bad_world_folder_is_refused_and_nothing_is_lost(tmp_path):
-    world = started()
-    with pytest.raises(MirageError, match="world.json"):
-        world.load(tmp_path / "none")
-    folder = tmp_path / "world"
-    world.save(folder)
-    for name in ("memory.safetensors", "latents.safetensors", "world.json"):
-        data = (folder / name).read_bytes()
-        (folder / name).write_bytes(data[:-7])
-        with pytest.raises(MirageError):
-            world.load(folder)
-        (folder / name).write_bytes(data)
-    other = World(PixelModel(stride=16))
-    with pytest.raises(MirageError, match="stride 16"):
-        other.load(folder)
-    assert world.frames_seen == 1 and world.memory.tokens == 80
-
-
-@pytest.mark.parametrize(
-    ("rgb", "depth", "told"),
-    [
-        (np.zeros((0, 80, 3), np.uint8), None, "at least 8 pixels"),
-        (np.zeros((64, 80, 3), np.float32), None, "uint8"),
-        (np.zeros((64, 80), np.uint8), None, "uint8"),
-        (np.zeros((60, 80, 3), np.uint8), None, "size"),
-        (picture(), np.ones((32, 40)), "same size"),
-        (picture(), np.full(SIZE, np.nan), "no valid pixel"),
-        (picture(), np.zeros(SIZE), "no valid pixel"),
-    ],
-)
-def test_a_bad_seed_is_refused(rgb, depth, told):
-    world = started()
-    with pytest.raises(MirageError, match=told):
-        world.reset(rgb, camera(), depth)
-    assert world.frames_seen == 1 and world.memory.tokens == 80
-
-
-@pytest.mark.parametrize("focal", [1e-9, 0.05, 3.0])
-def test_a_field_of_view_that_no_picture_has_is_refused(focal):
-    world = started()
-    with pytest.raises(MirageError, match="focal lengths.*check K"):
-        wide = Camera(np.diag([focal, focal, 1.0]), camera().world_from_camera, SIZE)
-        world.reset(picture(1), wide)
-    assert world.frames_seen == 1
-
-
-def test_a_seed_of_which_nothing_can_be_remembered_is_refused():
-    world, untouched = started(PixelModel()), started(PixelModel())
-    world.model.far_m = 1000.0
-    with pytest.raises(MirageError, match="Nothing of the seed can be remembered: 0% of it"):
-        world.reset(picture(1), camera())
-    world.model.far_m = untouched.model.far_m
-    plan = out_and_back()
-    assert same(*(frames(each.rollout(*plan)) for each in (world, untouched)))
-
-
-def test_bad_plans_are_refused():
-    world, (cameras, stamps) = started(), out_and_back()
-    with pytest.raises(MirageError, match="no seed"):
-        World(PixelModel()).step(cameras[:1], stamps[:1])
-    for plan, times, told in [
-        (cameras[:5], stamps[:5], "1 to 4"),
-        (cameras[:0], stamps[:0], "0 cameras"),
-        (cameras[:2], stamps[:3], "one stamp"),
-        (cameras[0], stamps[:1], "one stamp"),
-        (cameras[:2], stamps[1::-1], "increase"),
-        (cameras[:2], np.array([0, 1]), "after the last"),
-    ]:
-        with pytest.raises(MirageError, match=told):
-            world.step(plan, times)
-    assert world.frames_seen == 1
 
 
 def test_given_depth_stands_and_its_holes_are_completed_or_left_open():
@@ -348,15 +165,6 @@ def test_holes_are_completed_along_planes_and_not_across_edges():
     assert np.isnan(completed(open_sky)[30:34]).all()
 
 
-def test_depth_that_fills_no_cell_is_refused():
-    depth = np.full(SIZE, np.nan)
-    depth[3, 3] = 2.0
-    world = started()
-    with pytest.raises(MirageError, match="no cell of 8x8"):
-        world.reset(picture(), camera(), depth)
-    assert world.frames_seen == 1
-
-
 class Street(PixelModel):
     """Takes the upper quarter of every picture for moving."""
 
@@ -397,12 +205,6 @@ def test_one_picture_cannot_say_what_moves(model, forget_moving, seed, imagined,
     aside = Camera(camera().intrinsics, look((50, 0, 1), (50, 1, 1)), SIZE)
     _, stored = world.observe(picture(), aside, np.full(SIZE, 3.0), 2)
     assert stored == seed
-
-
-def test_a_world_refuses_what_is_no_rule_for_moving_things():
-    for wrong in ({"forget_moving": "sometimes"}, {"max_dynamic_share": 1.0}):
-        with pytest.raises(MirageError, match="forget_moving"):
-            World(PixelModel(), WorldConfig(**wrong))
 
 
 def test_moving_things_sky_and_the_far_are_not_remembered():

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from fakes import PixelModel
-from test_world import camera, picture, started
+from pixel_worlds import camera, picture, started
 
 from mirage_ros.errors import MirageError
 from mirage_ros.files import SAVED, SAVING, WORLD, header_of_world, world_file
