@@ -36,6 +36,8 @@ from mirage_ros.ros.messages import (
 )
 
 TESTS = FilePath(__file__).parent
+# What `mirage` runs, to be followed by its words.
+PROGRAM = ("-m", "mirage_ros.cli")
 FAKE_NODE = (str(TESTS / "fake_node.py"),)
 # To be followed by the path of a Gate.
 GATED_NODE = (str(TESTS / "gated_node.py"),)

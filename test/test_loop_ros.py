@@ -14,7 +14,7 @@ import rclpy
 from geometry_msgs.msg import TwistStamped
 from make_seed import write_seed
 from rclpy.context import Context
-from ros_client import FAKE_NODE, PATIENCE_S, Client, NodeProcess
+from ros_client import FAKE_NODE, PATIENCE_S, PROGRAM, Client, NodeProcess
 from rosgraph_msgs.msg import Clock
 
 from mirage_ros.apps.loop import LoopConfig, base_arguments, node_arguments, policy_arguments, run_loop
@@ -175,7 +175,7 @@ def test_the_base_heeds_only_the_command_of_its_picture(tmp_path):
     """Without a node: this test is the clock."""
     process = NodeProcess(
         tmp_path, "base", "--seed", str(write_seed(tmp_path / "box")),
-        program=("-m", "mirage_ros.cli"),
+        program=PROGRAM,
     )  # fmt: skip
     client = Client(process)
     clock = client.node.create_publisher(Clock, "/clock", LATCHED)
