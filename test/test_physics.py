@@ -1,4 +1,4 @@
-"""Bodies in a world: what stops a robot, what entities fall and rest on, what pushes them; and who asks for what is not there."""
+"""Bodies in a world: what entities fall and rest on, what pushes them; and who asks for what is not there."""
 
 from __future__ import annotations
 
@@ -9,61 +9,27 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from analytic import cameras, look, raycast, room
+from bodies import BOX, PERIOD, at, spawn
 from fakes import PixelModel
 from geometry_msgs.msg import PoseStamped
+from physics_worlds import SIZE, WALLS, engine, seen, step, world_of
 from sensor_msgs.msg import PointCloud2
 from sim_client import LOCKSTEP, OK, entity_state, simulated, worker_pid
 from simulation_interfaces import srv
 from simulation_interfaces.msg import Resource
 
 from mirage_ros.data.meshes import Spawnables, load, shape
-from mirage_ros.data.seeds import Seed
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.rigid import Track
-from mirage_ros.loop import BasePose, Command, Footprint, LiveBase, LiveBaseConfig, Obstacles
-from mirage_ros.protocol import SECOND_NS, Delete, Move, Spawn
-from mirage_ros.recording.topics import BY_NAME, CONTACTS, OBSTACLES, SURFACE_POINT, FrameIds
+from mirage_ros.physics import Mujoco
+from mirage_ros.protocol import SECOND_NS, Move, Spawn
+from mirage_ros.recording.topics import CONTACTS, OBSTACLES, SURFACE_POINT
 from mirage_ros.ros import NodeConfig, parameters
 from mirage_ros.ros.messages import pose_from_ros, pose_to_ros
-from mirage_ros.ros.worker import ChangeEntities, Planned, Reset, Step, WorkerConfig
-from mirage_ros.ros.worker.engine import Engine
-from mirage_ros.world.collision import obstacles, touched, unyielding
+from mirage_ros.ros.worker import ChangeEntities
 from mirage_ros.world.entities import Motion, RobotBody
 from mirage_ros.world.world import World
-
-mujoco = pytest.importorskip("mujoco")
-from mirage_ros.physics import Mujoco  # noqa: E402 - says what is missing where it is
-
-SIZE = (128, 160)
-EYE = np.array([-2.0, 0.0, 1.1])
-PERIOD = SECOND_NS // 10
-BOX = "shape://box?size=0.4,0.4,0.4"
-WALLS = room()[:6]  # 6 x 8 m, the box left out
-
-
-def seen(target=(2, 0, 0.6), quads=WALLS) -> tuple[np.ndarray, Camera, np.ndarray]:
-    """A picture of noise of the analytic room, its camera and its true depth."""
-    view = cameras([look(EYE, target)], SIZE, 75.0)
-    depth_m = raycast(view, quads)[0][0].astype(np.float32)
-    return np.random.default_rng(0).integers(60, 200, (*SIZE, 3)).astype(np.uint8), view[0], depth_m
-
-
-def world_of(quads=WALLS, physics=True, **kwargs) -> World:
-    world = World(PixelModel(SIZE), physics=Mujoco(RobotBody(**kwargs)) if physics else None)
-    world.reset(*seen(quads=quads))
-    return world
-
-
-def at(x, y, z) -> np.ndarray:
-    pose = np.eye(4)
-    pose[:3, 3] = x, y, z
-    return pose
-
-
-def spawn(world: World, name: str, pose: np.ndarray, uri: str = BOX, **more) -> None:
-    world.change_entities(lambda there, stamp_ns: there.spawned(name, shape(uri), pose, stamp_ns, **more))
 
 
 def wait(world: World, seconds: float, period_ns: int = PERIOD) -> list:
@@ -261,20 +227,6 @@ def test_a_gap_in_time_is_stepped_in_part_and_jumps_push_nothing():
     np.testing.assert_allclose(pose_of(world), rested, atol=1e-6)
 
 
-def engine(**config) -> Engine:
-    found = Engine(PixelModel(SIZE), WorkerConfig(period_ns=PERIOD, **config))
-    rgb, camera, depth_m = seen()
-    found.carry_out(Reset(Seed("room", rgb, camera, depth_m), 0, "test"))
-    return found
-
-
-def step(number: int, sensors: tuple[str, ...] = (), ahead_m: float = 0.0) -> Step:
-    poses = np.repeat(seen()[1].world_from_camera[None], 4, 0)
-    poses[:, 0, 3] += ahead_m
-    stamps = tuple(PERIOD * (4 * number + k) for k in range(1, 5))
-    return Step(Planned(stamps, poses), sensors=sensors)
-
-
 def test_a_worker_that_repeats_what_was_done_has_the_bodies_where_they_were(tmp_path):
     """Killed while bodies fall: the journal's commands, and a snapshot in the middle of the fall with those after it."""
     first = ChangeEntities((Spawn("box", BOX, at(0.5, 0.3, 1.4)), Spawn("can", "shape://cylinder?radius=0.1&length=0.3", at(0.5, 0.9, 1.0))))
@@ -300,110 +252,6 @@ def test_a_worker_that_repeats_what_was_done_has_the_bodies_where_they_were(tmp_
         poses = np.repeat(camera.world_from_camera[None], 4, 0)
         restored.step(Camera(camera.intrinsics, poses, SIZE), PERIOD * (4 * k + np.arange(1, 5)))
     np.testing.assert_allclose(pose_of(restored, "can"), at_rest, atol=1e-6)
-
-
-def test_a_base_stops_at_a_wall_turns_there_and_goes_back():
-    world, body = world_of(physics=False), RobotBody()
-    state = world.state
-    found = obstacles(state.memory, state.free_space, state.entities, 0, EYE + [3, 0, 0], body)
-    assert len(found.points_m) > 100 and not found.labels.any()
-    for kind, speed in (("diff", 0.5), ("omni", 2.0)):
-        base = LiveBase(at(1.0, 0, 0), LiveBaseConfig(kind, max_speed_mps=2.0, timeout_s=60.0))
-        base.obstacles = Obstacles(found.points_m, Footprint(0.2, 0.1, 1.15))
-        base.advance(SECOND_NS)
-        base.command(np.array([speed, 0, 0, 0, 0, 0]), SECOND_NS)
-        base.advance(9 * SECOND_NS)
-        assert 3.0 - 0.2 - base.odom_from_base[0, 3] == pytest.approx(0.0, abs=0.05), "the wall is at x = 3"
-        assert np.linalg.norm(base.twist[:3]) < 0.03
-        stopped = base.odom_from_base[0, 3]
-        base.command(np.array([speed, 0, 0, 0, 0, 1.0]), 9 * SECOND_NS)
-        base.advance(9 * SECOND_NS + SECOND_NS // 2)
-        assert base.odom_from_base[1, 0] > 0.2, "turns"
-        base.command(np.array([-speed, 0, 0, 0, 0, 0]), 10 * SECOND_NS)
-        base.advance(11 * SECOND_NS)
-        assert base.odom_from_base[0, 3] < stopped - 0.2
-    walls = Obstacles(found.points_m, Footprint(0.2, 0.1, 1.15))
-    poses = list(BasePose(1.0).stopped(Command(0.8), 1.0, 4, walls))
-    assert 3.0 - 0.2 - poses[-1].x_m == pytest.approx(0.0, abs=0.05) and poses[0].x_m == pytest.approx(1.8)
-
-
-def test_what_was_imagined_stops_a_base_once_it_was_shown():
-    world, behind = world_of(physics=False), look(EYE, (-3, 0, 1.1))
-    place = EYE + [-0.2, 0, 0]
-
-    def found() -> np.ndarray:
-        state = world.state
-        points = obstacles(state.memory, state.free_space, state.entities, 0, place, RobotBody()).points_m
-        return points[points[:, 0] < -4.5]
-
-    assert not len(found())
-    world.step(Camera(seen()[1].intrinsics, behind[None], SIZE), np.array([PERIOD]))
-    assert len(found()) > 20 and np.median(found()[:, 0]) == pytest.approx(-5.0, abs=0.1), "imagined 3 m away"
-
-
-def test_contacts_and_obstacles_are_told_with_whom():
-    found = engine(physics="contact")
-    found.carry_out(ChangeEntities((Spawn("box", BOX, at(1.0, 0.0, 0.2)), Spawn("far", BOX, at(0.6, 3.5, 0.2)))))
-    done = found.carry_out(step(0, (CONTACTS, OBSTACLES), 2.6))
-    last = done.chunk.frames[-1]
-    assert all(frame.contacts is not None for frame in done.chunk.frames)
-    assert [frame.obstacles is None for frame in done.chunk.frames] == [True] * 3 + [False]
-    assert set(last.contacts.labels) == {1} and set(last.obstacles.labels) == {0, 1} and not last.contacts.bodies.any()
-    assert np.abs(last.contacts.points_m[:, 0] - 0.8).max() < 0.02 and (last.contacts.normals[:, 0] < -0.9).any()
-    for name in (CONTACTS, OBSTACLES):
-        fields = BY_NAME[name].fields(last, FrameIds())
-        assert fields["header"]["frame_id"] == "world"
-        assert [(f["name"], f["offset"], f["datatype"]) for f in fields["fields"]][-2:] == [("body", 24, 5), ("label", 28, 5)]
-        points = np.frombuffer(fields["data"], SURFACE_POINT)
-        assert np.array_equal(points["label"], getattr(last, name).labels) and np.array_equal(points["z"], getattr(last, name).points_m[:, 2])
-    assert found.carry_out(step(1)).chunk.frames[-1].contacts is None, "nobody asks"
-    off = engine()
-    assert off.carry_out(step(0, (CONTACTS, OBSTACLES))).chunk.frames[-1].obstacles is None
-
-
-@pytest.mark.parametrize(("ball", "touches"), [((0.91, 0.0, 0.2), True), ((0.93, 0.0, 0.2), False), ((0.9, 0.0, 1.0), False)])
-def test_contacts_name_the_two_entities_that_touch(ball, touches):
-    """A box up to x = 0.7 whose top is at 0.4, one that lies on it, and a ball of 0.2 m beside it or apart."""
-    found = engine(physics="contact")
-    low, upper = Spawn("low", BOX, at(0.5, 0.0, 0.2)), Spawn("upper", BOX, at(0.4, 0.1, 0.6))
-    found.carry_out(ChangeEntities((low, upper, Spawn("ball", "shape://sphere?radius=0.2", at(*ball)))))
-    contacts = found.carry_out(step(0, (CONTACTS,), 0.0)).chunk.frames[-1].contacts
-    pairs = {pair: contacts.of((contacts.bodies == pair[0]) & (contacts.labels == pair[1])) for pair in {*zip(contacts.bodies.tolist(), contacts.labels.tolist(), strict=True)}}
-    assert pairs.keys() == {(2, 1)} | ({(3, 1)} if touches else set())
-    lying = pairs[2, 1]
-    np.testing.assert_allclose(lying.points_m[:, 2], 0.4, atol=0.021)
-    assert (np.abs(lying.normals) > 0.99).any(1).all() and (lying.normals[:, 2] > 0.99).sum() >= 9, "from the lower to the upper one"
-    assert lying.points_m[:, :2].min(0) == pytest.approx([0.3, -0.1], abs=0.021)
-    assert lying.points_m[:, :2].max(0) == pytest.approx([0.6, 0.2], abs=0.021)
-    if touches:
-        beside = pairs[3, 1]
-        np.testing.assert_allclose(beside.points_m, [[0.7, 0.0, 0.2]] * len(beside.points_m), atol=0.09)
-        assert (beside.normals[:, 0] > 0.8).all()
-
-
-def test_entities_that_lie_on_each_other_touch_as_long_as_they_do():
-    found = engine(physics="mujoco")
-    found.carry_out(ChangeEntities((Spawn("low", BOX, at(0.6, 0.0, 0.21)), Spawn("upper", BOX, at(0.6, 0.0, 0.8)))))
-    pairs = []
-    for index in range(4):
-        for frame in found.carry_out(step(index, (CONTACTS,), 0.0)).chunk.frames:
-            pairs.append({*zip(frame.contacts.bodies.tolist(), frame.contacts.labels.tolist(), strict=True)})
-    assert pairs[0] == set() and pairs[-1] == {(2, 1)}, "0.19 m to fall take 0.2 s"
-    found.carry_out(ChangeEntities((Delete("low"),)))
-    assert not len(found.carry_out(step(4, (CONTACTS,), 0.0)).chunk.frames[-1].contacts.bodies)
-
-
-def test_a_pushed_body_does_not_stop_the_robot_and_a_wedged_one_does():
-    found, place = engine(physics="mujoco"), EYE + [2.6, 0, 0]
-    found.carry_out(ChangeEntities((Spawn("box", BOX, at(1.02, 0.0, 0.21)),)))
-    last = found.carry_out(step(0, (OBSTACLES, CONTACTS), 2.6)).chunk.frames[-1]
-    assert set(last.obstacles.labels) == {0}
-    world = found._world
-    for x, stops in ((1.0, False), (0.9, True)):
-        there = world.entities.moved("box", world.stamp_ns, at(x, 0.0, 0.21))
-        near = obstacles(world.memory, world.state.free_space, there, world.stamp_ns, place, RobotBody())
-        assert 1 in touched(near, place, RobotBody()).labels
-        assert (1 in unyielding(near, there, place, RobotBody()).labels) == stops
 
 
 @pytest.mark.parametrize(
