@@ -8,7 +8,11 @@ import numpy as np
 import torch
 
 from mirage_ros.geometry.camera import Camera
+from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.zbuffer import find_winners
+
+CONFIG = MemoryConfig(channels=4, dtype="float16")
+"""Of a memory of the latents that `features` makes."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,12 @@ def look(position, target, roll_deg: float = 0.0) -> np.ndarray:
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = rotation @ turn, position
     return pose
+
+
+WALL = [Quad((-6, 4, -6), (12, 0, 0), (0, 0, 12))]
+HERE = (0.5, -1.0, 1.2)
+"""A place in the room."""
+AHEAD = look(HERE, (0.5, 2.0, 1.0))
 
 
 def cameras(poses, size=(44, 80), hfov_deg: float = 70.0) -> Camera:
@@ -75,6 +85,12 @@ def remember(memory, batch: Camera, quads: list[Quad], stamp_ns=0, first_id=0, n
     )
 
 
+def written(batch, quads, **options):
+    memory = LatentMemory(CONFIG)
+    remember(memory, batch, quads, **options)
+    return memory
+
+
 def offsets(memory, batch: Camera) -> np.ndarray:
     """(du, dv) in cells (f, 2, h, w) of each winning token's projected centre from its cell's centre."""
     store = memory._store
@@ -100,3 +116,10 @@ def room(width=6.0, length=8.0, height=2.5) -> list[Quad]:
         Quad((1, 1, 1), (1, 0, 0), (0, 1, 0)),
     ]
     return walls + box
+
+
+def loop(count=24):
+    """Views on a circle in the room, looking outwards."""
+    angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    poses = [look((np.cos(a), np.sin(a), 1.2), (5 * np.cos(a), 5 * np.sin(a), 1)) for a in angles]
+    return cameras(poses, (22, 40))

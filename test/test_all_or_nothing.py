@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import PixelModel
-from test_memory import some_rows
+from test_memory_forgetting import some_rows
 from test_rig import SIZE, WALL_M, plan, spotted, turned
 from test_worker import seed
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from analytic import cameras, look, raycast, room
-from test_memory import loop
+from analytic import cameras, look, loop, raycast, room
 
 from mirage_ros.errors import MirageError
 from mirage_ros.memory import LatentMemory, MemoryConfig

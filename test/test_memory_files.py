@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from analytic import remember, room
+from analytic import CONFIG, loop, remember, room, written
 from safetensors.numpy import load_file, save_file
-from test_memory import CONFIG, loop, written
 
 from mirage_ros.errors import MirageError
 from mirage_ros.memory import LatentMemory, files
