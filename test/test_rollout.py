@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 from fakes import PixelModel, Stumbling, no_model
+from fed_plans import PERIOD, START, feed, pose_at, stamps
 from sensor_msgs.msg import Image
-from test_plan import PERIOD, START, feed, pose_at, stamps
 
 from mirage_ros.data.seeds import Seed, level_camera_pose
 from mirage_ros.errors import MirageError

@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 import pytest
+from fed_plans import PERIOD, SECOND, START, feed, pose_at, stamps
 from rclpy.time import Time
-from test_plan import PERIOD, SECOND, START, feed, pose_at, stamps
 
 from mirage_ros.ros.messages import stamp_to_ros, transform_from_ros, transform_to_ros
 from mirage_ros.ros.tf import Buffer, make_buffer
