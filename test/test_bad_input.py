@@ -18,7 +18,6 @@ from mirage_ros.srv import EraseRegion, ForkWorld, Record, SaveWorld
 from plans import PERIOD, sideways
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters, SetParametersAtomically
-from rclpy.action import ActionClient
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -44,14 +43,7 @@ from std_msgs.msg import String
 from tf2_msgs.msg import TFMessage
 
 from mirage_ros.errors import MirageError
-from mirage_ros.ros.callbacks import GuardedNode, LongAction, create_service, refused
-from mirage_ros.ros.diagnostics import MOST_LINES, QUIET, Health
 from mirage_ros.ros.messages import transform_to_ros
-from mirage_ros.ros.services.entities import name_filter
-from mirage_ros.ros.tf import Buffer
-from mirage_ros.ros.tracks import LookupException
-
-SLOW = "(a|aa|aaa)+" * 20 + "c"
 
 
 @pytest.fixture(scope="module")
@@ -273,21 +265,6 @@ def test_a_filter_that_nobody_can_take_is_refused(sim, expression):
     assert "regular expression" in refused.error_message
 
 
-@pytest.mark.parametrize("expression", ["(.*)*" * 40 + "x", "(((((c|a|m|e|r|a)*)*)*)*)*x", "(.?){64}" * 20 + "Z"])
-def test_a_filter_that_would_take_for_ever_holds_nobody_up(expression):
-    matches, start_s = name_filter(expression), time.monotonic()
-    try:
-        assert not matches("camera")
-    except MirageError as error:
-        assert "takes more than" in str(error)
-    assert time.monotonic() - start_s < 1
-
-
-def test_a_filter_is_given_up_after_its_time():
-    with pytest.raises(MirageError, match="takes more than 0.02 s"):
-        name_filter(SLOW)("a" * 60 + "b")
-
-
 @pytest.mark.parametrize("kind", [SetParameters, SetParametersAtomically])
 def test_a_parameter_of_an_unknown_type_is_refused_before_others_are_set(sim, kind):
     fitting = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=7.5)
@@ -314,24 +291,6 @@ def test_a_parameter_that_is_no_number_is_refused(sim, value):
     taken, reason = sim.set_parameter("plan_idle_s", value)
     assert not taken and reason
     assert sim.get_parameter("plan_idle_s").double_value == 0.3
-
-
-def test_a_topic_on_which_everything_is_wrong_fills_no_log():
-    lines: list[str] = []
-    health = Health(lines.append, lines.append)
-    for index in range(1000):
-        health.error("tf", f"Transform {'x' * index} is wrong.")
-    health.error("plan", "Another topic is told as ever.")
-    assert len(lines) == MOST_LINES + 1 and lines[-2].endswith(QUIET)
-    assert health.state("tf")[1] == f"Transform {'x' * 999} is wrong." and health.errors == 1001
-
-
-def test_a_missing_frame_names_some_of_the_others():
-    buffer = Buffer()
-    for index in range(1000):
-        buffer.set_transform(transform_to_ros(np.eye(4), "world", f"frame{index:04}", START))
-    with pytest.raises(LookupException, match=r"frame0009 and 991 more"):
-        buffer.matrix("world", "nowhere", START)
 
 
 def test_what_a_sentence_repeats_is_cut_and_escaped(sim):
@@ -399,62 +358,3 @@ def test_a_recording_that_cannot_begin_is_in_the_diagnostics(tmp_path, folder):
     finally:
         client.close()
         process.close()
-
-
-class Clumsy(GuardedNode):
-    """All that it is asked fails."""
-
-    def __init__(self, context: Context) -> None:
-        super().__init__("clumsy", context=context)
-        self.health = Health(self.get_logger().warning, self.get_logger().error)
-        create_service(self, Record, "record", self.stumble)
-        self.action = LongAction(self, GenerateRollout, "walk", self.stumble, self.stumble)
-        self.create_subscription(String, "words", self.stumble, 10)
-        self.create_timer(0.01, self.stumble)
-
-    def stumble(self, *args) -> None:
-        raise ZeroDivisionError("out of luck")
-
-
-def test_a_callback_that_fails_is_answered_and_does_not_end_the_executor(ros_domain):
-    context = Context()
-    rclpy.init(context=context)
-    clumsy, client = Clumsy(context), Node("client", context=context)
-    executor = SingleThreadedExecutor(context=context)
-    for node in (clumsy, client):
-        executor.add_node(node)
-    try:
-        words = client.create_publisher(String, "words", 10)
-        service = client.create_client(Record, "record")
-        action = ActionClient(client, GenerateRollout, "walk")
-        for ready in (words.get_subscription_count, service.service_is_ready,
-                      action.server_is_ready):  # fmt: skip
-            while not ready():
-                executor.spin_once(timeout_sec=0.05)
-        words.publish(String(data="stumble"))
-
-        def outcome(future):
-            executor.spin_until_future_complete(future, timeout_sec=20.0)
-            return future.result()
-
-        answer = outcome(service.call_async(Record.Request()))
-        assert not answer.success and "unexpected ZeroDivisionError" in answer.message
-        handle = outcome(action.send_goal_async(GenerateRollout.Goal()))
-        done = outcome(handle.get_result_async())
-        assert done.status == GoalStatus.STATUS_ABORTED and "out of luck" in done.result.message
-        assert clumsy.health.state("callback")[2] > 2
-    finally:
-        executor.shutdown()
-        clumsy.destroy_node()
-        client.destroy_node()
-        rclpy.shutdown(context=context)
-
-
-def test_whatever_fails_is_told_in_the_answer_s_own_words():
-    answer = refused(srv.StepSimulation.Response(), "no")
-    assert answer.result.result == Result.RESULT_OPERATION_FAILED
-    assert answer.result.error_message == "no"
-    answer = refused(ForkWorld.Response(success=True), "no")
-    assert not answer.success and answer.message == "no"
-    assert refused(GenerateRollout.Result(success=True), "no").message == "no"
-    assert np.size(refused(srv.GetSimulatorFeatures.Response(), "no").features.features) == 0
