@@ -23,7 +23,8 @@ from mirage_ros.models.mini.imagining import (
 )
 from mirage_ros.training import Loop, LoopConfig, pick_dtype
 from mirage_ros.training.clips import StoredClip, shown_cells, shrunk
-from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, ViewBatch, ViewSampler, completed
+from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, DreamerRecipe, ViewBatch, ViewSampler, completed, make_views
+from mirage_ros.training.recipe import fill
 from mirage_ros.training.views import ViewStore, unpacked
 
 SIZE, CELLS, VIEWS, BOOKS = (64, 80), (8, 10), 4, (24, 8, 24, 8)
@@ -279,6 +280,9 @@ def test_the_command_renders_trains_and_writes(tmp_path):
     }  # fmt: skip
     path = tmp_path / "dreamer.yaml"
     path.write_text(yaml.safe_dump(recipe))
+    make_views(fill(DreamerRecipe, recipe, "recipe"))  # one process does, the others wait
+    made = [tmp_path / "data/views" / name for name in ("records.bin", "blocks.safetensors", "codebooks.safetensors")]
+    assert all(file.exists() for file in made)
     assert cli.main(["train", "--config", str(path)]) == 0
     model = load_model(tmp_path / "run" / "model", "cpu")
     assert isinstance(model, DreamingModel) and model.dreamer.config.latent_channels == 8

@@ -271,8 +271,8 @@ def train_dreamer(recipe: DreamerRecipe) -> None:
     """Renders, turns into views and trains, each as far as it is not done; writes RUN/model."""
     torch.set_num_threads(recipe.threads)
     store = make_views(recipe)
-    torch.manual_seed(recipe.training.seed)
     codebooks = store.codebooks(recipe.book_sizes)
+    torch.manual_seed(recipe.training.seed)
     network = Dreamer(
         latent_channels=recipe.latent_channels, widths=list(recipe.widths), code_width=recipe.code_width,
         book_sizes=list(recipe.book_sizes), deviations=store.deviations(),
@@ -291,7 +291,7 @@ def train_dreamer(recipe: DreamerRecipe) -> None:
 
 
 def make_views(recipe: DreamerRecipe) -> ViewStore:
-    """The views of all clips; one process renders and encodes what is missing."""
+    """The views of all clips and the codebooks fitted to them; one process makes what is missing."""
     clips, store = (
         Path(recipe.data) / "clips",
         ViewStore(
@@ -307,4 +307,5 @@ def make_views(recipe: DreamerRecipe) -> ViewStore:
             store.fit(clip for _, clip in first)
             there = store.seeds()
             store.add((s, clip) for s, clip in each_shard(clips, seeds) if s not in there)
+        store.codebooks(recipe.book_sizes)
     return store
