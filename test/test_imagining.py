@@ -10,6 +10,7 @@ from fakes import PixelModel
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models import load_model, save_model
+from mirage_ros.models.mini import imagining
 from mirage_ros.models.mini.dreamer import Dreamer
 from mirage_ros.models.mini.imagining import (
     Blocks,
@@ -153,6 +154,17 @@ def dreaming() -> DreamingModel:
         getattr(dreamer, f"book_{stage}").copy_(0.2 * torch.randn(len(getattr(dreamer, f"book_{stage}")), 8))
     parts = base.codec, base.denoiser.transformer, base.denoiser.branch, base.perception, base.config
     return DreamingModel(*parts, name="dozing", dreamer=dreamer, blocks=blocks, dream=DreamConfig(3))
+
+
+def test_a_dreamer_is_saved_as_it_was_given(dreaming, tmp_path, monkeypatch):
+    """On a processor that draws in bfloat16 as well."""
+    monkeypatch.setattr(imagining, "has_fast_bfloat16", lambda: True)
+    parts = dreaming.codec, dreaming.denoiser.transformer, dreaming.denoiser.branch, dreaming.perception, dreaming.config
+    given = {name: tensor.clone() for name, tensor in dreaming.dreamer.state_dict().items()}
+    save_model(DreamingModel(*parts, dreamer=dreaming.dreamer, blocks=dreaming.blocks), tmp_path / "model")
+    saved = load_model(tmp_path / "model", "cpu").dreamer.state_dict()
+    for name, tensor in given.items():
+        assert torch.equal(saved[name].float(), tensor.half().float()), name
 
 
 def test_a_dreamer_keeps_what_is_shown_and_survives_its_folder(dreaming, tmp_path):

@@ -180,9 +180,9 @@ class MiniModel:
         # saved would be rounded twice.
         fast = self.device.type == "cpu" and has_fast_bfloat16()
         align = branch.align if branch.config.shortcut else None
-        self._decoder = _with_bfloat16(self.codec, ("decoder",)) if fast else self.codec
-        self._perceiver = _with_bfloat16(self.perception) if fast else self.perception
-        self._align = _with_bfloat16(align, ("first", "stage", "last")) if fast and align else align
+        self._decoder = with_bfloat16(self.codec, ("decoder",)) if fast else self.codec
+        self._perceiver = with_bfloat16(self.perception) if fast else self.perception
+        self._align = with_bfloat16(align, ("first", "stage", "last")) if fast and align else align
 
     @torch.inference_mode()
     def encode(self, rgb: UInt8[np.ndarray, "f h w 3"]) -> Float[Tensor, "f c lh lw"]:
@@ -314,7 +314,7 @@ def _scale_to_anchor(depth_m: np.ndarray, anchor_m: np.ndarray) -> np.ndarray:
     return scale
 
 
-def _with_bfloat16(network: nn.Module, parts: Sequence[str] = ()) -> nn.Module:
+def with_bfloat16(network: nn.Module, parts: Sequence[str] = ()) -> nn.Module:
     """A copy that works in bfloat16, channels last: all of it, or its parts of these names."""
     network = copy.deepcopy(network)
     for part in [getattr(network, name) for name in parts] or [network]:

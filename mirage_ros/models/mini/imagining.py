@@ -7,6 +7,7 @@ is imagined is remembered before it is shown, so its first look and every later 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from mirage_ros.files import atomic_path
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.machine import has_fast_bfloat16
-from mirage_ros.models.mini import MiniModel
+from mirage_ros.models.mini import MiniModel, with_bfloat16
 from mirage_ros.models.mini.dreamer import SKY, STYLE_CHANNELS, SURFACE_CHANNELS, Dreamer
 from mirage_ros.models.parts import picture_from_rgb
 from mirage_ros.protocol import Readout, Views
@@ -272,11 +273,14 @@ class DreamingModel(MiniModel):
 
     def __init__(self, *parts, dreamer: Dreamer, blocks: Blocks, dream: DreamConfig = DreamConfig(), **settings):
         super().__init__(*parts, **settings)
+        self.dreamer, self.blocks, self.dream = dreamer.eval(), blocks, dream
         # By what the machine is, not by a measurement: the same machine draws the same frames.
-        kind = torch.bfloat16 if self.device.type == "cuda" or has_fast_bfloat16() else torch.float32
-        # Not by diffusers' own `to`, which warns of parts kept in float32 where there are none.
-        self.dreamer = torch.nn.Module.to(dreamer.eval(), self.device, kind, memory_format=torch.channels_last)
-        self.blocks, self.dream = blocks, dream
+        fast = self.device.type == "cuda" or has_fast_bfloat16()
+        # A copy, as what is saved would be rounded twice; what codes stand for is not rounded at all.
+        self._dreamer = with_bfloat16(dreamer) if fast else copy.deepcopy(dreamer)
+        for name, buffer in dreamer.named_buffers():
+            setattr(self._dreamer, name, buffer.clone())
+        torch.nn.Module.to(self._dreamer, self.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def imagine(self, readout: Readout, camera: Camera, style: Views, seed: int) -> Views:
@@ -294,7 +298,7 @@ class DreamingModel(MiniModel):
         mask = torch.from_numpy(known[:, None].astype(np.float32))
         view, cells = self._view(latents, depth), known.shape[1:]
         question = Question(view * mask, mask, tensor_of(ray_channels(camera, cells, np.ones(1, bool))), self._style(style, camera))
-        dreamt = complete(self.dreamer, question, torch.Generator().manual_seed(seed), self.dream)
+        dreamt = complete(self._dreamer, question, torch.Generator().manual_seed(seed), self.dream)
         there = np.where(known, depth, depth_of(dreamt))
         return Views(torch.where(mask > 0, latents, self._latents(dreamt)), there, camera)
 
