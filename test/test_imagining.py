@@ -20,8 +20,9 @@ from mirage_ros.models.mini.imagining import (
 )
 from mirage_ros.protocol import Readout, Views, WorldModel
 from mirage_ros.world.imagining import Imaginer
+from mirage_ros.world.observing import only_seen
 from mirage_ros.world.state import WorldConfig
-from mirage_ros.world.world import World
+from mirage_ros.world.world import Rig, World
 
 SIZE, FAR_M = (64, 80), 4.0
 
@@ -194,3 +195,49 @@ def test_what_is_imagined_beyond_range_is_as_far_as_the_sky():
     world, frames = walked(model, 4, yaw_deg=np.array([90.0]))
     assert np.isinf(frames[0].depth_m).all()
     assert world.memory.tokens == walked(ImaginingModel(), 4, yaw_deg=np.empty(0))[0].memory.tokens
+
+
+def begun(model: WorldModel) -> World:
+    return walked(model, 1, yaw_deg=np.empty(0))[0]
+
+
+class StyledModel(ImaginingModel):
+    """Notes which way the style views are said to look."""
+
+    def imagine(self, readout, camera, style, seed):
+        forward = style.cameras.world_from_camera[:, :3, 2]
+        self.said = np.degrees(np.arctan2(forward[:, 1], forward[:, 0])).round(3).tolist()
+        return super().imagine(readout, camera, style, seed)
+
+
+def test_style_views_come_with_the_cameras_that_they_were_seen_by(tmp_path):
+    model = StyledModel()
+    world = begun(model)
+    snapshot = world.snapshot()
+    world.step(level(np.array([40.0])), np.array([10**8]))
+    world.step(level(np.array([80.0])), np.array([2 * 10**8]))
+    assert model.said == [40.0, 0.0]
+    world.save(tmp_path / "world")
+    again = World(model)
+    again.load(tmp_path / "world")
+    again.step(level(np.array([120.0])), np.array([3 * 10**8]))
+    assert model.said == [80.0, 0.0]
+    world.observe(np.full((*SIZE, 3), 99, np.uint8), level(np.array([5.0]))[0], np.full(SIZE, FAR_M, np.float32), 25 * 10**7)
+    world.step(level(np.array([120.0])), np.array([3 * 10**8]))
+    assert model.said == [80.0, 0.0]  # the real picture took the place of the seed's view
+    anew, _ = only_seen(world.state)
+    world.restore(anew)
+    world.step(level(np.array([170.0])), np.array([4 * 10**8]))
+    assert model.said == [0.0, 0.0]
+    world.remember_as(snapshot)
+    world.step(level(np.array([60.0])), np.array([5 * 10**8]))
+    assert model.said == [0.0]
+
+
+def test_each_camera_of_a_rig_has_the_style_of_its_own_last_view():
+    model = StyledModel()
+    rig = Rig(begun(model), 2)
+    rig.step([level(np.array([30.0])), level(np.array([120.0]))], np.array([10**8]))
+    assert model.said == [0.0, 0.0]
+    rig.step([level(np.array([32.0])), level(np.array([180.0]))], np.array([2 * 10**8]))
+    assert model.said == [120.0, 0.0]

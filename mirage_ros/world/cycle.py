@@ -139,7 +139,9 @@ class Cycle:
             )
         kept = {0: latents[0].to("cpu", torch.float16)}
         free_space = FreeSpaceViews.none().with_real(cameras[0], perception.depth_m[0], readout_side(model))
-        state = WorldState(memory, kept, 1, cameras[0], int(stamp_ns), decoder, free_space=free_space)
+        state = WorldState(
+            memory, kept, 1, cameras[0], int(stamp_ns), decoder, free_space=free_space, cameras={0: cameras[0]}
+        )
         taken = np.ones((1, *latent_size(model)), bool)
         return state, self._chunk(state, decoded, cameras, perception, taken, stamps, seconds)
 
@@ -206,12 +208,8 @@ class Cycle:
 
     def _style(self, state: WorldState) -> Views:
         """The last frame and the seed, for how the world looks."""
-        real, last = np.flatnonzero(state.free_space.real), state.latents_seen - 1
-        ids, cameras = [last], [state.camera]
-        if last and len(real):
-            seed = state.free_space.cameras[int(real[0])]
-            ids, cameras = [last, 0], [state.camera, seed.resized(self.model.size)]
-        cells = self.readout_cameras(Camera.stack(cameras))
+        ids = list(dict.fromkeys((state.latents_seen - 1, 0)))
+        cells = self.readout_cameras(Camera.stack([state.cameras[i] for i in ids]))
         depth = cell_depth(state.memory.read(cells).depth_m, readout_cells(self.model))
         return Views(self._bank(state, ids), depth, cells)
 
@@ -265,15 +263,17 @@ class Cycle:
     ) -> WorldState:
         """The state with a chunk's latents, time and camera behind it; its memory is the same."""
         seen = state.frames_seen + len(draft.stamps_ns)
-        kept = dict(state.latents)
-        for i, latent in enumerate(latents.to("cpu", torch.float16), state.latents_seen):
-            kept[i] = latent
+        kept, cameras = dict(state.latents), dict(state.cameras)
+        anchors = anchor_frames(len(draft.stamps_ns), frames_per_latent(self.model))
+        for i, (latent, frame) in enumerate(zip(latents.to("cpu", torch.float16), anchors, strict=True), state.latents_seen):
+            kept[i], cameras[i] = latent, draft.cameras[int(frame)]
         grouped = state.grouped + len(draft.stamps_ns) - len(latents)
         oldest = seen - grouped - KEPT_LATENTS
         kept = {i: latent for i, latent in kept.items() if i == 0 or i >= oldest}
         return replace(
             state,
             latents=kept,
+            cameras={i: camera for i, camera in cameras.items() if i in kept},
             frames_seen=seen,
             camera=draft.cameras[-1],
             stamp_ns=int(draft.stamps_ns[-1]),

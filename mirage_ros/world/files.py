@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,20 @@ def _read_world(folder: Path, header: dict, model: WorldModel, config: MemoryCon
     memory = LatentMemory.load(world_file(folder, MEMORY), config)
     decoder = _load_decoder(folder, info) if "decoder" in info else None
     counts = info["frames_seen"], camera, info["stamp_ns"], decoder, info.get("grouped", 0)
-    return WorldState(memory, kept, *counts, free_space, _entities_of(info, tensors))
+    state = WorldState(memory, kept, *counts, free_space, _entities_of(info, tensors))
+    return replace(state, cameras=_cameras_of(info, state))
+
+
+def _cameras_of(info: dict, state: WorldState) -> dict[int, Camera]:
+    """Of the latents; worlds that were saved before these were kept tell the last frame's and the real views'."""
+    if "cameras" in info:
+        try:
+            return {i: Camera(np.array(lens), np.array(pose), state.camera.size) for i, lens, pose in info["cameras"]}
+        except MirageError as error:
+            raise ValueError(str(error)) from error
+    real = np.flatnonzero(state.free_space.real)
+    seed = state.free_space.cameras[int(real[0])].resized(state.camera.size) if len(real) else state.camera
+    return {0: seed, state.latents_seen - 1: state.camera}
 
 
 def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
@@ -157,6 +171,7 @@ def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
         "intrinsics": state.camera.intrinsics.tolist(),
         "world_from_camera": state.camera.world_from_camera.tolist(),
         "size": list(state.camera.size),
+        "cameras": [[i, one.intrinsics.tolist(), one.world_from_camera.tolist()] for i, one in state.cameras.items()],
     }
     info["entities"], meshes = _entities_to(state.entities)
     if state.decoder is not None:

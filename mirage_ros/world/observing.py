@@ -290,8 +290,9 @@ def only_seen(state: WorldState) -> tuple[WorldState, int]:
     fork = state.forked()
     forgotten = fork.memory.forget(~fork.memory.from_real)
     kept = {i: latent for i, latent in state.latents.items() if i == 0 or i >= FIRST_OBSERVED}
-    kept[state.latents_seen - 1] = state.latents[0]
-    return replace(fork, latents=kept, free_space=state.free_space.of(state.free_space.real)), forgotten
+    last, cameras = state.latents_seen - 1, {i: camera for i, camera in state.cameras.items() if i in kept}
+    kept[last], cameras[last] = state.latents[0], state.cameras[0]
+    return replace(fork, latents=kept, cameras=cameras, free_space=state.free_space.of(state.free_space.real)), forgotten
 
 
 class LatentBackend:

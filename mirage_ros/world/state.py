@@ -295,7 +295,8 @@ class WorldState:
     camera and stamp are the last frame's, the camera at the model's picture size. `decoder` is
     what a causal video codec remembers, None for a picture codec; `grouped` counts
     the frames that share a latent with one before them; `free_space` tells which space is free;
-    `entities` stand in the world and are not remembered.
+    `entities` stand in the world and are not remembered; `cameras` are those that the latents show the world to, by their
+    ids, at the model's picture size.
     """
 
     memory: SpatialMemory
@@ -307,6 +308,7 @@ class WorldState:
     grouped: int = 0
     free_space: FreeSpaceViews = field(default_factory=FreeSpaceViews.none)
     entities: Entities = field(default_factory=Entities)
+    cameras: dict[int, Camera] = field(default_factory=dict)
 
     @property
     def latents_seen(self) -> int:

@@ -37,14 +37,7 @@ from mirage_ros.world.observing import (
     memory_config,
     observed,
 )
-from mirage_ros.world.state import (
-    KEPT_LATENTS,
-    MakeBackend,
-    WorldConfig,
-    WorldState,
-    check_plan,
-    frames_per_latent,
-)
+from mirage_ros.world.state import KEPT_LATENTS, MakeBackend, WorldConfig, WorldState, check_plan, frames_per_latent
 
 __all__ = ["Rig", "Watch", "World", "WorldConfig"]
 
@@ -348,6 +341,7 @@ class Rig:
     def _stepped(
         self, start: WorldState, cameras: Sequence[Camera], stamps_ns: Int[np.ndarray, "f"]
     ) -> tuple[WorldState, tuple[Chunk, ...]]:
+        """The state after the next chunk of every camera, and the chunks."""
         if self.cameras == 1:
             state, chunk = self.world.cycle.stepped(start, cameras[0], stamps_ns)
             return state, (chunk,)
@@ -360,7 +354,8 @@ class Rig:
             chunks.append(chunk)
             latents |= self._new(last, len(chunk.frames))
         kept = self._kept(latents, [state.frames_seen for state in after])
-        state = replace(after[0], latents=kept, memory=last.memory, free_space=last.free_space)
+        known = dict(item for state in (start, *after) for item in state.cameras.items() if item[0] in kept)
+        state = replace(after[0], latents=kept, cameras=known, memory=last.memory, free_space=last.free_space)
         return state, tuple(chunks)
 
     def _entry(self, index: int, start: WorldState, latents: dict) -> WorldState:
@@ -372,7 +367,8 @@ class Rig:
         if not own:
             own = list(range(base, base + max(1, self.world.model.preceding_frames)))
             latents |= dict.fromkeys(own, latents[0])
-        return replace(start, latents=dict(latents), frames_seen=max(own) + 1)
+        seeds = {i: start.cameras[0] for i in own if i not in start.cameras}
+        return replace(start, latents=dict(latents), cameras=start.cameras | seeds, frames_seen=max(own) + 1)
 
     def _new(self, after: WorldState, count: int) -> dict:
         ids = range(after.frames_seen - count, after.frames_seen)
