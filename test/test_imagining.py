@@ -201,6 +201,19 @@ def begun(model: WorldModel) -> World:
     return walked(model, 1, yaw_deg=np.empty(0))[0]
 
 
+def test_a_rigs_world_is_the_same_for_chunks_of_any_length():
+    """Two cameras that turn to where the other one was."""
+    one, other, stamps = level(np.array([20.0, 40, 60, 80])), level(np.array([80.0, 60, 40, 20])), (1 + np.arange(4)) * 10**8
+    seen = {}
+    for chunk in (1, 4):
+        rig, parts = Rig(begun(ImaginingModel()), 2), []
+        for i in range(0, 4, chunk):
+            part = slice(i, i + chunk)
+            parts.append([pictures(made.frames) for made in rig.step([one[part], other[part]], stamps[part])])
+        seen[chunk] = [np.concatenate(ones) for ones in zip(*parts, strict=True)]
+    assert all(np.array_equal(a, b) for a, b in zip(seen[1], seen[4], strict=True))
+
+
 class StyledModel(ImaginingModel):
     """Notes which way the style views are said to look."""
 

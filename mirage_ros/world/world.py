@@ -29,7 +29,7 @@ from mirage_ros.world.cycle import Cycle, Decoded, Plan, overlapped
 from mirage_ros.world.drawing import drawn
 from mirage_ros.world.entities import STILL, Entities
 from mirage_ros.world.files import load_world, save_world
-from mirage_ros.world.imagining import Imaginer
+from mirage_ros.world.imagining import Imaginer, joined
 from mirage_ros.world.observing import (
     LatentBackend,
     Sighting,
@@ -345,6 +345,8 @@ class Rig:
         if self.cameras == 1:
             state, chunk = self.world.cycle.stepped(start, cameras[0], stamps_ns)
             return state, (chunk,)
+        if isinstance(self.world.model, Imaginer) and len(stamps_ns) > 1:
+            return self._frame_by_frame(start, cameras, stamps_ns)
         latents, chunks, after, last = dict(start.latents), [], [], start
         for index in range(self.cameras):
             entry = self._entry(index, start, latents)
@@ -357,6 +359,17 @@ class Rig:
         known = dict(item for state in (start, *after) for item in state.cameras.items() if item[0] in kept)
         state = replace(after[0], latents=kept, cameras=known, memory=last.memory, free_space=last.free_space)
         return state, tuple(chunks)
+
+    def _frame_by_frame(self, state: WorldState, cameras: Sequence[Camera], stamps_ns: Int[np.ndarray, "f"]):
+        """What one camera imagines is there for the others at once, so all see a frame before any sees the next one."""
+        for camera in cameras:
+            check_plan(camera, stamps_ns, state.stamp_ns, self.world.model.chunk_frames)
+        chunks = [[] for _ in cameras]
+        for i in range(len(stamps_ns)):
+            state, ones = self._stepped(state, [camera[i : i + 1] for camera in cameras], stamps_ns[i : i + 1])
+            for chunk, one in zip(chunks, ones, strict=True):
+                chunk.append(one)
+        return state, tuple(map(joined, chunks))
 
     def _entry(self, index: int, start: WorldState, latents: dict) -> WorldState:
         """The world as camera `index` meets it: its own last frames precede, at first the seed."""
