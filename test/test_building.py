@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +80,45 @@ def test_a_build_that_was_killed_goes_on(walked, model, tmp_path, monkeypatch):
     assert ticks == [("build", 5), ("build", 6), ("build", 7)], "neither looked at nor built again"
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"killed", "whole"}
+
+
+@pytest.mark.parametrize(("fails", "left"), [("save", [7]), ("read", [5, 6, 7])])
+def test_a_build_that_fails_late_goes_on(fails, left, walked, model, tmp_path, monkeypatch):
+    """What its world was to take is in use by then, or a frame cannot be read again."""
+    monkeypatch.setattr(building, "SAVED_EVERY", 1)
+    config, out, reads, ticks = BuildConfig(least_added=0.0), tmp_path / "out", [], []
+    build(walk_of(walked), model, tmp_path / "whole", config)
+
+    def read(i: int) -> PosedFrame:
+        reads.append(i)
+        if fails == "read" and reads.count(i) == 2 and i == 4:
+            raise MirageError("The drive is gone.")
+        return walked[i]
+
+    def used(stage: str, frames: int) -> None:
+        if fails == "save" and (stage, frames) == ("build", len(walked)):
+            writers.ours(out, walked[:1])
+
+    walk = replace(walk_of(walked), read=read)
+    with pytest.raises(MirageError, match="the same command goes on") as caught:
+        build(walk, model, out, config, used)
+    assert str(tmp_path / ".out.building") in str(caught.value)
+    shutil.rmtree(out, ignore_errors=True)
+    build(walk, model, out, config, lambda *tick: ticks.append(tick))
+    assert ticks == [("build", frames) for frames in left], "neither looked at nor built again"
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
+
+
+def test_a_build_goes_on_after_a_kill_in_its_first_save(walked, model, tmp_path):
+    def killed(stage: str, frames: int) -> None:
+        if stage == "build":
+            (tmp_path / ".out.building" / "world").mkdir()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(walk_of(walked), model, tmp_path / "out", BuildConfig(), killed)
+    assert build(walk_of(walked), model, tmp_path / "out", BuildConfig()).world.memory.tokens
 
 
 def test_gain_noise_is_found(walked, model):

@@ -2,7 +2,7 @@
 
 Twice through the recording: first all frames in small, to compare them (agreement.py), then in order, each frame that
 is sound and adds enough to what memory holds. What is on the way is kept beside the world that is to be, so that a
-build that was killed goes on where it stopped, and gives the same world.
+build that was killed, or failed late, goes on where it stopped, and gives the same world.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mirage_ros.data import Walk
 from mirage_ros.data.agreement import Agreement, Thumb, agreement_of, at_poses, better_reading, refined, thumb_of, usual
 from mirage_ros.data.seeds import PosedFrame
 from mirage_ros.errors import MirageError
-from mirage_ros.files import UNREADABLE, header_of_world, read_json, write_json
+from mirage_ros.files import UNREADABLE, WORLD, header_of_world, read_json, world_file, write_json
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import fit_seed
@@ -140,6 +140,8 @@ def planned(walk: Walk, model: WorldModel, config: BuildConfig, tick: Tick) -> P
             gain[numbers], offset[numbers] = found.gain, found.offset
         if not config.keep_bad:
             _judge(walk, thumbs, found, verdicts)
+    if all(verdicts):
+        raise MirageError(f"No frame of {walk.source} is sound; the first is left out because it {verdicts[0]}.")
     turn = upright([thumb.camera for thumb in thumbs.values()], config.up)
     shift, gap = (usual(found.shift), usual(found.gap)) if found else (np.nan, np.nan)
     return Plan(tuple(verdicts), reasons, gain, offset, moves, shift, gap, found.pairs if found else 0, turn)
@@ -232,18 +234,25 @@ def fitted(frame: PosedFrame, size: tuple[int, int], plan: Plan, number: int | N
 def build(walk: Walk, model: WorldModel, out: Path, config: BuildConfig, tick: Tick = lambda *_: None) -> Built:
     """Builds the world and saves it at `out`, all or nothing.
 
-    Goes on with a build of the same recording that was killed or left by Ctrl-C. Raises MirageError for what is no sound recording.
+    Goes on with a build of the same recording that was killed, left by Ctrl-C or failed after its plan was made.
+
+    Raises:
+        MirageError: it is no sound recording, and nothing is kept; or what follows the plan failed, and what was built is kept.
     """
     check_target(out)
     room = out.with_name(f".{out.name}.building")
     try:
         _begin(room, walk, model, config)
         plan = _plan_of(room / "plan.json", walk, model, config, tick)
-        built = _integrated(walk, model, room, plan, config, tick)
-        built.world.save(out)
     except MirageError:
         shutil.rmtree(room, ignore_errors=True)
         raise
+    try:
+        built = _integrated(walk, model, room, plan, config, tick)
+        built.world.save(out)
+    except MirageError as error:
+        kept = f"{room} keeps what was built, so the same command goes on from there, and begins anew without that folder"
+        raise MirageError(f"{str(error).rstrip('.')}; {kept}.") from error
     shutil.rmtree(room, ignore_errors=True)
     return built
 
@@ -285,7 +294,7 @@ def _integrated(walk: Walk, model: WorldModel, room: Path, plan: Plan, config: B
     """The second time through: keyframes into memory."""
     world = World(model, WorldConfig(max_memory_bytes=config.max_memory_bytes))
     verdicts, first, shares, since = list(plan.verdicts), 0, [], 0
-    if (room / "world").exists():
+    if world_file(room / "world", WORLD).exists():  # a save that was killed leaves an empty folder
         world.load(room / "world")
         kept = read_json(room / "done.json")
         first = world.stamp_ns // FRAME_NS + 1
@@ -303,8 +312,6 @@ def _integrated(walk: Walk, model: WorldModel, room: Path, plan: Plan, config: B
             write_json(room / "done.json", {"verdicts": verdicts, "shares": shares})
             world.save(room / "world")
         tick("build", i + 1)
-    if USED not in verdicts:
-        raise MirageError(f"No frame of {walk.source} is sound; the first is left out because it {verdicts[0]}.")
     world.redate((len(walk) - 1) * FRAME_NS)
     taken = [share for share, verdict in zip(shares, verdicts, strict=True) if verdict in (USED, ADDS_LITTLE)]
     return Built(world, plan, tuple(verdicts), 1 - float(np.mean(taken)) if len(taken) > 1 else 1.0)
