@@ -110,6 +110,39 @@ def test_a_live_camera_is_believed_twice_and_takes_its_share_of_the_time(monkeyp
     assert looks == [0] * 4, "the first took all of the time that there is for long"
 
 
+def looking(yaw: float, value: int, depth_m: float = 3.0) -> Seed:
+    """A picture of a wall, from the seed's place."""
+    real, turn = seed(value), np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
+    pose = real.camera.world_from_camera.copy()
+    pose[:3, :3] = turn @ pose[:3, :3]
+    camera = Camera(real.camera.intrinsics, pose, real.camera.size)
+    return Seed("real", real.rgb, camera, np.full(real.rgb.shape[:2], depth_m, np.float32))
+
+
+def test_what_a_live_camera_showed_is_repeated_whole(monkeypatch):
+    """At the first frame, and by a successor: whatever time it takes, and though two pictures had to agree on some of it."""
+    monkeypatch.setattr("mirage_ros.world.world.LIVE_SHARE", 1.0)
+    config = WorkerConfig(period_ns=PERIOD, observe_live=True)
+    engine, other = (Engine(PixelModel(chunk_frames=1), config) for _ in range(2))
+    journal, changed = Journal(), 1
+    journal.note(begin := Reset(looking(0.0, 0)), engine.carry_out(begin))
+    turned, nearer = [looking(i * np.pi / 3, i) for i in range(1, 6)], [looking(0.0, 9, 1.0)] * 8
+    for i, picture in enumerate([*turned, *nearer]):
+        command, before = Observe(picture, LATE + i * PERIOD), engine._world.state
+        journal.note(command, engine.carry_out(command))
+        changed += engine._world.state is not before
+    told, known = list(journal.replay()), engine.carry_out(Cloud()).points
+    assert len(told) == changed == 1 + 5 + 1, "what changed nothing is not repeated"
+    monkeypatch.setattr("mirage_ros.world.world.LIVE_SHARE", 1e-9)
+    for command in told:
+        other.carry_out(command)
+    again = other.carry_out(Cloud()).points
+    assert np.array_equal(again.xyz, known.xyz) and np.array_equal(again.rgb, known.rgb)
+    for one in (engine, other):
+        one.carry_out(Step(Planned((LATE,), begin.seed.camera.world_from_camera[None]), cloud_period_s=1e9))
+        assert np.array_equal(one.carry_out(Cloud()).points.xyz, known.xyz)
+
+
 def test_an_untouched_seed_dates_from_just_before_the_first_frame():
     engine = engine_with_a_seed()
     engine.carry_out(away())

@@ -50,9 +50,9 @@ PATIENCE_S = 120.0
 class Hired:
     """A worker whose results are collected."""
 
-    def __init__(self, make_model=PixelModel, **options) -> None:
+    def __init__(self, make_model=PixelModel, config=WorkerConfig(), **options) -> None:
         self.results, self.arrived, self._killed = [], threading.Event(), None
-        self.worker = Worker(make_model, WorkerConfig(), self._take, **options)
+        self.worker = Worker(make_model, config, self._take, **options)
         self.worker.start()
 
     def _take(self, result) -> None:
@@ -172,12 +172,13 @@ def test_killed_at_random_moments_it_renders_what_it_would_have_rendered(hire, n
     assert len(left) <= KEPT + 1, "what dead workers kept is kept for ever"
 
 
-def test_what_was_observed_and_erased_since_the_last_snapshot_is_there_after_a_death(hire):
+@pytest.mark.parametrize("live", [False, True])
+def test_what_was_observed_and_erased_since_the_last_snapshot_is_there_after_a_death(hire, live):
     real, low = seed(1), (-100.0,) * 3
     near = Seed("real", real.rgb, real.camera, np.full(real.rgb.shape[:2], 1.0, np.float32))
     shown = []
     for deadly in (False, True):
-        one = hire()
+        one = hire(config=WorkerConfig(observe_live=live))
         one.ask(Reset(seed(), 0, "test"))
         taken = Path(one.ask(step(0)).snapshot)
         # In the way of the next one, so that all of the following has to be repeated.
@@ -185,6 +186,8 @@ def test_what_was_observed_and_erased_since_the_last_snapshot_is_there_after_a_d
         assert one.ask(Erase(low, (100.0, 0.0, 100.0))).values["erased"] > 0
         done = one.ask(Observe(near, PERIOD))
         assert done.values["stored"] > 0 and done.snapshot is None, "nothing is left to repeat"
+        while live and not one.ask(Observe(near, 9 * PERIOD)).values["stored"]:
+            time.sleep(0.1)  # its share of the time; the two agree on the rest
         if deadly:
             one.kill()
         chunk = one.ask(step(1)).chunk

@@ -24,6 +24,7 @@ from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed
 from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.rows import FIRST_OBSERVED
 from mirage_ros.protocol import WorldModel, readout_cells, readout_side
+from mirage_ros.world.sightings import TOLERANCE, Sighting, agreed
 from mirage_ros.world.state import (
     MAX_DEPTH_M,
     REWRITE_LOG_SCALE,
@@ -39,8 +40,6 @@ from mirage_ros.world.state import (
     perceive_seed,
 )
 
-TOLERANCE = 0.05
-"""A token this much behind a measured surface, relative to its depth, is taken for the surface."""
 KEPT_OBSERVED = 64
 """So many latents of observed pictures are kept, for reference."""
 
@@ -200,24 +199,8 @@ def _before(points, widths, m, pinhole, depth_m, sign):
 
 LEAST_NEW = 0.05
 """A picture of a camera that looks all the time is written when so much of its known cells is new, or something has changed."""
-SETTLED_NS = 300_000_000
-"""Two pictures that agree on a change lie so far apart at least: what moves is elsewhere by then."""
 MOST_SIGHTINGS, BETWEEN_NS = 8, 100_000_000
 """So many pictures that showed something else are kept, the newest, and none sooner after the last than that."""
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """What a picture showed where memory shows other surfaces of real pictures.
-
-    Attributes:
-        cells: its camera at latent size.
-        depth_m: along z, NaN where it agreed with memory.
-    """
-
-    stamp_ns: int
-    cells: Camera
-    depth_m: Float[np.ndarray, "h w"]
 
 
 def kept_up(
@@ -235,14 +218,14 @@ def kept_up(
     cells = camera.resized(latent_size(model))
     depth = cell_depth(np.where(depth_m > MAX_DEPTH_M, np.float32(np.inf), depth_m)[None], model.stride)[0]
     new, other = _compared(state.memory.fork(), cells, depth)
-    agreed = _agreed(cells, np.where(other, depth, np.float32(np.nan)), stamp_ns, sightings)
+    settled = agreed(cells, np.where(other, depth, np.float32(np.nan)), stamp_ns, sightings)
     if other.any() and (not sightings or stamp_ns - sightings[-1].stamp_ns >= BETWEEN_NS):
         sighting = Sighting(stamp_ns, cells, np.where(other, depth, np.float32(np.nan)))
         sightings = (*sightings, sighting)[-MOST_SIGHTINGS:]
-    if not agreed.any() and new.sum() <= LEAST_NEW * max(int(np.isfinite(depth).sum()), 1):
+    if not settled.any() and new.sum() <= LEAST_NEW * max(int(np.isfinite(depth).sum()), 1):
         return state, ((0, 0), sightings)
     # The cells around what has changed lie half on it.
-    around = _around(agreed, False).any((-2, -1)) & np.isfinite(depth)
+    around = _around(settled, False).any((-2, -1)) & np.isfinite(depth)
     changed = Changed(new & ~around, around)
     state, counts = _written(model, config, state, rgb, camera, depth_m, stamp_ns, False, changed)
     return state, (counts, sightings)
@@ -264,22 +247,6 @@ def _compared(
         finer = np.abs(shown.depth_m[0] - depth_m) <= slack
     fine = real & ((shown.log_scale[0] <= REWRITE_LOG_SCALE) | ~finer)
     return known & ~fine & ~other, other
-
-
-def _agreed(cells: Camera, depth_m: Float[np.ndarray, "h w"], stamp_ns: int, sightings: tuple[Sighting, ...]):
-    """Which cells an earlier sighting, long enough ago, saw at the same place."""
-    agreed, where = np.zeros(depth_m.shape, bool), np.isfinite(depth_m)
-    points = cells.lift(depth_m)[where]
-    for sighting in sightings:
-        if stamp_ns - sighting.stamp_ns >= SETTLED_NS and len(points):
-            pixels, z = sighting.cells.project(points)
-            height, width = sighting.depth_m.shape
-            with np.errstate(invalid="ignore"):
-                inside = (z > 0) & (np.rint(pixels) >= 0).all(1) & (np.rint(pixels) < (width, height)).all(1)
-                column, row = np.rint(np.where(inside[:, None], pixels, 0)).astype(int).T
-                slack = TOLERANCE * z + z / cells.intrinsics[0, 0]
-                agreed[where] |= inside & (np.abs(sighting.depth_m[row, column] - z) <= slack)
-    return agreed
 
 
 def only_seen(state: WorldState) -> tuple[WorldState, int]:

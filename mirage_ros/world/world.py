@@ -30,13 +30,8 @@ from mirage_ros.world.drawing import drawn
 from mirage_ros.world.entities import STILL, Entities
 from mirage_ros.world.files import load_world, save_world
 from mirage_ros.world.imagining import Imaginer, joined
-from mirage_ros.world.observing import (
-    LatentBackend,
-    Sighting,
-    kept_up,
-    memory_config,
-    observed,
-)
+from mirage_ros.world.observing import LatentBackend, kept_up, memory_config, observed
+from mirage_ros.world.sightings import Sighting
 from mirage_ros.world.state import KEPT_LATENTS, MakeBackend, WorldConfig, WorldState, check_plan, frames_per_latent
 
 __all__ = ["Rig", "Watch", "World", "WorldConfig"]
@@ -277,21 +272,26 @@ LIVE_SHARE = 0.15
 
 
 class Watch:
-    """A camera that looks at a world all the time: `World.keep_up` with what it needs between two pictures, and in its share
-    of the time. Pictures that come while the last one is being paid for are left out."""
+    """A camera that looks at a world all the time: `World.keep_up` with what it needs between two pictures, its `sightings`, and in
+    its share of the time. Pictures that come while the last one is being paid for are left out."""
 
     def __init__(self) -> None:
-        self._next_s, self._sightings = -np.inf, ()
+        self._next_s, self.sightings = -np.inf, ()
 
     def observe(
-        self, world: World, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None, stamp_ns: int
+        self, world: World, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None, stamp_ns: int, sightings: tuple | None = None
     ) -> tuple[int, int]:
-        """How many tokens went, and how many came. Raises as `World.observe`."""
-        start_s = time.monotonic()
-        if start_s < self._next_s:
+        """How many tokens went, and how many came. Raises as `World.observe`.
+
+        Args:
+            sightings: those that there were before a picture that is repeated, which comes to the same then and is never left out.
+        """
+        start_s, repeated = time.monotonic(), sightings is not None
+        if not repeated and start_s < self._next_s:
             return 0, 0
-        counts, self._sightings = world.keep_up(rgb, camera, depth_m, stamp_ns, self._sightings)
-        self._next_s = start_s + (time.monotonic() - start_s) / LIVE_SHARE
+        counts, self.sightings = world.keep_up(rgb, camera, depth_m, stamp_ns, sightings if repeated else self.sightings)
+        if not repeated:
+            self._next_s = start_s + (time.monotonic() - start_s) / LIVE_SHARE
         return counts
 
 

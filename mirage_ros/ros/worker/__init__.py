@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from mirage_ros.protocol import Chunk, EntityChange, FloorPlan, Frame, Points
 from mirage_ros.ros import Carrier
 from mirage_ros.world.entities import EntityState, RobotBody
 from mirage_ros.world.sensors import LidarConfig, MapConfig, ScanConfig
+from mirage_ros.world.sightings import Sighting
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,7 @@ class Reset:
     Attributes:
         keep_entities: those that are there stay, each where it was spawned.
         seed: what it starts from.
-        stamp_ns: its time. Without one, or with one after the plan's first frame, the seed
-            dates from just before that frame.
+        stamp_ns: its time. Without one, or with one after the plan's first frame, the seed dates from just before that frame.
         origin: where it comes from, for messages.
     """
 
@@ -131,8 +131,7 @@ class Step:
     Attributes:
         planned: the frames' stamps, and the poses of a single camera.
         poses: world_from_camera of each camera of a rig, empty for a single one; bodies: of each robot that has one.
-        sensors: what is measured besides: attributes of Frame, at each camera's place, and "map", the floor plan,
-            if the last one is older than its period.
+        sensors: what is measured besides: attributes of Frame, at each camera's place, and "map", the floor plan, if it is due.
     """
 
     planned: Planned
@@ -169,8 +168,7 @@ class Load:
     """Take over a saved world.
 
     Attributes:
-        stamp_ns: the time that its last frame is dated to; None leaves it.
-        redate: dates it just before the first frame that is asked for.
+        stamp_ns: the time that its last frame is dated to, None leaves it; redate: dates it just before the first frame that is asked for.
         keep_entities: as of Reset; else those that were saved with it.
     """
 
@@ -204,12 +202,16 @@ class Restore:
 
 @dataclass(frozen=True)
 class Observe:
-    """Write a real picture with its depth into the memory, in place of what was imagined, and send
-    the cloud if the last one is older than a period."""
+    """Write a real picture with its depth into the memory, in place of what was imagined, and send the cloud if the last one is older than a period.
+
+    Attributes:
+        sightings: of a live camera, to be repeated: what there was before it, see Watch.observe.
+    """
 
     seed: Seed
     stamp_ns: int
     cloud_period_s: float = 1.0
+    sightings: tuple[Sighting, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ class Done:
         floor_plan: the same.
         stamp_ns: planned time of the world's last frame.
         others: the other cameras' frames, in the order of their views.
-        values: what else a command answers, such as {"erased": 12}.
+        values: what else a command answers, such as {"erased": 12}; of a live camera's picture its "sightings", see `repeated`.
         snapshot: folder of a snapshot that holds the world after this command.
         unsaved: why no snapshot can be taken, '' while they can.
         entities: what there is of them, where that is not as it was when it was last said.
@@ -265,6 +267,12 @@ class Done:
     unsaved: str = ""
     floor_plan: FloorPlan | None = None
     entities: tuple[EntityState, ...] | None = None
+
+    def repeated(self, command: Command) -> Command | None:
+        """What comes to the same as the command did; None where it changed nothing, as most pictures of a live camera."""
+        if "sightings" not in self.values:
+            return command
+        return None if (seen := self.values["sightings"]) is None else replace(command, sightings=seen)
 
 
 @dataclass(frozen=True)
@@ -300,11 +308,7 @@ Result = ModelReady | Done | Failed | Died | Revived
 
 @dataclass(frozen=True)
 class Beat:
-    """The worker's loop goes on.
-
-    Attributes:
-        allow_s: the next sign of it may take so long.
-    """
+    """The worker's loop goes on, and the next sign of it may take `allow_s`."""
 
     allow_s: float = 0.0
 
@@ -348,8 +352,9 @@ class Journal:
             return
         if isinstance(command, (Reset, Load, Unload)) and not getattr(command, "keep_entities", False):
             self._start(None)  # else what stays was made before
-        if not isinstance(command, Unload):
-            self._since.append(command)
+        again = result.repeated(command)
+        if again is not None and not isinstance(command, Unload):
+            self._since.append(again)
         self._shorten()
 
     def _start(self, snapshot: str | None) -> None:
@@ -358,8 +363,7 @@ class Journal:
         self._begin = None if snapshot is None else Load(snapshot)
 
     def _shorten(self) -> None:
-        """The oldest commands go, but never the one that the world began with; of observations
-        those whose pictures are too much."""
+        """The oldest commands go, but never the one that the world began with; of observations those whose pictures are too much."""
         begin = int(isinstance(self._since[0], (Reset, Load))) if self._since else 0
         end = begin + max(0, len(self._since) - MOST_COMMANDS)
         for command in self._since[begin:end]:
@@ -378,11 +382,7 @@ class Journal:
 
     def replay(self) -> Iterator[Command]:
         """What brings a new worker to where the last one was: the same objects every time."""
-        if self._prompt_before is not None:
-            yield self._prompt_before
-        if self._begin is not None:
-            yield self._begin
-        yield from list(self._since)
+        yield from [one for one in (self._prompt_before, self._begin, *self._since) if one is not None]
 
     def leave_out(self, command: Command) -> bool:
         """Takes out a command that cannot be repeated. False for what the world begins with."""

@@ -117,7 +117,7 @@ class Engine:
     def _carried_out(self, command: Command) -> Done:
         start_s = time.perf_counter()
         done = self._actions[type(command)](command)
-        self._note_undated(command)
+        self._note_undated(done.repeated(command))
         snapshot = None
         if isinstance(command, CHANGING) and self._world.frames_seen and self._dating.done:
             snapshot = self._snapshots.take(self._world, force=isinstance(command, FORCING))
@@ -254,8 +254,13 @@ class Engine:
     def _observe(self, command: Observe) -> Done:
         seed, world = command.seed, self._world
         picture = seed.rgb, seed.camera, seed.depth_m, command.stamp_ns
-        erased, stored = self._watch.observe(world, *picture) if self.config.observe_live else world.observe(*picture)
-        return _done(command, erased=erased, stored=stored, tokens=self._world.memory.tokens)
+        if not self.config.observe_live:
+            erased, stored = world.observe(*picture)
+            return _done(command, erased=erased, stored=stored, tokens=world.memory.tokens)
+        before, sightings = world.state, self._watch.sightings if command.sightings is None else command.sightings
+        erased, stored = self._watch.observe(world, *picture, command.sightings)
+        seen = None if world.state is before else sightings
+        return _done(command, erased=erased, stored=stored, tokens=world.memory.tokens, sightings=seen)
 
     def _prompt(self, command: Prompt) -> Done:
         if not hasattr(self.model, "set_prompt"):
@@ -327,7 +332,7 @@ class Engine:
                 self._actions[type(command)](command)
         return {"start": first_pose} if moves else {}
 
-    def _note_undated(self, command: Command) -> None:
+    def _note_undated(self, command: Command | None) -> None:
         """A world to which much is done keeps the dates that it has: its seed's age is wrong."""
         dating = self._dating
         if isinstance(command, (Erase, Restore, Observe)) and dating.seed is not None:
