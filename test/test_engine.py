@@ -32,8 +32,10 @@ from mirage_ros.ros.worker import (
     Redate,
     Reset,
     Restore,
+    Save,
     SeedName,
     Step,
+    Unload,
     View,
     WorkerConfig,
 )
@@ -141,6 +143,20 @@ def test_what_a_live_camera_showed_is_repeated_whole(monkeypatch):
     for one in (engine, other):
         one.carry_out(Step(Planned((LATE,), begin.seed.camera.world_from_camera[None]), cloud_period_s=1e9))
         assert np.array_equal(one.carry_out(Cloud()).points.xyz, known.xyz)
+
+
+@pytest.mark.parametrize("how", ["reset", "load", "unload"])
+def test_what_a_live_camera_saw_of_another_world_is_not_believed(how, tmp_path, monkeypatch):
+    monkeypatch.setattr("mirage_ros.world.world.LIVE_SHARE", 1.0)
+    engine, begin = Engine(PixelModel(), WorkerConfig(observe_live=True)), Reset(looking(0.0, 0), 0)
+    looks = [Observe(looking(0.0, 1, 1.0), LATE + i * 10**9) for i in range(3)]
+    engine.carry_out(begin)
+    engine.carry_out(Save(str(tmp_path / "world")))
+    assert engine.carry_out(looks[0]).values["stored"] == 0
+    for command in {"reset": [begin], "load": [Load(str(tmp_path / "world"))], "unload": [Unload(), begin]}[how]:
+        engine.carry_out(command)
+    assert engine.carry_out(looks[1]).values["stored"] == 0, "one picture of this world, and one of the last"
+    assert engine.carry_out(looks[2]).values["stored"] > 0
 
 
 def test_an_untouched_seed_dates_from_just_before_the_first_frame():

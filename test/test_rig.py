@@ -194,6 +194,19 @@ def test_a_camera_that_looks_all_the_time_replaces_what_two_pictures_agree_on():
         world.keep_up(spotted(), camera, None, 9 * second, sightings)
 
 
+def test_a_change_is_noticed_after_time_went_back():
+    world, second = started(), 10**9
+    camera, wall, box = world.camera, np.full(SIZE, WALL_M, np.float32), np.full(SIZE, WALL_M, np.float32)
+    box[16:48, 24:56] = 1.0
+    counts, sightings = world.keep_up(spotted(), camera, box, 100 * second)
+    counts, sightings = world.keep_up(spotted(), camera, box, 101 * second, sightings)
+    assert counts[1] > 0 and sightings, "it stands there"
+    counts, sightings = world.keep_up(spotted(), camera, wall, second, sightings)
+    assert counts == (0, 0) and [one.stamp_ns for one in sightings] == [second]
+    counts, sightings = world.keep_up(spotted(), camera, wall, 2 * second, sightings)
+    assert counts[1] > 0, "it went"
+
+
 def test_unknown_depth_changes_nothing_and_bad_observations_are_refused():
     world = started()
     camera, tokens = world.camera, world.memory.tokens

@@ -218,6 +218,7 @@ def kept_up(
     cells = camera.resized(latent_size(model))
     depth = cell_depth(np.where(depth_m > MAX_DEPTH_M, np.float32(np.inf), depth_m)[None], model.stride)[0]
     new, other = _compared(state.memory.fork(), cells, depth)
+    sightings = tuple(one for one in sightings if one.stamp_ns <= stamp_ns)  # else time went back since
     settled = agreed(cells, np.where(other, depth, np.float32(np.nan)), stamp_ns, sightings)
     if other.any() and (not sightings or stamp_ns - sightings[-1].stamp_ns >= BETWEEN_NS):
         sighting = Sighting(stamp_ns, cells, np.where(other, depth, np.float32(np.nan)))

@@ -82,7 +82,7 @@ class Engine:
         self._snapshots = Snapshots(config.snapshots)
         self._dating = Dating()
         self._cloud_sent_s = self._map_sent_s = -np.inf
-        self._map_took_s, self._watch = 0.0, Watch()
+        self._map_took_s = 0.0
         self._change, self._said = EntityChanges(config.spawnables, config.reserved), Entities()
         self._robots = Robots(config.robots, self._change.mesh)
         self._change.robots = self._robots.names
@@ -134,7 +134,7 @@ class Engine:
         return None if said is entities or not (len(said) or len(entities)) else entities.states
 
     def _start(self) -> None:
-        config = self.config
+        config, self._watch = self.config, Watch()
         self._world = World(
             self.model,
             WorldConfig(
@@ -153,7 +153,7 @@ class Engine:
             seed = command.seed.load() if isinstance(command.seed, SeedName) else command.seed
             with self._entities_kept(command.keep_entities, at_start=True):
                 chunk = self._world.reset(seed.rgb, seed.camera, seed.depth_m, command.stamp_ns or 0)
-        self._map_sent_s = -np.inf  # it was another world's
+        self._map_sent_s, self._watch = -np.inf, Watch()  # they were another world's
         movable = self.config.anchored and isinstance(command.seed, SeedName)
         self._dating = Dating(False, seed, given_ns=command.stamp_ns, movable=movable)
         return _done(command, chunk, warnings=tuple(warnings))
@@ -223,7 +223,7 @@ class Engine:
     def _load(self, command: Load) -> Done:
         with self._entities_kept(command.keep_entities, at_start=True):
             self._world.load(command.path)
-        self._map_sent_s = -np.inf
+        self._map_sent_s, self._watch = -np.inf, Watch()
         self._dating = Dating(command.stamp_ns is not None or not command.redate)
         if command.stamp_ns is not None:
             self._world.redate(command.stamp_ns)
