@@ -48,6 +48,18 @@ def test_folder_without_depth_has_none(tmp_path):
     assert load_seed(write_seed(tmp_path / "room", depth=False)).depth_m is None
 
 
+def test_a_picture_that_breaks_off_between_its_chunks_is_refused(tmp_path):
+    path = tmp_path / "photo.png"
+    noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
+    data = bytearray(cv2.imencode(".png", noise)[1].tobytes())
+    second = data.find(b"IDAT", data.find(b"IDAT") + 4)
+    assert second > 0
+    data[second + 1] = 1
+    path.write_bytes(data)
+    with pytest.raises(MirageError, match="photo.png cannot be read"):
+        load_seed(path)
+
+
 @pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
 @pytest.mark.parametrize("name", ["color.png", "depth.png", "camera.yaml"])
 def test_a_pipe_or_device_in_a_seed_is_refused_and_not_waited_for(tmp_path, name, put):

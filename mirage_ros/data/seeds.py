@@ -193,7 +193,8 @@ def read_picture(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     """
     try:
         values = _stored(path)
-    except (OSError, Image.DecompressionBombError, ValueError, cv2.error) as error:
+    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError, cv2.error) as error:
+        # PIL raises a SyntaxError for a PNG with a broken chunk.
         raise MirageError(
             f"The picture {path} cannot be read ({error}); give a PNG or JPEG."
         ) from error
