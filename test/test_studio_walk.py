@@ -14,6 +14,7 @@ from mirage_ros.apps.studio.browsers import checked_name, view_vfov
 from mirage_ros.apps.studio.paths import between, clicked, facing
 from mirage_ros.apps.studio.see import MOST_CLOUDS, CloudChanges, floor_m
 from mirage_ros.apps.studio.walk import BODY
+from mirage_ros.data.seeds import shipped_seeds
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Delete, Move
@@ -105,6 +106,37 @@ def test_work_can_be_stopped_and_what_fails_changes_nothing(walk):
     notes.wait(lambda: "NaN" in notes.sentences[-1][1])
     good, sentence = did(one, notes, lambda: 1 / 0)
     assert not good and "ZeroDivisionError" in sentence
+
+
+def test_who_listens_and_fails_ends_no_walk(walk, monkeypatch):
+    one, notes = walk
+    done = threading.Event()
+    for name in ("notify", "working"):
+        monkeypatch.setattr(notes, name, lambda *_, **__: 1 / 0)
+    for job in (one.keep, lambda: 1 / 0, lambda: one.restore("7"), done.set):
+        one.ask("a job", job)
+    assert done.wait(20)
+    monkeypatch.undo()
+    assert did(one, notes, one.keep) == (True, "Kept as moment 2.")
+
+
+def test_what_is_put_among_the_photographs_and_is_none_is_left_out(studio, seed, tmp_path):
+    page, _ = studio
+    photographs = page.folder / "photographs"
+    photographs.mkdir(parents=True)
+    data = cv2.imencode(".png", seed.rgb)[1].tobytes()
+    for name in ("mine", "half", "IMG (1)"):
+        (photographs / f"{name}.png").write_bytes(data)
+    (photographs / "half.png").write_bytes(data[: len(data) // 2])  # while it is copied
+    (photographs / "gone.png").symlink_to(tmp_path / "nowhere")
+    (photographs / "tall.png").write_bytes(cv2.imencode(".png", np.zeros((10_000, 8), np.uint8))[1].tobytes())
+    page.make.refresh()
+    shipped = tuple(shipped_seeds())
+    assert page.make._seed.options == (*shipped, "mine", "tall")
+    assert "half" not in page.make._gallery.content
+    (photographs / "half.png").write_bytes(data)
+    page.make.refresh()
+    assert page.make._seed.options == (*shipped, "half", "mine", "tall")
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mcap"])

@@ -5,6 +5,9 @@ Here is what they hand to each other.
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,6 +39,15 @@ class View:
     rate_hz: float
     observed_fraction: float
     world: int
+
+
+@contextmanager
+def survived() -> Iterator[None]:
+    """What is raised within is printed and ends no thread of the studio: its page stays up, and would do nothing any more."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - of any part of the page
+        traceback.print_exc()
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ import base64
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -20,19 +21,8 @@ import viser
 from jaxtyping import Float, UInt8
 
 from mirage_ros.apps.studio import View
-from mirage_ros.apps.studio.browsers import (
-    NOT_DRIVING,
-    Host,
-    checked_name,
-    on_click,
-    seen,
-)
-from mirage_ros.apps.studio.gate import (
-    UploadGuard,
-    decoded,
-    decoded_depth,
-    forget_upload,
-)
+from mirage_ros.apps.studio.browsers import NOT_DRIVING, Host, checked_name, on_click, seen
+from mirage_ros.apps.studio.gate import UploadGuard, decoded, decoded_depth, forget_upload
 from mirage_ros.apps.studio.walk import Walk
 from mirage_ros.data import joined
 from mirage_ros.data.seeds import (
@@ -51,7 +41,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import seed_warnings
 from mirage_ros.recording.drawing import write_ply
 
-THUMB_PX = 81
+THUMB_PX, TALLEST_PX = 81, 2048
 RECORDINGS = ("mp4", "mcap", "lerobot")
 NONE_YET = "none yet"
 SAME_SHAPE = 0.02
@@ -60,8 +50,8 @@ SAME_SHAPE = 0.02
 
 def thumbnail(rgb: UInt8[np.ndarray, "h w 3"], caption: str) -> str:
     """HTML of a small picture with words below."""
-    scale = THUMB_PX / rgb.shape[1]
-    small = cv2.resize(rgb, (THUMB_PX, max(1, round(rgb.shape[0] * scale))), interpolation=cv2.INTER_AREA)
+    height = round(rgb.shape[0] * THUMB_PX / rgb.shape[1])
+    small = cv2.resize(rgb, (THUMB_PX, min(max(1, height), TALLEST_PX)), interpolation=cv2.INTER_AREA)
     data = base64.b64encode(cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1]).decode()
     return (
         f'<figure style="margin:0;width:{THUMB_PX}px"><img alt="{escape(caption)}" src="data:image/jpeg;base64,{data}" '
@@ -138,7 +128,7 @@ class MakePanel:
         self._beginnings = gui.add_folder("Begin a world")
         with self._beginnings:
             self._gallery = gui.add_html("")
-            self._seed = gui.add_dropdown("From", self._seeds())
+            self._seed = gui.add_dropdown("From", tuple(self._seeds()))
             self._hfov = gui.add_slider("Field of view", 20.0, 120.0, 0.1, DEFAULT_HFOV_DEG,
                                         hint="Of a photograph, horizontal, in degrees; read from EXIF where that tells.")  # fmt: skip
             self._on(gui.add_button("Begin here", color="teal"), self._begin)
@@ -230,9 +220,9 @@ class MakePanel:
     def refresh(self) -> None:
         """Brings lists and small pictures up to date; called after each job, by the walk's thread."""
         seeds, worlds, moments = self._seeds(), self._worlds(), self._walk.moments
-        self._gallery.content = strip([self._seed_thumbnail(name) for name in seeds], "")
+        self._gallery.content = strip(list(seeds.values()), "")
         names = tuple(moment.name for moment in moments) or (NONE_YET,)
-        for dropdown, options in ((self._seed, seeds), (self._saved, worlds), (self._moment, names)):
+        for dropdown, options in ((self._seed, tuple(seeds)), (self._saved, worlds), (self._moment, names)):
             if tuple(dropdown.options) != options:
                 dropdown.options = options
                 if dropdown is self._moment:
@@ -251,8 +241,13 @@ class MakePanel:
 
     # Worlds.
 
-    def _seeds(self) -> tuple[str, ...]:
-        return (*shipped_seeds(), *sorted(path.stem for path in self._folder.glob("photographs/*.png")))
+    def _seeds(self) -> dict[str, str]:
+        """The small pictures by name; without what is put into the folder and is no name or, perhaps not yet, no picture."""
+        found = {}
+        for name in (*shipped_seeds(), *sorted(path.stem for path in self._folder.glob("photographs/*.png"))):
+            with suppress(MirageError, OSError):
+                found[name] = self._seed_thumbnail(name)
+        return found
 
     def _seed_path(self, name: str) -> Path:
         own = self._photograph(name)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from mirage_ros.apps.studio import Elsewhere, Listener, View
+from mirage_ros.apps.studio import Elsewhere, Listener, View, survived
 from mirage_ros.data.seeds import Seed
 from mirage_ros.data.spawning import EntityChanges
 from mirage_ros.errors import MirageError
@@ -37,9 +37,8 @@ from mirage_ros.world.observing import only_seen
 from mirage_ros.world.world import World
 
 PERIOD_NS = SECOND_NS // 10
-RATES_KEPT = 20
-MOST_KEPT = 24
-"""Kept moments: the oldest goes when there is one more."""
+RATES_KEPT, MOST_KEPT = 20, 24
+"""The last pictures that tell the rate, and kept moments: the oldest goes when there is one more."""
 QUIET = "Looking"
 """Work of a moment, of which no progress is shown."""
 STILL_M, STILL = 1e-4, 1e-5
@@ -156,8 +155,7 @@ class Walk:
         """Remembers this moment, to be restored."""
         name = f"{len(self.moments) + 1}" if not self.moments else f"{int(self.moments[-1].name) + 1}"
         state = self.world.fork(name) if isinstance(self.world, Elsewhere) else self.world.snapshot()
-        moment = Moment(name, state, self._frame)
-        self.moments = (*self.moments, moment)[-MOST_KEPT:]
+        self.moments = (*self.moments, Moment(name, state, self._frame))[-MOST_KEPT:]
         return f"Kept as moment {name}."
 
     def restore(self, name: str) -> str:
@@ -239,8 +237,7 @@ class Walk:
         """Every picture from now on goes to a recording, whose format is told by the ending."""
         if self._recorder is not None:
             raise MirageError(f"{self.recording} is being recorded already; end it first.")
-        rate = SECOND_NS / PERIOD_NS
-        self._recorder = open_recorder(path, guess_format(path), RecordingConfig(rate), single=True)
+        self._recorder = open_recorder(path, guess_format(path), RecordingConfig(SECOND_NS / PERIOD_NS), single=True)
         self._recorder.start_episode("walking in the studio")
         self.recording = path
         return f"Recording to {path}."
@@ -378,18 +375,26 @@ class Walk:
         return any(body.state.category != STATIC and not body.state.resting for body in self.world.entities)
 
     def _do(self, what: str, job: Job) -> None:
+        """Has a job done and tells what came of it, whatever becomes of who listens."""
+        if what != QUIET:
+            self._alone = 0
+            with survived():
+                self._listener.working(what, 0.0)
+        sentence, good = self._outcome(what, job)
+        if sentence is not None:
+            with survived():
+                self._listener.notify(sentence, good=good)
+        if what != QUIET:
+            with survived():
+                self._listener.working(None, 1.0)
+
+    @staticmethod
+    def _outcome(what: str, job: Job) -> tuple[str | None, bool]:
         """A job that fails is told of and harms nothing: the world changes whole or not at all."""
         try:
-            if what != QUIET:
-                self._alone = 0
-                self._listener.working(what, 0.0)
-            if (sentence := job()) is not None:
-                self._listener.notify(sentence, good=True)
+            return job(), True
         except MirageError as error:
-            self._listener.notify(str(error), good=isinstance(error, Stopped))
+            return str(error), isinstance(error, Stopped)
         except Exception as error:  # noqa: BLE001 - one who walks on is better served than one whose page is dead
             traceback.print_exc()
-            self._listener.notify(f"{what} failed ({error!r:.200}); the terminal tells more.", good=False)
-        finally:
-            if what != QUIET:
-                self._listener.working(None, 1.0)
+            return f"{what} failed ({error!r:.200}); the terminal tells more.", False
