@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import re
 
 import browser
@@ -50,6 +51,20 @@ def test_a_key_moves_the_view_to_what_the_world_shows_there(tab, studio, seed):
     turned = tab.wait_for(lambda: page.view is not view and came_to_rest(tab, page)).frame.camera
     assert np.linalg.norm(turned.position_world - camera.position_world) < 0.1  # nearly in place
     assert turned.world_from_camera[:3, 2] @ camera.world_from_camera[:3, 2] < np.cos(np.radians(3))
+
+
+def test_a_picture_or_browser_that_cannot_be_painted_ends_no_painting(tab, studio, seed):
+    page, _ = studio
+    here = page._visitors
+    broken = copy.copy(next(iter(here.values())))
+    broken.client = None
+    page._visitors = {-1: broken, **here}
+    page.glimpsed(np.zeros((0, 0, 3), np.uint8), page.view.frame.camera)
+    tab.wait_for(lambda: page._due is None)
+    shown = page.view.frame.rgb[:, ::-1].copy()
+    page.glimpsed(shown, page.view.frame.camera)
+    shows(tab, shown)
+    page._visitors = here
 
 
 def test_the_wheel_walks(tab, studio):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 from studio_helpers import did, moved, seed, studio, walk  # noqa: F401, fixtures too
 
+from mirage_ros.apps.studio import see
 from mirage_ros.apps.studio.bodies import SHAPES, place_ahead, spawnables
 from mirage_ros.apps.studio.browsers import checked_name, view_vfov
 from mirage_ros.apps.studio.paths import between, clicked, facing
@@ -17,7 +21,7 @@ from mirage_ros.apps.studio.walk import BODY
 from mirage_ros.data.seeds import shipped_seeds
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.protocol import Delete, Move
+from mirage_ros.protocol import SECOND_NS, Delete, Move
 from mirage_ros.world.collision import obstacles
 from mirage_ros.world.observing import only_seen
 
@@ -187,6 +191,47 @@ def test_entities_are_drawn_anew_without_a_new_picture(walk, tmp_path):
     did(one, notes, one.end_recording)
     did(one, notes, lambda: one.change_entities((Delete("chair"),)) or "deleted")
     assert notes.views[-1].frame.labels is None
+
+
+def seen(page, seconds=30):
+    """The first picture of a page."""
+    deadline = time.monotonic() + seconds
+    while page.view is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return page.view
+
+
+def test_the_track_is_drawn_at_any_moment_of_a_new_world(studio):
+    page, _ = studio
+    view, drawn = seen(page), []
+
+    def between_lines(frame, _event, _argument):
+        if frame.f_code.co_filename == see.__file__:  # as the thread that draws may come in there
+            page.see.track.draw(view)
+            drawn.append(frame.f_lineno)
+        return between_lines
+
+    sys.settrace(between_lines)
+    try:
+        page.see.saw(replace(view, world=view.world + 1))
+    finally:
+        sys.settrace(None)
+    assert len(drawn) > 5
+
+
+def test_a_view_that_cannot_be_drawn_keeps_no_other_from_it(studio):
+    page, _ = studio
+    view = seen(page)
+
+    def told(seconds, **changed):
+        page.see.saw(replace(view, frame=replace(view.frame, stamp_ns=seconds * SECOND_NS, **changed)))
+        deadline = time.monotonic() + 10
+        while f"World time: {seconds:.1f} s" not in page.see.gauges._words.content and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return time.monotonic() < deadline
+
+    empty = np.zeros((0, 0))
+    assert told(70, rgb=np.zeros((0, 0, 3), np.uint8), depth_m=empty, observed=empty.astype(bool)) and told(80)
 
 
 def test_clouds_are_sent_as_changes():

@@ -19,7 +19,7 @@ import numpy as np
 import viser
 from jaxtyping import Float, UInt8
 
-from mirage_ros.apps.studio import Elsewhere, View
+from mirage_ros.apps.studio import Elsewhere, View, survived
 from mirage_ros.apps.studio.bodies import BodiesPanel
 from mirage_ros.apps.studio.browsers import (
     LOOK_M,
@@ -327,14 +327,19 @@ class Page:
                     return
                 (rgb, camera), self._due = self._due, None
                 jumped, self._jumped = self._jumped, False
-            if not np.array_equal(rgb, painted):
-                painted, url = rgb, picture_url(rgb)
-            for visitor in list(self._visitors.values()):
-                if visitor.mode == SPACE:
-                    continue
-                visitor.show(url, camera)
-                if jumped or visitor.client.client_id != self.driver:
-                    visitor.place(camera)
+            with survived():
+                if not np.array_equal(rgb, painted):
+                    painted, url = rgb, picture_url(rgb)
+                for visitor in list(self._visitors.values()):
+                    with survived():  # one browser that fails keeps the picture from no other
+                        self._give(visitor, url, camera, jumped)
+
+    def _give(self, visitor: Visitor, url: str, camera: Camera, jumped: bool) -> None:
+        if visitor.mode == SPACE:
+            return
+        visitor.show(url, camera)
+        if jumped or visitor.client.client_id != self.driver:
+            visitor.place(camera)
 
     def _settle_world(self, view: View) -> None:
         """Where up and the ground are in a new world, for browsers that are here and for those that come."""

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, UInt8, UInt64
 from transforms3d.quaternions import mat2quat
 from viser import uplot
 
-from mirage_ros.apps.studio import View
+from mirage_ros.apps.studio import View, survived
 from mirage_ros.data.seeds import EYE_HEIGHT_M
 from mirage_ros.geometry.camera import Camera, floor_axes
 from mirage_ros.protocol import (
@@ -123,10 +123,10 @@ class Memory3D:
         """Sends what has changed; returns how many points were sent."""
         memory = view.state.memory
         xyz = memory.positions_m
+        colours = coloured(memory, view.frame.stamp_ns, colouring)
         gone, come = self._changes.update(xyz)
         for number in gone:
             self._handles.pop(number).remove()
-        colours = coloured(memory, view.frame.stamp_ns, colouring)
         if come is not None:
             number, rows = come
             self._handles[number] = self._scene.add_point_cloud(
@@ -148,19 +148,15 @@ class Track3D:
 
     def __init__(self, scene: viser.SceneApi) -> None:
         self._scene = scene
-        self._trail: deque[np.ndarray] = deque(maxlen=TRAIL_KEPT)
+        self._trail: tuple[np.ndarray, ...] = ()
         self._frustum: viser.CameraFrustumHandle | None = None
         self._line: viser.LineSegmentsHandle | None = None
 
-    def been(self, camera: Camera) -> None:
-        """Notes where the camera was, drawn or not."""
-        here = camera.position_world.copy()
-        if not self._trail or np.linalg.norm(here - self._trail[-1]) > 0.02:
-            self._trail.append(here)
-
-    def forget(self) -> None:
-        """Where it was, not where it is."""
-        self._trail.clear()
+    def been(self, camera: Camera, anew: bool = False) -> None:
+        """Notes where the camera is, drawn or not; `anew` forgets where it was before."""
+        trail, here = () if anew else self._trail, camera.position_world.copy()
+        if not trail or np.linalg.norm(here - trail[-1]) > 0.02:
+            self._trail = (*trail, here)[-TRAIL_KEPT:]  # at once: another thread draws it
 
     def draw(self, view: View) -> None:
         camera, rgb = view.frame.camera, view.frame.rgb
@@ -173,7 +169,8 @@ class Track3D:
             )  # fmt: skip
         self._frustum.fov, self._frustum.aspect = float(vfov), camera.size[1] / camera.size[0]
         self._frustum.image, self._frustum.wxyz, self._frustum.position = rgb, pose["wxyz"], pose["position"]
-        points = np.stack([*self._trail, self._trail[-1]])
+        trail = self._trail
+        points = np.stack([*trail, trail[-1]])
         segments = np.stack([points[:-1], points[1:]], 1)
         if self._line is None:
             self._line = self._scene.add_line_segments("/seen/trail", segments, TRACK, thickness=2.0, thickness_units="screen")
@@ -300,9 +297,7 @@ class SeePanel:
 
     def saw(self, view: View) -> None:
         """There is a new picture; never waits."""
-        if self._newest is None or view.world != self._newest.world:
-            self.track.forget()
-        self.track.been(view.frame.camera)
+        self.track.been(view.frame.camera, anew=self._newest is None or view.world != self._newest.world)
         self.gauges.saw(view)
         self._newest = view
         self._changed.set()
@@ -318,7 +313,8 @@ class SeePanel:
                 return
             self._changed.clear()
             if (view := self._newest) is not None:
-                self._draw(view)
+                with survived():
+                    self._draw(view)
 
     def _draw(self, view: View) -> None:
         self.gauges.draw()
