@@ -10,20 +10,22 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from studio_helpers import did, moved, seed, studio, walk  # noqa: F401, fixtures too
+from fakes import PixelModel
+from studio_helpers import SIZE, Notes, did, moved, seed, studio, walk  # noqa: F401, fixtures too
 
 from mirage_ros.apps.studio import see
 from mirage_ros.apps.studio.bodies import SHAPES, place_ahead, spawnables
 from mirage_ros.apps.studio.browsers import checked_name, view_vfov
 from mirage_ros.apps.studio.paths import between, clicked, facing
 from mirage_ros.apps.studio.see import MOST_CLOUDS, CloudChanges, floor_m
-from mirage_ros.apps.studio.walk import BODY
+from mirage_ros.apps.studio.walk import BODY, Walk
 from mirage_ros.data.seeds import shipped_seeds
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import SECOND_NS, Delete, Move
 from mirage_ros.world.collision import obstacles
 from mirage_ros.world.observing import only_seen
+from mirage_ros.world.world import World
 
 
 def test_the_newest_pose_wins(walk, monkeypatch):
@@ -141,6 +143,35 @@ def test_what_is_put_among_the_photographs_and_is_none_is_left_out(studio, seed,
     (photographs / "half.png").write_bytes(data)
     page.make.refresh()
     assert page.make._seed.options == (*shipped, "half", "mine", "tall")
+
+
+def test_stop_counts_from_when_work_is_told_of_and_not_before(walk, monkeypatch):
+    one, notes = walk
+    camera = notes.views[0].frame.camera
+    path = Camera(camera.intrinsics, np.stack([moved(camera.world_from_camera, 0.1 * k) for k in range(3)]), camera.size)
+    one.stop()  # of no work
+    assert did(one, notes, lambda: one.play(path)) == (True, "Walked 3 pictures.")
+    monkeypatch.setattr(notes, "working", lambda what, share: one.stop() if what == "a job" else None)
+    assert did(one, notes, lambda: one.play(path)) == (True, "Stopped after 0 of 3 pictures.")
+
+
+def test_closing_as_a_path_begins_waits_for_none_of_it(seed):
+    notes, begun = Notes(), threading.Event()
+    one = Walk(World(PixelModel(SIZE)), notes)
+    one.ask("begin", lambda: one.begin(seed))
+    notes.wait(lambda: notes.sentences)
+    path = np.stack([moved(seed.camera.world_from_camera, 0.01 * k) for k in range(100)])
+
+    def played():
+        begun.set()
+        while not one._closing:
+            time.sleep(0.01)
+        return one.play(Camera(seed.camera.intrinsics, path, seed.camera.size))
+
+    one.ask("walk", played)
+    assert begun.wait(20)
+    one.close()
+    assert notes.sentences[-1] == (True, "Stopped after 0 of 100 pictures.") and len(notes.views) == 1
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mcap"])

@@ -255,7 +255,6 @@ class Walk:
         return f"{path}: {recorder.frames} pictures."
 
     def _unstopped(self, poses: np.ndarray) -> Iterator[np.ndarray]:
-        self._stop = False
         for index, pose in enumerate(poses):
             if self._stop:
                 raise Stopped(f"Stopped after {index} of {len(poses)} pictures.")
@@ -357,6 +356,7 @@ class Walk:
                 self._changed.wait_for(lambda: self._closing or self._jobs or self._due() or self._moves())
                 if self._closing:
                     return
+                self._stop = False  # here, as Stop may be pressed from when the work is told of
                 what, job = self._jobs.popleft() if self._jobs else (QUIET, self._look_now())
             self._do(what, job)
 
