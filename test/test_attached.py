@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import cv2
 import numpy as np
 import pytest
 from fakes import pixel_model
-from ros_client import LOCAL, NodeProcess
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from ros_client import LOCAL, NodeProcess, new_domain
 from studio_helpers import Notes, did, moved
 
 from mirage_ros.apps.studio.bodies import place_ahead, spawnables
@@ -16,7 +22,9 @@ from mirage_ros.errors import MirageError
 from mirage_ros.evaluation import psnr_db, psnr_where
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Delete, Move
-from mirage_ros.ros.attached import AttachedWorld
+from mirage_ros.ros.attached import NAMES, AttachedWorld
+from mirage_ros.ros.callbacks import Deferred, defer
+from mirage_ros.srv import SaveWorld
 from mirage_ros.world.world import World
 
 DRIVE = ("step_frames:=1", "late_plan:=skip", "frame_rate_hz:=20.0", "plan_idle_s:=0.1")
@@ -125,6 +133,62 @@ def test_entities_are_the_nodes(joined, folder, tmp_path):
     assert not good and "The node refused" in sentence and "table" in sentence
     did(walk, notes, lambda: walk.change_entities((Delete("box"),)) or "deleted")
     assert notes.views[-1].state.entities == ()
+
+
+class SilentNode:
+    """As much of a node as the studio looks for, which never answers that it has saved."""
+
+    def __init__(self, domain):
+        self.context, self.asked = Context(), threading.Event()
+        self.context.init(domain_id=domain)
+        self.node = Node("mirage_node", context=self.context)
+        for name in NAMES:
+            self.node.declare_parameter(name, "stream" if name == "time_mode" else name)
+        defer(self.node.create_service(SaveWorld, "~/save_world", self._save))
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.thread = threading.Thread(target=self.executor.spin, daemon=True)
+        self.thread.start()
+
+    def _save(self, _request, _response):
+        self.asked.set()
+        return Deferred()
+
+    def close(self):
+        self.executor.shutdown()
+        self.thread.join()
+        self.node.destroy_node()
+        self.context.try_shutdown()
+
+
+@pytest.mark.parametrize("ends", ["the node", "the studio"])
+def test_an_answer_is_not_waited_for_when_one_side_ends(ends, tmp_path, monkeypatch):
+    domain = new_domain()
+    for name, value in {**LOCAL, "ROS_DOMAIN_ID": str(domain)}.items():
+        monkeypatch.setenv(name, value)
+    node, notes = SilentNode(domain), Notes()
+    world = AttachedWorld(tmp_path / "begun", find_s=60.0)
+    walk = Walk(world, notes)
+    try:
+        walk.ask("save", lambda: walk.save(tmp_path / "saved"))
+        assert node.asked.wait(30) and not notes.sentences
+        begun_s = time.monotonic()
+        if ends == "the node":
+            node.close()
+            notes.wait(lambda: notes.sentences)
+        else:
+            closer = threading.Thread(target=walk.close, daemon=True)
+            closer.start()
+            closer.join(20)
+            assert not closer.is_alive()
+        assert time.monotonic() - begun_s < 15
+    finally:
+        world.close()
+        if ends == "the studio":
+            node.close()
+    words = {"the node": "did not answer save_world and is gone", "the studio": "The studio is ending."}
+    assert len(notes.sentences) == 1 and words[ends] in notes.sentences[0][1]
+    walk.close()
 
 
 def test_without_a_node_that_streams_it_says_what_to_start(folder, tmp_path, monkeypatch):

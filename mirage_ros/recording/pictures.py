@@ -15,10 +15,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 from jaxtyping import Float, UInt16
 
 from mirage_ros.errors import MirageError
-from mirage_ros.files import write_file
+from mirage_ros.files import atomic_path, write_file
+from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import FREE, OCCUPIED, UNKNOWN, FloorPlan, Frame
 from mirage_ros.recording import NOTHING, RecordingConfig
 from mirage_ros.recording.episodes import Episode, PathLock, disk_errors, remove
@@ -228,3 +230,19 @@ def write_plan(path: str | os.PathLike, plan: FloorPlan) -> None:
         f"origin: [{x:.9g}, {y:.9g}, 0.0]\nnegate: 0\noccupied_thresh: 0.65\nfree_thresh: 0.196\n"
     )
     write_file(path, text.encode())
+
+
+def write_seed(folder: Path, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None) -> None:
+    """A seed folder, as `load_seed` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / "color.png") as new:
+        write_png(new, rgb[..., ::-1])
+    (folder / "depth.png").unlink(missing_ok=True)
+    if depth_m is not None:
+        with atomic_path(folder / "depth.png") as new:
+            write_depth_png(new, depth_m)
+    (fx, _, cx), (_, fy, cy), _ = camera.intrinsics.tolist()
+    height, width = camera.size
+    lens = {"width": width, "height": height, "fx": fx, "fy": fy, "cx": cx, "cy": cy}
+    text = yaml.safe_dump({**lens, "world_from_camera": camera.world_from_camera.tolist()})
+    write_file(folder / "camera.yaml", text.encode())

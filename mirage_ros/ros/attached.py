@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import rclpy
-import yaml
 from geometry_msgs.msg import Point, PoseStamped
 from jaxtyping import Float
 from rcl_interfaces.srv import GetParameters
@@ -35,27 +34,20 @@ from tf2_msgs.msg import TFMessage
 
 from mirage_ros.data.meshes import box_mesh
 from mirage_ros.errors import MirageError
-from mirage_ros.files import atomic_path, write_file
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.msg import RolloutStatus
 from mirage_ros.protocol import SECOND_NS, STAGES, Chunk, EntityChange, Frame, Move, Points, Spawn
-from mirage_ros.recording.pictures import write_depth_png, write_png
+from mirage_ros.recording.pictures import write_seed
 from mirage_ros.recording.topics import COLOR, COLOR_INFO, DEPTH, OBSERVED, POINTS, STATUS, TF, TF_STATIC
 from mirage_ros.ros.image_messages import depth_from_ros, mask_from_ros, picture_from_ros
-from mirage_ros.ros.messages import (
-    camera_from_ros,
-    cloud_from_ros,
-    pose_from_ros,
-    pose_to_ros,
-    stamp_from_ros,
-    transform_from_ros,
-    transform_to_ros,
-)
+from mirage_ros.ros.messages import (camera_from_ros, cloud_from_ros, pose_from_ros, pose_to_ros, stamp_from_ros,
+                                      transform_from_ros, transform_to_ros)  # fmt: skip
 from mirage_ros.srv import EraseRegion, ForkWorld, RestoreWorld, SaveWorld
 from mirage_ros.world.entities import Body
 from mirage_ros.world.entities import EntityState as BodyState
 
-TELL_S = 1 / 30
+TELL_S, LOOK_S = 1 / 30, 0.1
+"""Between two times that a pose is told, and two looks whether the node is still there."""
 STEP_S, ANSWER_S, FIND_S = 30.0, 300.0, 15.0
 """How long a picture, an answer, and the node may take to come."""
 THERE = 1e-3
@@ -148,11 +140,15 @@ class AttachedWorld:
             self.close()
             raise
 
-    def close(self) -> None:
-        """Leaves the node as it is."""
+    def interrupt(self) -> None:
+        """Ends what waits for the node, in any thread and from now on."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Leaves the node as it is."""
+        self.interrupt()
         rclpy.try_shutdown(context=self._context)
         self._thread.join()
         self._executor.shutdown()
@@ -170,9 +166,7 @@ class AttachedWorld:
         """The last picture's; where the world starts before there is one."""
         if self._frame is not None:
             return self._frame.camera
-        with self._changed:
-            self._changed.wait_for(lambda: self._start is not None or self._closing, FIND_S)
-        if self._start is None:
+        if not self._came(lambda: self._start is not None, FIND_S):
             raise MirageError("The node has no world yet; wait for its log to tell of one, or begin one here.")
         return Camera.from_hfov(60.0, (240, 320), self._start)
 
@@ -228,7 +222,7 @@ class AttachedWorld:
 
     def reset(self, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None = None) -> Chunk:
         """A new world around a picture, which the node reads from the folder."""
-        _write_seed(self._folder, rgb, camera, depth_m)
+        write_seed(self._folder, rgb, camera, depth_m)
         self.load(self._folder)
         return self._step(camera.world_from_camera)
 
@@ -253,8 +247,7 @@ class AttachedWorld:
                     f"No picture of this place came within {self._step_s:g} s; is the node paused, busy, or gone? "
                     "`mirage doctor` looks, and its log tells more."
                 )
-        if self._closing:
-            raise MirageError("The studio is ending.")
+        self._check_open()
         with self._changed:
             self._frame = self._arrived(pose, since_ns)
         status = self._status
@@ -309,16 +302,37 @@ class AttachedWorld:
         if name not in self._clients:
             self._clients[name] = self._node.create_client(kind, name)
         client = self._clients[name]
-        if not client.wait_for_service(find_s):
+        if not self._came(client.service_is_ready, find_s):
             raise MirageError(
                 f"There is no {client.service_name}; start `mirage node --seed room --params config/drive.yaml` in the same "
                 "ROS domain, or give its --namespace."
             )
-        done, future = threading.Event(), client.call_async(kind.Request(**fields))
-        future.add_done_callback(lambda _: done.set())
-        if not done.wait(ANSWER_S) or future.result() is None:
-            raise MirageError(f"The node did not answer {service} within {ANSWER_S:g} s; its log tells more.")
+        future = client.call_async(kind.Request(**fields))
+        future.add_done_callback(self._wake)
+        in_time = self._came(lambda: future.done() or not client.service_is_ready(), ANSWER_S)
+        if not future.done() or future.result() is None:
+            within = f"within {ANSWER_S:g} s" if not in_time else "and is gone"
+            raise MirageError(f"The node did not answer {service} {within}; its log tells more.")
         return future.result()
+
+    def _came(self, true: Callable[[], bool], patience_s: float) -> bool:
+        """Whether something came true in time. Raises MirageError as the studio ends."""
+        deadline = time.monotonic() + patience_s
+        with self._changed:
+            while not self._closing and not true():
+                if time.monotonic() > deadline:
+                    return False
+                self._changed.wait(LOOK_S)
+        self._check_open()
+        return True
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise MirageError("The studio is ending.")
+
+    def _wake(self, _: object) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     # What comes in.
 
@@ -381,19 +395,3 @@ class AttachedWorld:
 
     def _on_status(self, message: RolloutStatus) -> None:
         self._status = message
-
-
-def _write_seed(folder: Path, rgb: np.ndarray, camera: Camera, depth_m: np.ndarray | None) -> None:
-    """A seed folder, as `load_seed` reads it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "color.png") as new:
-        write_png(new, rgb[..., ::-1])
-    (folder / "depth.png").unlink(missing_ok=True)
-    if depth_m is not None:
-        with atomic_path(folder / "depth.png") as new:
-            write_depth_png(new, depth_m)
-    (fx, _, cx), (_, fy, cy), _ = camera.intrinsics.tolist()
-    height, width = camera.size
-    lens = {"width": width, "height": height, "fx": fx, "fy": fy, "cx": cx, "cy": cy}
-    text = yaml.safe_dump({**lens, "world_from_camera": camera.world_from_camera.tolist()})
-    write_file(folder / "camera.yaml", text.encode())

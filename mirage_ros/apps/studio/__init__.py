@@ -74,7 +74,9 @@ class Listener(Protocol):
 @runtime_checkable
 class Elsewhere(Protocol):
     """A world that is not in this process, with the face of `World`: it keeps its own state, and imagines as it was
-    started."""
+    started. After `interrupt`, called by any thread, nothing that it does waits any more: it raises MirageError."""
+
+    def interrupt(self) -> None: ...
 
     def fork(self, name: str) -> Any: ...
 

@@ -122,6 +122,8 @@ class Walk:
         with self._changed:
             self._closing = self._stop = True
             self._changed.notify()
+        if isinstance(self.world, Elsewhere):
+            self.world.interrupt()
         self._thread.join()
         with suppress(MirageError):
             self.end_recording()
@@ -280,19 +282,17 @@ class Walk:
             raise
         self._ends.append(time.perf_counter())
         self._record(chunk.frames[0])
-        waited = (seen_s or self._ends)[-1] - begun
-        self._show(chunk.frames[0], chunk.seconds, waited, chunk.observed_fraction, jumped)
+        self._show(chunk.frames[0], chunk.seconds, (seen_s or self._ends)[-1] - begun, chunk.observed_fraction, jumped)
 
     def _stopped(self, pose: np.ndarray) -> np.ndarray:
         """The pose, or as far on the way to it as nothing is in the way."""
         place_m, way_m = self._shown[:3, 3], pose[:3, 3] - self._shown[:3, 3]
         for share in np.diff(np.linspace(0, 1, math.ceil(float(np.linalg.norm(way_m)) / LOOKED_M) + 1)):
             ahead_m = place_m + share * way_m
-            reached_m = self._obstacles(place_m).reached(place_m, ahead_m)
-            place_m = reached_m
-            if np.abs(reached_m - ahead_m).max() > STILL_M:
+            place_m = self._obstacles(place_m).reached(place_m, ahead_m)
+            if np.abs(place_m - ahead_m).max() > STILL_M:
                 stopped = pose.copy()
-                stopped[:3, 3] = reached_m
+                stopped[:3, 3] = place_m
                 return stopped
         return pose
 
