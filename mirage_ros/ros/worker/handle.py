@@ -142,8 +142,16 @@ class Worker:
                 process.kill()
 
     def _supervise(self) -> None:
+        """Whatever ends this thread, whoever waits gets to know that no worker comes any more."""
+        try:
+            _deafen()
+            self._follow()
+        except Exception as error:  # noqa: BLE001 - a thread must not die unheard
+            self._kill()
+            self._on_result(Failed(None, f"The inference worker cannot be looked after ({_named(error)})."))
+
+    def _follow(self) -> None:
         """One process after the other until `stop`, or until one cannot load its model."""
-        _deafen()
         lost_s, failed_starts = None, 0
         while not self._stopping.is_set():
             reason, started = self._live(lost_s)
@@ -164,12 +172,12 @@ class Worker:
 
     def _live(self, lost_s: float | None) -> tuple[str | None, bool]:
         """One process from start to end: why it ended (None: for good), and if it had started."""
-        self._connection, theirs = self._context.Pipe()
-        self._process = self._context.Process(
-            target=_enter, args=(theirs, self._make_model, self.config), daemon=True
-        )
         started, reason, self._stuck = False, None, False
         try:
+            self._connection, theirs = self._context.Pipe()
+            self._process = self._context.Process(
+                target=_enter, args=(theirs, self._make_model, self.config), daemon=True
+            )
             self._process.start()
         except Exception as error:  # noqa: BLE001 - a thread must not die unheard
             self._on_result(Failed(None, f"No process for inference can be started ({error})."))
@@ -189,9 +197,8 @@ class Worker:
             else:
                 self._revive(lost_s)
             self._serve()
-        except (EOFError, OSError, _Silent, _End) as error:
-            reason = str(error) if isinstance(error, (_Silent, _End)) else ""
-            self._stuck = isinstance(error, _Silent)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this process is of no use any more
+            reason, self._stuck = _reason(error), isinstance(error, _Silent)
         finally:
             with self._lock:
                 self._suspect = self._repeated or (self._at_work if self._ready else None)
@@ -222,9 +229,11 @@ class Worker:
         """With the lock held: the next command to an idle process."""
         if self._ready and self._at_work is None and self._waiting:
             self._at_work = self._waiting.popleft()
-            # A process that is gone is noticed by the thread, which sends it again.
-            with contextlib.suppress(OSError):
+            try:
                 self._begin(self._at_work)
+            except OSError:
+                # It is gone, or got half of the command. The thread notices its end, and sends it to the next one.
+                self._kill()
 
     def _begin(self, command: Command) -> None:
         self._begun_s = time.monotonic()
@@ -338,6 +347,18 @@ def _forkserver(preload: Sequence[str]):
     context = get_context("forkserver")
     context.set_forkserver_preload([PROGRAM, "mirage_ros.ros.worker.engine", *preload])
     return context
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _reason(error: Exception) -> str:
+    """Why a process is given up; '' where it has ended by itself, and its exit code says why."""
+    if isinstance(error, (_Silent, _End)):
+        return str(error)
+    gone = isinstance(error, (EOFError, ConnectionError)) or (isinstance(error, OSError) and error.errno is None)
+    return "" if gone else f"The node could not exchange values with the inference worker ({_named(error)})."
 
 
 def _ending(code: int | None) -> str:
