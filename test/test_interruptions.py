@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from action_msgs.msg import GoalStatus
 from gate import Gate
+from geometry_msgs.msg import Twist, Vector3
 from lifecycle_msgs.msg import Transition
 from mirage_ros.action import GenerateRollout
-from mirage_ros.srv import Record
+from mirage_ros.srv import ForkWorld, Record
 from plans import sideways
 from ros_client import GATED_NODE
 from rosgraph_msgs.msg import Clock
@@ -38,6 +39,7 @@ from sim_client import (
 from simulation_interfaces import srv
 from simulation_interfaces.action import SimulateSteps
 from simulation_interfaces.msg import Resource, Result, SimulationState
+from test_sim_spawning import spawn
 
 from mirage_ros.ros.messages import pose_from_ros, stamp_from_ros
 
@@ -364,3 +366,30 @@ def test_a_plan_told_again_after_a_reset_is_no_jump_back(sim, folder, gate):
     sim.wait_for_frames(8)
     assert sim.stamps("color/image_raw") == [START + PERIOD * (1 + i) for i in range(8)]
     assert "jump back in time" not in sim.process.text()
+
+
+@pytest.mark.parametrize("calls", [1, 12])
+def test_a_node_that_is_cleaned_up_answers_everybody_and_bodies_are_driven_afterwards(halted, gate, calls):
+    """While a body's command is with the worker and the next one waits; 12 calls are more than the queue holds."""
+    sim, ahead = halted, Twist(linear=Vector3(x=1.0))
+    drive = sim.node.create_publisher(Twist, "entities/cart/cmd_vel", 10)
+    sim.begin(srv.StepSimulation, "step_simulation", steps=2 * CHUNK)
+    assert spawn(sim, "cart").result.result == OK
+    sim.spin(drive.get_subscription_count)
+    sim.wait_for_queue(1)
+    drive.publish(ahead)
+    sim.wait_for_queue(2)
+    drive.publish(ahead)
+    sim.spin_for(0.5)
+    futures = [sim.begin(ForkWorld, "fork", name="one") for _ in range(calls)]
+    sim.state()
+    assert change(sim, Transition.TRANSITION_DEACTIVATE) and change(sim, Transition.TRANSITION_CLEANUP)
+    sim.spin(lambda: all(future.done() for future in futures), patience_s=20)
+    assert "The node was cleaned up." in {future.result().message for future in futures}
+    gate.open()
+    assert change(sim, Transition.TRANSITION_CONFIGURE) and change(sim, Transition.TRANSITION_ACTIVATE)
+    assert spawn(sim, "cart").result.result == OK
+    sim.spin(drive.get_subscription_count)
+    drive.publish(ahead)
+    sim.spin(lambda: entity_state(sim, "cart").state.twist.linear == ahead.linear, patience_s=20)
+    sim.node.destroy_publisher(drive)

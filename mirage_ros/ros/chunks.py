@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -180,16 +180,22 @@ class Rollout:
             self._map_is_old = True
             self._map_s = 0.0 if isinstance(done.command, (Reset, Load)) else self._map_s
 
-    def answer(self, result: Done | Failed) -> None:
-        """Calls back whoever submitted the command; without a model, everybody who still waits."""
+    def answer(self, result: Done | Failed, failed: Callable[[Exception], object]) -> None:
+        """Calls back whoever submitted the command; without a model, everybody who still waits.
+
+        Args:
+            failed: called with what one of them raises; the others are called back all the same.
+        """
         if result.command is None:
             waiting, self._then = list(self._then.values()), {}
-            for command, then in waiting:
-                then(Failed(command, result.message))
-            return
-        entry = self._then.pop(id(result.command), None)
-        if entry is not None:
-            entry[1](result)
+        else:
+            entry = self._then.pop(id(result.command), None)
+            waiting = [] if entry is None else [entry]
+        for command, then in waiting:
+            try:
+                then(replace(result, command=command))
+            except Exception as error:  # noqa: BLE001 - whoever comes after has to be answered
+                failed(error)
 
     def pump(
         self, timing: Timing, config: NodeConfig, now_s: float, ros_ns: int, sensors: tuple[str, ...] = ()

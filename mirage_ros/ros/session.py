@@ -315,7 +315,7 @@ class Session:
             self._take_revived(result)
         else:
             # First what a new world ends, then what it brings.
-            self.rollout.answer(result)
+            self.rollout.answer(result, self.host.report_error)
             self._take_done(result) if isinstance(result, Done) else self._take_failed(result)
 
     def _take_revived(self, revived: Revived) -> None:

@@ -100,7 +100,9 @@ class SessionLife:
         session = self._session
         session.active = False
         if session.rollout is not None:
-            session.rollout.answer(Failed(None, reason))
+            # Who is answered may have the next command ready: nobody would do it any more.
+            session.rollout.has_world, session.rollout.ended = False, reason
+            session.rollout.answer(Failed(None, reason), session.host.report_error)
             session.end_waits(reason)
         session.stepper.detach()
 

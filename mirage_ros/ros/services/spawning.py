@@ -266,6 +266,7 @@ class EntityCommands:
                 topic = self._node.resolve_topic_name(f"{name if of_robot else f'{ENTITIES}/{name}'}/{part}")
                 if topic in known:
                     self._listen(name, part, topic)
+        self._pass_on()  # what a full queue kept waiting
 
     def _listen(self, name: str, part: str, topic: str) -> None:
         published = command_publishers(self._node, topic, LISTENED[part])
@@ -313,14 +314,16 @@ class EntityCommands:
 
     def _pass_on(self) -> None:
         session = self._session
-        if self._at_work or not (self._waiting or self._joints) or not session.has_world:
+        if self._at_work or not (self._waiting or self._joints):
             return
-        moves = [*self._waiting.values()]
-        moves += [Move(name, joints=tuple(joints.items())) for name, joints in self._joints.items() if joints]
+        if session.has_world:
+            moves = [*self._waiting.values()]
+            moves += [Move(name, joints=tuple(joints.items())) for name, joints in self._joints.items() if joints]
+            session.submit(ChangeEntities(tuple(moves)), self._done)
+            self._at_work = True
+        # Passed on, or for bodies that are gone with their world.
         self._waiting.clear()
         self._joints.clear()
-        session.submit(ChangeEntities(tuple(moves)), self._done)
-        self._at_work = True
 
     def _done(self, result: Done | Failed) -> None:
         self._at_work = False
