@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lifecycle_msgs.msg import State, Transition
-from lifecycle_msgs.srv import GetState
+from lifecycle_msgs.srv import ChangeState, GetState
 from make_seed import write_seed
 from mirage_ros.srv import EraseRegion, ForkWorld, Record, RestoreWorld, SaveWorld
 from plans import PERIOD, START, expect_the_plan, sideways, stamps
@@ -137,6 +137,22 @@ def test_a_first_world_that_cannot_be_loaded_fails_to_configure_and_says_why(tmp
         write_seed(tmp_path / "world")
         assert change(client, Transition.TRANSITION_CONFIGURE)
         assert change(client, Transition.TRANSITION_ACTIVATE)
+    finally:
+        client.close()
+        process.close()
+
+
+def test_a_node_that_is_shut_down_while_it_loads_answers_who_asked_to_configure(tmp_path):
+    process = NodeProcess(tmp_path, "--ros-args", "-p", "seed:=room", "-p", "autostart:=false", program=NODE)
+    client = SimClient(process)
+    try:
+        client.spin(lambda: state(client) == State.PRIMARY_STATE_UNCONFIGURED)
+        configure = Transition(id=Transition.TRANSITION_CONFIGURE)
+        futures = [client.begin(ChangeState, "change_state", transition=configure) for _ in range(2)]
+        assert change(client, Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
+        client.spin(lambda: all(future.done() for future in futures), patience_s=20)
+        assert not any(future.result().success for future in futures)
+        assert state(client) == State.PRIMARY_STATE_FINALIZED and worker_pid(client) == 0
     finally:
         client.close()
         process.close()

@@ -34,6 +34,7 @@ from mirage_ros.srv import Record
 
 LOAD_POLL_S = 0.05
 STOP_TIMEOUT_S = 5.0
+UNCONFIGURED = "unconfigured"
 
 
 class SessionLife:
@@ -156,7 +157,7 @@ class LifeCycle:
     def _on_change(self, request, response):
         names = (request.transition.label, request.transition.id)
         wanted = "configure" in names or Transition.TRANSITION_CONFIGURE in names
-        if not wanted or self._state() != "unconfigured":
+        if not wanted or self._state() != UNCONFIGURED:
             # Who ends a recording by it finds it whole.
             return self._requests.when_whole(self._change_now(request, response))
         deferred = Deferred()
@@ -164,12 +165,14 @@ class LifeCycle:
         return deferred
 
     def _when_loaded(self, then: Callable[[], None]) -> None:
-        self._life.begin()
+        if self._state() == UNCONFIGURED:
+            self._life.begin()
         self._waiting.append(then)
         self._timer.reset()
 
     def _poll(self) -> None:
-        if not self._life.loaded:
+        # Shut down meanwhile, it loads nothing any more: whoever waits is refused.
+        if self._state() == UNCONFIGURED and not self._life.loaded:
             return
         self._timer.cancel()
         first, *others = self._waiting
@@ -180,7 +183,7 @@ class LifeCycle:
             self._when_loaded(then)
 
     def _autostart(self) -> None:
-        if self._configure() == TransitionCallbackReturn.SUCCESS:
+        if self._state() == UNCONFIGURED and self._configure() == TransitionCallbackReturn.SUCCESS:
             self._activate()
 
     def _state(self) -> str:
