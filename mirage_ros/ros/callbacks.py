@@ -25,6 +25,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from simulation_interfaces.msg import Result
 
 from mirage_ros.errors import MirageError, legible
+from mirage_ros.ros.answers import Answers
 from mirage_ros.ros.diagnostics import Health
 
 
@@ -117,6 +118,14 @@ class GuardedNode(LifecycleNode):
     """
 
     health: Health
+    _answers: Answers | None = None
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._answers = Answers(self, self._report_lost)
+        # Those that rclpy has made by now, of parameters and of the life cycle.
+        for service in self.services:
+            self._answers.watch(service)
 
     def create_subscription(self, msg_type, topic, callback, *args, **kwargs):
         return super().create_subscription(msg_type, topic, self.guarded(callback), *args, **kwargs)
@@ -131,7 +140,10 @@ class GuardedNode(LifecycleNode):
         if srv_type in (SetParameters, SetParametersAtomically):
             callback = checking_parameters(callback)
         callback = self.answering(callback)
-        return super().create_service(srv_type, srv_name, callback, qos_profile=qos_profile, **kwargs)
+        service = super().create_service(srv_type, srv_name, callback, qos_profile=qos_profile, **kwargs)
+        if self._answers is not None:
+            self._answers.watch(service)
+        return service
 
     def guarded(self, callback: Callable) -> Callable:
         """The callback; what it raises is reported and ends there."""
@@ -172,6 +184,11 @@ class GuardedNode(LifecycleNode):
             if not isinstance(error, MirageError) and self.health.state(TOPIC)[2] == 1:
                 self.get_logger().error("".join(traceback.format_exception(error)))
         return text
+
+    def _report_lost(self, text: str) -> None:
+        self.health.warn(TOPIC, text)
+        # It is over; the next answer may arrive.
+        self.health.ok(TOPIC)
 
 
 def refused(answer: Any, text: str, request: Any = None) -> Any:
