@@ -373,9 +373,9 @@ def test_a_node_that_is_cleaned_up_answers_everybody_and_bodies_are_driven_after
     """While a body's command is with the worker and the next one waits; 12 calls are more than the queue holds."""
     sim, ahead = halted, Twist(linear=Vector3(x=1.0))
     drive = sim.node.create_publisher(Twist, "entities/cart/cmd_vel", 10)
-    sim.begin(srv.StepSimulation, "step_simulation", steps=2 * CHUNK)
     assert spawn(sim, "cart").result.result == OK
     sim.spin(drive.get_subscription_count)
+    sim.begin(srv.StepSimulation, "step_simulation", steps=2 * CHUNK)
     sim.wait_for_queue(1)
     drive.publish(ahead)
     sim.wait_for_queue(2)
