@@ -7,7 +7,6 @@ is imagined is remembered before it is shown, so its first look and every later 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -274,12 +273,13 @@ class DreamingModel(MiniModel):
     def __init__(self, *parts, dreamer: Dreamer, blocks: Blocks, dream: DreamConfig = DreamConfig(), **settings):
         super().__init__(*parts, **settings)
         self.dreamer, self.blocks, self.dream = dreamer.eval(), blocks, dream
+        self._dreamer = dreamer
         # By what the machine is, not by a measurement: the same machine draws the same frames.
-        fast = self.device.type == "cuda" or has_fast_bfloat16()
-        # A copy, as what is saved would be rounded twice; what codes stand for is not rounded at all.
-        self._dreamer = with_bfloat16(dreamer) if fast else copy.deepcopy(dreamer)
-        for name, buffer in dreamer.named_buffers():
-            setattr(self._dreamer, name, buffer.clone())
+        if self.device.type == "cuda" or has_fast_bfloat16():
+            # A copy, as what is saved would be rounded twice; what codes stand for is not rounded at all.
+            self._dreamer = with_bfloat16(dreamer)
+            for name, buffer in dreamer.named_buffers():
+                setattr(self._dreamer, name, buffer.clone())
         torch.nn.Module.to(self._dreamer, self.device, memory_format=torch.channels_last)
 
     @torch.inference_mode()
