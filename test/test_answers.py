@@ -1,4 +1,4 @@
-"""A service's answer that is dropped because the node has not met its reader: sent again, and its loss told, over DDS."""
+"""A service's answer that is dropped because the node has not met its reader: sent again, and its loss reported, over DDS."""
 
 from __future__ import annotations
 

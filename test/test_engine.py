@@ -133,10 +133,10 @@ def test_what_a_live_camera_showed_is_repeated_whole(monkeypatch):
         command, before = Observe(picture, LATE + i * PERIOD), engine._world.state
         journal.note(command, engine.carry_out(command))
         changed += engine._world.state is not before
-    told, known = list(journal.replay()), engine.carry_out(Cloud()).points
-    assert len(told) == changed == 1 + 5 + 1, "what changed nothing is not repeated"
+    repeated, known = list(journal.replay()), engine.carry_out(Cloud()).points
+    assert len(repeated) == changed == 1 + 5 + 1, "what changed nothing is not repeated"
     monkeypatch.setattr("mirage_ros.world.world.LIVE_SHARE", 1e-9)
-    for command in told:
+    for command in repeated:
         other.carry_out(command)
     again = other.carry_out(Cloud()).points
     assert np.array_equal(again.xyz, known.xyz) and np.array_equal(again.rgb, known.rgb)

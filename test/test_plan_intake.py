@@ -1,4 +1,4 @@
-"""What a plan takes in: plans told again, slips in time, and bags that begin anew."""
+"""What a plan takes in: plans published again, slips in time, and bags that begin anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong on the node's side of the inference worker: it is told, and nobody waits for ever."""
+"""What goes wrong on the node's side of the inference worker: it is reported, and nobody waits for ever."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_without_any_file_descriptor_it_is_told_that_no_worker_comes(press):
 
 
 class Deaf(Hired):
-    """Cannot be told that a worker died."""
+    """Fails when it is to hear that a worker died."""
 
     def _take(self, result) -> None:
         if isinstance(result, Died):

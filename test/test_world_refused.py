@@ -51,7 +51,7 @@ def small_depth(*_):
 
 
 @pytest.mark.parametrize(
-    ("stage", "output", "told"),
+    ("stage", "output", "message"),
     [
         ("generate", bad_latents, "NaN"),
         ("generate", short_latents, "shape"),
@@ -59,11 +59,11 @@ def small_depth(*_):
         ("perceive", small_depth, "shape"),
     ],
 )
-def test_a_model_whose_output_does_not_fit_is_named(stage, output, told, monkeypatch):
+def test_a_model_whose_output_does_not_fit_is_named(stage, output, message, monkeypatch):
     world = started()
     tokens, (cameras, stamps) = world.memory.tokens, out_and_back()
     monkeypatch.setattr(world.model, stage, output)
-    with pytest.raises(MirageError, match=told):
+    with pytest.raises(MirageError, match=message):
         world.step(cameras[:4], stamps[:4])
     assert (world.frames_seen, world.memory.tokens) == (1, tokens)
 
@@ -87,7 +87,7 @@ def test_a_bad_world_folder_is_refused_and_nothing_is_lost(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rgb", "depth", "told"),
+    ("rgb", "depth", "message"),
     [
         (np.zeros((0, 80, 3), np.uint8), None, "at least 8 pixels"),
         (np.zeros((64, 80, 3), np.float32), None, "uint8"),
@@ -98,9 +98,9 @@ def test_a_bad_world_folder_is_refused_and_nothing_is_lost(tmp_path):
         (picture(), np.zeros(SIZE), "no valid pixel"),
     ],
 )
-def test_a_bad_seed_is_refused(rgb, depth, told):
+def test_a_bad_seed_is_refused(rgb, depth, message):
     world = started()
-    with pytest.raises(MirageError, match=told):
+    with pytest.raises(MirageError, match=message):
         world.reset(rgb, camera(), depth)
     assert world.frames_seen == 1 and world.memory.tokens == 80
 
@@ -137,7 +137,7 @@ def test_bad_plans_are_refused():
     world, (cameras, stamps) = started(), out_and_back()
     with pytest.raises(MirageError, match="no seed"):
         World(PixelModel()).step(cameras[:1], stamps[:1])
-    for plan, times, told in [
+    for plan, times, message in [
         (cameras[:5], stamps[:5], "1 to 4"),
         (cameras[:0], stamps[:0], "0 cameras"),
         (cameras[:2], stamps[:3], "one stamp"),
@@ -145,7 +145,7 @@ def test_bad_plans_are_refused():
         (cameras[:2], stamps[1::-1], "increase"),
         (cameras[:2], np.array([0, 1]), "after the last"),
     ]:
-        with pytest.raises(MirageError, match=told):
+        with pytest.raises(MirageError, match=message):
             world.step(plan, times)
     assert world.frames_seen == 1
 

@@ -47,7 +47,7 @@ from mirage_ros.world.entities import Body
 from mirage_ros.world.entities import EntityState as BodyState
 
 TELL_S, LOOK_S = 1 / 30, 0.1
-"""Between two times that a pose is told, and two looks whether the node is still there."""
+"""Between two publications of a pose, and two looks whether the node is still there."""
 STEP_S, ANSWER_S, FIND_S = 30.0, 300.0, 15.0
 """How long a picture, an answer, and the node may take to come."""
 THERE = 1e-3

@@ -1,6 +1,6 @@
 """What a camera that looks all the time showed otherwise than memory does: kept until another picture agrees with it.
 
-Plain values without torch: a worker hands them out, for what it has to be told again.
+Plain values without torch: a worker hands them out with the pictures that have to be repeated.
 """
 
 from __future__ import annotations

@@ -138,9 +138,6 @@ def run_in_page(client: viser.ClientHandle, source: str, key: str = "") -> None:
     client.gui._websock_interface.queue_message(message)
 
 
-# What panels need.
-
-
 class LoopEvent(asyncio.Event):
     """Set in its loop's thread alone."""
 
@@ -161,6 +158,9 @@ class WokenBuffer(_async_message_buffer.AsyncMessageBuffer):
 def wake_pages_safely() -> None:
     """Before a server is made."""
     _infra.AsyncMessageBuffer = WokenBuffer
+
+
+# What panels need.
 
 
 @runtime_checkable

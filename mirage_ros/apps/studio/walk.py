@@ -356,7 +356,7 @@ class Walk:
                 self._changed.wait_for(lambda: self._closing or self._jobs or self._due() or self._moves())
                 if self._closing:
                     return
-                self._stop = False  # here, as Stop may be pressed from when the work is told of
+                self._stop = False  # here, as Stop may be pressed as soon as the work is shown
                 what, job = self._jobs.popleft() if self._jobs else (QUIET, self._look_now())
             self._do(what, job)
 

@@ -1,4 +1,4 @@
-"""What is told of what fails, without the whole node: filters, logs, missing frames and callbacks."""
+"""What is reported of what fails, without the whole node: filters, logs, missing frames and callbacks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_topic_on_which_everything_is_wrong_fills_no_log():
     health = Health(lines.append, lines.append)
     for index in range(1000):
         health.error("tf", f"Transform {'x' * index} is wrong.")
-    health.error("plan", "Another topic is told as ever.")
+    health.error("plan", "Another topic is reported as ever.")
     assert len(lines) == MOST_LINES + 1 and lines[-2].endswith(QUIET)
     assert health.state("tf")[1] == f"Transform {'x' * 999} is wrong." and health.errors == 1001
 
