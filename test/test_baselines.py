@@ -115,6 +115,21 @@ def test_bytes_are_counted():
         PointCloud(CloudConfig(voxel_m=0.0))
 
 
+def test_a_copy_takes_more_points():
+    """Of a cloud that had made room for many more: all of them fell into few voxels."""
+    cloud, camera = PointCloud(CloudConfig(voxel_m=5.0)), cameras([look((0, 0, 1), (0, 1, 1))], (64, 80))
+
+    def more(of, depth_m, rows):
+        depth, rgb = np.full((1, 64, 80), depth_m, np.float32), np.zeros((1, 64, 80, 3), np.uint8)
+        static = np.broadcast_to((np.arange(64) < rows)[None, :, None], depth.shape)
+        return of.write(rgb, camera, depth, static, np.array([0]))
+
+    more(cloud, 2.0, 64)
+    twin = cloud.copy()
+    assert more(twin, 40.0, 2) > 0 and twin.count > cloud.count
+    assert twin.draw(camera).covered.sum() >= cloud.draw(camera).covered.sum()
+
+
 def test_a_point_takes_no_more_than_is_counted():
     """Stored as a token's place, a pixel gives its point and footprint again."""
     batch = cameras([HERE, look((0.4, 0, 1.2), (0, 4, 1))], (300, 400))

@@ -359,7 +359,8 @@ class PointCloud:
                 grown = np.empty(shape(max(rows, capacity * 3 // 2), n), dtype)
                 grown[: self.count] = self[name]
                 self._arrays[name] = grown
-            runs = len(self._arrays["frames"]) // RUN + 1
+            # A copy has rows for its points alone, and bounds for as many as there was room for.
+            runs = max(len(self._arrays["frames"]) // RUN + 1, len(self._bounds))
             bounds = np.empty((runs, 2, 3), np.float32)
             bounds[:, 0], bounds[:, 1] = np.inf, -np.inf
             bounds[: len(self._bounds)] = self._bounds
