@@ -7,16 +7,7 @@
 `mirage/Camera-v0` moves a free camera through a world and pays nothing; `mirage/Navigate-v0` drives a robot to a red
 box (needs MuJoCo for the rooms); both are in environments.py. No ROS.
 
-The network draws `chunk_frames` frames at once, for little more than the price of one. An
-environment learns each camera only when its action comes. So:
-
-- An action that differs from the last one gets a chunk of one frame.
-- An action that repeats the last one is taken to be held: the whole chunk is drawn for
-  the cameras it would lead to. The next steps cost nothing while they do.
-- When they do not, the world goes back to before that chunk, and the frames that
-  were shown are written into it again from what the model gave, so memory holds exactly what was shown.
-
-What is drawn depends on past actions alone: the same seed and actions give the same frames.
+An environment learns each camera only when its action comes, so every frame is drawn by itself.
 
 Worlds start from shipped pictures, procedural scenes, or rooms with a box. Of a scene MuJoCo renders
 the ground truth in the same way (TrueFrames).
@@ -36,8 +27,7 @@ import numpy as np
 from mirage_ros.data.seeds import Seed, load_seed, shipped_seeds
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.protocol import SECOND_NS, Chunk, Frame, Perception, WorldModel
-from mirage_ros.world.state import WorldState
+from mirage_ros.protocol import SECOND_NS, Frame, WorldModel
 from mirage_ros.world.world import World, WorldConfig
 
 if TYPE_CHECKING:
@@ -135,115 +125,27 @@ def _need_mujoco() -> None:
         ) from error
 
 
-class ReplayModel:
-    """A WorldModel that can give the first frames of its last chunk again, for free."""
-
-    def __init__(self, model: WorldModel) -> None:
-        self._model = model
-        self._replayed: int | None = None
-
-    def __getattr__(self, name: str):
-        return getattr(self._model, name)
-
-    def replay(self, frames: int | None) -> None:
-        """Of the next calls: the first `frames` of what was given last; None asks the model."""
-        self._replayed = frames
-
-    def generate(self, *arguments):
-        if self._replayed is None:
-            self._latents = self._model.generate(*arguments)
-            return self._latents
-        return self._latents[: self._replayed]
-
-    def decode(self, latents):
-        if self._replayed is None:
-            self._rgb = self._model.decode(latents)
-            return self._rgb
-        return self._rgb[: self._replayed]
-
-    def perceive(self, *arguments) -> Perception:
-        if self._replayed is None:
-            self._perception = self._model.perceive(*arguments)
-            return self._perception
-        seen, part = self._perception, slice(self._replayed)
-        return Perception(seen.depth_m[part], seen.dynamic[part], seen.sky[part])
-
-
 class WorldFrames:
-    """Frames of a generated world, one camera at a time.
+    """Frames of a generated world, one camera at a time."""
 
-    Attributes:
-        drawn: chunks that were drawn so far.
-        wasted: frames that were prefetched and never shown.
-    """
-
-    def __init__(
-        self, model: WorldModel, period_s: float, max_memory_bytes: int, lookahead: bool = True
-    ) -> None:
-        # Where one latent holds several frames, the world cannot be cut after any of them.
-        self._lookahead = lookahead and getattr(model, "frames_per_latent", 1) == 1
-        self._model = ReplayModel(model)
-        self._period_ns = round(period_s * SECOND_NS)
+    def __init__(self, model: WorldModel, period_s: float, max_memory_bytes: int) -> None:
+        self._model, self._period_ns = model, round(period_s * SECOND_NS)
         self._config = WorldConfig(max_memory_bytes=max_memory_bytes)
-        self._prefetched: list[Frame] = []
-        self.drawn = self.wasted = 0
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the pictures."""
         return self._model.size
 
-    @property
-    def chunk_frames(self) -> int:
-        return self._model.chunk_frames
-
     def reset(self, seed: Seed, noise: int) -> Frame:
         """A new world; its first frame is the seed as the model shows it, stamped 0."""
         self._world = World(self._model, replace(self._config, seed=noise))
-        self._prefetched, self._shown = [], []
         return self._world.reset(seed.rgb, seed.camera, seed.depth_m).frames[0]
 
-    def advance(self, camera: Camera, held: Camera | None = None) -> Frame:
-        """The next frame.
-
-        Args:
-            camera: where it is seen from, of the pictures' size.
-            held: a batch of cameras that follow if the action is held; None prefetches nothing.
-        """
-        if self._prefetched and _same(self._prefetched[0].camera, camera):
-            self._shown.append(self._prefetched.pop(0))
-            return self._shown[-1]
-        self._take_back()
-        cameras = Camera.stack([camera])
-        if held is not None and self._lookahead:
-            following = list(held)[: self._model.chunk_frames - 1]
-            cameras = Camera.stack([camera, *following])
-        self._before: WorldState = self._world.snapshot()
-        frame, *self._prefetched = self._step(cameras).frames
-        self.drawn += 1
-        self._shown = [frame]
-        return frame
-
-    def _take_back(self) -> None:
-        """Takes back what was prefetched but not shown."""
-        if not self._prefetched:
-            return
-        self.wasted += len(self._prefetched)
-        self._world.restore(self._before)
-        self._model.replay(len(self._shown))
-        try:
-            self._step(Camera.stack([frame.camera for frame in self._shown]))
-        finally:
-            self._model.replay(None)
-        self._prefetched = []
-
-    def _step(self, cameras: Camera) -> Chunk:
-        steps = np.arange(1, len(cameras) + 1)
-        return self._world.step(cameras, self._world.stamp_ns + steps * self._period_ns)
-
-
-def _same(one: Camera, other: Camera) -> bool:
-    return np.array_equal(one.world_from_camera, other.world_from_camera)
+    def advance(self, camera: Camera) -> Frame:
+        """The next frame; `camera` is of the pictures' size."""
+        stamps = np.array([self._world.stamp_ns + self._period_ns])
+        return self._world.step(Camera.stack([camera]), stamps).frames[0]
 
 
 class TrueFrames:
@@ -263,8 +165,8 @@ class TrueFrames:
         self._stamp_ns = -self._period_ns
         return self.advance(camera)
 
-    def advance(self, camera: Camera, held: Camera | None = None) -> Frame:
-        """The next frame; nothing is gained by knowing what follows."""
+    def advance(self, camera: Camera) -> Frame:
+        """The next frame."""
         clip = self._renderer.render(Camera.stack([camera]))
         self._stamp_ns += self._period_ns
         seen = np.ones(self.size, bool)

@@ -52,7 +52,6 @@ class EnvConfig:
         speed_mps, turn_rps: what an action element of 1 means.
         starts: where worlds start: "shipped" pictures, "scenes" or "boxes" (procedural, need
             MuJoCo), or names and paths of seeds.
-        lookahead: draw a whole chunk ahead while actions repeat; see `mirage_ros.env`.
         max_memory_bytes: cap of the latent memory.
         max_depth_m: depth beyond it is shown as this.
         size: (height, width) of the pictures with backend "mujoco"; the model's own otherwise.
@@ -65,7 +64,6 @@ class EnvConfig:
     speed_mps: float = 0.8
     turn_rps: float = 1.0
     starts: str | Sequence[str] = "shipped"
-    lookahead: bool = True
     max_memory_bytes: int = 512 * 2**20
     max_depth_m: float = 100.0
     size: Sequence[int] = (128, 160)
@@ -158,15 +156,13 @@ class CameraEnv(gymnasium.Env):
             self._frame = self._frames.reset(self._true_scene(), self._start.seed.camera)
         else:
             self._frame = self._frames.reset(self._start.seed, noise)
-        self._last_action = None
         return self._observation(), self._info()
 
     def step(self, action):
         action = self._checked(action)
         previous = self._frame
         camera = self._moved(previous.camera, action)
-        self._frame = self._frames.advance(camera, self._held(camera, action))
-        self._last_action = action
+        self._frame = self._frames.advance(camera)
         reward, terminated = self._judge(previous, self._frame)
         return self._observation(), reward, terminated, False, self._info()
 
@@ -196,17 +192,6 @@ class CameraEnv(gymnasium.Env):
             pose = flown(pose, action * np.repeat([step_m, step_rad], 3))
         return Camera(camera.intrinsics, rigid.orthonormal(pose), camera.size)
 
-    def _held(self, camera: Camera, action: np.ndarray) -> Camera | None:
-        """The cameras that follow if a repeated action goes on being repeated."""
-        if not self.config.lookahead or self.config.backend == "mujoco":
-            return None
-        if not np.array_equal(action, self._last_action):
-            return None
-        cameras = [camera]
-        for _ in range(self._frames.chunk_frames - 1):
-            cameras.append(self._moved(cameras[-1], action))
-        return Camera.stack(cameras[1:]) if len(cameras) > 1 else None
-
     def _frame_source(self):
         if self.config.backend == "mujoco":
             from mirage_ros.env import TrueFrames
@@ -214,8 +199,7 @@ class CameraEnv(gymnasium.Env):
             return TrueFrames(tuple(self.config.size), self.config.period_s)
         model = self.config.model
         model = _shared_model(model) if isinstance(model, str) else model
-        config = self.config
-        return WorldFrames(model, config.period_s, config.max_memory_bytes, config.lookahead)
+        return WorldFrames(model, self.config.period_s, self.config.max_memory_bytes)
 
     def _choose_start(self, number: int, wanted: str | Seed | None) -> Start:
         if isinstance(wanted, Seed):
