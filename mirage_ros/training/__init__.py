@@ -30,6 +30,7 @@ from tqdm import tqdm
 from mirage_ros.errors import MirageError
 from mirage_ros.files import atomic_path
 from mirage_ros.models.parts import picture_from_rgb, rgb_from_picture
+from mirage_ros.training.optimizers import make_optimizer
 
 #: Depths shown, metres: nearer is red, farther is blue.
 NEAR_M, FAR_M = 0.5, 12.0
@@ -93,8 +94,6 @@ def nested_moments(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 #: Keeps validation draws apart from training draws.
 VALIDATION_SEED = 2**40
-#: Of AdamW's moments.
-BETAS = (0.9, 0.95)
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,8 @@ class LoopConfig:
     steps: in all.
     learning_rate: after the warm-up, until the final decay.
     warmup_steps: linear from zero.
+    optimizer: "adamw", or "muon" for the kernels of a network that says which they are (optimizers.py).
+    weight_decay: of AdamW alone.
     decay_fraction: the last share of the steps decays linearly to zero.
     ema: decay of the averaged weights, which are the ones that ship.
     checkpoint_s: seconds between checkpoints.
@@ -124,6 +125,7 @@ class LoopConfig:
     validate_batches: int = 4
     seed: int = 0
     precision: str = "float32"
+    optimizer: str = "adamw"
 
 
 @runtime_checkable
@@ -185,14 +187,6 @@ class Steps(ABC):
         self.save()
         bar.close()
 
-    def _make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """AdamW for whatever of the network requires gradients."""
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        config = self.config
-        return torch.optim.AdamW(
-            trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=BETAS
-        )
-
     def _set_learning_rate(self, optimizer: torch.optim.Optimizer, share: float = 1.0) -> None:
         """Of the coming step: a share of the config's, rising from zero over the warm-up."""
         warm = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
@@ -210,7 +204,7 @@ class Loop(Steps):
     def __init__(self, network: nn.Module, folder: Path, config: LoopConfig):
         super().__init__(folder, config, Accelerator(cpu=not torch.cuda.is_available()))
         self.network = network.to(self.accelerator.device)
-        self.optimizer = self._make_optimizer(network)
+        self.optimizer = make_optimizer(network, config, self.accelerator)
         self.start_averages()
         self._load()
         dtype = pick_dtype(config.precision, self.accelerator.device)
@@ -269,6 +263,8 @@ class Loop(Steps):
             ) from error
         moments = nested_moments(tensors_of("optimizer", tensors))
         state = {int(index): values for index, values in moments.items()}
+        if any(("exp_avg" in values) != (self.config.optimizer == "adamw") for values in state.values()):
+            raise MirageError(f"{path} is of another optimizer than {self.config.optimizer}; give that one, or delete it.")
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 

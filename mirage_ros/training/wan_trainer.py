@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from mirage_ros.errors import MirageError
-from mirage_ros.models.mini.denoiser import TIMESTEPS, MemoryDenoiser, shifted
+from mirage_ros.models.wan.denoiser import TIMESTEPS, MemoryDenoiser, shifted
 from mirage_ros.models.parts import add_lora
 from mirage_ros.training import (
     Steps,
@@ -37,6 +37,7 @@ from mirage_ros.training import (
     write_checkpoint,
 )
 from mirage_ros.training.chunks import Chunks
+from mirage_ros.training.optimizers import adamw
 
 STAGES = ("branch", "lora")
 
@@ -45,7 +46,7 @@ STAGES = ("branch", "lora")
 class FlowConfig:
     """Attributes:
     batch: chunks per step and process.
-    shift: of the noise levels drawn (models/mini/denoiser.py).
+    shift: of the noise levels drawn (models/wan/denoiser.py).
     text_dropout: share of samples that get the empty prompt.
     """
 
@@ -150,7 +151,7 @@ class Trainer(Steps):
 
     def __init__(self, network: nn.Module, folder: Path, config: TrainerConfig):
         super().__init__(folder, config, make_accelerator())
-        optimizer = self._make_optimizer(network)
+        optimizer = adamw(network, config)
         self.network, self.optimizer = self.accelerator.prepare(network, optimizer)
         folder.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
