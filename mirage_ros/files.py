@@ -31,9 +31,9 @@ PIECE_BYTES = 64 * 2**20
 """Bytes that are written between two reports of progress."""
 
 FORMAT = "mirage_ros world"
-MEMORY, LATENTS, DECODER = (f"{name}.safetensors" for name in ("memory", "latents", "decoder"))
+MEMORY, LATENTS, SKY, DECODER = (f"{name}.safetensors" for name in ("memory", "latents", "sky", "decoder"))
 WORLD = "world.json"
-FILES = (MEMORY, LATENTS, DECODER, WORLD)
+FILES = (MEMORY, LATENTS, SKY, DECODER, WORLD)
 """Of a saved world, in the order in which a save puts them in their places (world/files.py)."""
 
 SAVING, SAVED = ".mirage_saving", ".mirage_saved"

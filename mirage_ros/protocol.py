@@ -114,7 +114,7 @@ class Frame:
         rgb: the picture.
         depth_m: along z; NaN invalid, +inf beyond range (REP 117, 118).
         observed: True where the model took the pixel from memory, latent cell by latent cell, False
-            where it imagined it (world/state.py).
+            where it imagined it (`Readout.known`).
         scan, lidar: of sensors at the camera's place; None unless they were asked for.
         labels: the number of the entity that each pixel shows, 0 for the world; None where there are no entities.
             `observed` is of the world behind them.
@@ -145,8 +145,7 @@ class Chunk:
         frames: in time order.
         seconds: wall seconds by stage, of `STAGES`.
         observed_fraction: share of the chunk's latent cells that the model took from memory.
-        tokens: tokens in memory after the write.
-        memory_bytes: bytes of memory after the write.
+        tokens, memory_bytes: in memory after the write.
     """
 
     frames: tuple[Frame, ...]
@@ -225,8 +224,7 @@ EntityChange = Spawn | Delete | Move | Describe | Clear
 
 
 class Points(NamedTuple):
-    """The memory as a cloud, for viewing. Confidence is the cosine under which a token was
-    seen: 1 frontal, towards 0 grazing."""
+    """The memory as a cloud, for viewing. Confidence is the cosine under which a token was seen: 1 frontal."""
 
     xyz: Float32[np.ndarray, "n 3"]
     rgb: UInt8[np.ndarray, "n 3"]
@@ -253,14 +251,11 @@ class Readout:
     Unseen cells hold zeros, depth NaN, index -1.
 
     Attributes:
-        latents: features of the winning tokens.
-        visible: where a token won.
+        latents, visible, index: features of the winning tokens, where one won, and its row in the memory.
         depth_m: depth of the winning token's surface along z, metres; NaN unseen.
-        index: row of the winning token in the memory, -1 unseen.
-        place: (du, dv) of the cell's centre from the winning token's, in the token's own cells, on
-            the token's plane and as seen from the view it was born in (zbuffer.py).
-        log_scale: natural log of the token's footprint over the cell's width at that depth;
-            positive when the token is coarser than the cell.
+        place: (du, dv) of the cell's centre from the winning token's, in its own cells, on its plane and as
+            seen from the view it was born in (zbuffer.py).
+        log_scale: natural log of the token's footprint over the cell's width there; above 0 it is coarser than the cell.
     """
 
     latents: Float[Tensor, "f c h w"]
@@ -270,16 +265,15 @@ class Readout:
     place: Float[np.ndarray, "f 2 h w"]
     log_scale: Float[np.ndarray, "f h w"]
 
+    def known(self, cells: int) -> Bool[np.ndarray, "f lh lw"]:
+        """Of latents of so many cells to a side: those of which memory shows at least half."""
+        frames, height, width = self.visible.shape
+        return self.visible.reshape(frames, height // cells, cells, width // cells, cells).mean((2, 4)) >= 0.5
+
 
 @dataclass(frozen=True)
 class Perception:
-    """What a perceiver sees in f pictures.
-
-    Attributes:
-        depth_m: along z at picture resolution; NaN invalid, +inf sky.
-        dynamic: moving things.
-        sky: nothing to lift.
-    """
+    """What a perceiver sees in f pictures: depth along z (NaN invalid, +inf sky), moving things, and sky: nothing to lift."""
 
     depth_m: Float[np.ndarray, "f h w"]
     dynamic: Bool[np.ndarray, "f h w"]
@@ -297,8 +291,7 @@ class Views:
 
 @runtime_checkable
 class SpatialMemory(Protocol):
-    """What the cycle needs of a memory: LatentMemory, or a baseline with the same face. It holds `tokens` things; they
-    and their index take `nbytes` bytes."""
+    """What the cycle needs of a memory: LatentMemory, or a baseline. It holds `tokens` things in `nbytes` bytes."""
 
     tokens: int
     nbytes: int
@@ -323,34 +316,28 @@ class Surfaces(Protocol):
 @runtime_checkable
 class FreeSpace(Protocol):
     """What was seen to be free, as FreeSpaceViews."""
-
     cameras: Camera
     reach_m: np.ndarray
     real: np.ndarray
 
-    def seen_free(
-        self, points: Float[np.ndarray, "n 3"], margin: float, only_real: bool = False
-    ) -> Bool[np.ndarray, "n"]: ...
+    def seen_free(self, points: Float[np.ndarray, "n 3"], margin: float, only_real: bool = False) -> Bool[np.ndarray, "n"]: ...
 
 
 @runtime_checkable
 class WorldModel(Protocol):
-    """The neural parts as the cycle sees them. A model holds no state of the world.
+    """The neural parts as the cycle sees them: a `ChunkModel` or an `Imaginer`. A model holds no state of the world.
 
-    A model may have `readout_cells` besides: it is shown a readout of so many cells to a side of
-    each latent cell. And `from_memory(readout)`: which latents it takes from that readout, where
-    these are not the ones that memory shows at least half of (both in world/state.py). And
-    `segmented(rgb)`: what moves in real pictures (f, h, w), by a segmenter that was asked for, or
-    None if none was. And `device`, the torch device that it runs on, where that is not the CPU: memory
-    is read there, too.
+    A model may have `readout_cells` besides: it is shown a readout of so many cells to a side of each latent cell. And
+    `segmented(rgb)`: what moves in real pictures (f, h, w), by a segmenter that was asked for, or None if none was. And
+    `device`, the torch device that it runs on, where that is not the CPU: memory is read there, too. And `network`, which
+    its drawing calls on tensors with the batch in front: episodes that are drawn together share its calls.
 
     Attributes:
         name: what checkpoints and saved worlds are tagged with.
-        stride: pixels per latent cell.
-        channels: latent channels.
+        stride, channels: pixels per latent cell; latent channels.
         size: (height, width) of the pictures it was made for, multiples of 2 * stride.
         chunk_frames: frames per chunk.
-        preceding_frames, reference_frames: context latents that `generate` can use, at most.
+        preceding_frames, reference_frames: context latents that a ChunkModel can use, at most.
     """
 
     name: str
@@ -365,29 +352,42 @@ class WorldModel(Protocol):
 
     def decode(self, latents: Float[Tensor, "f c lh lw"]) -> UInt8[np.ndarray, "f h w 3"]: ...
 
-    def generate(
-        self,
-        readout: Readout,
-        cameras: Camera,
-        preceding: Float[Tensor, "p c lh lw"],
-        references: Float[Tensor, "r c lh lw"],
-        seed: int,
-    ) -> Float[Tensor, "f c lh lw"]:
-        """Latents of the chunk. `cameras` is the batch of f target cameras at the readout's size."""
-
     def perceive(
-        self,
-        rgb: UInt8[np.ndarray, "f h w 3"],
-        cameras: Camera,
-        anchor_depth_m: Float[np.ndarray, "f ah aw"] | None,
+        self, rgb: UInt8[np.ndarray, "f h w 3"], cameras: Camera, anchor_depth_m: Float[np.ndarray, "f ah aw"] | None
     ) -> Perception:
         """Depth and masks of pictures; `anchor_depth_m` is the readout's depth (NaN unseen)."""
 
 
-MOSTLY = 0.5
-"""Share of a latent's readout cells from which memory is said to show it."""
+@runtime_checkable
+class ChunkModel(WorldModel, Protocol):
+    """A model that makes the frames of a chunk together."""
+
+    def generate(
+        self, readout: Readout, cameras: Camera, preceding: Float[Tensor, "p c lh lw"],
+        references: Float[Tensor, "r c lh lw"], seed: int,
+    ) -> Float[Tensor, "f c lh lw"]:
+        """Latents of the chunk. `cameras` is the batch of f target cameras at the readout's size."""
+
+
+@runtime_checkable
+class Imaginer(WorldModel, Protocol):
+    """A model that imagines depth with what it shows: a place is imagined once and read from memory ever after."""
+
+    def aligned(self, readout: Readout) -> Float[Tensor, "f c lh lw"]:
+        """The latents that memory shows; those that it does not show mean nothing."""
+
+    def imagine(self, readout: Readout, camera: Camera, style: Views, seed: int) -> Views:
+        """The whole view of one camera (a batch of one, at the readout's size); what memory shows of it is kept.
+        `style` are views of the same world, which tell how it looks."""
+
+
 DecoderState = dict[str, Any]
 """What a causal decoder remembers: tensors, which are never changed in place, so states share them."""
+
+
+def imagines(model: WorldModel) -> bool:
+    """Whether a model, or what stands in for one, is an Imaginer."""
+    return hasattr(model, "imagine")
 
 
 def readout_cells(model: WorldModel) -> int:

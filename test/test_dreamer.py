@@ -11,11 +11,14 @@ from mirage_ros import cli
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models import load_model
+from mirage_ros.models.mini import imagining
 from mirage_ros.models.mini.dreamer import DEPTHS, Codebooks, Dreamer
 from mirage_ros.models.mini.imagining import (
     Blocks,
     DreamConfig,
-    DreamingModel,
+    Drawing,
+    Question,
+    complete,
     heading_rays,
     picture_blocks,
     scattered,
@@ -23,8 +26,9 @@ from mirage_ros.models.mini.imagining import (
 )
 from mirage_ros.training import Loop, LoopConfig, pick_dtype
 from mirage_ros.training.clips import StoredClip, shown_cells, shrunk
-from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, DreamerRecipe, ViewBatch, ViewSampler, completed, make_views
-from mirage_ros.training.recipe import fill
+from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, ViewBatch, ViewSampler, completed, make_views
+from mirage_ros.training.optimizers import Muon, orthogonal
+from mirage_ros.training.recipe import Recipe, fill
 from mirage_ros.training.views import ViewStore, unpacked
 
 SIZE, CELLS, VIEWS, BOOKS = (64, 80), (8, 10), 4, (24, 8, 24, 8)
@@ -185,6 +189,17 @@ def test_codes_stand_for_nearly_the_cell(store):
     assert all(later < earlier for earlier, later in zip(left[:-1], left[1:], strict=True))
 
 
+def test_deviations_are_measured_once(store, tmp_path):
+    mine = ViewStore(tmp_path, VIEWS, SIZE, 12)
+    mine.fit([clip_of(0), clip_of(1)])
+    mine.add([(0, clip_of(0))])
+    found = mine.deviations()
+    views = mine.open()["view"].astype(np.float32)
+    assert np.allclose(found, np.sqrt((views**2).mean((0, 1, 3, 4))), rtol=0.2)
+    mine.add([(1, clip_of(7))])
+    assert mine.deviations() == found
+
+
 def test_codebooks_are_fitted_once_and_of_what_was_asked(store):
     first, again = store.codebooks(BOOKS), store.codebooks(BOOKS)
     assert all(torch.equal(a, b) for a, b in zip(first.books, again.books, strict=True))
@@ -208,10 +223,55 @@ def test_every_cell_that_is_not_shown_is_drawn(store, steps):
         assert (sky[mask == 0].abs() > 0.4).all()  # of what was not drawn it is 0
 
 
+def test_cells_are_drawn_again_given_all_others(store):
+    """Each open cell as often as the others, none that is shown, and those of one part do not look at each other."""
+    batch, network = sampler(store).draw(np.random.default_rng(0), 3), small_network(store)
+    question = Question(batch.clean * batch.mask, batch.mask, batch.rays, batch.style)
+    parts, open_cells = [], batch.mask[:, 0] == 0
+
+    class Noted(Drawing):
+        def redraw(self, cells):
+            assert self.drawn.equal(open_cells)
+            super().redraw(cells)
+            assert self.drawn.equal(open_cells)
+            parts.append(cells)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imagining, "Drawing", Noted)
+        again = complete(network, question, torch.Generator().manual_seed(0), DreamConfig(2, redraws=80))
+    share = float(open_cells.float().mean((1, 2)).max()) ** 0.5
+    assert len(parts) == round(80 * share)
+    for first in range(0, len(parts) - 1, 2):
+        assert torch.stack(parts[first : first + 2]).sum(0).equal(open_cells.long())
+    once = complete(network, question, torch.Generator().manual_seed(0), DreamConfig(2, redraws=0))
+    assert torch.equal(again[(batch.mask > 0).expand_as(again)], once[(batch.mask > 0).expand_as(once)])
+    assert not torch.equal(again, once)
+
+
+def test_the_finish_learns_from_cells_that_do_not_fit(store):
+    """Depth and colours of some are the network's own, details are the true ones."""
+    generator = torch.Generator().manual_seed(0)
+    loss, network = loss_of(store), small_network(store)
+    batch = sampler(store).draw(np.random.default_rng(0), 4)
+    seen, part = batch.clean * batch.mask, slice(0, 4)
+    codes, true = loss._coded(batch.clean, batch.mask)
+    drawn = loss._redrawn(batch, seen, part, network, generator)
+    changed = (drawn != true).any(1)
+    assert 0 < changed.float().mean() < 0.6 and not changed[batch.mask[:, 0] > 0].any()
+    details = network.codebooks.books[2:]
+    for cell in changed.nonzero()[:20]:
+        b, row, column = cell.tolist()
+        left = drawn[b, :-2, row, column] - sum(book[code] for book, code in zip(details, codes[b, row, column, 3:], strict=True))
+        colour = network.codebooks.colour
+        assert (left - colour @ colour.T @ left).abs().max() < 1e-4, "only the colour is another one"
+    still = DreamerLoss(sampler(store, redrawn_share=0.0), loss.codebooks, DreamerLossConfig(batch=4, redrawn_share=0.0))
+    assert torch.equal(still._redrawn(batch, seen, part, network, generator), true)
+
+
 def test_an_untaught_network_draws_all_codes_alike(store):
     network, books = small_network(store), store.codebooks(BOOKS)
     given = [torch.zeros(1, channels, *CELLS) for channels in (14, 1, 5)]
-    x = network(*given, torch.zeros(1, 2, 21, *CELLS), *(torch.zeros(1, channels, *CELLS) for channels in (14, 1)))
+    x = network(*given, network.style_tokens(torch.zeros(1, 2, 21, *CELLS)), *(torch.zeros(1, channels, *CELLS) for channels in (14, 1)))
     seen = []
     codes = network.choose_codes(x.permute(0, 2, 3, 1).flatten(0, 2), books.likenesses(), lambda _, logits: seen.append(logits) or logits.argmax(1))
     assert codes.shape == (80, 5) and [logits.shape[1] for logits in seen] == books.sizes
@@ -268,24 +328,80 @@ def test_bfloat16_trains_float32_weights(store, tmp_path):
         pick_dtype("float16x", torch.device("cpu"))
 
 
-def test_the_command_renders_trains_and_writes(tmp_path):
+def test_muon_turns_a_kernel_by_as_much_in_every_direction(store, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((24, 90), (90, 24)):
+        matrix = torch.randn(shape, generator=generator) * torch.logspace(0, -2, shape[1])
+        values = torch.linalg.svdvals(orthogonal(matrix))
+        assert values.min() > 0.4 and values.max() < 1.4, "the iteration brings them near 1, as published"
+    network = small_network(store)
+    kernels = {id(kernel) for kernel in network.kernels()}
+    named = {name: id(parameter) in kernels for name, parameter in network.named_parameters()}
+    assert named["down_1.0.conv_1.weight"] and named["look_0.qkv.weight"] and named["features.2.weight"]
+    assert not any(named[name] for name in ("into.weight", "out.2.weight", "task.weight", "says.0.rows.weight", "down_1.0.task.weight"))
+    config = LoopConfig(steps=6, warmup_steps=2, learning_rate=2e-3, checkpoint_s=0.0, optimizer="muon")
+    whole = Loop(network, tmp_path / "whole", config)
+    whole.run(loss_of(store))
+    with pytest.raises(KeyboardInterrupt):
+        cut = Loop(small_network(store), tmp_path / "cut", config)
+        cut.run(lambda *given: loss_of(store)(*given) if cut.step < 4 else (_ for _ in ()).throw(KeyboardInterrupt))
+    resumed = Loop(small_network(store), tmp_path / "cut", config)
+    assert resumed.step == 4
+    resumed.run(loss_of(store))
+    for ours, theirs in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for bad in (LoopConfig(optimizer="sgd"), LoopConfig(optimizer="muon")):
+        with pytest.raises(MirageError, match="optimizer of Linear"):
+            Loop(torch.nn.Linear(2, 2), tmp_path / "none", bad)
+
+
+def test_two_processes_share_the_work_of_muon(store):
+    """Each makes a part of the steps' directions; their sum is what one process would make."""
+    def stepped(together, total):
+        network, generator = small_network(store), torch.Generator().manual_seed(0)
+        for parameter in network.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        Muon(list(network.parameters()), network.kernels(), 1e-2, together, total).step()
+        return [parameter.detach() for parameter in network.parameters()]
+
+    parts = []
+    for own in (0, 1):
+        stepped((2, own), lambda flat: parts.append(flat.clone()) or flat)
+    assert all(part.any() for part in parts) and not (parts[0] * parts[1]).any()
+    together, alone = stepped((2, 0), lambda flat: parts[0] + parts[1]), stepped((1, 0), lambda flat: flat)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
+
+
+def test_a_run_does_not_go_on_with_another_optimizer(store, tmp_path):
+    for first, other in (("muon", "adamw"), ("adamw", "muon")):
+        Loop(small_network(store), tmp_path / first, LoopConfig(steps=1, optimizer=first)).run(loss_of(store))
+        with pytest.raises(MirageError, match="another optimizer"):
+            Loop(small_network(store), tmp_path / first, LoopConfig(steps=2, optimizer=other))
+
+
+def test_the_command_trains_a_dreamer_for_the_parts_of_a_base(tmp_path):
     pytest.importorskip("mirage_ros.scenes.gl", reason="MuJoCo cannot draw here")
     recipe = {
-        "kind": "dreamer", "data": str(tmp_path / "data"), "run": str(tmp_path / "run"),
-        "size": [32, 40], "latent_channels": 8, "widths": [8, 8, 8], "fit_clips": 2,
-        "code_width": 16, "book_sizes": [16, 8, 16, 8, 8],
-        "clips": {"seeds": [0, 2], "frames": 4, "size": [48, 64], "period_s": 0.5, "workers": 1},
-        "validation_seeds": [1_000_000, 1_000_001],
-        "training": {"steps": 2, "validate_steps": 2, "validate_batches": 1}, "loss": {"batch": 2},
+        "base": "mini", "data": str(tmp_path / "data"), "run": str(tmp_path / "run"), "output": str(tmp_path / "model"),
+        "threads": 1, "clips": {"size": [128, 160]},
+        "views": {"channels": 8, "widths": [8, 8, 8], "fit_clips": 2, "code_width": 16, "book_sizes": [16, 8, 16, 8, 8],
+                  "clips": {"seeds": [0, 2], "frames": 4, "size": [128, 160], "period_s": 0.5, "workers": 1}},
+        "validation_seeds": [1_000_000, 1_000_001], "dream": {"steps": 3},
+        "dreamer": {"steps": 2, "validate_steps": 2, "validate_batches": 1}, "dreamer_loss": {"batch": 2},
     }  # fmt: skip
-    path = tmp_path / "dreamer.yaml"
+    path = tmp_path / "mini.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    make_views(fill(DreamerRecipe, recipe, "recipe"))  # one process does, the others wait
-    made = [tmp_path / "data/views" / name for name in ("records.bin", "blocks.safetensors", "codebooks.safetensors")]
+    threads = torch.get_num_threads()
+    make_views(fill(Recipe, recipe, "recipe"))  # one process does, the others wait
+    made = [tmp_path / "data/views" / name for name in ("records.bin", "blocks.safetensors", "codebooks.safetensors", "deviations.safetensors")]
     assert all(file.exists() for file in made)
     assert cli.main(["train", "--config", str(path)]) == 0
-    model = load_model(tmp_path / "run" / "model", "cpu")
-    assert isinstance(model, DreamingModel) and model.dreamer.config.latent_channels == 8
+    model, base = load_model(tmp_path / "model", "cpu"), load_model("mini", "cpu")
+    assert model.dreamer.config.latent_channels == 8 and model.config.dream.steps == 3
+    assert torch.equal(model.codec.blocks_in.weight, base.codec.blocks_in.weight)
     assert cli.main(["train", "--config", str(path)]) == 0  # nothing is left to do
     path.write_text(yaml.safe_dump(recipe | {"wdths": [8]}))
     assert cli.main(["train", "--config", str(path)]) == 2
+    path.write_text(yaml.safe_dump(recipe | {"clips": {"size": [64, 80]}}))
+    assert cli.main(["train", "--config", str(path)]) == 2
+    torch.set_num_threads(threads)

@@ -18,8 +18,8 @@ from mirage_ros.evaluation import evaluate as evaluating
 from mirage_ros.evaluation import lpips_of, psnr_db, psnr_where, ssim, ssim_where
 from mirage_ros.evaluation.evaluate import (
     ABLATIONS,
-    AblatedModel,
     Variant,
+    ablated,
     blinded,
     make_world,
     parse_variants,
@@ -48,7 +48,8 @@ from mirage_ros.evaluation.worlds import (
     seed_remembered,
     shown_by_seed,
 )
-from mirage_ros.protocol import WorldModel
+from mirage_ros.models import load_model
+from mirage_ros.protocol import imagines
 from mirage_ros.world.world import World
 
 
@@ -243,31 +244,51 @@ def test_ablated_models_are_models():
             return super().generate(readout, cameras, preceding, references, seed)
 
     model = Witness(SIZE)
-    ablated = AblatedModel(model, "references")
-    assert isinstance(ablated, WorldModel) and ablated.stride == 8
+    without = ablated(model, "references")
+    assert hasattr(without, "generate") and not imagines(without) and without.stride == 8
     batch = cameras([look((0, 0, 1), (0, 1, 1))], (8, 10))
     world = World(model)
     world.reset(np.zeros((*SIZE, 3), np.uint8), cameras([look((0, 0, 1), (0, 1, 1))], SIZE)[0])
     readout = world.memory.read(batch)
-    ablated.generate(readout, batch, torch.zeros(1, 192, 8, 10), torch.ones(1, 192, 8, 10), 0)
+    without.generate(readout, batch, torch.zeros(1, 192, 8, 10), torch.ones(1, 192, 8, 10), 0)
     assert len(model.references) == 0
 
 
-def test_a_model_is_asked_for_what_it_shows_without_its_network(truth):
-    class Recalling(PixelModel):
-        def recall(self, readout, cameras, preceding, references):
-            return torch.full_like(readout.latents, 0.5)
+def test_other_seeds_are_other_noise():
+    world = make_world(Variant("a", ablation="other_seed"), MODEL, 3)
+    assert world.config.seed == 4
 
-    plain, other = (
-        make_world(Variant("a", ablation=name), Recalling(SIZE), 3) for name in ("network", "other_seed")
-    )
-    assert other.config.seed == 4 and plain.config.seed == 3
-    given = plain.model, (truth.cameras[:1].resized((8, 10)), torch.zeros(1, 192, 8, 10), torch.zeros(0, 192, 8, 10))
-    plain.reset(truth.rgb[0], truth.cameras[0], truth.depth_m[0])
-    readout = plain.memory.read(given[1][0])
-    assert (given[0].generate(readout, *given[1], 0) == 0.5).all()
-    with pytest.raises(MirageError, match="leave the ablation network out"):
-        AblatedModel(MODEL, "network").generate(readout, *given[1], 0)
+
+def test_without_its_network_an_imaginer_goes_on_with_the_nearest_cell(truth):
+    class Imagining(PixelModel):
+        def aligned(self, readout):
+            return readout.latents.float()
+
+        def imagine(self, *_):
+            raise AssertionError("the network is left out")
+
+    model = Imagining(SIZE)
+    world = make_world(Variant("a", ablation="network"), model, 0)
+    world.reset(truth.rgb[0], truth.cameras[0], truth.depth_m[0])
+    camera = truth.cameras[3:4].resized((8, 10))
+    readout = world.memory.read(camera)
+    view, seen = world.model.imagine(readout, camera, None, 0), readout.visible[0]
+    assert 0 < seen.mean() < 1 and np.isfinite(view.depth_m).all()
+    latents = view.latents[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(latents[seen], readout.latents[0].permute(1, 2, 0).float().numpy()[seen])
+    for row, column in np.argwhere(~seen):
+        away = np.hypot(*(np.argwhere(seen) - (row, column)).T)
+        nearest = np.argwhere(seen)[away == away.min()]
+        assert any(np.array_equal(latents[row, column], latents[r, c]) for r, c in nearest)
+    world = make_world(Variant("a", ablation="network"), model, 0)
+    assert np.isinf(world.model.imagine(world.cycle.backend.new().read(camera), camera, None, 0).depth_m).all()
+
+
+def test_an_ablation_that_means_nothing_is_refused():
+    with pytest.raises(MirageError, match="leave it out"):
+        make_world(Variant("a", ablation="network"), MODEL, 0)
+    with pytest.raises(MirageError, match="leave it out"):
+        make_world(Variant("a", ablation="visibility"), load_model("mini", "cpu"), 0)
 
 
 def test_variants_are_named_once():

@@ -116,7 +116,7 @@ def test_warped_pictures_tell_the_same_on_every_grid():
 @pytest.mark.parametrize("cells", [1, 2, 4])
 def test_a_latent_is_moved_as_the_block_of_pixels_that_it_codes(cells):
     """With a code that loses nothing, a view shifted by whole readout cells comes out exactly."""
-    align = Aligner(192, width=8, blocks=1, cells=cells)
+    align = Aligner(latent_channels=192, width=8, blocks=1, cells=cells)
     rng = torch.Generator().manual_seed(0)
     mixing = torch.randn(192, 192, generator=rng) / 14
     pictures = torch.rand(30, 3, 64, 64, generator=rng) * 2 - 1
@@ -137,7 +137,7 @@ def test_a_latent_is_moved_as_the_block_of_pixels_that_it_codes(cells):
 
 
 def test_what_need_not_be_moved_is_not_changed():
-    align = Aligner(4, width=8, blocks=1, cells=4)
+    align = Aligner(latent_channels=4, width=8, blocks=1, cells=4)
     latents = torch.randn(4, 3, 6, 6)
     torch.nn.init.normal_(align.block_from_latent)
     torch.nn.init.normal_(align.latent_from_block)
@@ -161,20 +161,3 @@ def test_the_cycle_reads_as_finely_as_the_model_asks():
         # Memory keeps a number in six bits.
         assert np.abs(chunk.frames[0].rgb.astype(int) - rgb).max() <= 2
         assert chunk.frames[0].observed.all()
-
-
-def test_a_model_may_say_itself_what_it_takes_from_memory():
-    class Choosy(Finer):
-        def from_memory(self, readout):
-            taken = np.zeros((len(readout.visible), *latent_size(self)), bool)
-            taken[:, 2:5, 1] = True
-            return taken
-
-    world = World(Choosy())
-    camera = Camera.from_hfov(70.0, (64, 80), look((0, 0, 1), (0, 1, 1)))
-    world.reset(np.zeros((64, 80, 3), np.uint8), camera)
-    chunk = world.step(Camera.stack([camera]), np.array([1]))
-    wanted = np.zeros((64, 80), bool)
-    wanted[16:40, 8:16] = True
-    np.testing.assert_array_equal(chunk.frames[0].observed, wanted)
-    assert chunk.observed_fraction == 3 / 80

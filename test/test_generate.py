@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "small"
     shutil.copytree(SHIPPED["mini"], folder)
     index = json.loads((folder / "model_index.json").read_text())
-    index["size"], index["sampler"]["steps"] = [64, 80], 1
+    index["size"], index["dream"]["steps"] = [64, 80], 2
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,16 +12,11 @@ from fakes import PixelModel
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models import load_model, save_model
-from mirage_ros.models.mini import imagining
+from mirage_ros.models import mini
+from mirage_ros.models.mini import MiniConfig, MiniModel
 from mirage_ros.models.mini.dreamer import Dreamer
-from mirage_ros.models.mini.imagining import (
-    Blocks,
-    DreamConfig,
-    DreamingModel,
-    picture_blocks,
-)
-from mirage_ros.protocol import Readout, Views, WorldModel
-from mirage_ros.world.imagining import Imaginer
+from mirage_ros.models.mini.imagining import Blocks, DreamConfig, picture_blocks
+from mirage_ros.protocol import Imaginer, Readout, Views, WorldModel
 from mirage_ros.world.observing import only_seen
 from mirage_ros.world.state import WorldConfig
 from mirage_ros.world.world import Rig, World
@@ -33,9 +30,6 @@ class ImaginingModel(PixelModel):
     def __init__(self, sky_rows: int = 0, **settings):
         super().__init__(SIZE, far_m=FAR_M, **settings)
         self.sky_rows, self.asked = sky_rows, 0
-
-    def from_memory(self, readout: Readout):
-        return readout.visible
 
     def aligned(self, readout: Readout):
         return readout.latents.float()
@@ -104,7 +98,7 @@ def test_one_view_serves_the_frames_of_a_turn():
     assert not frames[0].observed.all() and frames[-1].observed.all()
 
 
-def test_depth_is_what_was_imagined_and_sky_is_not_remembered():
+def test_depth_is_what_was_imagined_and_the_memory_holds_no_sky():
     world, frames = walked(ImaginingModel(sky_rows=3), 4, yaw_deg=np.array([90.0, 90.5]))
     assert np.isinf(frames[0].depth_m[:24]).all() and not frames[0].observed.any()
     assert np.abs(frames[0].depth_m[24:] - FAR_M).max() < 1e-3
@@ -141,7 +135,7 @@ def test_cameras_turn_in_place():
 
 
 @pytest.fixture(scope="module")
-def dreaming() -> DreamingModel:
+def dreaming() -> MiniModel:
     """The shipped codec and aligner with a small dreamer that was taught nothing."""
     base, rng = load_model("mini", device="cpu"), np.random.default_rng(0)
     rgb = rng.integers(0, 255, (4, *base.size, 3), np.uint8)
@@ -153,28 +147,28 @@ def dreaming() -> DreamingModel:
     )  # fmt: skip
     for stage in range(3):
         getattr(dreamer, f"book_{stage}").copy_(0.2 * torch.randn(len(getattr(dreamer, f"book_{stage}")), 8))
-    parts = base.codec, base.denoiser.transformer, base.denoiser.branch, base.perception, base.config
-    return DreamingModel(*parts, name="dozing", dreamer=dreamer, blocks=blocks, dream=DreamConfig(3))
+    parts = base.codec, base.aligner, base.perception
+    return MiniModel(*parts, dreamer, blocks, MiniConfig(dream=DreamConfig(3)), name="dozing")
 
 
 def test_a_dreamer_is_saved_as_it_was_given(dreaming, tmp_path, monkeypatch):
     """On a processor that draws in bfloat16 as well."""
-    monkeypatch.setattr(imagining, "has_fast_bfloat16", lambda: True)
-    parts = dreaming.codec, dreaming.denoiser.transformer, dreaming.denoiser.branch, dreaming.perception, dreaming.config
+    monkeypatch.setattr(mini, "has_fast_bfloat16", lambda: True)
+    parts = dreaming.codec, dreaming.aligner, dreaming.perception
     given = {name: tensor.clone() for name, tensor in dreaming.dreamer.state_dict().items()}
-    save_model(DreamingModel(*parts, dreamer=dreaming.dreamer, blocks=dreaming.blocks), tmp_path / "model")
+    save_model(MiniModel(*parts, dreaming.dreamer, dreaming.blocks), tmp_path / "model")
     saved = load_model(tmp_path / "model", "cpu").dreamer.state_dict()
     for name, tensor in given.items():
         assert torch.equal(saved[name].float(), tensor.half().float()), name
 
 
 def test_a_dreamer_keeps_what_is_shown_and_survives_its_folder(dreaming, tmp_path):
-    assert isinstance(dreaming, Imaginer) and not isinstance(load_model("mini", "cpu"), Imaginer)
+    assert isinstance(dreaming, Imaginer)
     _, frames = walked(dreaming, 4, yaw_deg=np.array([10.0, 20.0]))
     assert not frames[0].observed.all() and np.isfinite(frames[0].depth_m[frames[0].observed]).all()
     save_model(dreaming, tmp_path / "model")
     again = load_model(tmp_path / "model", "cpu")
-    assert isinstance(again, DreamingModel) and again.dream == dreaming.dream
+    assert again.config == dreaming.config
     twice = load_model(tmp_path / "model", "cpu")
     walks = [pictures(walked(model, 4, yaw_deg=np.array([10.0, 20.0]))[1]) for model in (again, twice)]
     assert np.array_equal(*walks)
@@ -254,3 +248,148 @@ def test_each_camera_of_a_rig_has_the_style_of_its_own_last_view():
     assert model.said == [0.0, 0.0]
     rig.step([level(np.array([32.0])), level(np.array([180.0]))], np.array([2 * 10**8]))
     assert model.said == [120.0, 0.0]
+
+
+SKY_ROWS = 3
+
+
+def outdoors() -> World:
+    """A world whose seed shows sky above a wall 4 m away."""
+    world = World(ImaginingModel(sky_rows=SKY_ROWS))
+    picture = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+    depth = np.full(SIZE, FAR_M, np.float32)
+    depth[: SKY_ROWS * 8] = np.inf
+    world.reset(picture, level(np.zeros(1))[0], depth)
+    return world
+
+
+def turned_to(world: World, *yaw_deg: float) -> list:
+    """Frames of a camera that turns in place."""
+    start = world.stamp_ns
+    return [world.step(level(np.array([yaw])), np.array([start + (1 + i) * 10**8])).frames[0] for i, yaw in enumerate(yaw_deg)]
+
+
+def test_the_sky_is_remembered_by_where_one_looks(tmp_path):
+    world = outdoors()
+    seed = world.state.latents[0]
+    there, away, back = turned_to(world, 1e-6, 30, 1e-6)
+    assert there.observed.all() and back.observed.all() and not away.observed.all()
+    assert np.isinf(there.depth_m[: SKY_ROWS * 8]).all()
+    assert np.array_equal(there.rgb, back.rgb) and world.model.asked <= 2
+    assert torch.equal(world.state.latents[0], seed) and np.isfinite(world.memory.positions_m).all()
+    assert np.abs(world.memory.positions_m).max() < 20, "the memory itself holds surfaces alone"
+    again, sky = turned_to(world, 30)[0], slice(0, SKY_ROWS * 8)
+    assert again.observed[sky].all() and np.array_equal(again.rgb[sky], away.rgb[sky]), "what was imagined of it stays as well"
+    world.save(tmp_path / "world")
+    loaded = World(ImaginingModel(sky_rows=SKY_ROWS))
+    loaded.load(tmp_path / "world")
+    assert np.array_equal(turned_to(loaded, 30)[0].rgb[sky], again.rgb[sky])
+    unchanged = world.snapshot()
+    turned_to(world, 100)
+    assert unchanged.sky.tokens < world.state.sky.tokens
+    seen, _ = only_seen(world.state)
+    assert 0 < seen.sky.tokens < unchanged.sky.tokens
+
+
+def test_where_nobody_has_looked_a_wall_may_stand_before_the_sky():
+    """Sky is seen past the edge of a wall; from a place aside that edge hides it, but nobody knows yet."""
+    world = outdoors()
+    pose = level(np.zeros(1)).world_from_camera.copy()
+    pose[:, 1, 3] = -30.0  # 30 m to the right, where the seed's view never was
+    camera = Camera(level(np.zeros(1)).intrinsics, pose, SIZE)
+    frame = world.step(camera, np.array([10**8])).frames[0]
+    assert not frame.observed[: SKY_ROWS * 8].any()
+    assert world.model.asked
+
+
+def test_a_world_that_was_saved_without_a_sky_gets_an_empty_one(tmp_path):
+    world = outdoors()
+    world.restore(replace(world.snapshot(), sky=None))
+    world.save(tmp_path / "world")
+    assert not (tmp_path / "world" / "sky.safetensors").exists()
+    world.load(tmp_path / "world")
+    assert world.state.sky.tokens == 0
+    turned_to(world, 50)
+    world.save(tmp_path / "world")
+    assert (tmp_path / "world" / "sky.safetensors").exists()
+    world.restore(replace(world.snapshot(), sky=None))
+    world.save(tmp_path / "world")
+    assert not (tmp_path / "world" / "sky.safetensors").exists()
+
+
+def test_a_real_sky_takes_the_place_of_an_imagined_one():
+    world = outdoors()
+    turned_to(world, 40)
+    imagined = int((~world.state.sky.from_real).sum())
+    picture, depth = np.full((*SIZE, 3), 200, np.uint8), np.full(SIZE, FAR_M, np.float32)
+    depth[: SKY_ROWS * 8] = np.inf
+    world.observe(picture, level(np.array([40.0]))[0], depth, world.stamp_ns)
+    assert int((~world.state.sky.from_real).sum()) < imagined / 2
+    frame = turned_to(world, 40)[0]
+    assert frame.observed[: SKY_ROWS * 8].all() and np.abs(frame.rgb[:16, :24].astype(int) - 200).max() < 3
+    world.observe(picture // 4, level(np.array([40.0]))[0], depth, world.stamp_ns)
+    assert np.abs(turned_to(world, 40)[0].rgb[:16].astype(int) - 50).max() < 3, "another real one as well"
+    before = world.state.sky.tokens
+    world.keep_up(picture, level(np.array([-40.0]))[0], depth, world.stamp_ns)
+    assert world.state.sky.tokens > before, "a live picture adds what it shows of it"
+
+
+def pitched(up_deg: float) -> Camera:
+    """A camera that looks up."""
+    up, pose = np.radians(up_deg), level(np.zeros(1)).world_from_camera.copy()
+    pose[:, :3, 1] = np.sin(up), 0, -np.cos(up)
+    pose[:, :3, 2] = np.cos(up), 0, np.sin(up)
+    return Camera(level(np.zeros(1)).intrinsics, pose, SIZE)
+
+
+def test_a_view_of_nothing_but_sky_is_dreamt_once():
+    world = World(ImaginingModel(sky_rows=8))
+    depth = np.full(SIZE, FAR_M, np.float32)
+    depth[: SKY_ROWS * 8] = np.inf
+    world.reset(np.full((*SIZE, 3), 90, np.uint8), level(np.zeros(1))[0], depth)
+    frames = [world.step(pitched(75.0), np.array([(1 + i) * 10**8])).frames[0] for i in range(3)]
+    assert np.isinf(frames[0].depth_m).all() and world.model.asked == 1
+    assert frames[1].observed.all() and np.array_equal(frames[1].rgb, frames[2].rgb) and np.array_equal(frames[0].rgb, frames[1].rgb)
+
+
+class NearModel(ImaginingModel):
+    """Imagines surfaces so near that they would hide what the seed showed to be free."""
+
+    def imagine(self, readout, camera, style, seed):
+        view = super().imagine(readout, camera, style, seed)
+        return Views(view.latents, np.where(readout.visible, view.depth_m, np.float32(1.0)), camera)
+
+
+def test_what_is_imagined_before_free_space_stands_behind_it_and_stays():
+    """The seed has a hole, whose surroundings tell that the way there is free."""
+    world, depth = World(NearModel()), np.full(SIZE, FAR_M, np.float32)
+    world.reset(np.full((*SIZE, 3), 90, np.uint8), level(np.zeros(1))[0], depth)
+    world.restore(only_hole(world.snapshot()))
+    frames = [world.step(level(np.zeros(1)), np.array([(1 + i) * 10**8])).frames[0] for i in range(2)]
+    assert not frames[0].observed.all() and world.model.asked == 1 and frames[1].observed.all()
+    assert np.nanmin(frames[1].depth_m) > 0.9 * FAR_M
+    assert np.array_equal(frames[0].rgb, frames[1].rgb)
+
+
+def only_hole(state):
+    """The state without the tokens near the middle of the wall; its space is free as before."""
+    fork = state.forked()
+    middle = np.abs(fork.memory.positions_m[:, 1:] - (0, 1.2)).max(1) < 1.0
+    assert fork.memory.forget(middle) > 3
+    return fork
+
+
+def test_a_crack_is_filled_with_what_is_nearest_and_a_gap_at_the_border_is_dreamt():
+    for cell, asked in (((4, 5), 0), ((4, 0), 1)):
+        world = World(ImaginingModel())
+        picture = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+        world.reset(picture, level(np.zeros(1))[0], np.full(SIZE, FAR_M, np.float32))
+        fork = world.snapshot()
+        readout = fork.memory.read(level(np.zeros(1)).resized((8, 10)))
+        fork.memory.forget(np.arange(fork.memory.tokens) == readout.index[0][cell])
+        world.restore(fork)
+        frames = [world.step(level(np.zeros(1)), np.array([(1 + i) * 10**8])).frames[0] for i in range(2)]
+        row, column = (8 * i + 4 for i in cell)
+        assert world.model.asked == asked and not frames[0].observed[row, column] and frames[1].observed.all()
+        assert frames[0].depth_m[row, column] == pytest.approx(FAR_M, rel=1e-3)
+        assert np.array_equal(frames[0].rgb, frames[1].rgb)

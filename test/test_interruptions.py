@@ -382,7 +382,7 @@ def test_a_node_that_is_cleaned_up_answers_everybody_and_bodies_are_driven_after
     drive.publish(ahead)
     sim.spin_for(0.5)
     futures = [sim.begin(ForkWorld, "fork", name="one") for _ in range(calls)]
-    sim.state()
+    sim.spin_for(2.0)  # until the node has met them, on a busy machine too
     assert change(sim, Transition.TRANSITION_DEACTIVATE) and change(sim, Transition.TRANSITION_CLEANUP)
     sim.spin(lambda: all(future.done() for future in futures), patience_s=20)
     assert "The node was cleaned up." in {future.result().message for future in futures}

@@ -13,7 +13,7 @@ from wan_tiny import CHANNELS, TOLD, denoiser_inputs
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models import load_model
-from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.models.wan.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import add_lora
 from mirage_ros.models.wan import loading as wan_loading
 from mirage_ros.models.wan.config import (

@@ -12,7 +12,7 @@ from wan_tiny import CHANNELS, TOLD, denoiser_inputs
 from mirage_ros.cli import main
 from mirage_ros.errors import MirageError
 from mirage_ros.models import load_model
-from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.models.wan.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import add_lora, merge_lora
 from mirage_ros.models.wan.config import TINY_TRANSFORMER, random_transformer, write_tiny_checkpoint
 from mirage_ros.models.wan.weights import (
@@ -209,7 +209,7 @@ def test_the_command_converts_both_into_a_folder_that_runs(folder, tmp_path, cap
              "--lora", str(tmp_path / "lora.safetensors"), "--out", str(tmp_path / "ours")]
     assert main(words) == 0
     model = load_model(str(tmp_path / "ours"), "cpu", {"size": [32, 64]})
-    assert model.denoiser.branch.zero[0].weight.abs().max() > 0
+    assert model.network.branch.zero[0].weight.abs().max() > 0
     torch.save(lora, tmp_path / "lora.pt")
     pickled = ["--lora", str(tmp_path / "lora.pt"), "--out", str(tmp_path / "other")]
     assert main([*words[:3], *pickled]) == 2

@@ -12,7 +12,7 @@ from wan_tiny import CHANNELS, denoiser_inputs
 from mirage_ros.cli import main
 from mirage_ros.errors import MirageError
 from mirage_ros.models import load_model
-from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.models.wan.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.perceivers import perceiver_bytes
 from mirage_ros.models.wan import GIB, Parts, check_fits, measure, plan_memory
 from mirage_ros.models.wan.config import (

@@ -79,7 +79,7 @@ def test_the_whole_recipe_makes_a_folder_that_runs(folder, tmp_path):
     assert model.reference_frames == 2, "as many as it was trained with"
     names = load_file(tmp_path / "run-model/lora/adapter_model.safetensors")
     assert len(names) == 4 * 4 * 2
-    assert model.denoiser.branch.zero[0].weight.abs().max() > 0
+    assert model.network.branch.zero[0].weight.abs().max() > 0
     train_wan(read_wan_recipe(path))  # nothing is left to do
     assert len((tmp_path / "run/lora/log.jsonl").read_text().splitlines()) == 2
     with pytest.raises(MirageError, match=r"made with size \[32, 64\], not \[64, 64\]"):

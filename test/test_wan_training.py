@@ -16,7 +16,7 @@ from mirage_ros.data.tracks import read_track
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models import load_model
-from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.models.wan.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.wan.config import SCHEDULER, random_transformer, write_tiny_checkpoint
 from mirage_ros.training import wan_recipe as latent_cache
 from mirage_ros.training.chunks import Chunks, ChunksConfig, LatentClip

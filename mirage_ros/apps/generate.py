@@ -5,7 +5,7 @@ in order.
     report = generate(Job(policies=("wander",)), 8, "out/data", workers=2)
 
 A worker, in whichever process, loads the model once and runs units. A unit of several episodes joins their calls of
-the denoiser into one: each episode runs in a thread of its own with what looks like a model of its own, and a call
+the network into one: each episode runs in a thread of its own with what looks like a model of its own, and a call
 waits at a barrier until all episodes that are still running have called too; then those of equal shapes are stacked
 and run at once. So which calls are joined follows from the episodes and not from timing, and the same unit gives the
 same bits on every run.
@@ -217,9 +217,10 @@ def _adopt(dataset, episodes: int) -> None:
 
 @dataclass
 class _Call:
-    """One waiting call: which tensors, and what came back."""
+    """One waiting call: which tensors and settings, and what came back."""
 
     tensors: tuple[Tensor, ...]
+    settings: dict[str, object]
     world: int
     result: Tensor | None = None
     error: BaseException | None = None
@@ -236,9 +237,10 @@ class BatchBarrier:
     calls: list[_Call] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
-    def call(self, tensors: tuple[Tensor, ...], world: int) -> Tensor:
-        """The network's answer to one world's tensors, once the others have called as well."""
-        call = _Call(tensors, world)
+    def call(self, tensors: tuple[Tensor, ...], world: int, **settings) -> Tensor:
+        """The network's answer to one world's tensors, once the others have called as well; those of other shapes
+        or settings are answered apart."""
+        call = _Call(tensors, settings, world)
         with self.changed:
             self.calls.append(call)
             self._run_if_complete()
@@ -259,8 +261,8 @@ class BatchBarrier:
         calls, self.calls = sorted(self.calls, key=lambda call: call.world), []
         groups: dict[tuple, list[_Call]] = {}
         for call in calls:
-            shapes = tuple(tensor.shape[1:] for tensor in call.tensors)
-            groups.setdefault(shapes, []).append(call)
+            kind = *(tensor.shape[1:] for tensor in call.tensors), *sorted(call.settings.items())
+            groups.setdefault(kind, []).append(call)
         for group in groups.values():
             _run_batch(self.network, group)
         self.changed.notify_all()
@@ -271,7 +273,7 @@ def _run_batch(network: Callable[..., Tensor], group: list[_Call]) -> None:
     try:
         stacked = [torch.cat(parts) for parts in zip(*(c.tensors for c in group), strict=True)]
         with torch.inference_mode():
-            parts = network(*stacked).split(counts)
+            parts = network(*stacked, **group[0].settings).split(counts)
         for call, part in zip(group, parts, strict=True):
             call.result = part
     except BaseException as error:
@@ -281,14 +283,14 @@ def _run_batch(network: Callable[..., Tensor], group: list[_Call]) -> None:
         call.done = True
 
 
-class _BatchedDenoiser:
-    """Stands in for a denoiser; its calls go to a barrier, all else to the network."""
+class _BatchedNetwork:
+    """Stands in for a network; its calls go to a barrier, all else to the network."""
 
     def __init__(self, barrier: BatchBarrier, world: int) -> None:
         self._barrier, self._world = barrier, world
 
-    def __call__(self, *tensors: Tensor) -> Tensor:
-        return self._barrier.call(tensors, self._world)
+    def __call__(self, *tensors: Tensor, **settings) -> Tensor:
+        return self._barrier.call(tensors, self._world, **settings)
 
     def __getattr__(self, name: str):
         return getattr(self._barrier.network, name)
@@ -298,14 +300,14 @@ def batched(model: WorldModel, worlds: int) -> tuple[BatchBarrier, list[WorldMod
     """A barrier and a model for each world that share the given one's weights.
 
     Raises:
-        MirageError: the model has no `denoiser` to join.
+        MirageError: the model has no `network` to join.
     """
-    if not hasattr(model, "denoiser"):
+    if not hasattr(model, "network"):
         raise MirageError(f"The model {model.name} cannot draw episodes together; use --batch 1.")
-    barrier, models = BatchBarrier(model.denoiser, worlds), []
+    barrier, models = BatchBarrier(model.network, worlds), []
     for world in range(worlds):
         own = copy.copy(model)
-        own.denoiser = _BatchedDenoiser(barrier, world)
+        own.network = _BatchedNetwork(barrier, world)
         models.append(own)
     return barrier, models
 

@@ -303,8 +303,8 @@ def add_evaluate(parsers) -> None:
                         metavar="A,B", help="of latent, rgb, keyframesN, none "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--ablate", default="", metavar="A,B",
-                        help="of sub_cell, visibility, dynamic_filter, references, network; "
-                        "other_seed is another world seed")  # fmt: skip
+                        help="of sub_cell, dynamic_filter, references, network (of models that imagine, as mini), "
+                        "visibility (of the others); other_seed is another world seed")  # fmt: skip
     parser.add_argument("--compare", nargs="+", default=[], metavar="NAME=FOLDER",
                         help="more checkpoints, with latent memory")  # fmt: skip
     parser.add_argument("--own-depth", action="store_true", help="do not give the seed's depth")

@@ -82,18 +82,13 @@ def add_convert(parsers) -> None:
 def train(arguments: argparse.Namespace) -> int:
     if not arguments.config.is_file():
         raise MirageError(f"There is no training config {arguments.config}; give a YAML file.")
-    from mirage_ros.training.recipe import fill, read_recipe, read_values, train
+    from mirage_ros.training.recipe import read_recipe, read_values, train
 
     values = read_values(arguments.config)
     if values.get("kind") == "wan":
         from mirage_ros.training.wan_recipe import read_wan_recipe, train_wan
 
         train_wan(read_wan_recipe(arguments.config))
-        return 0
-    if values.get("kind") == "dreamer":
-        from mirage_ros.training.dreamer import DreamerRecipe, train_dreamer
-
-        train_dreamer(fill(DreamerRecipe, values, str(arguments.config)))
         return 0
     recipe = read_recipe(arguments.config)
     if train(recipe) and recipe.evaluate_seeds:

@@ -263,8 +263,8 @@ def _timed(work: Callable[..., Made], *inputs) -> tuple[float, Made]:
 
 def _described(model: WanModel) -> dict:
     count = {
-        "transformer": model.denoiser.transformer,
-        "branch": model.denoiser.branch,
+        "transformer": model.network.transformer,
+        "branch": model.network.branch,
         "vae": model.codec.vae,
     }
     return {

@@ -37,7 +37,8 @@ from mirage_ros.evaluation.worlds import (
 )
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models import load_model, model_digest
-from mirage_ros.protocol import Readout, WorldModel
+from mirage_ros.protocol import Readout, Views, WorldModel, imagines
+from mirage_ros.world.imagining import nearest_shown
 from mirage_ros.world.world import World, WorldConfig
 
 MEMORIES = ("latent", "rgb", "keyframesN", "none")
@@ -47,8 +48,8 @@ ABLATIONS = {
     "sub_cell": "offsets and scales of the tokens are left out",
     "visibility": "the network does not get where memory sees anything",
     "dynamic_filter": "moving things are remembered like all else",
-    "references": "no reference frames",
-    "network": "what memory shows alone, with what the model adds without its network",
+    "references": "no reference frames, or no views that tell how the world looks",
+    "network": "what is not shown is the nearest that is, in place of what the network imagines",
 }
 #: A variant that differs from the first one by its world seed alone.
 OTHER_SEED = "other_seed"
@@ -74,19 +75,15 @@ def parse_variants(
     memories: Sequence[str], ablations: Sequence[str], checkpoints: Sequence[str]
 ) -> list[Variant]:
     """Memories first, then ablations of the latent one, then checkpoints given as NAME=PATH."""
-    unknown = [m for m in memories if m not in MEMORIES and not KEYFRAMES.fullmatch(m)]
-    unknown += [m for m in memories if m == "keyframesN"] + [
-        a for a in ablations if a not in (*ABLATIONS, OTHER_SEED)
-    ]
+    unknown = [m for m in memories if (m not in MEMORIES and not KEYFRAMES.fullmatch(m)) or m == "keyframesN"]
+    unknown += [a for a in ablations if a not in (*ABLATIONS, OTHER_SEED)]
     if unknown or not memories:
         raise MirageError(
             f"There is no variant {', '.join(unknown) or 'at all'}; memories are "
             f"{', '.join(MEMORIES)}, ablations {', '.join([*ABLATIONS, OTHER_SEED])}."
         )
     variants = [Variant(memory, memory) for memory in memories]
-    variants += [
-        Variant("other seed" if name == OTHER_SEED else f"no {name}", ablation=name) for name in ablations
-    ]
+    variants += [Variant("other seed" if name == OTHER_SEED else f"no {name}", ablation=name) for name in ablations]
     for text in checkpoints:
         name, _, path = text.partition("=")
         if not name or not path:
@@ -108,14 +105,14 @@ def make_world(
     elif variant.ablation == OTHER_SEED:
         config = replace(config, seed=noise_seed + 1)
     elif variant.ablation:
-        model = AblatedModel(model, variant.ablation)
+        model = ablated(model, variant.ablation)
     if keyframes := KEYFRAMES.fullmatch(variant.memory):
         return KeyframeWorld(model, config, int(keyframes[1]))
     return (RgbWorld if variant.memory == "rgb" else World)(model, config)
 
 
 class AblatedModel:
-    """A model whose `generate` does not get one part of its input; all else is the model's own."""
+    """A model that does not get one part of what it is given; all else is the model's own."""
 
     def __init__(self, model: WorldModel, ablation: str) -> None:
         self._model, self._ablation = model, ablation
@@ -123,26 +120,37 @@ class AblatedModel:
     def __getattr__(self, name: str):
         return getattr(self._model, name)
 
+
+class AblatedChunks(AblatedModel):
+    """A ChunkModel whose `generate` does not."""
+
     def generate(
-        self,
-        readout: Readout,
-        cameras: Camera,
-        preceding: torch.Tensor,
-        references: torch.Tensor,
-        seed: int,
+        self, readout: Readout, cameras: Camera, preceding: torch.Tensor, references: torch.Tensor, seed: int
     ) -> torch.Tensor:
-        if self._ablation == "network":
-            return self._recall(readout, cameras, preceding, references)
         if self._ablation == "references":
             references = references[:0]
-        return self._model.generate(
-            blinded(readout, self._ablation), cameras, preceding, references, seed
-        )
+        return self._model.generate(blinded(readout, self._ablation), cameras, preceding, references, seed)
 
-    def _recall(self, *given) -> torch.Tensor:
-        if not hasattr(self._model, "recall"):
-            raise MirageError(f"{self._model.name} shows nothing without its network; leave the ablation network out.")
-        return self._model.recall(*given)
+
+class AblatedImaginer(AblatedModel):
+    """An Imaginer that does not."""
+
+    def aligned(self, readout: Readout) -> torch.Tensor:
+        return self._model.aligned(blinded(readout, self._ablation))
+
+    def imagine(self, readout: Readout, camera: Camera, style: Views, seed: int) -> Views:
+        if self._ablation == "network":
+            return nearest_shown(self._model, readout, camera)
+        if self._ablation == "references":
+            style = Views(style.latents[:0], style.depth_m[:0], style.cameras[:0])
+        return self._model.imagine(blinded(readout, self._ablation), camera, style, seed)
+
+
+def ablated(model: WorldModel, ablation: str) -> AblatedModel:
+    """Raises MirageError for an ablation that means nothing to this model."""
+    if ablation == ("visibility" if imagines(model) else "network"):
+        raise MirageError(f"The ablation {ablation} means nothing to {model.name}; leave it out.")
+    return (AblatedImaginer if imagines(model) else AblatedChunks)(model, ablation)
 
 
 def blinded(readout: Readout, ablation: str) -> Readout:
@@ -372,8 +380,6 @@ class _StoredWorld:
         )  # fmt: skip
 
     def world(self) -> TrueWorld:
-        from mirage_ros.geometry.camera import Camera
-
         cameras = Camera(self.intrinsics, self.world_from_camera, self.rgb.shape[1:3])
         return TrueWorld(
             self.name, cameras, self.rgb, self.depth_m, self.moving, self.first_shown,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
@@ -39,7 +40,7 @@ from mirage_ros.files import user_path
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import fit_seed, upsample
-from mirage_ros.protocol import SpatialMemory, WorldModel
+from mirage_ros.protocol import Readout, SpatialMemory, WorldModel, imagines
 from mirage_ros.recording.drawing import colour_observed, compose_row, save_picture
 from mirage_ros.world.state import latent_size, readout_size
 from mirage_ros.world.world import World
@@ -355,10 +356,8 @@ def _compare(
         same = np.abs(readout.depth_m - own_depth_m) < RECORDED_SHARE * own_depth_m
     shared = upsample(readout.visible & same, model.stride)[0]
     shown = model.decode(readout.latents)[0]
-    context = model.encode(seed.rgb[None])
     shown_to_it = Camera.stack([real.camera.resized(readout_size(model))])
-    readout = memory.read(shown_to_it)
-    generated = model.decode(model.generate(readout, shown_to_it, context, context, seed=0))[0]
+    generated = model.decode(_remembered(model, memory.read(shown_to_it), shown_to_it, seed))[0]
     warped, covered = warp_pixels(seed, real.camera)
     return ReadBack(
         number,
@@ -373,6 +372,14 @@ def _compare(
         generated,
         shared,
     )
+
+
+def _remembered(model: WorldModel, readout: Readout, cameras: Camera, seed: PosedFrame) -> torch.Tensor:
+    """Latents in which the model shows what memory does."""
+    if imagines(model):
+        return model.aligned(readout)
+    context = model.encode(seed.rgb[None])
+    return model.generate(readout, cameras, context, context, seed=0)
 
 
 def _best_offset(shown: np.ndarray, real: np.ndarray, shared: np.ndarray) -> tuple[int, int]:

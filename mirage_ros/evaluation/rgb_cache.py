@@ -181,7 +181,10 @@ class RgbBackend:
     def new(self) -> RgbMemory:
         return RgbMemory(self.model.encode, self.model.stride, cells=readout_cells(self.model))
 
-    def write(self, memory: RgbMemory, pictures: Pictures) -> None:
+    def sky(self) -> None:
+        return None
+
+    def write(self, memory: RgbMemory, pictures: Pictures, sky: None = None) -> None:
         perception, stride = pictures.perception, self.model.stride
         still = cell_share(perception.dynamic, stride) <= self.config.max_dynamic_share
         still = upsample(still, stride) & ~perception.dynamic

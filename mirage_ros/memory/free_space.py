@@ -26,6 +26,10 @@ MARGIN = 0.05
 """A cell is before a surface by more than this share of its own depth and of the surface's."""
 MOST = 96
 """Views are at most so many: imagined ones make room first, then old real ones."""
+STEP, MOST_STEPS = 1.1, 24
+"""By how much what hides something is moved at once, and how often at most."""
+SKY_M = 64.0
+"""What a view of nothing but sky is taken to be away, where views are told apart."""
 ALIKE_COSINE, ALIKE_SHARE = 0.978, 0.08
 """Views look alike from this cosine between them on (12 degrees), up to this distance between
 their cameras over the median depth."""
@@ -60,6 +64,17 @@ class FreeSpaceViews:
         width = SplatRule().splat * depth_m / focal[:, None, None]
         seen = depth_m.reshape(-1), width.reshape(-1)
         return _before_views(points, *seen, *self._views(), MARGIN).reshape(depth_m.shape)
+
+    def behind_free(self, cameras: Camera, depth_m: Float[np.ndarray, "f h w"]) -> Float[np.ndarray, "f h w"]:
+        """Depth of f cameras' cells, those that would hide what a view showed moved away until they do not; where nothing
+        within ten times as far is free of that they stay."""
+        moved = np.array(depth_m, np.float32)
+        for _ in range(MOST_STEPS):
+            hides = self.hidden_by(cameras, moved)
+            if not hides.any():
+                return moved
+            moved[hides] *= STEP
+        return np.where(self.hidden_by(cameras, moved), np.float32(depth_m), moved)
 
     def seen_free(
         self, points: Float[np.ndarray, "n 3"], margin: float, only_real: bool = False
@@ -153,9 +168,9 @@ def carved(
 
 
 def _median(depth_m: np.ndarray) -> float:
-    """Of what is known and finite; 0 where nothing is."""
+    """Of what is known and finite; of sky alone `SKY_M`; 0 where nothing is known."""
     known = depth_m[np.isfinite(depth_m)]
-    return float(np.median(known)) if len(known) else 0.0
+    return float(np.median(known)) if len(known) else SKY_M * float(np.isposinf(depth_m).any())
 
 
 def _nearest(depth_m: Float[np.ndarray, "H W"], side: int) -> Float16[np.ndarray, "h w"]:

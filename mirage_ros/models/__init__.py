@@ -17,30 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 
 from mirage_ros.errors import MirageError
 from mirage_ros.files import write_json
 from mirage_ros.models.mini import MiniConfig, MiniModel, MiniPerception
-from mirage_ros.models.mini.codec import MiniCodec
-from mirage_ros.models.mini.denoiser import SamplerConfig, SideBranch
+from mirage_ros.models.mini.codec import Aligner, MiniCodec
 from mirage_ros.models.mini.dreamer import Dreamer
-from mirage_ros.models.mini.imagining import Blocks, DreamConfig, DreamingModel
+from mirage_ros.models.mini.imagining import Blocks, DreamConfig
 from mirage_ros.models.parts import find_folder, load_part, pick_device
 from mirage_ros.models.wan.config import is_wan_folder, read_config
 from mirage_ros.protocol import WorldModel
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SHIPPED = {"mini": Path(__file__).parent.parent / "weights" / "mini"}
 DOCUMENTS = (".md", ".png", ".jpg", ".jpeg", ".gif", ".mp4")
 """Endings of files that say something about a model and are no part of it."""
-CLASSES = ("MiniModel", "DreamingModel")
-PARTS = {
-    "codec": MiniCodec,
-    "transformer": WanTransformer3DModel,
-    "branch": SideBranch,
-    "perception": MiniPerception,
-}
+PARTS = {"codec": MiniCodec, "aligner": Aligner, "perception": MiniPerception, "dreamer": Dreamer}
 
 
 def load_model(
@@ -68,15 +60,9 @@ def load_model(
             "them out, or give a Wan2.2 folder."
         )
     parts = {name: load_part(folder / name, kind) for name, kind in PARTS.items()}
-    sampler = SamplerConfig(**index["sampler"])
-    config = MiniConfig(tuple(index["size"]), int(index["chunk_frames"]), sampler)
-    if index["_class_name"] == "DreamingModel":
-        dreamer, blocks = load_part(folder / "dreamer", Dreamer), Blocks.load(folder / "dreamer")
-        return DreamingModel(
-            **parts, config=config, name=index["name"], device=device, dreamer=dreamer, blocks=blocks,
-            dream=DreamConfig(**index["dream"]),
-        )  # fmt: skip
-    return MiniModel(**parts, config=config, name=index["name"], device=device)
+    config = MiniConfig(tuple(index["size"]), int(index["chunk_frames"]), DreamConfig(**index["dream"]))
+    blocks = Blocks.load(folder / "dreamer")
+    return MiniModel(**parts, blocks=blocks, config=config, name=index["name"], device=device)
 
 
 def model_digest(name_or_path: str) -> str:
@@ -146,15 +132,11 @@ def save_model(model: MiniModel, folder: Path) -> None:
     """Writes a checkpoint folder in half precision; an older one is replaced only at the end."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    parts = (model.codec, model.denoiser.transformer, model.denoiser.branch, model.perception)
-    for name, part in zip(PARTS, parts, strict=True):
-        _copy_in_half(part).save_pretrained(temporary / name)
+    for name in PARTS:
+        _copy_in_half(getattr(model, name)).save_pretrained(temporary / name)
+    model.blocks.save(temporary / "dreamer")
     index = {"_class_name": type(model).__name__, "format_version": FORMAT_VERSION, "name": model.name}
     index |= asdict(model.config)
-    if isinstance(model, DreamingModel):
-        _copy_in_half(model.dreamer).save_pretrained(temporary / "dreamer")
-        model.blocks.save(temporary / "dreamer")
-        index["dream"] = asdict(model.dream)
     write_json(temporary / "model_index.json", index)
     if (folder / "README.md").exists():
         shutil.copy(folder / "README.md", temporary / "README.md")
@@ -167,7 +149,8 @@ def save_model(model: MiniModel, folder: Path) -> None:
 
 
 def _copy_in_half(part: torch.nn.Module) -> torch.nn.Module:
-    copy = type(part).from_config(part.config)
+    # Without the folder that it was loaded from.
+    copy = type(part).from_config({name: value for name, value in part.config.items() if not name.startswith("_")})
     copy.load_state_dict(part.state_dict())
     return copy.half()
 
@@ -185,13 +168,12 @@ def _read_index(folder: Path) -> dict:
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         reason = f"{path} is no model index ({error!r}); fetch the folder again."
         raise MirageError(reason) from error
-    if index.get("_class_name") not in CLASSES or version != FORMAT_VERSION:
+    if index.get("_class_name") != MiniModel.__name__ or version != FORMAT_VERSION:
         raise MirageError(
             f"{path} describes {index.get('_class_name')} of format version {version}; this "
-            f"release reads {' and '.join(CLASSES)} of version {FORMAT_VERSION}: use a matching release."
+            f"release reads {MiniModel.__name__} of version {FORMAT_VERSION}: use a matching release."
         )
-    wanted = {"name", "size", "chunk_frames", "sampler"}
-    missing = (wanted | {"dream"} if index["_class_name"] == "DreamingModel" else wanted) - index.keys()
+    missing = {"name", "size", "chunk_frames", "dream"} - index.keys()
     if missing:
         raise MirageError(f"{path} lacks {sorted(missing)}; fetch the folder again.")
     return index

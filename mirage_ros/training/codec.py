@@ -106,7 +106,7 @@ class CodecLossConfig:
     batch: pairs of crops per step.
     texture_share: pairs from textures rather than frames.
     latent_noise: standard deviation added to latents before decoding (they are pulled to unit
-        variance): memory stores them in half precision and the denoiser returns them inexactly.
+        variance): memory stores them in half precision and what is imagined comes inexactly.
     gradient_weight: of the difference of image gradients.
     moved_weight: of the second view, decoded from the first view's aligned latents.
     """

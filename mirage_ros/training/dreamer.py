@@ -1,4 +1,4 @@
-"""Teaches the dreamer to complete views in codes.
+"""Stage four of the recipe: teaches the dreamer to complete views in codes.
 
 Of the cells that memory would not show, some are given as if they were drawn already, and the codes of the others are
 asked for; in some of the views all are given, and continuous latents and depth are asked for. Style views are among those
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.models import load_model, save_model
 from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS, Codebooks, Dreamer
-from mirage_ros.models.mini.imagining import DEPTH_SPREAD, DEPTH_UNIT_M, DreamConfig, DreamingModel
-from mirage_ros.models.mini.imagining import Question, complete, ray_channels, style_channels, tensor_of
-from mirage_ros.training import Loop, LoopConfig, coloured_depth, sheet
+from mirage_ros.models.mini.imagining import DEPTH_SPREAD, DEPTH_UNIT_M, Blocks, DreamConfig, Question
+from mirage_ros.models.mini.imagining import complete, drawn_codes, ray_channels, style_channels, tensor_of
+from mirage_ros.training import Loop, coloured_depth, sheet
 from mirage_ros.training.clips import ShardConfig, each_shard, make_shards
 from mirage_ros.training.views import ViewStore, unpacked
 
@@ -37,6 +36,7 @@ class DreamerLossConfig:
     batch: views per step and process.
     part_weights: of the codes of a cell: depth, colour twice, detail three times.
     finish_share: of the views of a batch, that all cells are drawn of.
+    redrawn_share: largest share of these cells that the network draws depth and colour of.
     finish_weight: of their error, as a share of what the codes leave.
     deviation_power: in that error a channel counts by its deviation to this power.
     depth_weight: in that error, of depth; a latent's is 1.
@@ -48,6 +48,7 @@ class DreamerLossConfig:
     batch: int = 40
     part_weights: tuple[float, ...] = (1.0, 1.0, 0.5, 1.0, 0.5, 0.5)
     finish_share: float = 0.125
+    redrawn_share: float = 0.6
     finish_weight: float = 2.0
     deviation_power: float = 0.75
     depth_weight: float = 2.0
@@ -154,7 +155,7 @@ class DreamerLoss:
         seen = (batch.clean + spread * torch.randn(batch.clean.shape, generator=generator)) * batch.mask
         finished = max(1, round(config.finish_share * len(seen)))
         codes = self._codes(batch, seen, slice(0, -finished), network, generator)
-        finish = self._finish(batch, seen, slice(-finished, None), network)
+        finish = self._finish(batch, seen, slice(-finished, None), network, generator)
         total = sum(weight * code for weight, code in zip(config.part_weights, codes, strict=True))
         names = "depth", "colour", "colour_2", *(f"detail_{i}" for i in range(1, len(codes) - 2))
         report = dict(zip(names, codes, strict=True)) | {"finish": finish}
@@ -186,11 +187,11 @@ class DreamerLoss:
         network.choose_codes(x, [likeness.to(x.device) for likeness in self.likenesses], wanted_of)
         return scores
 
-    def _finish(self, batch: ViewBatch, seen: Tensor, part: slice, network: Dreamer) -> Tensor:
+    def _finish(self, batch: ViewBatch, seen: Tensor, part: slice, network: Dreamer, generator: torch.Generator) -> Tensor:
         """Squared error of views of which all cells are drawn, as a share of what their codes leave: alone it is so small beside
         the codes' entropies that Adam does not see its gradients."""
         clean, mask = batch.clean[part], batch.mask[part]
-        _, drawn = self._coded(clean, mask)
+        drawn = self._redrawn(batch, seen, part, network, generator)
         change = self._asked(network, batch, seen, part, drawn, 1 - mask, finish=True).cpu()
         deviation = network.deviation()
         begun = torch.where(mask > 0, seen[part], drawn)
@@ -200,10 +201,35 @@ class DreamerLoss:
         left = [(weights * ((view - clean) / deviation).square()).sum() for view in (begun + change, begun)]
         return left[0] / left[1].clamp(min=1e-6)
 
+    @torch.no_grad()
+    def _redrawn(
+        self, batch: ViewBatch, seen: Tensor, part: slice, network: Dreamer, generator: torch.Generator
+    ) -> Float[Tensor, "b v h w"]:
+        """What the codes of open cells stand for, where depth and colour of some are the network's own: beside each other
+        those fit less well than true ones, which the finish has to mend."""
+        codes, drawn = self._coded(batch.clean[part], batch.mask[part])
+        open_cells = batch.mask[part] == 0
+        share = self.config.redrawn_share * torch.rand(len(drawn), 1, 1, 1, generator=generator)
+        again = open_cells & (torch.rand(open_cells.shape, generator=generator) < share)
+        if not again.any():
+            return drawn
+        given, again = (open_cells & ~again).float(), again[:, 0]
+        x = self._asked(network, batch, seen, part, drawn * given, given, finish=False)
+        x = x.permute(0, 2, 3, 1)[again.to(x.device)]
+        wanted, heats = codes[again].to(x.device), DreamConfig()
+
+        def chosen(stage: int, logits: Tensor) -> Tensor:
+            return drawn_codes(logits, heats.heat(stage), generator) if stage <= Codebooks.COLOURS else wanted[:, stage]
+
+        new = network.choose_codes(x, [likeness.to(x.device) for likeness in self.likenesses], chosen).cpu()
+        drawn.permute(0, 2, 3, 1)[again] = self.codebooks.cells(new)
+        return drawn
+
     def _asked(self, network, batch: ViewBatch, seen: Tensor, part: slice, drawn, given, finish: bool) -> Tensor:
         device = next(network.parameters()).device
         views = seen[part], batch.mask[part], batch.rays[part], batch.style[part], drawn, given
-        return network(*(view.to(device) for view in views), finish=finish)
+        *shown, style, drawn, given = (view.to(device) for view in views)
+        return network(*shown, network.style_tokens(style, finish), drawn, given, finish=finish)
 
     def _coded(self, clean: Tensor, mask: Tensor) -> tuple[Int[Tensor, "b h w p"], Float[Tensor, "b v h w"]]:
         """The codes of open cells, and what they stand for; zeros elsewhere."""
@@ -239,73 +265,57 @@ def completed(network: Dreamer, batch: ViewBatch, config: DreamConfig, seed: int
 
 
 @dataclass(frozen=True)
-class DreamerRecipe:
-    """Attributes:
-    data: folder of the rendered clips, and of the views made from them.
-    run: folder of checkpoints and logs; the finished model goes to its `model`.
-    base: the model whose codec, aligner and perceiver the finished one has.
-    size: (height, width) of the views, cut and shrunk from the clips.
-    fit_clips: clips that the linear code of latents is fitted to.
-    widths, code_width: of the network.
-    book_sizes: codes of each stage: two of colours, then those of details.
+class ViewsConfig:
+    """What the dreamer learns from, and its sizes.
+
+    Attributes:
+        clips: what is rendered for it; views are cut and shrunk from their pictures.
+        fit_clips: clips that the linear code of latents is fitted to.
+        channels: of that code.
+        widths, code_width: of the network.
+        book_sizes: codes of each stage: two of colours, then those of details.
     """
 
-    kind: str = "dreamer"
-    data: str = "data/dreamer"
-    run: str = "runs/dreamer"
-    base: str = "mini"
-    size: tuple[int, int] = (128, 160)
-    latent_channels: int = 48
+    clips: ShardConfig = ShardConfig((10_000, 12_000), 16, (240, 320), 0.5)
     fit_clips: int = 150
+    channels: int = 48
     widths: tuple[int, ...] = (128, 256, 256)
     code_width: int = 256
     book_sizes: tuple[int, ...] = (1024, 256, 1024, 512, 512)
-    threads: int = 1
-    clips: ShardConfig = ShardConfig((10_000, 12_000), 16, (240, 320), 0.5)
-    validation_seeds: tuple[int, int] = (1_000_000, 1_000_008)
-    training: LoopConfig = field(default_factory=LoopConfig)
-    loss: DreamerLossConfig = field(default_factory=DreamerLossConfig)
 
 
-def train_dreamer(recipe: DreamerRecipe) -> None:
-    """Renders, turns into views and trains, each as far as it is not done; writes RUN/model."""
-    torch.set_num_threads(recipe.threads)
-    store = make_views(recipe)
-    codebooks = store.codebooks(recipe.book_sizes)
-    torch.manual_seed(recipe.training.seed)
+def train_dreamer(recipe) -> tuple[Dreamer, Blocks]:
+    """Renders, turns into views and trains, each as far as it is not done; the network with its averaged weights, and
+    the linear code of its views."""
+    config, store = recipe.views, make_views(recipe)
+    codebooks = store.codebooks(config.book_sizes)
+    torch.manual_seed(recipe.dreamer.seed)
     network = Dreamer(
-        latent_channels=recipe.latent_channels, widths=list(recipe.widths), code_width=recipe.code_width,
-        book_sizes=list(recipe.book_sizes), deviations=store.deviations(),
+        latent_channels=config.channels, widths=list(config.widths), code_width=config.code_width,
+        book_sizes=list(config.book_sizes), deviations=store.deviations(),
     )  # fmt: skip
     network.take(codebooks)
-    loop = Loop(network.to(memory_format=torch.channels_last), Path(recipe.run), recipe.training)
-    ranges = recipe.clips.seeds, recipe.validation_seeds
+    loop = Loop(network.to(memory_format=torch.channels_last), Path(recipe.run) / "dreamer", recipe.dreamer)
+    ranges = config.clips.seeds, recipe.validation_seeds
     loop.run(
-        *(DreamerLoss(ViewSampler(store, seeds, recipe.loss), codebooks, recipe.loss) for seeds in ranges)
+        *(DreamerLoss(ViewSampler(store, seeds, recipe.dreamer_loss), codebooks, recipe.dreamer_loss) for seeds in ranges)
     )
-    if Accelerator().is_main_process:
-        base = load_model(recipe.base, "cpu")
-        parts = base.codec, base.denoiser.transformer, base.denoiser.branch, base.perception, base.config
-        model = DreamingModel(*parts, name=f"{base.name}-dreamer", dreamer=loop.averaged(), blocks=store.blocks)
-        save_model(model, Path(recipe.run) / "model")
+    return loop.averaged().eval(), store.blocks
 
 
-def make_views(recipe: DreamerRecipe) -> ViewStore:
-    """The views of all clips and the codebooks fitted to them; one process makes what is missing."""
-    clips, store = (
-        Path(recipe.data) / "clips",
-        ViewStore(
-            Path(recipe.data) / "views", recipe.clips.frames, recipe.size, recipe.latent_channels
-        ),
-    )
+def make_views(recipe) -> ViewStore:
+    """The views of all clips, and what is fitted to them; one process makes what is missing."""
+    config, folder = recipe.views, Path(recipe.data) / "views"
+    clips, store = folder / "clips", ViewStore(folder, config.clips.frames, recipe.clips.size, config.channels)
     with Accelerator().main_process_first():
-        for seeds in (recipe.clips.seeds, recipe.validation_seeds):
+        for seeds in (config.clips.seeds, recipe.validation_seeds):
             if store.seeds().issuperset(range(*seeds)):
                 continue
-            make_shards(clips, dataclasses.replace(recipe.clips, seeds=seeds))
-            first = itertools.islice(each_shard(clips, recipe.clips.seeds), recipe.fit_clips)
+            make_shards(clips, dataclasses.replace(config.clips, seeds=seeds))
+            first = itertools.islice(each_shard(clips, config.clips.seeds), config.fit_clips)
             store.fit(clip for _, clip in first)
             there = store.seeds()
             store.add((s, clip) for s, clip in each_shard(clips, seeds) if s not in there)
-        store.codebooks(recipe.book_sizes)
+        store.codebooks(config.book_sizes)
+        store.deviations()
     return store

@@ -1,24 +1,24 @@
-"""The whole recipe from one YAML: clips, codec, perceiver, denoiser, checkpoint folder."""
+"""The whole recipe from one YAML: clips, codec, perceiver, aligner, dreamer, checkpoint folder."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from diffusers import WanTransformer3DModel
 from tqdm import tqdm
 
 from mirage_ros.errors import MirageError
-from mirage_ros.models import load_perception, save_model
+from mirage_ros.models import load_model, load_perception, save_model
 from mirage_ros.models.mini import MiniConfig, MiniModel, MiniPerception
 from mirage_ros.models.mini.codec import Aligner, MiniCodec
-from mirage_ros.models.mini.denoiser import MemoryDenoiser, SamplerConfig, SideBranch
+from mirage_ros.models.mini.imagining import DreamConfig
 from mirage_ros.training import Loop, LoopConfig
+from mirage_ros.training.aligner import AlignerLossConfig, train_aligner
 from mirage_ros.training.chunks import ChunksConfig
 from mirage_ros.training.clips import ShardConfig, StoredClip, load_shards, make_shards
 from mirage_ros.training.codec import (
@@ -29,27 +29,9 @@ from mirage_ros.training.codec import (
     PerceptionLossConfig,
     block_pictures,
 )
-from mirage_ros.training.denoiser import REGIMES, AlignerLossConfig, DenoiserLossConfig
+from mirage_ros.training.dreamer import DreamerLossConfig, ViewsConfig, train_dreamer
 
-#: One class, two sizes: this is the small one (the large one is Wan 2.2 TI2V 5B).
-MINI_TRANSFORMER = {
-    "num_attention_heads": 3,
-    "attention_head_dim": 64,
-    "text_dim": 32,
-    "freq_dim": 128,
-    "ffn_dim": 768,
-    "num_layers": 6,
-    "rope_max_seq_len": 128,
-}
-
-
-@dataclass(frozen=True)
-class BranchConfig:
-    """Sizes of the branch, as SideBranch calls them."""
-
-    aligner_blocks: int = 4
-    aligner_cells: int = 4
-    finisher_blocks: int = 2
+Parts = tuple[MiniCodec, Aligner, MiniPerception]
 
 
 @dataclass(frozen=True)
@@ -58,15 +40,15 @@ class Recipe:
     data: folder of the rendered clips.
     run: folder of checkpoints and logs.
     output: checkpoint folder to write.
-    regime: "single" trains backbone and branch together; "paper" the backbone without memory, then
-        the branch alone, then the branch and LoRA adapters of rank `lora_rank`, which are merged.
+    base: a checkpoint's name or folder whose codec, aligner and perceiver are taken as they are; empty to train them.
     perception_from: a checkpoint's name or folder whose perceiver is trained on; empty for a new one.
-    latent_channels, branch: sizes of codec and branch.
+    latent_channels: of the codec.
+    aligner_cells, aligner_blocks: as Aligner calls them.
     textures, collages: procedural pictures beside the clips for the codec.
     clips: what is rendered; `validation_seeds` are rendered alike and never trained on.
     decoy_seeds: clips with bright things that stand still, drawn three times as often as others,
         for the perceiver alone; not among those of `clips`.
-    chunk_seeds: clips that chunks are drawn from, for aligner and denoiser; (0, 0): of `clips`.
+    chunk_seeds: clips that chunks are drawn from, for the aligner; (0, 0): of `clips`.
     chunk_workers: processes that draw chunks ahead of the training.
     evaluate_seeds: worlds in which the result is judged at the end, over `evaluate_frames`.
     """
@@ -74,11 +56,11 @@ class Recipe:
     data: str = "data/mini"
     run: str = "runs/mini"
     output: str = "runs/mini/model"
+    base: str = ""
     perception_from: str = ""
-    regime: str = "single"
-    lora_rank: int = 32
     latent_channels: int = 48
-    branch: BranchConfig = field(default_factory=BranchConfig)
+    aligner_cells: int = 4
+    aligner_blocks: int = 4
     textures: int = 1000
     collages: int = 0
     threads: int = 2
@@ -91,20 +73,19 @@ class Recipe:
     codec_loss: CodecLossConfig = field(default_factory=CodecLossConfig)
     perception: LoopConfig = field(default_factory=LoopConfig)
     perception_loss: PerceptionLossConfig = field(default_factory=PerceptionLossConfig)
-    base: LoopConfig = field(default_factory=LoopConfig)
     aligner: LoopConfig = field(default_factory=LoopConfig)
     aligner_loss: AlignerLossConfig = field(default_factory=AlignerLossConfig)
     chunks: ChunksConfig = field(default_factory=ChunksConfig)
     chunk_seeds: tuple[int, int] = (0, 0)
     chunk_workers: int = 0
-    denoiser: LoopConfig = field(default_factory=LoopConfig)
-    lora: LoopConfig = field(default_factory=LoopConfig)
-    denoiser_loss: DenoiserLossConfig = field(default_factory=DenoiserLossConfig)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    dreamer: LoopConfig = field(default_factory=LoopConfig)
+    dreamer_loss: DreamerLossConfig = field(default_factory=DreamerLossConfig)
+    dream: DreamConfig = field(default_factory=DreamConfig)
 
 
 def read_values(path: str | Path) -> dict:
-    """What the YAML of a recipe holds; its `kind` says which recipe it is, none the mini model's."""
+    """What the YAML of a recipe holds; its `kind` says which recipe it is, none the small model's."""
     try:
         values = yaml.safe_load(Path(path).read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
@@ -116,10 +97,7 @@ def read_values(path: str | Path) -> dict:
 
 def read_recipe(path: str | Path) -> Recipe:
     """A recipe from YAML; unknown keys are refused by name."""
-    recipe = fill(Recipe, read_values(path), str(path))
-    if recipe.regime not in REGIMES:
-        raise MirageError(f"{path} has regime {recipe.regime!r}; choose {' or '.join(REGIMES)}.")
-    return recipe
+    return fill(Recipe, read_values(path), str(path))
 
 
 def train(recipe: Recipe) -> bool:
@@ -128,20 +106,34 @@ def train(recipe: Recipe) -> bool:
     Returns whether this process is the first of those that train together.
     """
     torch.set_num_threads(recipe.threads)
+    if (furniture := recipe.views.clips.furniture) and not Path(furniture).is_file():
+        raise MirageError(f"There is no {furniture}; make it with `mirage data furniture`, or leave it out of the recipe's views.")
+    parts = _base_parts(recipe) if recipe.base else _trained_parts(recipe)
+    dreamer, blocks = train_dreamer(recipe)
+    config = MiniConfig(recipe.clips.size, dream=recipe.dream)
+    is_first = Accelerator().is_main_process
+    if is_first:
+        save_model(MiniModel(*(part.cpu() for part in (*parts, dreamer)), blocks, config), Path(recipe.output))
+    return is_first
+
+
+def _base_parts(recipe: Recipe) -> Parts:
+    base = load_model(recipe.base, "cpu")
+    if not isinstance(base, MiniModel) or base.size != recipe.clips.size:
+        raise MirageError(f"The base {recipe.base} is no small model of {recipe.clips.size}; give one, or leave base out.")
+    return base.codec, base.aligner, base.perception
+
+
+def _trained_parts(recipe: Recipe) -> Parts:
     clips = _clips(recipe, recipe.clips.seeds)
     held_out = _clips(recipe, recipe.validation_seeds)
-    codec, denoiser, perception = start(recipe)
-    train_codec(recipe, codec, denoiser.branch.align, clips, held_out)
+    codec, aligner, perception = start(recipe)
+    train_codec(recipe, codec, aligner, clips, held_out)
     train_perception(recipe, perception, clips + 3 * _decoys(recipe), held_out)
     if recipe.chunk_seeds[0] < recipe.chunk_seeds[1]:
         clips = _clips(recipe, recipe.chunk_seeds)
-    denoiser = REGIMES[recipe.regime](recipe, codec, denoiser, clips, held_out)
-    config = MiniConfig(recipe.clips.size, recipe.chunks.chunk_frames, recipe.sampler)
-    parts = (codec, denoiser.transformer, denoiser.branch, perception)
-    is_first = Accelerator().is_main_process
-    if is_first:
-        save_model(MiniModel(*(part.cpu() for part in parts), config), Path(recipe.output))
-    return is_first
+    train_aligner(recipe, codec, aligner, clips, held_out)
+    return codec, aligner, perception
 
 
 def _clips(recipe: Recipe, seeds: tuple[int, int]) -> list[StoredClip]:
@@ -158,25 +150,19 @@ def _decoys(recipe: Recipe) -> list[StoredClip]:
     return _clips(dataclasses.replace(recipe, clips=config), recipe.decoy_seeds)
 
 
-def start(recipe: Recipe) -> tuple[MiniCodec, MemoryDenoiser, MiniPerception]:
+def start(recipe: Recipe) -> Parts:
     """New networks, but for the perceiver of `perception_from`."""
-    torch.manual_seed(recipe.denoiser.seed)
-    channels = {"in_channels": recipe.latent_channels, "out_channels": recipe.latent_channels}
-    transformer = WanTransformer3DModel(**MINI_TRANSFORMER, **channels)
-    torch.nn.init.zeros_(transformer.proj_out.weight)
-    torch.nn.init.zeros_(transformer.proj_out.bias)
-    branch = SideBranch.from_transformer(transformer, shortcut=True, **asdict(recipe.branch))
-    layout = {"memory_format": torch.channels_last}
-    denoiser = MemoryDenoiser(transformer, branch)
+    torch.manual_seed(recipe.codec.seed)
     codec = MiniCodec(latent_channels=recipe.latent_channels)
+    aligner = Aligner(latent_channels=recipe.latent_channels, blocks=recipe.aligner_blocks, cells=recipe.aligner_cells)
     perception = MiniPerception()
     if recipe.perception_from:
         perception = load_perception(recipe.perception_from)
     perception = perception.train().requires_grad_(True)
-    return codec.to(**layout), denoiser, perception.to(**layout)
+    return tuple(part.to(memory_format=torch.channels_last) for part in (codec, aligner, perception))
 
 
-def train_codec(recipe, codec: MiniCodec, align: Aligner, clips, held_out) -> None:
+def train_codec(recipe: Recipe, codec: MiniCodec, align: Aligner, clips, held_out) -> None:
     """Codec and aligner together; leaves them with their averaged weights."""
     loop = Loop(MovedCodec(codec, align), Path(recipe.run) / "codec", recipe.codec)
     if not loop.is_finished:

@@ -96,11 +96,16 @@ class ViewStore:
         code.save(self.folder)
 
     def deviations(self, views: int = 400) -> list[float]:
-        """Of each channel, surface channels included, from 0; of so many views, the same ones each time."""
-        records, rng = self.open(), np.random.default_rng(0)
-        clips = rng.integers(len(records), size=views)
-        drawn = records["view"][clips, rng.integers(records["view"].shape[1], size=views)].astype(np.float32)
-        return np.sqrt((drawn**2).mean((0, 2, 3))).clip(min=LEAST_DEVIATION).tolist()
+        """Of each channel, surface channels included, from 0; of so many views. Measured once: a network keeps to its own."""
+        path = self.folder / "deviations.safetensors"
+        if not path.exists():
+            records, rng = self.open(), np.random.default_rng(0)
+            clips = rng.integers(len(records), size=views)
+            drawn = records["view"][clips, rng.integers(records["view"].shape[1], size=views)].astype(np.float32)
+            found = np.sqrt((drawn**2).mean((0, 2, 3))).clip(min=LEAST_DEVIATION)
+            with atomic_path(path) as new:
+                save_file({"deviations": torch.from_numpy(found)}, new)
+        return load_file(path)["deviations"].tolist()
 
     def codebooks(self, sizes: Sequence[int]) -> Codebooks:
         """Of so many codes in each stage; fitted to the views where there are none yet, the same ones each time."""

@@ -29,7 +29,7 @@ from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
 from mirage_ros.geometry.images import cell_share
 from mirage_ros.models import load_model
-from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.models.wan.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import (
     find_folder,
     pick_device,

@@ -37,11 +37,7 @@ from jaxtyping import Float, Int, UInt8
 from mirage_ros.errors import MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
-from mirage_ros.geometry.images import (
-    fit_seed,
-    upsample,
-    warn_of_cropping,
-)
+from mirage_ros.geometry.images import fit_seed, upsample, warn_of_cropping
 from mirage_ros.memory.free_space import FreeSpaceViews, carved
 from mirage_ros.protocol import (
     STAGES,
@@ -50,13 +46,14 @@ from mirage_ros.protocol import (
     Frame,
     Perception,
     Readout,
-    SpatialMemory,
     Views,
     WorldModel,
+    imagines,
     readout_cells,
     readout_side,
 )
-from mirage_ros.world.imagining import Imagination, Imaginer, joined, put_together, stacked, surfaces_of
+from mirage_ros.world.imagining import Imagination, joined, put_together, stacked, surfaces_of
+from mirage_ros.world.sky import before_sky
 from mirage_ros.world.state import (
     FORGET_MOVING,
     KEPT_LATENTS,
@@ -73,7 +70,6 @@ from mirage_ros.world.state import (
     check_plan,
     decode_next,
     frames_per_latent,
-    from_memory,
     in_range,
     latent_size,
     moving_in_real,
@@ -125,23 +121,22 @@ class Cycle:
             check_pictures(decoded, model, 1)
         with _timed(seconds, "perceive"):
             perception = self._perceive_seed(rgb[None], cameras, depth_m)
-        memory = self.backend.new()
+        kept = {0: latents[0].to("cpu", torch.float16)}
+        free_space = FreeSpaceViews.none().with_real(cameras[0], perception.depth_m[0], readout_side(model))
+        state = WorldState(
+            self.backend.new(), kept, 1, cameras[0], int(stamp_ns), decoder, 0, free_space, cameras={0: cameras[0]}, sky=self.backend.sky()
+        )
         with _timed(seconds, "write"):
             measured = depth_m is not None
             pictures = Pictures(latents, 0, cameras, perception, decoded, stamps, rgb[None], measured)
-            self._remember(memory, pictures)
-        if self.config.use_memory and not memory.tokens:
+            self._remember(state, pictures)
+        if self.config.use_memory and not state.memory.tokens:
             near = float(np.mean(np.isfinite(perception.depth_m)))
             raise MirageError(
                 f"Nothing of the seed can be remembered: {near:.0%} of it lies within "
                 f"{MAX_DEPTH_M:g} m, and no part of that keeps still; give another picture "
                 "or its depth."
             )
-        kept = {0: latents[0].to("cpu", torch.float16)}
-        free_space = FreeSpaceViews.none().with_real(cameras[0], perception.depth_m[0], readout_side(model))
-        state = WorldState(
-            memory, kept, 1, cameras[0], int(stamp_ns), decoder, free_space=free_space, cameras={0: cameras[0]}
-        )
         taken = np.ones((1, *latent_size(model)), bool)
         return state, self._chunk(state, decoded, cameras, perception, taken, stamps, seconds)
 
@@ -155,7 +150,7 @@ class Cycle:
         """
         stamps = check_plan(cameras, stamps_ns, state.stamp_ns, self.model.chunk_frames)
         # What is imagined for one frame is there for the next one, so its chunks are of one frame.
-        once, chunks = 1 if isinstance(self.model, Imaginer) else len(stamps), []
+        once, chunks = 1 if imagines(self.model) else len(stamps), []
         fork = state.forked()
         for start in range(0, len(stamps), once):
             part = slice(start, start + once)
@@ -179,44 +174,50 @@ class Cycle:
         cameras = cameras.resized(model.size)
         cells, anchors = self.readout_cameras(cameras), anchor_frames(len(stamps), frames_per_latent(model))
         with _timed(seconds, "read"):
-            shown = state.memory.read(cells)
-            taken, imagined = from_memory(model, shown), None
-        if isinstance(model, Imaginer) and not taken.all():
+            shown = self._shown(state, cells)
+            taken, imagined, sights = shown.known(readout_cells(model)), None, None
+        if imagines(model) and not taken.all():
             with _timed(seconds, "generate"):
-                imagined = self._imagined(state, cells, stamps)
-                shown = state.memory.read(cells)
+                imagined, sights = self._imagined(state, cells, stamps)
+                shown = self._shown(replace(state, free_space=sights), cells)
         with _timed(seconds, "read"):
             readout = rows(shown, anchors)
             preceding, references = self._context(state, readout)
         noise = _noise_seed(self.config.seed, state.frames_seen)
         return Draft(
-            cameras, stamps, shown, readout, cells[anchors], preceding, references, noise, seconds, taken, imagined
+            cameras, stamps, shown, readout, cells[anchors], preceding, references, noise, seconds, taken, imagined, sights
         )
 
-    def _imagined(self, state: WorldState, cells: Camera, stamps_ns: Int[np.ndarray, "f"]) -> Views:
-        """The views of cameras, after what memory did not show of them was remembered."""
+    def _imagined(self, state: WorldState, cells: Camera, stamps_ns: Int[np.ndarray, "f"]) -> tuple[Views, FreeSpaceViews]:
+        """The views of cameras, once what memory did not show of them is remembered; and what is seen to be free then."""
+        sights = state.free_space
 
         def remember(view: Views) -> None:
+            nonlocal sights
             cameras, perception = view.cameras.resized(self.model.size), in_range(surfaces_of(self.model, view), MAX_DEPTH_M)
-            sound, _ = carved(state.free_space, cameras, perception, self.model.stride, readout_side(self.model))
+            sound, sights = carved(sights, cameras, perception, self.model.stride, readout_side(self.model))
             rgb = self.model.decode(view.latents)
-            self._remember(state.memory, Pictures(view.latents, state.latents_seen, cameras, sound, rgb, stamps_ns[:1]))
+            self._remember(state, Pictures(view.latents, state.latents_seen, cameras, sound, rgb, stamps_ns[:1]))
 
-        imagine, style = Imagination(self.model, state.memory, remember), self._style(state)
-        seeds = [_noise_seed(self.config.seed, state.frames_seen + i) for i in range(len(cells))]
-        return stacked([imagine(cells[i : i + 1], style, seed) for i, seed in enumerate(seeds)])
+        def placed(view: Views) -> Views:
+            cameras = view.cameras.resized(view.depth_m.shape[1:])
+            return replace(view, depth_m=sights.behind_free(cameras, view.depth_m))
+
+        imagine = Imagination(self.model, lambda camera: self._shown(replace(state, free_space=sights), camera), placed, remember)
+        style, seeds = self._style(state), [_noise_seed(self.config.seed, state.frames_seen + i) for i in range(len(cells))]
+        return stacked([imagine(cells[i : i + 1], style, seed) for i, seed in enumerate(seeds)]), sights
 
     def _style(self, state: WorldState) -> Views:
         """The last frame and the seed, for how the world looks."""
         ids = list(dict.fromkeys((state.latents_seen - 1, 0)))
         cells = self.readout_cameras(Camera.stack([state.cameras[i] for i in ids]))
-        depth = cell_depth(state.memory.read(cells).depth_m, readout_cells(self.model))
+        depth = cell_depth(self._shown(state, cells).depth_m, readout_cells(self.model))
         return Views(self._bank(state, ids), depth, cells)
 
     def generate(self, draft: Draft) -> Float[torch.Tensor, "n c lh lw"]:
         """The draft's latents. Knows no state and changes none."""
         with _timed(draft.seconds, "generate"):
-            if isinstance(self.model, Imaginer):
+            if imagines(self.model):
                 return check_latents(put_together(self.model, draft.readout, draft.imagined), self.model, len(draft.cells))
             latents = self.model.generate(
                 draft.readout, draft.cells, draft.preceding, draft.references, draft.noise
@@ -238,7 +239,7 @@ class Cycle:
         if decoded is not None:
             decoded(rgb)
         with _timed(seconds, "perceive"):
-            if isinstance(model, Imaginer):
+            if imagines(model):
                 perception = in_range(surfaces_of(model, draft.imagined, draft.shown), MAX_DEPTH_M)
             else:
                 anchor = draft.shown.depth_m if np.isfinite(draft.shown.depth_m).any() else None
@@ -246,11 +247,10 @@ class Cycle:
         with _timed(seconds, "write"):
             if self.config.forget_moving == "none":
                 perception = replace(perception, dynamic=np.zeros_like(perception.dynamic))
-            sound, free_space = carved(
-                state.free_space, cameras, perception, model.stride, readout_side(model)
-            )
+            seen_free = draft.sights or state.free_space
+            sound, free_space = carved(seen_free, cameras, perception, model.stride, readout_side(model))
             pictures = Pictures(latents, state.latents_seen, cameras, sound, rgb, stamps)
-            self._remember(state.memory, pictures)
+            self._remember(state, pictures)
         after = self.advanced(replace(state, free_space=free_space), draft, latents, decoder)
         return after, self._chunk(after, rgb, cameras, perception, draft.taken, stamps, seconds)
 
@@ -286,7 +286,9 @@ class Cycle:
         return cameras.resized(readout_size(self.model))
 
     def _context(self, state: WorldState, readout: Readout) -> tuple[torch.Tensor, torch.Tensor]:
-        """The latents of the last frames, and of the frames that memory shows most."""
+        """The latents of the last frames, and of the frames that memory shows most; none for an Imaginer."""
+        if imagines(self.model):
+            return self._bank(state, ()), self._bank(state, ())
         last = state.latents_seen
         near = range(max(0, last - self.model.preceding_frames), last)
         seen = state.memory.references(readout, last)
@@ -313,9 +315,16 @@ class Cycle:
         moving = moving_in_real(model, rgb, forget, lambda: perception.dynamic)
         return replace(perception, dynamic=moving)
 
-    def _remember(self, memory: SpatialMemory, pictures: Pictures) -> None:
+    def _shown(self, state: WorldState, cells: Camera) -> Readout:
+        """What is remembered, surfaces and sky."""
+        shown = state.memory.read(cells)
+        if state.sky is None:
+            return shown
+        return before_sky(shown, state.sky, cells, state.free_space, readout_cells(self.model))
+
+    def _remember(self, state: WorldState, pictures: Pictures) -> None:
         if self.config.use_memory:
-            self.backend.write(memory, pictures)
+            self.backend.write(state.memory, pictures, state.sky)
 
     def _chunk(self, state, rgb, cameras, perception, taken, stamps, seconds) -> Chunk:
         observed = upsample(taken, self.model.stride)

@@ -1,8 +1,8 @@
 """A whole world as a folder: world.json, memory.safetensors, latents.safetensors.
 
 Entities' values are in world.json, their triangles in latents.safetensors.
-A world of a causal video codec has decoder.safetensors as well: what the decoder remembers. Whatever
-else lies in the folder is somebody else's and stays.
+A world with a sky has sky.safetensors as well, one of a causal video codec decoder.safetensors: what the decoder
+remembers. Whatever else lies in the folder is somebody else's and stays.
 
 A save writes all files into a folder in the folder, and renames that when they are whole: from
 then on they are the world. Then they are moved up one by one, and who reads meanwhile, or after
@@ -32,6 +32,7 @@ from mirage_ros.files import (
     MEMORY,
     SAVED,
     SAVING,
+    SKY,
     UNREADABLE,
     WORLD,
     header_of_world,
@@ -48,11 +49,14 @@ from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.rows import representable
 from mirage_ros.protocol import DecoderState, WorldModel
 from mirage_ros.world.entities import Body, Entities, EntityState, Mesh, Motion
+from mirage_ros.world.sky import sky_config
 from mirage_ros.world.state import WorldState
 
 KIND = "world"
 PLAIN = ("name", "number", "stamp_ns", "category", "description", "source")
 """What of an entity JSON holds as it is."""
+OPTIONAL = {"sky": SKY, "decoder": DECODER}
+"""Files that not every world has, by what in world.json tells of them."""
 
 
 def save_world(state: WorldState, model: WorldModel, folder: str | os.PathLike) -> None:
@@ -144,7 +148,10 @@ def _read_world(folder: Path, header: dict, model: WorldModel, config: MemoryCon
     memory = LatentMemory.load(world_file(folder, MEMORY), config)
     decoder = _load_decoder(folder, info) if "decoder" in info else None
     counts = info["frames_seen"], camera, info["stamp_ns"], decoder, info.get("grouped", 0)
-    state = WorldState(memory, kept, *counts, free_space, _entities_of(info, tensors))
+    sky = LatentMemory.load(world_file(folder, SKY), sky_config(config)) if "sky" in info else None
+    if sky is not None and sky.tokens != info["sky"]:
+        raise MirageError(f"{folder} mixes files of two worlds; take a sound copy of it.")
+    state = WorldState(memory, kept, *counts, free_space, _entities_of(info, tensors), sky=sky)
     return replace(state, cameras=_cameras_of(info, state))
 
 
@@ -174,6 +181,9 @@ def _write_world(state: WorldState, model: WorldModel, folder: Path) -> None:
         "cameras": [[i, one.intrinsics.tolist(), one.world_from_camera.tolist()] for i, one in state.cameras.items()],
     }
     info["entities"], meshes = _entities_to(state.entities)
+    if state.sky is not None:
+        info["sky"] = state.sky.tokens
+        state.sky.save(folder / SKY)
     if state.decoder is not None:
         info["grouped"] = state.grouped
         info["decoder"] = {name: str(t.dtype)[6:] for name, t in state.decoder.items()}
@@ -280,8 +290,9 @@ def _check_target(folder: Path, state: WorldState) -> None:
     if header is None:
         raise MirageError(f"{folder} holds other things and no saved world; choose another folder.")
     strange = {name for name in FILES if (folder / name).is_dir()}
-    if state.decoder is not None and "decoder" not in header:
-        strange |= {DECODER} & found
+    for part, name in OPTIONAL.items():
+        if getattr(state, part) is not None and part not in header:
+            strange |= {name} & found
     if strange:
         raise MirageError(
             f"{folder} has a {' and a '.join(sorted(strange))} that the world saved there does not "
@@ -313,9 +324,9 @@ def _move_up(folder: Path) -> None:
     if not fresh.is_dir():
         return
     sync_folder(folder)
-    if (new := header_of_world(fresh / WORLD)) and "decoder" not in new:
-        if "decoder" in (header_of_world(folder / WORLD) or {}):
-            (folder / DECODER).unlink(missing_ok=True)
+    if new := header_of_world(fresh / WORLD):
+        for part in OPTIONAL.keys() & (header_of_world(folder / WORLD) or {}).keys() - new.keys():
+            (folder / OPTIONAL[part]).unlink(missing_ok=True)
     for name in FILES:
         if (fresh / name).exists():
             os.rename(fresh / name, folder / name)

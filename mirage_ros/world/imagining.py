@@ -5,9 +5,9 @@ So a place looks at first as it does at every return, and its depth is that of t
 were imagined with it. Where and what is imagined follows from memory and one camera alone, frame after frame: the same
 world comes out however its frames are cut into chunks.
 
-A gap at one side of the picture is looked at from a camera that turns towards it, so that one imagined
+A crack between surfaces is filled with what is nearest. A gap at one side of the picture is looked at from a camera that turns towards it, so that one imagined
 view serves the frames of the turn that follows. What is open after that is imagined from the frame's own camera. What
-then still is not shown, the sky or a crack between surfaces, is taken from that view as it is.
+then still is not shown, a crack between surfaces, is taken from that view as it is.
 
 After RGBD2 (Lei et al., CVPR 2023), which completes views of a mesh one by one.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,9 +26,9 @@ from mirage_ros.geometry.depth import cell_depth, finer_depth
 from mirage_ros.geometry.images import upsample
 from mirage_ros.protocol import (
     Chunk,
+    Imaginer,
     Perception,
     Readout,
-    SpatialMemory,
     Views,
     readout_cells,
     readout_side,
@@ -37,22 +36,11 @@ from mirage_ros.protocol import (
 
 MOST_TURN_RAD = 0.5
 """That a camera turns at most towards a gap."""
-MOST_OPEN = 0.4
-"""Share of the picture that is open, from which on a camera need not turn to see a wide gap."""
-
-
-@runtime_checkable
-class Imaginer(Protocol):
-    """What a WorldModel has besides that imagines depth with latents; used in place of `generate`."""
-
-    def from_memory(self, readout: Readout) -> Bool[np.ndarray, "f lh lw"]: ...
-
-    def aligned(self, readout: Readout) -> Float[torch.Tensor, "f c lh lw"]:
-        """The latents that memory shows; those that it does not show mean nothing."""
-
-    def imagine(self, readout: Readout, camera: Camera, style: Views, seed: int) -> Views:
-        """The whole view of one camera (a batch of one, at the readout's size); what memory shows of it is kept.
-        `style` are views of the same world, which tell how it looks."""
+MOST_CRACK = 0.02
+"""Share of the picture."""
+LEAST_OPEN, MOST_OPEN = 0.02, 0.4
+"""Share of the picture that is open, up to which there is no gap worth turning to, and from which on a camera need not
+turn to see a wide one."""
 
 
 @dataclass(frozen=True)
@@ -60,27 +48,42 @@ class Imagination:
     """Completes views of a memory.
 
     Attributes:
+        read: what memory shows to cameras.
+        placed: a view whose surfaces stand where they may.
         remember: writes a view into the memory.
     """
 
     model: Imaginer
-    memory: SpatialMemory
+    read: Callable[[Camera], Readout]
+    placed: Callable[[Views], Views]
     remember: Callable[[Views], None]
 
     def __call__(self, camera: Camera, style: Views, seed: int) -> Views:
         """The view of one camera (a batch of one, at the readout's size), whole, after it was remembered."""
-        model, memory = self.model, self.memory
-        shown = memory.read(camera)
-        turn = turn_towards(~model.from_memory(shown)[0], camera)
+        model = self.model
+        shown = self.read(camera)
+        turn = turn_towards(~shown.known(readout_cells(model))[0], camera)
         if turn:
             aside = camera.turned(-turn)
-            self.remember(model.imagine(memory.read(aside), aside, style, seed))
-            shown = memory.read(camera)
-        if model.from_memory(shown).all():
+            self.remember(self.placed(model.imagine(self.read(aside), aside, style, seed)))
+            shown = self.read(camera)
+        if shown.known(readout_cells(model)).all():
             return Views(model.aligned(shown), cell_depth(shown.depth_m, readout_cells(model)), camera)
-        view = model.imagine(shown, camera, style, seed)
+        crack = is_crack(~shown.known(readout_cells(model))[0])
+        view = self.placed(nearest_shown(model, shown, camera) if crack else model.imagine(shown, camera, style, seed))
         self.remember(view)
         return view
+
+
+def nearest_shown(model: Imaginer, readout: Readout, camera: Camera) -> Views:
+    """The view of one camera in which every cell that memory does not show is the nearest that it shows; sky without any."""
+    latents, depth = model.aligned(readout), cell_depth(readout.depth_m, readout_cells(model))
+    known = readout.known(readout_cells(model)) & np.isfinite(depth)
+    if not known.any():
+        return Views(torch.zeros_like(latents), np.full_like(depth, np.inf), camera)
+    places, shown = np.argwhere(np.ones_like(known[0])), np.argwhere(known[0])
+    row, column = shown[((places[:, None] - shown[None]) ** 2).sum(-1).argmin(1)].T.reshape(2, *known.shape[1:])
+    return Views(latents[:, :, row, column], depth[:, row, column], camera)
 
 
 def stacked(views: Sequence[Views]) -> Views:
@@ -96,7 +99,7 @@ def put_together(
     latents = model.aligned(readout)
     if imagined is None:
         return latents
-    return torch.where(torch.from_numpy(model.from_memory(readout))[:, None], latents, imagined.latents)
+    return torch.where(torch.from_numpy(readout.known(readout_cells(model)))[:, None], latents, imagined.latents)
 
 
 def surfaces_of(model: Imaginer, view: Views | None, shown: Readout | None = None) -> Perception:
@@ -123,9 +126,15 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
     return Chunk(frames, seconds, share, last.tokens, last.memory_bytes)
 
 
+def is_crack(open_cells: Bool[np.ndarray, "h w"]) -> bool:
+    """Whether so little is open, and nothing at the picture's border, where there is more to come, that surfaces go on over it."""
+    inner = open_cells[1:-1, 1:-1]
+    return bool(0 < open_cells.sum() == inner.sum() <= MOST_CRACK * open_cells.size)
+
+
 def turn_towards(open_cells: Bool[np.ndarray, "h w"], camera: Camera) -> float:
     """Radians to the right by which a camera (a batch of one) turns to bring a gap at one side into its middle."""
-    if open_cells.mean() > MOST_OPEN or not open_cells.any():
+    if not LEAST_OPEN < open_cells.mean() <= MOST_OPEN:
         return 0.0
     width = open_cells.shape[1]
     columns = np.flatnonzero(open_cells.any(0))

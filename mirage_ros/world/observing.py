@@ -23,8 +23,9 @@ from mirage_ros.geometry.depth import cell_depth, completed
 from mirage_ros.geometry.images import cell_colours, cell_share, fit_seed
 from mirage_ros.memory import LatentMemory, MemoryConfig
 from mirage_ros.memory.rows import FIRST_OBSERVED
-from mirage_ros.protocol import WorldModel, readout_cells, readout_side
+from mirage_ros.protocol import Perception, WorldModel, imagines, readout_cells, readout_side
 from mirage_ros.world.sightings import TOLERANCE, Sighting, agreed
+from mirage_ros.world.sky import FAR_M, sky_config
 from mirage_ros.world.state import (
     MAX_DEPTH_M,
     REWRITE_LOG_SCALE,
@@ -95,8 +96,15 @@ def _written(
     """As `observed`; where `changed` is given only its cells."""
     latents = check_latents(model.encode(rgb[None]), model, 1)
     number = max((i for i in state.latents if i >= FIRST_OBSERVED), default=FIRST_OBSERVED - 1) + 1
-    fork = state.forked()
-    counts = _replaced(fork.memory, model, config, latents, rgb, camera, depth_m, stamp_ns, number, adds, changed)
+    fork, cameras = state.forked(), Camera.stack([camera])
+    fine = np.where(depth_m > MAX_DEPTH_M, np.float32(np.inf), depth_m)[None]
+    guess = lambda: perceive_seed(model, rgb[None], cameras, depth_m).dynamic  # noqa: E731
+    moving = moving_in_real(model, rgb[None], config.forget_moving, guess)
+    stamps, perception = np.array([stamp_ns], np.int64), Perception(fine, moving, np.isposinf(fine))
+    pictures = Pictures(latents, number, cameras, perception, rgb[None], stamps, rgb[None], measured=True)
+    counts = _replaced(fork.memory, model, config, pictures, adds, changed)
+    if fork.sky is not None:
+        write_sky(fork.sky, pictures, model.stride, adds or changed is not None)
     kept = {
         i: latent for i, latent in state.latents.items() if i < FIRST_OBSERVED or i > number - KEPT_OBSERVED
     }
@@ -106,26 +114,13 @@ def _written(
 
 
 def _replaced(
-    memory: LatentMemory,
-    model: WorldModel,
-    config: WorldConfig,
-    latents: Float[torch.Tensor, "1 c lh lw"],
-    rgb: UInt8[np.ndarray, "h w 3"],
-    camera: Camera,
-    depth_m: Float[np.ndarray, "h w"],
-    stamp_ns: int,
-    frame_id: int,
-    adds: bool,
-    changed: Changed | None,
+    memory: LatentMemory, model: WorldModel, config: WorldConfig, pictures: Pictures, adds: bool, changed: Changed | None
 ) -> tuple[int, int]:
     """Writes a picture's tokens in place of those that its depth contradicts; how many went and came."""
-    cameras = Camera.stack([camera])
-    cells = cameras.resized(latent_size(model))
-    fine = np.where(depth_m > MAX_DEPTH_M, np.float32(np.inf), depth_m)[None]
+    cells, fine = pictures.cameras.resized(latent_size(model)), pictures.perception.depth_m
     depth = cell_depth(fine, model.stride)
-    guess = lambda: perceive_seed(model, rgb[None], cameras, depth_m).dynamic  # noqa: E731
-    moving = moving_in_real(model, rgb[None], config.forget_moving, guess)
-    known = np.isfinite(depth) & (cell_share(moving, model.stride) <= config.max_dynamic_share)
+    moving = cell_share(pictures.perception.dynamic, model.stride) > config.max_dynamic_share
+    known = np.isfinite(depth) & ~moving
     if changed is None:
         gone = contradicted(memory, cells[0], depth[0], adds)
     else:
@@ -134,15 +129,9 @@ def _replaced(
     if adds:
         known &= lacking(memory, cells)
     stored = memory.write_by_surfaces(
-        latents,
-        cells,
-        fine if readout_cells(model) > 1 else depth,
-        known,
-        np.array([stamp_ns], np.int64),
-        cell_colours(rgb[None], model.stride),
-        np.array([frame_id]),
-        real=True,
-    )
+        pictures.latents, cells, fine if readout_cells(model) > 1 else depth, known, pictures.stamps_ns,
+        cell_colours(pictures.rgb, model.stride), np.array([pictures.first_id]), real=True,
+    )  # fmt: skip
     return erased, stored
 
 
@@ -223,13 +212,23 @@ def kept_up(
     if other.any() and (not sightings or stamp_ns - sightings[-1].stamp_ns >= BETWEEN_NS):
         sighting = Sighting(stamp_ns, cells, np.where(other, depth, np.float32(np.nan)))
         sightings = (*sightings, sighting)[-MOST_SIGHTINGS:]
-    if not settled.any() and new.sum() <= LEAST_NEW * max(int(np.isfinite(depth).sum()), 1):
+    news, known = new.sum() + _new_sky(state, cells, depth).sum(), max(int((~np.isnan(depth)).sum()), 1)
+    if not settled.any() and news <= LEAST_NEW * known:
         return state, ((0, 0), sightings)
     # The cells around what has changed lie half on it.
     around = _around(settled, False).any((-2, -1)) & np.isfinite(depth)
     changed = Changed(new & ~around, around)
     state, counts = _written(model, config, state, rgb, camera, depth_m, stamp_ns, False, changed)
     return state, (counts, sightings)
+
+
+def _new_sky(state: WorldState, cells: Camera, depth_m: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Where a picture is infinitely far and no real one showed the sky yet."""
+    far = np.isposinf(depth_m)
+    if state.sky is None or not far.any():
+        return np.zeros_like(far)
+    sky = state.sky.fork()
+    return far & ~sky.shows_real(sky.read(Camera.stack([cells])))[0]
 
 
 def _compared(
@@ -257,6 +256,8 @@ def only_seen(state: WorldState) -> tuple[WorldState, int]:
     """
     fork = state.forked()
     forgotten = fork.memory.forget(~fork.memory.from_real)
+    if fork.sky is not None:
+        fork.sky.forget(~fork.sky.from_real)
     kept = {i: latent for i, latent in state.latents.items() if i == 0 or i >= FIRST_OBSERVED}
     last, cameras = state.latents_seen - 1, {i: camera for i, camera in state.cameras.items() if i in kept}
     kept[last], cameras[last] = state.latents[0], state.cameras[0]
@@ -272,7 +273,17 @@ class LatentBackend:
     def new(self) -> LatentMemory:
         return LatentMemory(memory_config(self.model, self.config))
 
-    def write(self, memory: LatentMemory, pictures: Pictures) -> None:
+    def sky(self) -> LatentMemory | None:
+        if not self.config.use_memory or not imagines(self.model):
+            return None
+        return LatentMemory(sky_config(memory_config(self.model, self.config)))
+
+    def write(self, memory: LatentMemory, pictures: Pictures, sky: LatentMemory | None = None) -> None:
+        self._write_surfaces(memory, pictures)
+        if sky is not None:
+            write_sky(sky, pictures, self.model.stride, adds=True)
+
+    def _write_surfaces(self, memory: LatentMemory, pictures: Pictures) -> None:
         model, perception = self.model, pictures.perception
         group = frames_per_latent(model)
         at = anchor_frames(len(pictures.rgb), group)
@@ -292,6 +303,22 @@ class LatentBackend:
             REWRITE_LOG_SCALE,
             real=pictures.given is not None,
         )
+
+
+def write_sky(sky: LatentMemory, pictures: Pictures, stride: int, adds: bool) -> None:
+    """Remembers what lies infinitely far in pictures. A real one takes the place of what was there; where it only `adds`, of what
+    was imagined."""
+    perception, real = pictures.perception, pictures.given is not None
+    far = np.isposinf(cell_depth(perception.depth_m, stride)) & (cell_share(perception.dynamic, stride) == 0)
+    cells, colours = pictures.cameras.resized(far.shape[1:]), cell_colours(pictures.rgb, stride)
+    if real and sky.tokens:
+        shown, gone = sky.read(cells), np.zeros(sky.tokens, bool)
+        gone[shown.index[far & shown.visible]] = True
+        sky.forget(gone & ~sky.from_real if adds else gone)
+    # What came first lies nearest, so nothing later hides it.
+    depth = ((FAR_M + sky.tokens) / np.linalg.norm(cells.rays(), axis=-1)).astype(np.float32)
+    ids = np.arange(pictures.first_id, pictures.first_id + len(far))
+    sky.write_new(pictures.latents, cells, depth, far, pictures.stamps_ns, colours, ids, REWRITE_LOG_SCALE, real)
 
 
 def memory_config(model: WorldModel, config: WorldConfig) -> MemoryConfig:

@@ -28,11 +28,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth, completed
-from mirage_ros.geometry.images import cell_share
 from mirage_ros.memory.free_space import FreeSpaceViews
 from mirage_ros.memory.rows import LARGEST, representable
 from mirage_ros.protocol import (
-    MOSTLY,
     DecoderState,
     Perception,
     Readout,
@@ -55,17 +53,6 @@ def readout_size(model: WorldModel) -> tuple[int, int]:
     """(height, width) of what memory shows to the model."""
     height, width = latent_size(model)
     return height * readout_cells(model), width * readout_cells(model)
-
-
-def from_memory(model: WorldModel, readout: Readout) -> Bool[np.ndarray, "f lh lw"]:
-    """The latent cells that the model takes from memory; it imagines the others.
-
-    The model itself says which, by its method of this name. One without takes the cells of which
-    memory shows at least half.
-    """
-    if hasattr(model, "from_memory"):
-        return model.from_memory(readout)
-    return cell_share(readout.visible, readout_cells(model)) >= MOSTLY
 
 
 @runtime_checkable
@@ -295,7 +282,7 @@ class WorldState:
     camera and stamp are the last frame's, the camera at the model's picture size. `decoder` is
     what a causal video codec remembers, None for a picture codec; `grouped` counts
     the frames that share a latent with one before them; `free_space` tells which space is free;
-    `entities` stand in the world and are not remembered; `cameras` are those that the latents show the world to, by their
+    `entities` stand in the world and are not remembered; `sky` is remembered apart (sky.py), None: not at all; `cameras` are those that the latents show the world to, by their
     ids, at the model's picture size.
     """
 
@@ -309,6 +296,7 @@ class WorldState:
     free_space: FreeSpaceViews = field(default_factory=FreeSpaceViews.none)
     entities: Entities = field(default_factory=Entities)
     cameras: dict[int, Camera] = field(default_factory=dict)
+    sky: SpatialMemory | None = None
 
     @property
     def latents_seen(self) -> int:
@@ -317,7 +305,8 @@ class WorldState:
 
     def forked(self) -> WorldState:
         """A state of its own; memory is shared until one of both changes."""
-        return replace(self, memory=self.memory.fork(), latents=dict(self.latents))
+        sky = None if self.sky is None else self.sky.fork()
+        return replace(self, memory=self.memory.fork(), latents=dict(self.latents), sky=sky)
 
 
 @dataclass(frozen=True)
@@ -332,7 +321,8 @@ class Draft:
         noise: seed of the chunk's noise.
         seconds: by stage, filled in as the chunk goes on.
         taken: the latents that come from memory as it was before the chunk.
-        imagined: an Imaginer's whole views, for what memory does not show in `shown`; None where it shows all.
+        imagined, sights: an Imaginer's whole views, for what memory does not show in `shown`, and what is seen to be free
+            after them; None where memory shows all.
     """
 
     cameras: Camera
@@ -346,6 +336,7 @@ class Draft:
     seconds: dict[str, float]
     taken: Bool[np.ndarray, "n lh lw"]
     imagined: Views | None = None
+    sights: FreeSpaceViews | None = None
 
 
 @dataclass(frozen=True)
@@ -376,8 +367,12 @@ class MemoryBackend(Protocol):
         """An empty memory."""
         ...
 
-    def write(self, memory: SpatialMemory, pictures: Pictures) -> None:
-        """Remembers what keeps still in pictures and is not shown finely enough yet."""
+    def sky(self) -> SpatialMemory | None:
+        """An empty one of the sky; None where it is not remembered."""
+        ...
+
+    def write(self, memory: SpatialMemory, pictures: Pictures, sky: SpatialMemory | None) -> None:
+        """Remembers what keeps still in pictures and is not shown finely enough yet, and the sky."""
         ...
 
 

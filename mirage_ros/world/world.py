@@ -23,13 +23,13 @@ from jaxtyping import Float, Int
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.memory.rows import FIRST_OBSERVED
-from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel
+from mirage_ros.protocol import Chunk, SpatialMemory, WorldModel, imagines
 from mirage_ros.world.collision import Physics
 from mirage_ros.world.cycle import Cycle, Decoded, Plan, overlapped
 from mirage_ros.world.drawing import drawn
 from mirage_ros.world.entities import STILL, Entities
 from mirage_ros.world.files import load_world, save_world
-from mirage_ros.world.imagining import Imaginer, joined
+from mirage_ros.world.imagining import joined
 from mirage_ros.world.observing import LatentBackend, kept_up, memory_config, observed
 from mirage_ros.world.sightings import Sighting
 from mirage_ros.world.state import KEPT_LATENTS, MakeBackend, WorldConfig, WorldState, check_plan, frames_per_latent
@@ -169,7 +169,7 @@ class World:
         parts = [slice(start, start + self.model.chunk_frames) for start in starts]
         plans = [(cameras[part], stamps[part]) for part in parts]
         # What an Imaginer imagines is read again at once, so there is nothing to do side by side.
-        if self.config.overlap_decode and not isinstance(self.model, Imaginer):
+        if self.config.overlap_decode and not imagines(self.model):
             yield from self._overlapped(plans)
         else:
             yield from (self.step(*plan) for plan in plans)
@@ -259,6 +259,7 @@ class World:
         What physics moved when it was saved stands still where there are none.
         """
         state, stands = load_world(folder, self.model, memory_config(self.model, self.config)), self.physics is None
+        state = replace(state, sky=state.sky or self.cycle.backend.sky())  # of one that was saved without
         self._take_over(state, state.entities.each(lambda s: replace(s, motion=STILL) if stands and s.passed else s))
 
     def _take_over(self, state: WorldState, entities: Entities) -> None:
@@ -345,19 +346,19 @@ class Rig:
         if self.cameras == 1:
             state, chunk = self.world.cycle.stepped(start, cameras[0], stamps_ns)
             return state, (chunk,)
-        if isinstance(self.world.model, Imaginer) and len(stamps_ns) > 1:
+        if imagines(self.world.model) and len(stamps_ns) > 1:
             return self._frame_by_frame(start, cameras, stamps_ns)
         latents, chunks, after, last = dict(start.latents), [], [], start
         for index in range(self.cameras):
             entry = self._entry(index, start, latents)
-            entry = replace(entry, memory=last.memory, free_space=last.free_space)
+            entry = replace(entry, memory=last.memory, free_space=last.free_space, sky=last.sky)
             last, chunk = self.world.cycle.stepped(entry, cameras[index], stamps_ns)
             after.append(last)
             chunks.append(chunk)
             latents |= self._new(last, len(chunk.frames))
         kept = self._kept(latents, [state.frames_seen for state in after])
         known = dict(item for state in (start, *after) for item in state.cameras.items() if item[0] in kept)
-        state = replace(after[0], latents=kept, cameras=known, memory=last.memory, free_space=last.free_space)
+        state = replace(after[0], latents=kept, cameras=known, memory=last.memory, free_space=last.free_space, sky=last.sky)
         return state, tuple(chunks)
 
     def _frame_by_frame(self, state: WorldState, cameras: Sequence[Camera], stamps_ns: Int[np.ndarray, "f"]):

@@ -1,4 +1,9 @@
-"""The shipped model: mini codec, denoiser and perceiver as one world model.
+"""The shipped model: mini codec, aligner, dreamer and perceiver as one world model.
+
+What memory does not show is imagined by the dreamer (dreamer.py), which knows views as principal components of 8x8
+blocks of pixels, log depth and sky (imagining.py). mini's latents are turned into such blocks and back by the linear
+part of its codec (`Aligner`): neither decoder nor encoder runs. Frames have the depth of what memory shows and of what
+was imagined; the perceiver is asked for that of pictures alone that come without any.
 
 The perceiver makes metric depth, moving things and sky of a picture and the readout's depth. One
 picture has no scale; the readout has. So the network predicts log depth as a correction of the
@@ -14,33 +19,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import WanTransformer3DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
-from mirage_ros.geometry.images import cell_share
 from mirage_ros.machine import has_fast_bfloat16
-from mirage_ros.models.mini.borrowing import borrow_detail
-from mirage_ros.models.mini.codec import (
-    MiniCodec,
-    condition_from_context,
-    condition_from_readout,
-    residual_stage,
-)
-from mirage_ros.models.mini.denoiser import (
-    TIMESTEPS,
-    MemoryDenoiser,
-    SamplerConfig,
-    SideBranch,
-    sample,
-)
+from mirage_ros.models.mini.codec import Aligner, MiniCodec, condition_from_readout, residual_stage
+from mirage_ros.models.mini.dreamer import STYLE_CHANNELS, SURFACE_CHANNELS, Dreamer
+from mirage_ros.models.mini.imagining import STYLE_VIEWS, Blocks, DreamConfig, Question
+from mirage_ros.models.mini.imagining import complete, depth_of, ray_channels, style_channels, surfaces, tensor_of
 from mirage_ros.models.parts import picture_from_rgb, rgb_from_picture
-from mirage_ros.protocol import MOSTLY, Perception, Readout, readout_side
+from mirage_ros.protocol import Perception, Readout, Views, readout_side
 
 #: Pictures are padded to multiples of this (the coarsest level of the net).
 COARSEST = 32
@@ -141,28 +134,35 @@ class MiniConfig:
 
     Attributes:
         size: (height, width) of the pictures the model was trained on.
-        chunk_frames: target frames per network call.
+        chunk_frames: frames that a plan is cut into; each is made by itself.
+        dream: how views are completed.
     """
 
     size: tuple[int, int] = (128, 160)
     chunk_frames: int = 4
-    sampler: SamplerConfig = SamplerConfig()
+    dream: DreamConfig = DreamConfig()
 
 
 class MiniModel:
-    """A WorldModel that runs on two CPU cores. Holds weights, no state of any world."""
+    """An Imaginer that runs on two CPU cores. Holds weights, no state of any world.
 
-    preceding_frames = 1
-    # Nothing that the network needs (docs/log.md): what is imagined borrows its detail from it.
-    reference_frames = 1
+    Args:
+        dreamer: completes views of the linear code `blocks`.
+
+    Attributes:
+        network: the dreamer as it is asked, in the numbers that are fastest here.
+    """
+
+    preceding_frames = reference_frames = 0
 
     def __init__(
         self,
         codec: MiniCodec,
-        transformer: WanTransformer3DModel,
-        branch: SideBranch,
+        aligner: Aligner,
         perception: MiniPerception,
-        config: MiniConfig,
+        dreamer: Dreamer,
+        blocks: Blocks,
+        config: MiniConfig = MiniConfig(),
         *,
         name: str = "mini",
         device: str = "cpu",
@@ -170,19 +170,25 @@ class MiniModel:
         self.name, self.config, self.device = name, config, torch.device(device)
         # Channels-last lets oneDNN run the convolutions without reordering (1.4 times faster here).
         layout = torch.channels_last
-        self.codec = codec.eval().to(self.device, memory_format=layout)
-        self.perception = perception.eval().to(self.device, memory_format=layout)
-        self.denoiser = MemoryDenoiser(transformer, branch).eval().to(self.device)
+        self.codec, self.aligner, self.perception, self.dreamer = (
+            part.eval().to(self.device, memory_format=layout) for part in (codec, aligner, perception, dreamer)
+        )
+        self.blocks = blocks
         self.size, self.chunk_frames = config.size, config.chunk_frames
         self.stride, self.channels = codec.stride, codec.config.latent_channels
-        self.readout_cells = branch.cells
+        self.readout_cells = aligner.cells
         # By what the machine is, not by a measurement: the same machine makes the same frames. Copies, as what is
         # saved would be rounded twice.
         fast = self.device.type == "cpu" and has_fast_bfloat16()
-        align = branch.align if branch.config.shortcut else None
         self._decoder = with_bfloat16(self.codec, ("decoder",)) if fast else self.codec
         self._perceiver = with_bfloat16(self.perception) if fast else self.perception
-        self._align = with_bfloat16(align, ("first", "stage", "last")) if fast and align else align
+        self._aligner = with_bfloat16(self.aligner, ("first", "stage", "last")) if fast else self.aligner
+        self.network = self.dreamer
+        if fast or self.device.type == "cuda":
+            self.network = with_bfloat16(self.dreamer)
+            for name, buffer in self.dreamer.named_buffers():  # what codes stand for is not rounded at all
+                setattr(self.network, name, buffer.clone())
+            self.dreamer = self.dreamer.half()  # as it is saved
 
     @torch.inference_mode()
     def encode(self, rgb: UInt8[np.ndarray, "f h w 3"]) -> Float[Tensor, "f c lh lw"]:
@@ -197,77 +203,49 @@ class MiniModel:
         return rgb_from_picture(picture)
 
     @torch.inference_mode()
-    def generate(
-        self,
-        readout: Readout,
-        cameras: Camera,
-        preceding: Float[Tensor, "p c lh lw"],
-        references: Float[Tensor, "r c lh lw"],
-        seed: int,
-    ) -> Float[Tensor, "f c lh lw"]:
-        """Latents of up to `chunk_frames` frames; needs one preceding frame at least.
-
-        Where memory shows all of them the network is not run: it would add nothing.
-        What memory does not show takes its detail from what it shows and from the reference.
-        """
-        if self._shortcut_is_all and self.from_memory(readout).all():
-            return self.recall(readout, cameras, preceding, references)
-        count = len(readout.visible)
-        condition, context = self._condition(readout, preceding)
-        generator = torch.Generator().manual_seed(seed)
-        shape = (1, self.channels, self.chunk_frames, *context.shape[-2:])
-        noise = torch.randn(shape, generator=generator)[:, :, :count].to(self.device) * self.config.sampler.noise
-        shortcut = self.denoiser.branch.aligned(condition, self._align)
-
-        def network(noisy: Tensor, sigma: Tensor) -> Tensor:
-            timestep = torch.zeros(1, context.shape[2] + count, device=self.device)
-            timestep[:, context.shape[2] :] = sigma * TIMESTEPS
-            frames = torch.cat([context, noisy], 2)
-            output = self.denoiser(frames, timestep, condition, self._text, shortcut)
-            return output[:, :, context.shape[2] :]
-
-        latents = sample(network, noise, self.config.sampler)[0].transpose(0, 1).cpu()
-        return self._with_detail(latents, readout, cameras, preceding, references)
-
-    @torch.inference_mode()
-    def recall(
-        self,
-        readout: Readout,
-        cameras: Camera,
-        preceding: Float[Tensor, "p c lh lw"],
-        references: Float[Tensor, "r c lh lw"],
-    ) -> Float[Tensor, "f c lh lw"]:
-        """What `generate` would make without its denoiser: the aligned readout and borrowed detail."""
-        return self._with_detail(self.aligned(readout), readout, cameras, preceding, references)
-
-    @torch.inference_mode()
     def aligned(self, readout: Readout) -> Float[Tensor, "f c lh lw"]:
         """The latents that memory shows; others are of no meaning."""
-        target = condition_from_readout(readout, self.readout_cells)[None].to(self.device)
-        return self.denoiser.branch.aligned(target, self._align)[0].transpose(0, 1).cpu()
+        condition = condition_from_readout(readout, self.readout_cells).to(self.device)
+        return self._aligner(condition.transpose(0, 1)).cpu()
 
-    @property
-    def _shortcut_is_all(self) -> bool:
-        """Whether the network's output is the aligned readout wherever memory shows a latent."""
-        return self.denoiser.branch.config.shortcut and self.config.sampler.prediction == "sample"
+    @torch.inference_mode()
+    def imagine(self, readout: Readout, camera: Camera, style: Views, seed: int) -> Views:
+        """The view of one camera, whole: what memory shows of it stays as it is.
 
-    def _condition(self, readout: Readout, preceding: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network is given of memory, a frame each, and the frames that it follows."""
-        target = condition_from_readout(readout, self.readout_cells)
-        context = preceding[-1:].float().transpose(0, 1)
-        before = condition_from_context(context, self.readout_cells)
-        return torch.cat([before, target], 1)[None].to(self.device), context[None].to(self.device)
+        Args:
+            readout: what memory shows to the camera.
+            camera: a batch of one.
+            style: views of the same world, of which the first `STYLE_VIEWS` are looked at.
+            seed: of the noise.
+        """
+        known = readout.known(self.readout_cells)
+        latents, depth = self.aligned(readout), cell_depth(readout.depth_m, self.readout_cells)
+        known &= ~np.isnan(depth)
+        mask = torch.from_numpy(known[:, None].astype(np.float32))
+        view, cells = self._view(latents, depth), known.shape[1:]
+        question = Question(view * mask, mask, tensor_of(ray_channels(camera, cells, np.ones(1, bool))), self._style(style, camera.resized(cells)))
+        dreamt = complete(self.network, question, torch.Generator().manual_seed(seed), self.config.dream)
+        there = np.where(known, depth, depth_of(dreamt))
+        return Views(torch.where(mask > 0, latents, self._latents(dreamt)), there, camera)
 
-    def _with_detail(self, latents, readout: Readout, cameras: Camera, preceding, references) -> Tensor:
-        """Latents of which those that memory does not show have borrowed detail."""
-        unseen = ~self.from_memory(readout)
-        exemplar = references[0] if len(references) else preceding[-1]
-        align = self.denoiser.branch.align
-        return borrow_detail(align, latents, unseen, exemplar, cameras, readout.depth_m)
+    def _style(self, style: Views, target: Camera) -> Float[Tensor, "1 s t h w"]:
+        """The style views' channels; zeros for those that there are not."""
+        channels = self.blocks.basis.shape[1] + SURFACE_CHANNELS + STYLE_CHANNELS
+        given = torch.zeros(1, STYLE_VIEWS, channels, *target.size)
+        for i in range(min(STYLE_VIEWS, len(style.latents))):
+            view = self._view(style.latents[i : i + 1], style.depth_m[i : i + 1]).numpy()
+            given[:, i] = tensor_of(style_channels(view, style.cameras[i : i + 1], target))
+        return given
 
-    def from_memory(self, readout: Readout) -> Bool[np.ndarray, "f lh lw"]:
-        """The latents that memory shows mostly: nothing imagined is added to those."""
-        return cell_share(readout.visible, self.readout_cells) >= MOSTLY
+    def _view(self, latents: Float[Tensor, "f c h w"], depth_m: Float[np.ndarray, "f h w"]) -> Float[Tensor, "f v h w"]:
+        """In the dreamer's channels; where depth is not known or infinite there is sky."""
+        pictures = self.aligner.pictures(latents.float().to(self.device)).cpu()
+        depth = np.where(np.isfinite(depth_m), depth_m, np.inf)
+        return torch.cat([self.blocks.coded(pictures), tensor_of(surfaces(depth))], 1)
+
+    def _latents(self, view: Float[Tensor, "f v h w"]) -> Float[Tensor, "f c h w"]:
+        picture = self.blocks.picture(view[:, :-SURFACE_CHANNELS]).to(self.device)
+        return self.codec.encode(picture.contiguous(memory_format=torch.channels_last)).cpu()
 
     @torch.inference_mode()
     def perceive(
@@ -292,11 +270,6 @@ class MiniModel:
         depth = depth * _scale_to_anchor(depth, anchor)[:, None, None]
         depth[sky] = np.inf
         return Perception(depth, (moving > MOVING_LOGIT).cpu().numpy() & ~sky, sky)
-
-    @property
-    def _text(self) -> Tensor:
-        """The mini model knows no text: one zero token."""
-        return torch.zeros(1, 1, self.denoiser.transformer.config.text_dim, device=self.device)
 
     def _picture(self, rgb: np.ndarray) -> Tensor:
         picture = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device)

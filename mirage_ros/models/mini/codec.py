@@ -1,4 +1,4 @@
-"""The mini codec, the condition of the side branch, and the alignment of latents that memory moved.
+"""The mini codec, what networks are told of a readout, and the alignment of latents that memory moved.
 
 Codec. One picture <-> one latent of stride 8. Its skeleton is linear: a block of 8 x 8 pixels to its
 principal components, and back. The convolutions beside it start at zero and add what a linear code
@@ -19,9 +19,6 @@ from the block of its own winning token, at that token's offset, and the cells o
 are coded again. Decoding and coding are one matrix each, fitted to the codec by least squares (`fit`),
 so the whole is a linear map of the winning tokens; no network runs on pixels. A few convolutions then
 correct the rest.
-
-Warping. `pixels_in` gives where the pixels of one view lie in another; depth is interpolated where
-memory shows none.
 """
 
 from __future__ import annotations
@@ -29,16 +26,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mirage_ros.geometry.camera import Camera
 from mirage_ros.protocol import Readout
 
 
@@ -208,54 +203,6 @@ def _centres(size: tuple[int, int], cells: int) -> Float[np.ndarray, "2 h w"]:
     return np.stack(np.broadcast_arrays(columns[None], rows[:, None])).astype(np.float32)
 
 
-#: Inverse depth (1/m) of what is as good as infinitely far.
-_FAR = 1e-3
-#: Beyond any picture, in pixels.
-_NOWHERE = -1e4
-
-
-def spread_inverse_depth(depth_m: Float[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
-    """1/m everywhere: what is known as it is, gaps from ever larger areas around them.
-
-    Inverse depth, because it is linear on planes. 0 where nothing is known at all.
-    """
-    known = np.isfinite(depth_m) & (depth_m > 0)
-    inverse = np.where(known, 1 / np.where(known, depth_m, 1), 0).astype(np.float32)
-    return _spread(inverse, known.astype(np.float32))
-
-
-def pixels_in(
-    there: Camera, here: Camera, inverse_depth: Float[np.ndarray, "h w"], size: tuple[int, int]
-) -> Float32[np.ndarray, "H W 2"]:
-    """(u, v) in the view `there` of each pixel of the view `here`, both `size` pixels large.
-
-    Far outside where a point lies behind `there`.
-
-    Args:
-        inverse_depth: 1/m, in `here`, on a grid that may be coarser than `size`.
-    """
-    grid = inverse_depth.shape
-    points = here.resized(grid).lift(1 / np.maximum(inverse_depth, _FAR))
-    pixels, depth = there.resized(grid).project(points.reshape(-1, 3))
-    in_front = (depth > 0) & (np.abs(pixels) < -_NOWHERE).all(-1)
-    scale = np.array([size[1] / grid[1], size[0] / grid[0]])
-    pixels = np.where(in_front[:, None], scale * (pixels + 0.5) - 0.5, _NOWHERE)
-    pixels = pixels.reshape(*grid, 2).astype(np.float32)
-    return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
-
-
-def _spread(value: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Fills what is not known from a grid half as fine, itself filled in the same way."""
-    if known.all() or max(known.shape) == 1:
-        return value
-    half = tuple((side + 1) // 2 for side in known.shape[::-1])
-    share, total = (cv2.resize(a, half, interpolation=cv2.INTER_AREA) for a in (known, value))
-    mean = np.where(share > 0, total / np.maximum(share, 1e-6), 0).astype(np.float32)
-    coarse = _spread(mean.reshape(share.shape), (share > 0).astype(np.float32))
-    coarse = cv2.resize(coarse, known.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return value + (1 - known) * coarse.reshape(known.shape)
-
-
 def in_own_numbers(network: nn.Module, x: Tensor) -> Tensor:
     """What a network makes of x, in the numbers of its weights; given and returned in those of x."""
     return network(x.to(next(network.parameters()).dtype)).to(x.dtype)
@@ -265,7 +212,7 @@ def in_own_numbers(network: nn.Module, x: Tensor) -> Tensor:
 BLOCK = 8
 
 
-class Aligner(nn.Module):
+class Aligner(ModelMixin, ConfigMixin):
     """Readout and geometry to the latents that a camera at that pose would have seen.
 
     Starts as the linear map: the last convolution is zero.
@@ -274,7 +221,8 @@ class Aligner(nn.Module):
         cells: of the readout to a side of each latent cell.
     """
 
-    def __init__(self, latent_channels: int, width: int = 128, blocks: int = 4, cells: int = 4):
+    @register_to_config
+    def __init__(self, *, latent_channels: int = 48, width: int = 128, blocks: int = 4, cells: int = 4):
         super().__init__()
         self.latent_channels, self.cells = latent_channels, cells
         inputs = 2 * latent_channels + GEOMETRY_CHANNELS

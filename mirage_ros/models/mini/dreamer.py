@@ -104,7 +104,7 @@ class Dreamer(ModelMixin, ConfigMixin):
     """Draws the codes of cells that are not shown, and finishes a view whose cells are all drawn.
 
     Args:
-        latent_channels: of the codec; a view has `SURFACE_CHANNELS` more.
+        latent_channels: of the views' linear code; a view has `SURFACE_CHANNELS` more.
         widths: channels on the cell grid, on half and on a quarter of it.
         code_width: channels that a cell's codes are predicted from.
         book_sizes: codes of each stage of the codebooks.
@@ -170,12 +170,18 @@ class Dreamer(ModelMixin, ConfigMixin):
         for stage, book in enumerate(codebooks.books):
             getattr(self, f"book_{stage}").copy_(book)
 
+    def kernels(self) -> list[nn.Parameter]:
+        """Of what lies between the first layers and the last ones: matrices, whose rows and columns are alike."""
+        ends = "into", "style_into", "task", "out", "says", "names"
+        named = [(name.split("."), parameter) for name, parameter in self.named_parameters()]
+        return [p for path, p in named if p.dim() > 1 and path[0] not in ends and "task" not in path]
+
     def forward(
         self,
         seen: Float[Tensor, "b v h w"],
         mask: Float[Tensor, "b 1 h w"],
         rays: Float[Tensor, "b r h w"],
-        style: Float[Tensor, "b s t h w"],
+        style: Float[Tensor, "b n d"],
         drawn: Float[Tensor, "b v h w"],
         drawn_mask: Float[Tensor, "b 1 h w"],
         finish: bool = False,
@@ -186,18 +192,28 @@ class Dreamer(ModelMixin, ConfigMixin):
             seen: the view where memory shows it, zeros elsewhere.
             mask: 1 where memory shows the cell.
             rays: `RAY_CHANNELS`.
-            style: s other views: view channels, then `STYLE_CHANNELS`.
+            style: of other views, see `style_tokens`, with the same `finish`.
             drawn: what the codes of the cells that were drawn stand for, zeros elsewhere.
             drawn_mask: 1 where the cell was drawn.
         """
-        kind, deviation = self.into.weight.dtype, self.deviation(seen.device)
-        task = self.task(torch.full((len(seen),), int(finish), device=seen.device))
-        channels = deviation.shape[1]
+        deviation = self.deviation(seen.device)
         given = torch.cat([drawn / deviation, seen / deviation, mask, rays, drawn_mask], 1)
-        style = torch.cat([style[:, :, :channels] / deviation[:, None], style[:, :, channels:]], 2)
-        x = self.into(_channels_last(given.to(kind)))
-        x = self._unet(x, task, self._style(style.to(kind), task))
+        x = self.into(_channels_last(given.to(self.into.weight.dtype)))
+        x = self._unet(x, self._told(seen, finish), style)
         return self.out(x).float() * deviation * FINISH if finish else self.features(x)
+
+    def style_tokens(self, style: Float[Tensor, "b s t h w"], finish: bool = False) -> Float[Tensor, "b n d"]:
+        """What forward looks at of s other views (view channels, then `STYLE_CHANNELS`), on half of the grid."""
+        batch, views = style.shape[:2]
+        deviation = self.deviation(style.device)
+        channels = deviation.shape[1]
+        style = torch.cat([style[:, :, :channels] / deviation[:, None], style[:, :, channels:]], 2)
+        packed = F.pixel_unshuffle(F.pad(style.to(self.style_into.weight.dtype).flatten(0, 1), _to_even(style)), 2)
+        x = self.style(self.style_into(_channels_last(packed)), self._told(style, finish).repeat_interleave(views, 0))
+        return x.flatten(2).transpose(1, 2).reshape(batch, -1, x.shape[1])
+
+    def _told(self, batch: Tensor, finish: bool) -> Float[Tensor, "b t"]:
+        return self.task(torch.full((len(batch),), int(finish), device=batch.device))
 
     def choose_codes(
         self, x: Float[Tensor, "n k"], likenesses: Sequence[Float[Tensor, "_ _"]], choose: Callable[[int, Tensor], Int[Tensor, "n"]]
@@ -238,13 +254,6 @@ class Dreamer(ModelMixin, ConfigMixin):
         x = self.look_up(x, memories)
         x = torch.cat([self.from_2(F.interpolate(x, size=fine.shape[-2:])), fine], 1)
         return self.up_1[1](self.look_1(self.up_1[0](x, t), memories), t)
-
-    def _style(self, style: Tensor, t: Tensor) -> Float[Tensor, "b n d"]:
-        """Tokens of all style views, on half of the grid."""
-        batch, views = style.shape[:2]
-        packed = F.pixel_unshuffle(F.pad(style.flatten(0, 1), _to_even(style)), 2)
-        x = self.style(self.style_into(_channels_last(packed)), t.repeat_interleave(views, 0))
-        return x.flatten(2).transpose(1, 2).reshape(batch, -1, x.shape[1])
 
 
 class CodeHead(nn.Module):

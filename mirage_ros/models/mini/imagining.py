@@ -1,8 +1,5 @@
-"""Imagines what memory does not show: mini's latents and depth to the dreamer's views and back.
-
-The dreamer (dreamer.py) knows views as principal components of 8x8 blocks of pixels, log depth and sky. mini's latents
-are turned into such blocks and back by the linear part of its codec (`Aligner`): neither decoder nor encoder runs. What
-is imagined is remembered before it is shown, so its first look and every later one are read from one memory.
+"""Completes views with the dreamer: views of a linear code of 8x8 blocks, log depth and sky; what is asked of the network
+for them; and the order in which cells are drawn.
 """
 
 from __future__ import annotations
@@ -20,12 +17,8 @@ from torch.nn import functional as F
 from mirage_ros.errors import MirageError, report
 from mirage_ros.files import atomic_path
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.geometry.depth import cell_depth
-from mirage_ros.machine import has_fast_bfloat16
-from mirage_ros.models.mini import MiniModel, with_bfloat16
-from mirage_ros.models.mini.dreamer import SKY, STYLE_CHANNELS, SURFACE_CHANNELS, Dreamer
+from mirage_ros.models.mini.dreamer import SKY, Codebooks, Dreamer
 from mirage_ros.models.parts import picture_from_rgb
-from mirage_ros.protocol import Readout, Views
 
 STRIDE = 8
 #: Of a view's log depth: metres that count as 0, and its spread.
@@ -136,15 +129,18 @@ def heading_rays(
 HEIGHT_UNIT_M, PLACE_UNIT_M = 1.5, 3.0
 #: Views that show the dreamer how the world looks, at most.
 STYLE_VIEWS = 2
+#: In so many parts all open cells are drawn again.
+REDRAWN_PARTS = 2
 
 
 @dataclass(frozen=True)
 class Question:
-    """b views to complete, as `Dreamer.forward` is given them.
+    """b views to complete.
 
     Attributes:
         seen: the views where memory shows them, zeros elsewhere.
         mask: 1 where memory shows the cell.
+        rays, style: as `Dreamer.forward` and `Dreamer.style_tokens` have them.
     """
 
     seen: Float[Tensor, "b v h w"]
@@ -163,17 +159,25 @@ class DreamConfig:
             less draws what is likelier still more often.
         slow_start: the share of the open cells that is drawn after a share of the steps, as its power: the first cells have
             the least to go by.
+        redraws: so often a part of the cells of such a view is drawn again, given all others: what was drawn at once, or
+            while little was there, comes to fit.
+        redraw_heat, redraw_detail_heat: of depth and colours then, and of details.
     """
 
     steps: int = 10
-    depth_heat: float = 0.8
-    colour_heat: float = 0.75
+    depth_heat: float = 0.5
+    colour_heat: float = 0.6
     detail_heat: float = 0.9
     slow_start: float = 1.5
+    redraws: int = 12
+    redraw_heat: float = 0.1
+    redraw_detail_heat: float = 0.6
 
-    def heat(self, part: int) -> float:
+    def heat(self, part: int, again: bool = False) -> float:
         """Of one of a cell's codes."""
-        return (self.depth_heat, self.colour_heat, self.colour_heat)[part] if part < 3 else self.detail_heat
+        if part > Codebooks.COLOURS:
+            return self.redraw_detail_heat if again else self.detail_heat
+        return self.redraw_heat if again else (self.colour_heat if part else self.depth_heat)
 
 
 @torch.inference_mode()
@@ -183,14 +187,22 @@ def complete(
     """The views as the network dreams them; what is seen is kept."""
     drawing = Drawing(network, question, generator, config)
     open_cells = question.mask[:, 0] == 0
-    rank = torch.where(open_cells, scattered(open_cells.shape, generator), open_cells[0].numel())
-    rank = rank.flatten(1).argsort(1).argsort(1).view(rank.shape)
-    count = open_cells.sum((1, 2))
-    steps = max(1, round(config.steps * float(open_cells.float().mean((1, 2)).max()) ** 0.5))
+    count = open_cells.sum((1, 2)).view(-1, 1, 1)
+    share = float(open_cells.float().mean((1, 2)).max()) ** 0.5
+    rank, steps = ranked(open_cells, generator), max(1, round(config.steps * share))
     for step in range(steps):
-        until = torch.ceil(count * ((step + 1) / steps) ** config.slow_start).view(-1, 1, 1)
+        until = torch.ceil(count * ((step + 1) / steps) ** config.slow_start)
         drawing.draw(open_cells & (rank < until) & ~drawing.drawn)
+    for step in range(round(config.redraws * share)):
+        rank = rank if step % REDRAWN_PARTS else ranked(open_cells, generator)
+        drawing.redraw(open_cells & (rank * REDRAWN_PARTS // count.clamp(min=1) == step % REDRAWN_PARTS))
     return drawing.finished()
+
+
+def ranked(open_cells: Bool[Tensor, "b h w"], generator: torch.Generator) -> Int[Tensor, "b h w"]:
+    """Each open cell's place in an order in which those that follow on each other lie far apart; the others come last."""
+    rank = torch.where(open_cells, scattered(open_cells.shape, generator), open_cells[0].numel())
+    return rank.flatten(1).argsort(1).argsort(1).view(rank.shape)
 
 
 class Drawing:
@@ -203,6 +215,8 @@ class Drawing:
         self._likenesses = [one.to(self.device) for one in self.codebooks.likenesses()]
         self.view = torch.zeros_like(question.seen)
         self.drawn = torch.zeros(question.mask[:, 0].shape, dtype=torch.bool)
+        self._again = False
+        self._style: dict[bool, Tensor] = {}
 
     def draw(self, cells: Bool[Tensor, "b h w"]) -> None:
         """Draws these cells, all at once: they do not look at each other."""
@@ -213,10 +227,15 @@ class Drawing:
         self.view.permute(0, 2, 3, 1)[cells] = self.codebooks.cells(codes)
         self.drawn |= cells
 
+    def redraw(self, cells: Bool[Tensor, "b h w"]) -> None:
+        """Draws these cells again, given all others that are drawn."""
+        self.drawn &= ~cells
+        self.view *= self.drawn[:, None]
+        self._again = True
+        self.draw(cells)
+
     def _chosen(self, part: int, logits: Float[Tensor, "n c"]) -> Int[Tensor, "n"]:
-        """Drawn from the logits, by Gumbel's way."""
-        chance = torch.rand(logits.shape, generator=self._generator).clamp(1e-9, 1 - 1e-7)
-        return (logits.cpu() / self.config.heat(part) - torch.log(-torch.log(chance))).argmax(1).to(logits.device)
+        return drawn_codes(logits, self.config.heat(part, self._again), self._generator)
 
     def finished(self) -> Float[Tensor, "b v h w"]:
         """The views in continuous numbers."""
@@ -226,8 +245,17 @@ class Drawing:
     def _asked(self, finish: bool) -> Tensor:
         report()
         asked = self.question
-        given = asked.seen, asked.mask, asked.rays, asked.style, self.view, self.drawn[:, None].float()
-        return self.network(*(part.to(self.device) for part in given), finish=finish)
+        if finish not in self._style:
+            self._style[finish] = self.network.style_tokens(asked.style.to(self.device), finish)
+        shown, drawn = (asked.seen, asked.mask, asked.rays), (self.view, self.drawn[:, None].float())
+        shown, drawn = ([part.to(self.device) for part in parts] for parts in (shown, drawn))
+        return self.network(*shown, self._style[finish], *drawn, finish=finish)
+
+
+def drawn_codes(logits: Float[Tensor, "n c"], heat: float, generator: torch.Generator) -> Int[Tensor, "n"]:
+    """As often as the logits divided by the heat say, by Gumbel's way."""
+    chance = torch.rand(logits.shape, generator=generator).clamp(1e-9, 1 - 1e-7)
+    return (logits.cpu() / heat - torch.log(-torch.log(chance))).argmax(1).to(logits.device)
 
 
 def scattered(shape: tuple[int, int, int], generator: torch.Generator) -> Int[Tensor, "b h w"]:
@@ -260,66 +288,6 @@ def style_channels(view: Float[np.ndarray, "b v h w"], camera: Camera, target: C
 
 def spread_over(values: Float[np.ndarray, "b n"], cells: tuple[int, int]) -> Float[np.ndarray, "b n h w"]:
     return np.broadcast_to(values[:, :, None, None], (*values.shape, *cells))
-
-
-class DreamingModel(MiniModel):
-    """The mini model with a dreamer in place of its denoiser.
-
-    Args:
-        dreamer: for views of the linear code `blocks`.
-        dream: how it draws.
-    """
-
-    def __init__(self, *parts, dreamer: Dreamer, blocks: Blocks, dream: DreamConfig = DreamConfig(), **settings):
-        super().__init__(*parts, **settings)
-        self.dreamer, self.blocks, self.dream = dreamer.eval(), blocks, dream
-        self._dreamer = dreamer
-        # By what the machine is, not by a measurement: the same machine draws the same frames.
-        if self.device.type == "cuda" or has_fast_bfloat16():
-            # A copy, as what is saved would be rounded twice; what codes stand for is not rounded at all.
-            self._dreamer = with_bfloat16(dreamer)
-            for name, buffer in dreamer.named_buffers():
-                setattr(self._dreamer, name, buffer.clone())
-        torch.nn.Module.to(self._dreamer, self.device, memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def imagine(self, readout: Readout, camera: Camera, style: Views, seed: int) -> Views:
-        """The view of one camera, whole: what memory shows of it stays as it is.
-
-        Args:
-            readout: what memory shows to the camera.
-            camera: a batch of one.
-            style: views of the same world, of which the first `STYLE_VIEWS` are looked at.
-            seed: of the noise.
-        """
-        known = self.from_memory(readout)
-        latents, depth = self.aligned(readout), cell_depth(readout.depth_m, self.readout_cells)
-        known &= np.isfinite(depth)
-        mask = torch.from_numpy(known[:, None].astype(np.float32))
-        view, cells = self._view(latents, depth), known.shape[1:]
-        question = Question(view * mask, mask, tensor_of(ray_channels(camera, cells, np.ones(1, bool))), self._style(style, camera))
-        dreamt = complete(self._dreamer, question, torch.Generator().manual_seed(seed), self.dream)
-        there = np.where(known, depth, depth_of(dreamt))
-        return Views(torch.where(mask > 0, latents, self._latents(dreamt)), there, camera)
-
-    def _style(self, style: Views, target: Camera) -> Float[Tensor, "1 s t h w"]:
-        views = self._view(style.latents, style.depth_m).numpy()
-        given = [
-            style_channels(views[i : i + 1], style.cameras[i : i + 1], target)
-            for i in range(min(STYLE_VIEWS, len(views)))
-        ]
-        absent = np.zeros((1, views.shape[1] + STYLE_CHANNELS, *views.shape[2:]))
-        return tensor_of(np.stack(given + [absent] * (STYLE_VIEWS - len(given)), 1))
-
-    def _view(self, latents: Float[Tensor, "f c h w"], depth_m: Float[np.ndarray, "f h w"]) -> Float[Tensor, "f v h w"]:
-        """In the dreamer's channels; where depth is not known or infinite there is sky."""
-        pictures = self.denoiser.branch.align.pictures(latents.float().to(self.device)).cpu()
-        depth = np.where(np.isfinite(depth_m), depth_m, np.inf)
-        return torch.cat([self.blocks.coded(pictures), tensor_of(surfaces(depth))], 1)
-
-    def _latents(self, view: Float[Tensor, "f v h w"]) -> Float[Tensor, "f c h w"]:
-        picture = self.blocks.picture(view[:, :-SURFACE_CHANNELS]).to(self.device)
-        return self.codec.encode(picture.contiguous(memory_format=torch.channels_last)).cpu()
 
 
 def tensor_of(array: np.ndarray) -> Tensor:

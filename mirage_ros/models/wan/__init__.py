@@ -25,7 +25,7 @@ from torch import Tensor
 from mirage_ros.errors import LONG_S, MirageError, report
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models.mini.codec import condition_from_context, condition_from_readout
-from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.models.wan.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import picture_from_rgb, rgb_from_picture
 from mirage_ros.models.wan.config import WanCodec, WanConfig
 from mirage_ros.protocol import DecoderState, Perception, Readout
@@ -248,7 +248,7 @@ class WanModel:
     ):
         self.name, self.config = name, config
         self.codec, self.perceiver, self.scheduler = WanCodec(vae), perceiver, scheduler
-        self.denoiser = MemoryDenoiser(transformer, branch).eval().requires_grad_(False)
+        self.network = MemoryDenoiser(transformer, branch).eval().requires_grad_(False)
         self.device, self.dtype = vae.device, transformer.patch_embedding.weight.dtype
         self.stride, self.channels = self.codec.stride, self.codec.channels
         self.frames_per_latent, self.size = self.codec.frames_per_latent, config.size
@@ -303,10 +303,6 @@ class WanModel:
         noise = torch.randn(shape, generator=generator).to(self.device)
         return self.sample(noise, context, condition)[0].transpose(0, 1).cpu()
 
-    def from_memory(self, readout: Readout) -> Bool[np.ndarray, "f lh lw"]:
-        """The network makes every pixel itself; in these cells it is given remembered latents."""
-        return readout.visible
-
     def sample(
         self,
         noise: Float[Tensor, "1 c n lh lw"],
@@ -343,10 +339,10 @@ class WanModel:
         return None if masks is None else masks(rgb)[0]
 
     def _velocity(self, latents: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
-        prompted = self.denoiser(latents, timestep, condition, self._text[:1]).float()
+        prompted = self.network(latents, timestep, condition, self._text[:1]).float()
         if self.config.guidance <= 1:
             return prompted
-        unprompted = self.denoiser(latents, timestep, condition, self._text[1:]).float()
+        unprompted = self.network(latents, timestep, condition, self._text[1:]).float()
         return unprompted + self.config.guidance * (prompted - unprompted)
 
     def video_from_rgb(self, rgb: UInt8[np.ndarray, "f h w 3"]) -> Float[Tensor, "1 3 f h w"]:

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mirage_ros.errors import MirageError
-from mirage_ros.models.mini.denoiser import MemoryDenoiser, SideBranch
+from mirage_ros.models.wan.denoiser import MemoryDenoiser, SideBranch
 from mirage_ros.models.parts import find_folder, load_part, merge_lora, read_json
 from mirage_ros.models.perceivers import load_perceiver, perceiver_bytes
 from mirage_ros.models.wan import (
@@ -169,7 +169,7 @@ def load_wan(
         config,
         name=folder.resolve().name,
     )
-    speed_up(model.denoiser, vae, config, device)
+    speed_up(model.network, vae, config, device)
     return model
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mirage_ros.errors import MirageError, MisfitError
 from mirage_ros.files import atomic_path
 from mirage_ros.models import load_model
-from mirage_ros.models.mini.denoiser import SideBranch
+from mirage_ros.models.wan.denoiser import SideBranch
 from mirage_ros.models.parts import FILE, lora_config
 from mirage_ros.models.wan import (
     Parts,
@@ -78,7 +78,7 @@ def random_wan(tiny: bool, device: str, settings: Mapping[str, Any], seed: int =
         config,
         name="wan-tiny-random" if tiny else "wan2.2-ti2v-5b-random",
     )
-    speed_up(model.denoiser, networks[1], config, device)
+    speed_up(model.network, networks[1], config, device)
     return model
 
 
