@@ -115,10 +115,11 @@ def test_a_key_is_seen_soon_and_nothing_lags_more_and_more(driven):
         watcher.spin_for(0.1 * (index % 7))
         watcher.rest()
     watcher.ages_s.clear()
-    began_s = time.monotonic()
+    began_s, counts = time.monotonic(), []
     while (driven_s := time.monotonic() - began_s) < DRIVE_S:
         program.type("wasdqe"[int(driven_s / 2) % 6])
         watcher.spin_for(0.2)
+        counts.append(len(watcher.ages_s))
     ages = np.array(watcher.ages_s)
     fifth = len(ages) // 5
     early, late = np.median(ages[:fifth]), np.median(ages[-fifth:])
@@ -126,7 +127,10 @@ def test_a_key_is_seen_soon_and_nothing_lags_more_and_more(driven):
     print(f"load {os.getloadavg()[0]:.1f}; {KEYS} keys to the first picture: median {np.median(seconds):.3f} s, p95 "
           f"{np.percentile(seconds, 95):.3f} s; {driven_s:.0f} s driven, {rate_hz:.1f} frames/s, pictures "
           f"{early:.3f} s old at first, {late:.3f} s at last, at most {ages.max():.3f} s")  # fmt: skip
-    assert late < 1.5 * early + 0.2
+    # Where the way leads into what nobody saw, pictures take longer; but none waits for more than the one before it.
+    last = counts[-len(counts) // 5 :]
+    late_hz = max(last[-1] - last[0], 1) / (driven_s * (len(last) - 1) / len(counts))
+    assert late < 1.5 * early + 0.2 or late < 2 / late_hz + 0.2
     # A picture under way and the one that shows it: no more than that waits, however slow the machine.
     assert np.median(seconds) < 3 / rate_hz + 0.5
 

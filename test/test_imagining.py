@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mirage_ros.models.mini import MiniConfig, MiniModel
 from mirage_ros.models.mini.dreamer import Dreamer
 from mirage_ros.models.mini.imagining import Blocks, DreamConfig, picture_blocks
 from mirage_ros.protocol import Imaginer, Readout, Views, WorldModel
+from mirage_ros.world.imagining import behind_bodies
 from mirage_ros.world.observing import only_seen
 from mirage_ros.world.state import WorldConfig
 from mirage_ros.world.world import Rig, World
@@ -369,6 +371,28 @@ def test_what_is_imagined_before_free_space_stands_behind_it_and_stays():
     assert not frames[0].observed.all() and world.model.asked == 1 and frames[1].observed.all()
     assert np.nanmin(frames[1].depth_m) > 0.9 * FAR_M
     assert np.array_equal(frames[0].rgb, frames[1].rgb)
+
+
+@pytest.mark.parametrize("turn_deg", [0.0, 35.0])
+def test_what_is_imagined_hides_no_body_that_stands_there(turn_deg):
+    """A box of half a metre, 2 m ahead and turned: cells that it covers end behind it, others stay."""
+    camera, pose = level(np.zeros(1)).resized((32, 40)), np.eye(4)
+    c, s = np.cos(np.radians(turn_deg)), np.sin(np.radians(turn_deg))
+    pose[:2, :2], pose[:3, 3] = [[c, -s], [s, c]], (2.0, 0.1, 1.2)
+    bounds = np.array([[-0.25] * 3, [0.25] * 3])
+    state = SimpleNamespace(pose_at=lambda stamp_ns: pose, bounds_m=bounds)
+    depth = behind_bodies(camera, np.full((1, 32, 40), 1.0, np.float32), [SimpleNamespace(state=state)], 0)[0]
+    corners = np.array([[x, y, z] for x in bounds[:, 0] for y in bounds[:, 1] for z in bounds[:, 2]]) @ pose[:3, :3].T + pose[:3, 3]
+    pixels, far = camera[0].project(corners)
+    (left, top), (right, bottom) = pixels.min(0), pixels.max(0)
+    rows, columns = np.nonzero(depth > 1)
+    assert len(rows) > 20 and rows.min() >= top - 1 and rows.max() <= bottom + 1
+    assert columns.min() >= left - 1 and columns.max() <= right + 1
+    assert 0.9 * far.min() < depth[depth > 1].min() and depth.max() < 1.1 * far.max()
+    middle = camera[0].project(pose[:3, 3][None])[0][0].round().astype(int)
+    assert depth[middle[1], middle[0]] > 2.2
+    beyond = behind_bodies(camera, np.full((1, 32, 40), 9.0, np.float32), [SimpleNamespace(state=state)], 0)
+    assert (beyond == 9).all()
 
 
 def only_hole(state):

@@ -52,7 +52,7 @@ from mirage_ros.protocol import (
     readout_cells,
     readout_side,
 )
-from mirage_ros.world.imagining import Imagination, joined, put_together, stacked, surfaces_of
+from mirage_ros.world.imagining import Imagination, behind_bodies, joined, put_together, stacked, surfaces_of
 from mirage_ros.world.sky import before_sky
 from mirage_ros.world.state import (
     FORGET_MOVING,
@@ -159,9 +159,7 @@ class Cycle:
             chunks.append(chunk)
         return fork, joined(chunks)
 
-    def pictures(
-        self, state: WorldState, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]
-    ) -> UInt8[np.ndarray, "f h w 3"]:
+    def pictures(self, state: WorldState, cameras: Camera, stamps_ns: Int[np.ndarray, "f"]) -> UInt8[np.ndarray, "f h w 3"]:
         """The pictures of the next chunk alone: nothing is perceived or written, and the state stays as it is."""
         fork = state.forked()
         latents = self.generate(self.read(fork, cameras, stamps_ns))
@@ -201,7 +199,8 @@ class Cycle:
 
         def placed(view: Views) -> Views:
             cameras = view.cameras.resized(view.depth_m.shape[1:])
-            return replace(view, depth_m=sights.behind_free(cameras, view.depth_m))
+            depth = behind_bodies(cameras, view.depth_m, state.entities, int(stamps_ns[0]))
+            return replace(view, depth_m=sights.behind_free(cameras, depth))
 
         imagine = Imagination(self.model, lambda camera: self._shown(replace(state, free_space=sights), camera), placed, remember)
         style, seeds = self._style(state), [_noise_seed(self.config.seed, state.frames_seen + i) for i in range(len(cells))]

@@ -14,7 +14,7 @@ After RGBD2 (Lei et al., CVPR 2023), which completes views of a mesh one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,8 @@ from mirage_ros.protocol import (
 
 MOST_TURN_RAD = 0.5
 """That a camera turns at most towards a gap."""
+BEHIND = 0.05
+"""By which share of its depth a surface stands behind a body."""
 MOST_CRACK = 0.02
 """Share of the picture."""
 LEAST_OPEN, MOST_OPEN = 0.02, 0.4
@@ -60,16 +62,17 @@ class Imagination:
 
     def __call__(self, camera: Camera, style: Views, seed: int) -> Views:
         """The view of one camera (a batch of one, at the readout's size), whole, after it was remembered."""
-        model = self.model
+        model, cells = self.model, readout_cells(self.model)
         shown = self.read(camera)
-        turn = turn_towards(~shown.known(readout_cells(model))[0], camera)
+        turn = turn_towards(~shown.known(cells)[0], camera)
         if turn:
             aside = camera.turned(-turn)
             self.remember(self.placed(model.imagine(self.read(aside), aside, style, seed)))
             shown = self.read(camera)
-        if shown.known(readout_cells(model)).all():
-            return Views(model.aligned(shown), cell_depth(shown.depth_m, readout_cells(model)), camera)
-        crack = is_crack(~shown.known(readout_cells(model))[0])
+        if shown.known(cells).all():
+            return Views(model.aligned(shown), cell_depth(shown.depth_m, cells), camera)
+        # What a view from aside leaves at the border is a crack as well: there is no more to come.
+        crack = is_crack(~shown.known(cells)[0], turn != 0)
         view = self.placed(nearest_shown(model, shown, camera) if crack else model.imagine(shown, camera, style, seed))
         self.remember(view)
         return view
@@ -126,9 +129,31 @@ def joined(chunks: Sequence[Chunk]) -> Chunk:
     return Chunk(frames, seconds, share, last.tokens, last.memory_bytes)
 
 
-def is_crack(open_cells: Bool[np.ndarray, "h w"]) -> bool:
-    """Whether so little is open, and nothing at the picture's border, where there is more to come, that surfaces go on over it."""
-    inner = open_cells[1:-1, 1:-1]
+def behind_bodies(
+    cameras: Camera, depth_m: Float[np.ndarray, "f h w"], bodies: Iterable, stamp_ns: int
+) -> Float[np.ndarray, "f h w"]:
+    """Depth of f cameras' cells, moved to behind the boxes around entities (world/entities.py) where it lies in or before them: what is
+    dreamt hides no robot that stands there."""
+    depth, away = np.array(depth_m, np.float32), cameras.world_from_camera
+    rays = np.einsum("fij,fhwj->fhwi", away[:, :3, :3], cameras.rays())
+    for body in bodies:
+        pose, bounds = body.state.pose_at(stamp_ns), body.state.bounds_m
+        place = (away[:, :3, 3] - pose[:3, 3]) @ pose[:3, :3]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ends = (bounds[:, None, None, None] - place[:, None, None]) / (rays @ pose[:3, :3])
+        near, far = np.nanmax(ends.min(0), -1), np.nanmin(ends.max(0), -1)
+        hides = (far > np.maximum(near, 0)) & (depth < far)
+        depth[hides] = far[hides] * np.float32(1 + BEHIND)
+    return depth
+
+
+def is_crack(open_cells: Bool[np.ndarray, "h w"], at_border: bool) -> bool:
+    """Whether so little is open, and nothing at the picture's border, where there is more to come, that surfaces go on over it.
+
+    Args:
+        at_border: it may lie there all the same.
+    """
+    inner = open_cells if at_border else open_cells[1:-1, 1:-1]
     return bool(0 < open_cells.sum() == inner.sum() <= MOST_CRACK * open_cells.size)
 
 
