@@ -37,7 +37,7 @@ from mirage_ros.ros.services.state import PERIOD_S, Condition, Reporter, Startin
 from mirage_ros.ros.services.worlds import MemoryServices, WorldChanges, WorldServices
 from mirage_ros.ros.session import Host, Session
 from mirage_ros.ros.tf import make_buffer
-from mirage_ros.ros.topics import LATCHED, TF_DEPTH, Publishers, publishers_of, streamed
+from mirage_ros.ros.topics import LATCHED, TF_DEPTH, UNNAMED, Publishers, publishers_of, streamed
 from mirage_ros.ros.worker import Done
 
 PUMP_PERIOD_S = 0.05
@@ -372,7 +372,8 @@ class SimClock:
         if own in names:
             names.remove(own)
         if names:
+            told = sorted({name for name in names if not name.endswith(UNNAMED)}) or ["a node that has not told its name yet"]
             raise MirageError(
-                f"/clock is also published by {', '.join(sorted(set(names)))}; in lockstep the "
+                f"/clock is also published by {', '.join(told)}; in lockstep the "
                 "node owns it: stop the other clock, or set time_mode to stream."
             )
