@@ -10,6 +10,7 @@ import browser
 import cv2
 import numpy as np
 import pytest
+import viser
 from fakes import PixelModel
 from PIL import Image
 from studio_helpers import (  # noqa: F401, fixtures too
@@ -24,6 +25,8 @@ from studio_helpers import (  # noqa: F401, fixtures too
     walk,
 )
 
+from mirage_ros.apps.studio import browsers
+from mirage_ros.apps.studio.browsers import Visitor
 from mirage_ros.apps.studio.gate import Gate
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.world.world import World
@@ -51,6 +54,28 @@ def test_a_key_moves_the_view_to_what_the_world_shows_there(tab, studio, seed):
     turned = tab.wait_for(lambda: page.view is not view and came_to_rest(tab, page)).frame.camera
     assert np.linalg.norm(turned.position_world - camera.position_world) < 0.1  # nearly in place
     assert turned.world_from_camera[:3, 2] @ camera.world_from_camera[:3, 2] < np.cos(np.radians(3))
+
+
+def test_a_slow_browser_does_not_walk_back_to_where_it_was(monkeypatch):
+    """It says where its camera was, long after that was placed elsewhere."""
+    now, poses = [100.0], [np.eye(4) + 0.3 * np.eye(4, k=3) * step for step in range(4)]
+    old, placed, again, walked = poses
+    monkeypatch.setattr(browsers, "pose_of", lambda camera: camera)
+    monkeypatch.setattr(browsers.time, "monotonic", lambda: now[0])
+    client = object.__new__(viser.ClientHandle)
+    client.camera = old
+    visitor = Visitor(client)
+    visitor.expect(old)
+    assert visitor.hears(old), "nothing was moved"
+    visitor.expect(placed)
+    client.camera = placed  # as the server has it until the browser says otherwise
+    visitor.expect(again)
+    assert not any(map(visitor.hears, poses[:2]))
+    now[0] += 60.0
+    assert not visitor.hears(old) and visitor.hears(walked), "somebody walked meanwhile"
+    assert visitor.hears(old), "and back"
+    visitor.expect(again)
+    assert visitor.hears(again) and visitor.hears(old), "it came at once"
 
 
 def test_a_picture_or_browser_that_cannot_be_painted_ends_no_painting(tab, studio, seed):

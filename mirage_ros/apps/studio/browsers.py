@@ -44,7 +44,8 @@ class Visitor:
         aspect: width over height of the view that the camera's field of view was set for.
         shown: the picture that it was given last, None for none.
         placed: where its camera was put, and it has not said yet that it is there.
-        deaf_until_s: what it says counts from then on in any case (monotonic clock).
+        left: where the camera was then: a slow browser may say so for long after.
+        deaf_until_s: whatever else it says counts from then on (monotonic clock).
         settle: looks after its camera once it has come to rest.
         parts: of the scene: what may lie over the picture, and what only the 3D view shows, as it would hide the picture.
     """
@@ -54,6 +55,7 @@ class Visitor:
     aspect: float = 0.0
     shown: str | None = None
     placed: np.ndarray | None = None
+    left: np.ndarray | None = None
     deaf_until_s: float = 0.0
     settle: asyncio.TimerHandle | None = None
     chooser: viser.GuiDropdownHandle | None = None
@@ -62,13 +64,17 @@ class Visitor:
 
     def expect(self, pose: Float[np.ndarray, "4 4"]) -> None:
         """The camera is put here; nothing is waited for where it was put already."""
-        if not np.allclose(pose_of(self.client.camera), pose, 0, NEAR):
+        here = pose_of(self.client.camera)
+        if not np.allclose(here, pose, 0, NEAR):
+            self.left = here if self.placed is None else self.left
             self.placed, self.deaf_until_s = pose, time.monotonic() + JUMP_S
 
     def hears(self, pose: Float[np.ndarray, "4 4"]) -> bool:
         """Whether this is where somebody walked to, not where the camera was before it was placed."""
-        if self.placed is None or time.monotonic() >= self.deaf_until_s or np.allclose(pose, self.placed, 0, NEAR):
-            self.placed = None
+        if self.placed is not None:
+            elsewhere = time.monotonic() >= self.deaf_until_s and not np.allclose(pose, self.left, 0, NEAR)
+            if elsewhere or np.allclose(pose, self.placed, 0, NEAR):
+                self.placed = None
         return self.placed is None
 
     def show(self, url: str, camera: Camera) -> None:
