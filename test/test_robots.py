@@ -234,14 +234,15 @@ def test_each_sees_the_others_where_they_are(three):
                 if (box[0] < 1).any() or (box[1] > [width - 2, height - 2]).any():
                     continue  # the picture's border cuts it
                 rows, columns = np.nonzero(labels == numbers[other])
-                drawn = np.array([[columns.min(), rows.min()], [columns.max(), rows.max()]]) if len(rows) else np.zeros((2, 2))
+                assert len(rows), (name, other)
+                drawn = np.array([[columns.min(), rows.min()], [columns.max(), rows.max()]])
                 if np.abs(np.diff(drawn - box, axis=0)).max() > 4.5:
                     hidden += 1  # a part of it by something in the world, which may have been dreamt between them
                     continue
                 errors.append(drawn.mean(0) - box.mean(0))
     errors = np.abs(errors)
-    print(f"{len(errors)} times one saw another one: its middle off by {np.median(errors, 0).round(2)} pixels, at most {errors.max(0).round(2)}")
-    assert len(errors) >= 12 and errors.max() <= 2.5 and len(errors) > hidden
+    print(f"{len(errors)} of {len(errors) + hidden} times one saw all of another one: its middle off by {np.median(errors, 0).round(2)} pixels, at most {errors.max(0).round(2)}")
+    assert len(errors) >= 12 and errors.max() <= 2.0 and len(errors) > hidden
 
 
 @pytest.mark.alone
