@@ -186,6 +186,10 @@ class Camera:
         plane = (self.pixels() - self.intrinsics[..., None, None, :2, 2]) / focal
         return np.concatenate([plane, np.ones_like(plane[..., :1])], -1)
 
+    def rays_world(self) -> Float[np.ndarray, "*batch h w 3"]:
+        """The same in the world's axes: from the camera's position to what lies at a depth of 1."""
+        return np.einsum("...ij,...hwj->...hwi", self.world_from_camera[..., :3, :3], self.rays())
+
     def lift(self, depth_m: Float[np.ndarray, "*batch h w"]) -> Float[np.ndarray, "*batch h w 3"]:
         """World points of a whole depth picture; invalid depth gives invalid points."""
         points = self.rays() * np.asarray(depth_m, np.float64)[..., None]

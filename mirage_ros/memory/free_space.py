@@ -77,16 +77,19 @@ class FreeSpaceViews:
         return np.where(self.hidden_by(cameras, moved), np.float32(depth_m), moved)
 
     def seen_free(
-        self, points: Float[np.ndarray, "n 3"], margin: float, only_real: bool = False
+        self, points: Float[np.ndarray, "n 3"], margin: float, only_real: bool = False, beyond: bool = False
     ) -> Bool[np.ndarray, "n"]:
         """Which points of the world some view saw to be free.
 
         Args:
             margin: share of its depth by which a point has to lie before the surface behind it.
             only_real: views of imagined pictures do not count.
+            beyond: views go on past their borders, as they end there, as far as one may turn before another view is kept.
         """
         kept = self.of(self.real) if only_real else self
-        return _seen_free(np.ascontiguousarray(points, np.float64), *kept._views(), margin)
+        points, turn = np.ascontiguousarray(points, np.float64), np.sqrt(1 - ALIKE_COSINE**2) / ALIKE_COSINE
+        border = np.ceil(turn * kept.cameras.intrinsics[:, 0, 0].max(initial=0)) if beyond else 0.0
+        return _seen_free(points, *kept._views(), margin, border)
 
     def with_real(self, camera: Camera, depth_m: Float[np.ndarray, "H W"], side: int) -> FreeSpaceViews:
         """And a real picture, in cells of side x side pixels, in place of views that look alike.
@@ -205,8 +208,8 @@ def _before_views(points, depth_m, width_m, poses, pinholes, reach_m, margin):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _seen_free(points, poses, pinholes, reach_m, margin):
-    """Which points lie in a view's picture and before what it showed."""
+def _seen_free(points, poses, pinholes, reach_m, margin, border):
+    """Which points lie in a view's picture, or so many pixels around it, and before what it showed there or at its border."""
     found = np.zeros(len(points), np.bool_)
     height, width = reach_m.shape[1:]
     for i in range(len(points)):
@@ -216,7 +219,10 @@ def _seen_free(points, poses, pinholes, reach_m, margin):
                 continue
             fx, fy, cx, cy = pinholes[v]
             column, row = np.rint(x / z * fx + cx), np.rint(y / z * fy + cy)
-            if 0 <= row < height and 0 <= column < width and z < reach_m[v, int(row), int(column)] * (1 - margin):
+            if not (-border <= row < height + border and -border <= column < width + border):
+                continue
+            row, column = min(max(row, 0.0), height - 1.0), min(max(column, 0.0), width - 1.0)
+            if z < reach_m[v, int(row), int(column)] * (1 - margin):
                 found[i] = True
                 break
     return found

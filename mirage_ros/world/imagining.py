@@ -134,11 +134,10 @@ def behind_bodies(
 ) -> Float[np.ndarray, "f h w"]:
     """Depth of f cameras' cells, moved to behind the boxes around entities (world/entities.py) where it lies in or before them: what is
     dreamt hides no robot that stands there."""
-    depth, away = np.array(depth_m, np.float32), cameras.world_from_camera
-    rays = np.einsum("fij,fhwj->fhwi", away[:, :3, :3], cameras.rays())
+    depth, rays = np.array(depth_m, np.float32), cameras.rays_world()
     for body in bodies:
         pose, bounds = body.state.pose_at(stamp_ns), body.state.bounds_m
-        place = (away[:, :3, 3] - pose[:3, 3]) @ pose[:3, :3]
+        place = (cameras.position_world - pose[:3, 3]) @ pose[:3, :3]
         with np.errstate(divide="ignore", invalid="ignore"):
             ends = (bounds[:, None, None, None] - place[:, None, None]) / (rays @ pose[:3, :3])
         near, far = np.nanmax(ends.min(0), -1), np.nanmin(ends.max(0), -1)

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.images import cell_share, upsample
-from mirage_ros.memory.free_space import ALIKE_COSINE, MARGIN, FreeSpaceViews
+from mirage_ros.memory.free_space import MARGIN, FreeSpaceViews
 from mirage_ros.protocol import Readout, SpatialMemory
 
 FAR_M, MOST_BYTES = 10_000.0, 8 * 2**20
@@ -51,20 +51,7 @@ def before_sky(shown: Readout, sky: SpatialMemory, cells: Camera, free_space: Fr
 def _free(cameras: Camera, wanted: Bool[np.ndarray, "f h w"], free_space: FreeSpaceViews) -> Bool[np.ndarray, "f h w"]:
     """Of the wanted pixels those along whose rays views saw free space, as far as they looked."""
     frame = np.nonzero(wanted)[0]
-    depth = np.ones(wanted.shape, np.float32)
-    ways = (cameras.lift(depth) - cameras.position_world[:, None, None])[wanted]
-    points: Float[np.ndarray, "n p 3"] = cameras.position_world[frame][:, None] + ways[:, None] * ALONG_M[:, None]
+    points = cameras.position_world[frame][:, None] + cameras.rays_world()[wanted][:, None] * ALONG_M[:, None]
     found = np.zeros(wanted.shape, bool)
-    found[wanted] = _wider(free_space).seen_free(points.reshape(-1, 3), MARGIN).reshape(-1, len(ALONG_M)).all(1)
+    found[wanted] = free_space.seen_free(points.reshape(-1, 3), MARGIN, beyond=True).reshape(-1, len(ALONG_M)).all(1)
     return found
-
-
-def _wider(views: FreeSpaceViews) -> FreeSpaceViews:
-    """Views that go on beyond their borders as far as one may turn before another view is kept."""
-    if not len(views.real):
-        return views
-    turn, k = np.sqrt(1 - ALIKE_COSINE**2) / ALIKE_COSINE, views.cameras.intrinsics
-    pad = int(np.ceil(turn * k[:, 0, 0].max()))
-    reach, intrinsics = np.pad(views.reach_m, ((0, 0), (pad, pad), (pad, pad)), mode="edge"), k.copy()
-    intrinsics[:, :2, 2] += pad
-    return FreeSpaceViews(Camera(intrinsics, views.cameras.world_from_camera, reach.shape[1:]), reach, views.real)
