@@ -29,7 +29,7 @@ MOST = 96
 STEP, MOST_STEPS = 1.1, 24
 """By how much what hides something is moved at once, and how often at most."""
 SKY_M = 64.0
-"""What a view of nothing but sky is taken to be away, where views are told apart."""
+"""What a view of nothing but sky is taken to be away, where views are compared."""
 ALIKE_COSINE, ALIKE_SHARE = 0.978, 0.08
 """Views look alike from this cosine between them on (12 degrees), up to this distance between
 their cameras over the median depth."""

@@ -372,8 +372,8 @@ class SimClock:
         if own in names:
             names.remove(own)
         if names:
-            told = sorted({name for name in names if not name.endswith(UNNAMED)}) or ["a node that has not told its name yet"]
+            known = sorted({name for name in names if not name.endswith(UNNAMED)}) or ["a node whose name is not known yet"]
             raise MirageError(
-                f"/clock is also published by {', '.join(told)}; in lockstep the "
+                f"/clock is also published by {', '.join(known)}; in lockstep the "
                 "node owns it: stop the other clock, or set time_mode to stream."
             )

@@ -173,38 +173,38 @@ class Cycle:
         cells, anchors = self.readout_cameras(cameras), anchor_frames(len(stamps), frames_per_latent(model))
         with _timed(seconds, "read"):
             shown = self._shown(state, cells)
-            taken, imagined, sights = shown.known(readout_cells(model)), None, None
+            taken, imagined, free_space = shown.known(readout_cells(model)), None, None
         if imagines(model) and not taken.all():
             with _timed(seconds, "generate"):
-                imagined, sights = self._imagined(state, cells, stamps)
-                shown = self._shown(replace(state, free_space=sights), cells)
+                imagined, free_space = self._imagined(state, cells, stamps)
+                shown = self._shown(replace(state, free_space=free_space), cells)
         with _timed(seconds, "read"):
             readout = rows(shown, anchors)
             preceding, references = self._context(state, readout)
         noise = _noise_seed(self.config.seed, state.frames_seen)
         return Draft(
-            cameras, stamps, shown, readout, cells[anchors], preceding, references, noise, seconds, taken, imagined, sights
+            cameras, stamps, shown, readout, cells[anchors], preceding, references, noise, seconds, taken, imagined, free_space
         )
 
     def _imagined(self, state: WorldState, cells: Camera, stamps_ns: Int[np.ndarray, "f"]) -> tuple[Views, FreeSpaceViews]:
         """The views of cameras, once what memory did not show of them is remembered; and what is seen to be free then."""
-        sights = state.free_space
+        free_space = state.free_space
 
         def remember(view: Views) -> None:
-            nonlocal sights
+            nonlocal free_space
             cameras, perception = view.cameras.resized(self.model.size), in_range(surfaces_of(self.model, view), MAX_DEPTH_M)
-            sound, sights = carved(sights, cameras, perception, self.model.stride, readout_side(self.model))
+            sound, free_space = carved(free_space, cameras, perception, self.model.stride, readout_side(self.model))
             rgb = self.model.decode(view.latents)
             self._remember(state, Pictures(view.latents, state.latents_seen, cameras, sound, rgb, stamps_ns[:1]))
 
         def placed(view: Views) -> Views:
             cameras = view.cameras.resized(view.depth_m.shape[1:])
             depth = behind_bodies(cameras, view.depth_m, state.entities, int(stamps_ns[0]))
-            return replace(view, depth_m=sights.behind_free(cameras, depth))
+            return replace(view, depth_m=free_space.behind_free(cameras, depth))
 
-        imagine = Imagination(self.model, lambda camera: self._shown(replace(state, free_space=sights), camera), placed, remember)
+        imagine = Imagination(self.model, lambda camera: self._shown(replace(state, free_space=free_space), camera), placed, remember)
         style, seeds = self._style(state), [_noise_seed(self.config.seed, state.frames_seen + i) for i in range(len(cells))]
-        return stacked([imagine(cells[i : i + 1], style, seed) for i, seed in enumerate(seeds)]), sights
+        return stacked([imagine(cells[i : i + 1], style, seed) for i, seed in enumerate(seeds)]), free_space
 
     def _style(self, state: WorldState) -> Views:
         """The last frame and the seed, for how the world looks."""
@@ -246,7 +246,7 @@ class Cycle:
         with _timed(seconds, "write"):
             if self.config.forget_moving == "none":
                 perception = replace(perception, dynamic=np.zeros_like(perception.dynamic))
-            seen_free = draft.sights or state.free_space
+            seen_free = draft.free_space or state.free_space
             sound, free_space = carved(seen_free, cameras, perception, model.stride, readout_side(model))
             pictures = Pictures(latents, state.latents_seen, cameras, sound, rgb, stamps)
             self._remember(state, pictures)

@@ -282,8 +282,8 @@ class WorldState:
     camera and stamp are the last frame's, the camera at the model's picture size. `decoder` is
     what a causal video codec remembers, None for a picture codec; `grouped` counts
     the frames that share a latent with one before them; `free_space` tells which space is free;
-    `entities` stand in the world and are not remembered; `sky` is remembered apart (sky.py), None: not at all; `cameras` are those that the latents show the world to, by their
-    ids, at the model's picture size.
+    `entities` stand in the world and are not remembered; `cameras` are those that the latents show the world to, by their
+    ids, at the model's picture size; `sky` is remembered apart (sky.py), None: not at all.
     """
 
     memory: SpatialMemory
@@ -321,7 +321,7 @@ class Draft:
         noise: seed of the chunk's noise.
         seconds: by stage, filled in as the chunk goes on.
         taken: the latents that come from memory as it was before the chunk.
-        imagined, sights: an Imaginer's whole views, for what memory does not show in `shown`, and what is seen to be free
+        imagined, free_space: an Imaginer's whole views, for what memory does not show in `shown`, and what is seen to be free
             after them; None where memory shows all.
     """
 
@@ -336,7 +336,7 @@ class Draft:
     seconds: dict[str, float]
     taken: Bool[np.ndarray, "n lh lw"]
     imagined: Views | None = None
-    sights: FreeSpaceViews | None = None
+    free_space: FreeSpaceViews | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The mini codec, what networks are told of a readout, and the alignment of latents that memory moved.
+"""The mini codec, what networks are given of a readout, and the alignment of latents that memory moved.
 
 Codec. One picture <-> one latent of stride 8. Its skeleton is linear: a block of 8 x 8 pixels to its
 principal components, and back. The convolutions beside it start at zero and add what a linear code

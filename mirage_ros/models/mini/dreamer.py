@@ -199,7 +199,7 @@ class Dreamer(ModelMixin, ConfigMixin):
         deviation = self.deviation(seen.device)
         given = torch.cat([drawn / deviation, seen / deviation, mask, rays, drawn_mask], 1)
         x = self.into(_channels_last(given.to(self.into.weight.dtype)))
-        x = self._unet(x, self._told(seen, finish), style)
+        x = self._unet(x, self._task_of(seen, finish), style)
         return self.out(x).float() * deviation * FINISH if finish else self.features(x)
 
     def style_tokens(self, style: Float[Tensor, "b s t h w"], finish: bool = False) -> Float[Tensor, "b n d"]:
@@ -209,10 +209,10 @@ class Dreamer(ModelMixin, ConfigMixin):
         channels = deviation.shape[1]
         style = torch.cat([style[:, :, :channels] / deviation[:, None], style[:, :, channels:]], 2)
         packed = F.pixel_unshuffle(F.pad(style.to(self.style_into.weight.dtype).flatten(0, 1), _to_even(style)), 2)
-        x = self.style(self.style_into(_channels_last(packed)), self._told(style, finish).repeat_interleave(views, 0))
+        x = self.style(self.style_into(_channels_last(packed)), self._task_of(style, finish).repeat_interleave(views, 0))
         return x.flatten(2).transpose(1, 2).reshape(batch, -1, x.shape[1])
 
-    def _told(self, batch: Tensor, finish: bool) -> Float[Tensor, "b t"]:
+    def _task_of(self, batch: Tensor, finish: bool) -> Float[Tensor, "b t"]:
         return self.task(torch.full((len(batch),), int(finish), device=batch.device))
 
     def choose_codes(

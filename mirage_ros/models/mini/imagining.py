@@ -216,6 +216,7 @@ class Drawing:
         self.view = torch.zeros_like(question.seen)
         self.drawn = torch.zeros(question.mask[:, 0].shape, dtype=torch.bool)
         self._again = False
+        self._shown = [part.to(self.device) for part in (question.seen, question.mask, question.rays)]
         self._style: dict[bool, Tensor] = {}
 
     def draw(self, cells: Bool[Tensor, "b h w"]) -> None:
@@ -244,12 +245,10 @@ class Drawing:
 
     def _asked(self, finish: bool) -> Tensor:
         report()
-        asked = self.question
         if finish not in self._style:
-            self._style[finish] = self.network.style_tokens(asked.style.to(self.device), finish)
-        shown, drawn = (asked.seen, asked.mask, asked.rays), (self.view, self.drawn[:, None].float())
-        shown, drawn = ([part.to(self.device) for part in parts] for parts in (shown, drawn))
-        return self.network(*shown, self._style[finish], *drawn, finish=finish)
+            self._style[finish] = self.network.style_tokens(self.question.style.to(self.device), finish)
+        drawn = self.view.to(self.device), self.drawn[:, None].float().to(self.device)
+        return self.network(*self._shown, self._style[finish], *drawn, finish=finish)
 
 
 def drawn_codes(logits: Float[Tensor, "n c"], heat: float, generator: torch.Generator) -> Int[Tensor, "n"]:
