@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from small_dreamers import BOOKS, CELLS, SIZE, VIEWS, clip_of, loss_of, sampler, small_network, store  # noqa: F401, a fixture too
 
 from mirage_ros import cli
 from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models import load_model
 from mirage_ros.models.mini import imagining
-from mirage_ros.models.mini.dreamer import DEPTHS, Codebooks, Dreamer
+from mirage_ros.models.mini.dreamer import DEPTHS, Codebooks
 from mirage_ros.models.mini.imagining import (
     Blocks,
     DreamConfig,
@@ -25,61 +26,10 @@ from mirage_ros.models.mini.imagining import (
     surfaces,
 )
 from mirage_ros.training import Loop, LoopConfig, pick_dtype
-from mirage_ros.training.clips import StoredClip, shown_cells, shrunk
-from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, ViewBatch, ViewSampler, completed, make_views
-from mirage_ros.training.optimizers import Muon, orthogonal
+from mirage_ros.training.clips import shown_cells, shrunk
+from mirage_ros.training.dreamer import DreamerLoss, DreamerLossConfig, ViewBatch, completed, make_views
 from mirage_ros.training.recipe import Recipe, fill
 from mirage_ros.training.views import ViewStore, unpacked
-
-SIZE, CELLS, VIEWS, BOOKS = (64, 80), (8, 10), 4, (24, 8, 24, 8)
-
-
-def clip_of(seed: int) -> StoredClip:
-    """A camera that turns before a textured wall 3 m away, with open sky above 1.5 m."""
-    rng = np.random.default_rng(seed)
-    yaw = np.linspace(0, 0.6, VIEWS)
-    pose = np.tile(np.eye(4), (VIEWS, 1, 1))
-    ahead = np.stack([np.cos(yaw), np.sin(yaw), np.zeros(VIEWS)], 1)
-    right = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros(VIEWS)], 1)
-    pose[:, :3, 0], pose[:, :3, 1], pose[:, :3, 2] = right, (0, 0, -1), ahead
-    pose[:, :3, 3] = 0, 0, 1.0
-    cameras = Camera.from_hfov(70.0, SIZE, pose)
-    rays = np.einsum("nij,nhwj->nhwi", pose[:, :3, :3], cameras.rays())
-    depth = 3.0 / rays[..., 0]  # the plane x = 3; camera rays have z = 1, so this is z-depth
-    wall = np.einsum("nhw,nhwk->nhwk", depth, rays) + pose[:, None, None, :3, 3]
-    sky = wall[..., 2] > 1.5
-    colour = 127 + 100 * np.sin(wall * rng.uniform(2, 5, 3))
-    rgb = np.where(sky[..., None], (80, 120, 200), colour).astype(np.uint8)
-    depth = np.where(sky, np.inf, depth).astype(np.float16)
-    return StoredClip(rgb, depth, np.zeros(sky.shape, bool), sky, cameras)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> ViewStore:
-    store = ViewStore(tmp_path_factory.mktemp("views"), VIEWS, SIZE, 12)
-    with pytest.raises(MirageError, match="holds no views"):
-        store.open()
-    store.fit([clip_of(0), clip_of(1)])
-    store.add((seed, clip_of(seed)) for seed in range(3))
-    return store
-
-
-def sampler(store: ViewStore, **changes) -> ViewSampler:
-    return ViewSampler(store, (0, 3), DreamerLossConfig(batch=4, **changes))
-
-
-def small_network(store: ViewStore) -> Dreamer:
-    torch.manual_seed(0)
-    network = Dreamer(
-        latent_channels=12, widths=(16, 16, 16), task_width=16, head_width=8, code_width=32, book_sizes=BOOKS,
-        deviations=store.deviations(),
-    )  # fmt: skip
-    network.take(store.codebooks(BOOKS))
-    return network
-
-
-def loss_of(store: ViewStore) -> DreamerLoss:
-    return DreamerLoss(sampler(store), store.codebooks(BOOKS), DreamerLossConfig(batch=4, part_weights=(1.0, 1.0, 0.5, 1.0, 0.5)))
 
 
 def test_a_mirrored_picture_has_latents_of_known_signs(store):
@@ -326,57 +276,6 @@ def test_bfloat16_trains_float32_weights(store, tmp_path):
     assert all(p.dtype == torch.bfloat16 for p in again.worker.parameters())
     with pytest.raises(MirageError, match="float16x"):
         pick_dtype("float16x", torch.device("cpu"))
-
-
-def test_muon_turns_a_kernel_by_as_much_in_every_direction(store, tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    for shape in ((24, 90), (90, 24)):
-        matrix = torch.randn(shape, generator=generator) * torch.logspace(0, -2, shape[1])
-        values = torch.linalg.svdvals(orthogonal(matrix))
-        assert values.min() > 0.4 and values.max() < 1.4, "the iteration brings them near 1, as published"
-    network = small_network(store)
-    kernels = {id(kernel) for kernel in network.kernels()}
-    named = {name: id(parameter) in kernels for name, parameter in network.named_parameters()}
-    assert named["down_1.0.conv_1.weight"] and named["look_0.qkv.weight"] and named["features.2.weight"]
-    assert not any(named[name] for name in ("into.weight", "out.2.weight", "task.weight", "says.0.rows.weight", "down_1.0.task.weight"))
-    config = LoopConfig(steps=6, warmup_steps=2, learning_rate=2e-3, checkpoint_s=0.0, optimizer="muon")
-    whole = Loop(network, tmp_path / "whole", config)
-    whole.run(loss_of(store))
-    with pytest.raises(KeyboardInterrupt):
-        cut = Loop(small_network(store), tmp_path / "cut", config)
-        cut.run(lambda *given: loss_of(store)(*given) if cut.step < 4 else (_ for _ in ()).throw(KeyboardInterrupt))
-    resumed = Loop(small_network(store), tmp_path / "cut", config)
-    assert resumed.step == 4
-    resumed.run(loss_of(store))
-    for ours, theirs in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-    for bad in (LoopConfig(optimizer="sgd"), LoopConfig(optimizer="muon")):
-        with pytest.raises(MirageError, match="optimizer of Linear"):
-            Loop(torch.nn.Linear(2, 2), tmp_path / "none", bad)
-
-
-def test_two_processes_share_the_work_of_muon(store):
-    """Each makes a part of the steps' directions; their sum is what one process would make."""
-    def stepped(together, total):
-        network, generator = small_network(store), torch.Generator().manual_seed(0)
-        for parameter in network.parameters():
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
-        Muon(list(network.parameters()), network.kernels(), 1e-2, together, total).step()
-        return [parameter.detach() for parameter in network.parameters()]
-
-    parts = []
-    for own in (0, 1):
-        stepped((2, own), lambda flat: parts.append(flat.clone()) or flat)
-    assert all(part.any() for part in parts) and not (parts[0] * parts[1]).any()
-    together, alone = stepped((2, 0), lambda flat: parts[0] + parts[1]), stepped((1, 0), lambda flat: flat)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
-
-
-def test_a_run_does_not_go_on_with_another_optimizer(store, tmp_path):
-    for first, other in (("muon", "adamw"), ("adamw", "muon")):
-        Loop(small_network(store), tmp_path / first, LoopConfig(steps=1, optimizer=first)).run(loss_of(store))
-        with pytest.raises(MirageError, match="another optimizer"):
-            Loop(small_network(store), tmp_path / first, LoopConfig(steps=2, optimizer=other))
 
 
 def test_the_command_trains_a_dreamer_for_the_parts_of_a_base(tmp_path):
