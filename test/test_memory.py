@@ -271,3 +271,14 @@ def test_latents_that_do_not_fit_are_refused_and_nothing_changes():
     assert memory.tokens == 0
     with pytest.raises(MirageError, match="cap"):
         LatentMemory(MemoryConfig(4, 100))
+
+
+def test_a_slanted_floor_is_as_deep_as_each_ray_says():
+    """Each cell of a readout has the depth of the token's plane there, not that of its middle."""
+    floor = [Quad((-6, -6, 0), (12, 0, 0), (0, 12, 0))]
+    memory = written(cameras([look((0, -2, 1.2), (0, 2, 0))], (16, 20)), floor)
+    batch = cameras([look((0.2, -1.7, 1.2), (0.1, 2, 0))], (64, 80))
+    shown, (true, _, _) = memory.read(batch).depth_m, raycast(batch, floor)
+    seen = np.isfinite(shown) & np.isfinite(true) & (true < 6)
+    off = np.abs(shown / true - 1)[seen]
+    assert seen.mean() > 0.5 and np.median(off) < 0.005 and np.percentile(off, 95) < 0.03

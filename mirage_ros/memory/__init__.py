@@ -196,7 +196,7 @@ class LatentMemory:
         return Readout(
             latents=latents_of_rows(store.arrays, index, config.channels, config.dtype),
             visible=visible,
-            depth_m=np.where(visible, winners.depth_m, np.nan).astype(np.float32),
+            depth_m=depths_on_planes(store.surfels, cameras.world_from_camera, cameras.intrinsics, winners),
             index=index,
             place=place,
             log_scale=log_scale,
