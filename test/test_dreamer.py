@@ -13,8 +13,9 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models import load_model
 from mirage_ros.models.mini import imagining
-from mirage_ros.models.mini.dreamer import DEPTHS, Codebooks
+from mirage_ros.models.mini.dreamer import DEPTHS, FARTHEST, Codebooks, depth_codes
 from mirage_ros.models.mini.imagining import (
+    GROUND,
     Blocks,
     DreamConfig,
     Drawing,
@@ -22,6 +23,7 @@ from mirage_ros.models.mini.imagining import (
     complete,
     heading_rays,
     picture_blocks,
+    ray_channels,
     scattered,
     surfaces,
 )
@@ -98,6 +100,26 @@ def test_rays_know_up_and_not_where_north_is():
     own, _ = heading_rays(first, first, CELLS)
     assert own[0, 2, 0].mean() > 0 > own[0, 2, -1].mean()  # the picture's top looks up
     assert own[0, 1, :, 0].mean() > 0 > own[0, 1, :, -1].mean()  # y points left
+
+
+def test_the_ground_is_as_far_as_its_channel_says():
+    """In cells that a level camera sees it in; those above the horizon have the farthest depth."""
+    clip = clip_of(0)
+    channel = ray_channels(clip.cameras[:2], CELLS, np.array([True, False]))[:, GROUND]
+    depth = imagining.ground_depth_m(clip.cameras[:1])
+    points = clip.cameras[0].unproject(clip.cameras[0].pixels().reshape(-1, 2), depth.ravel()).reshape(*SIZE, 3)
+    below = clip.cameras[0].rays_world()[..., 2] < -0.1
+    assert np.abs(points[below][:, 2]).max() < 1e-4
+    assert (depth[0][clip.cameras[0].rays_world()[..., 2] >= 0] > 55).all() and np.isfinite(depth).all()
+    assert np.allclose(channel[0, :3], FARTHEST) and (channel[0, -1] < 1).all() and not channel[1].any()
+
+
+def test_a_cell_of_the_ground_can_have_its_very_code(store):
+    network, books = small_network(store), store.codebooks(BOOKS)
+    network.at_ground.bias.data[:] = torch.tensor([0.0, 50.0, 0.0])
+    ground = torch.linspace(-2.5, 3.2, 40)
+    codes = network.choose_codes(torch.zeros(40, 32), ground, books.likenesses(), lambda _, logits: logits.argmax(1))
+    assert torch.equal(codes[:, 0], depth_codes(ground))
 
 
 def test_nothing_hidden_comes_in_by_the_style(store):
@@ -220,10 +242,10 @@ def test_the_finish_learns_from_cells_that_do_not_fit(store):
 
 def test_an_untaught_network_draws_all_codes_alike(store):
     network, books = small_network(store), store.codebooks(BOOKS)
-    given = [torch.zeros(1, channels, *CELLS) for channels in (14, 1, 5)]
+    given = [torch.zeros(1, channels, *CELLS) for channels in (14, 1, 6)]
     x = network(*given, network.style_tokens(torch.zeros(1, 2, 21, *CELLS)), *(torch.zeros(1, channels, *CELLS) for channels in (14, 1)))
     seen = []
-    codes = network.choose_codes(x.permute(0, 2, 3, 1).flatten(0, 2), books.likenesses(), lambda _, logits: seen.append(logits) or logits.argmax(1))
+    codes = network.choose_codes(x.permute(0, 2, 3, 1).flatten(0, 2), torch.zeros(80), books.likenesses(), lambda _, logits: seen.append(logits) or logits.argmax(1))
     assert codes.shape == (80, 5) and [logits.shape[1] for logits in seen] == books.sizes
     assert not any(logits.any() for logits in seen)
 

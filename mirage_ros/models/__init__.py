@@ -28,7 +28,7 @@ from mirage_ros.models.parts import find_folder, load_part, pick_device
 from mirage_ros.models.wan.config import is_wan_folder, read_config
 from mirage_ros.protocol import WorldModel
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SHIPPED = {"mini": Path(__file__).parent.parent / "weights" / "mini"}
 DOCUMENTS = (".md", ".png", ".jpg", ".jpeg", ".gif", ".mp4")
 """Endings of files that say something about a model and are no part of it."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS, Codebooks, Dreamer
-from mirage_ros.models.mini.imagining import DEPTH_SPREAD, DEPTH_UNIT_M, Blocks, DreamConfig, Question
+from mirage_ros.models.mini.imagining import DEPTH_SPREAD, DEPTH_UNIT_M, GROUND, Blocks, DreamConfig, Question
 from mirage_ros.models.mini.imagining import complete, drawn_codes, ray_channels, style_channels, tensor_of
 from mirage_ros.training import Loop, coloured_depth, sheet
 from mirage_ros.training.clips import ShardConfig, each_shard, make_shards
@@ -184,7 +184,8 @@ class DreamerLoss:
             scores.append(nn.functional.cross_entropy(logits, wanted[:, part]).cpu())
             return wanted[:, part]
 
-        network.choose_codes(x, [likeness.to(x.device) for likeness in self.likenesses], wanted_of)
+        ground = batch.rays[part][:, GROUND][asked].to(x.device)
+        network.choose_codes(x, ground, [likeness.to(x.device) for likeness in self.likenesses], wanted_of)
         return scores
 
     def _finish(self, batch: ViewBatch, seen: Tensor, part: slice, network: Dreamer, generator: torch.Generator) -> Tensor:
@@ -221,7 +222,8 @@ class DreamerLoss:
         def chosen(stage: int, logits: Tensor) -> Tensor:
             return drawn_codes(logits, heats.heat(stage), generator) if stage <= Codebooks.COLOURS else wanted[:, stage]
 
-        new = network.choose_codes(x, [likeness.to(x.device) for likeness in self.likenesses], chosen).cpu()
+        ground = batch.rays[part][:, GROUND][again].to(x.device)
+        new = network.choose_codes(x, ground, [likeness.to(x.device) for likeness in self.likenesses], chosen).cpu()
         drawn.permute(0, 2, 3, 1)[again] = self.codebooks.cells(new)
         return drawn
 

@@ -1,10 +1,10 @@
 """The dreamer: completes one RGB-D view from what memory shows of it, cell by cell, in codes.
 
 A U-Net on latent cells. It is given the cells that memory shows, those that were drawn already, which way every cell looks
-in the world, the camera's height above the ground, and other views of the same world for style. Each cell is drawn as a few
-codes, one given those before it: depth or sky, colour in two stages, detail in three (residual quantisation, as in RQ-Transformer,
-Lee et al. 2022). Some cells are drawn at a time, the others looking at them, as in MaskGIT (Chang et al. 2022). A last pass of the
-same network gives continuous latents and depth for the codes, so that walls are smooth where they look smooth.
+in the world, how far the ground is there, the camera's height above it, and other views of the same world for style. Each cell is
+drawn as a few codes, one given those before it: depth or sky, colour in two stages, detail in three (residual quantisation, as in
+RQ-Transformer, Lee et al. 2022). Some cells are drawn at a time, the others looking at them, as in MaskGIT (Chang et al. 2022). A
+last pass of the same network gives continuous latents and depth for the codes, so that walls are smooth where they look smooth.
 
 Why codes: a network that gives a picture by its numbers is taught the mean of what might be there, fog, and noise must be
 taken off it in many steps, of which the last decide all detail; by the same measure and training flow matching stayed as far
@@ -27,12 +27,14 @@ from torch.nn import functional as F
 SURFACE_CHANNELS = 2
 #: What the sky channel holds where there is sky; minus this elsewhere.
 SKY = 0.5
-#: Channels that say where a cell looks: ray (3), height above the ground and whether it is known.
-RAY_CHANNELS = 5
+#: Channels that say where a cell looks: ray (3), height above the ground, whether it is known, the ground's log depth.
+RAY_CHANNELS = 6
 #: Channels of a style view: ray (3), its camera's position (3), whether there is such a view.
 STYLE_CHANNELS = 7
 #: The range of log depths (of a view's channel), and into how many steps it is divided.
 NEAREST, FARTHEST, DEPTHS = -2.7, 3.3, 256
+#: The codes of depth that a cell of the ground may have, seen from that of the ground in its middle.
+BESIDE_GROUND = (-1, 0, 1)
 #: Two codes that are near by this in a codebook's deviations are alike to a network that was taught nothing.
 LIKENESS = 8.0
 #: The finishing pass begins with answers of this share of a channel's deviation.
@@ -61,7 +63,7 @@ class Codebooks:
     def codes(self, cells: Float[Tensor, "n v"]) -> Int[Tensor, "n p"]:
         """The codes of cells of views: of depth, and the nearest of each stage to what the ones before leave."""
         latents, log_depth, sky = cells[:, :-2], cells[:, -2], cells[:, -1] > 0
-        depth = ((log_depth - NEAREST) / (FARTHEST - NEAREST) * DEPTHS).long().clamp(0, DEPTHS - 1)
+        depth = depth_codes(log_depth)
         colour = latents @ self.colour @ self.colour.T
         codes, left = [torch.where(sky, DEPTHS, depth)], colour
         for stage, book in enumerate(self.books):
@@ -90,6 +92,10 @@ class Codebooks:
             spread = book.std(0)
             out.append(book / (spread + 0.1 * spread.max()))
         return out
+
+
+def depth_codes(log_depth: Float[Tensor, "n"]) -> Int[Tensor, "n"]:
+    return ((log_depth - NEAREST) / (FARTHEST - NEAREST) * DEPTHS).long().clamp(0, DEPTHS - 1)
 
 
 def nearest(values: Float[Tensor, "n c"], book: Float[Tensor, "k c"]) -> Int[Tensor, "n"]:
@@ -157,6 +163,9 @@ class Dreamer(ModelMixin, ConfigMixin):
         parts = list(zip(sizes, features, strict=True))
         self.says = nn.ModuleList(CodeHead(code_width, *part) for part in parts)
         self.names = nn.ModuleList(CodeName(code_width, *part) for part in parts[:-1])
+        self.at_ground = nn.Linear(code_width, len(BESIDE_GROUND))
+        nn.init.zeros_(self.at_ground.weight)
+        nn.init.zeros_(self.at_ground.bias)
 
     @property
     def codebooks(self) -> Codebooks:
@@ -172,7 +181,7 @@ class Dreamer(ModelMixin, ConfigMixin):
 
     def kernels(self) -> list[nn.Parameter]:
         """Of what lies between the first layers and the last ones: matrices, whose rows and columns are alike."""
-        ends = "into", "style_into", "task", "out", "says", "names"
+        ends = "into", "style_into", "task", "out", "says", "names", "at_ground"
         named = [(name.split("."), parameter) for name, parameter in self.named_parameters()]
         return [p for path, p in named if p.dim() > 1 and path[0] not in ends and "task" not in path]
 
@@ -216,21 +225,32 @@ class Dreamer(ModelMixin, ConfigMixin):
         return self.task(torch.full((len(batch),), int(finish), device=batch.device))
 
     def choose_codes(
-        self, x: Float[Tensor, "n k"], likenesses: Sequence[Float[Tensor, "_ _"]], choose: Callable[[int, Tensor], Int[Tensor, "n"]]
+        self,
+        x: Float[Tensor, "n k"],
+        ground: Float[Tensor, "n"],
+        likenesses: Sequence[Float[Tensor, "_ _"]],
+        choose: Callable[[int, Tensor], Int[Tensor, "n"]],
     ) -> Int[Tensor, "n p"]:
         """The codes of cells, part by part.
 
         Args:
             x: what forward gives for these cells.
+            ground: its log depth there.
             likenesses: `Codebooks.likenesses`, where the network is.
             choose: the codes of a part (its number), given their logits.
         """
         codes = []
         for part, (head, likeness) in enumerate(zip(self.says, likenesses, strict=True)):
-            codes.append(choose(part, head(x, likeness)))
+            logits = head(x, likeness)
+            codes.append(choose(part, logits if part else self._beside_ground(logits, x, ground)))
             if part < len(self.names):
                 x = x + self.names[part](codes[-1], likeness)
         return torch.stack(codes, 1)
+
+    def _beside_ground(self, logits: Float[Tensor, "n c"], x: Float[Tensor, "n k"], ground: Float[Tensor, "n"]) -> Float[Tensor, "n c"]:
+        """Depth's logits; the ground's own code has one of its own. Codes are finer than a network can tell from rays."""
+        codes = depth_codes(ground).clamp(1, DEPTHS - 2)[:, None] + torch.tensor(BESIDE_GROUND, device=ground.device)
+        return logits.scatter_add(1, codes, self.at_ground(x).float())
 
     def deviation(self, device: torch.device | str = "cpu") -> Float[Tensor, "1 v 1 1"]:
         """Of each channel, in float32 whatever the weights are in."""

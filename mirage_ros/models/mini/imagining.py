@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from mirage_ros.errors import MirageError, report
 from mirage_ros.files import atomic_path
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.models.mini.dreamer import SKY, Codebooks, Dreamer
+from mirage_ros.geometry.depth import cell_depth
+from mirage_ros.models.mini.dreamer import FARTHEST, NEAREST, SKY, Codebooks, Dreamer
 from mirage_ros.models.parts import picture_from_rgb
 
 STRIDE = 8
@@ -125,6 +126,8 @@ def heading_rays(
     return np.einsum("nij,nhwj->nihw", turn, rays), place
 
 
+#: Of the ray channels, the one of the ground's log depth.
+GROUND = 5
 #: Metres of height above the ground, and between cameras, that count as 1.
 HEIGHT_UNIT_M, PLACE_UNIT_M = 1.5, 3.0
 #: Views that show the dreamer how the world looks, at most.
@@ -223,8 +226,10 @@ class Drawing:
         """Draws these cells, all at once: they do not look at each other."""
         if not cells.any():
             return
-        x = self._asked(finish=False).permute(0, 2, 3, 1)[cells.to(self.device)]
-        codes = self.network.choose_codes(x, self._likenesses, self._chosen).cpu()
+        there = cells.to(self.device)
+        x = self._asked(finish=False).permute(0, 2, 3, 1)[there]
+        ground = self._shown[2][:, GROUND][there]
+        codes = self.network.choose_codes(x, ground, self._likenesses, self._chosen).cpu()
         self.view.permute(0, 2, 3, 1)[cells] = self.codebooks.cells(codes)
         self.drawn |= cells
 
@@ -271,10 +276,22 @@ def scattered(shape: tuple[int, int, int], generator: torch.Generator) -> Int[Te
 
 
 def ray_channels(target: Camera, cells: tuple[int, int], height_known: Bool[np.ndarray, "b"]) -> Float[np.ndarray, "b r h w"]:
-    """Which way every cell of b views looks, their height above z = 0, and whether that is the ground."""
+    """Which way every cell of b views looks, their height above z = 0, whether that is the ground, and how far off it is
+    then in every cell: log depth, as in a view."""
     rays, _ = heading_rays(target, target, cells)
-    height = target.position_world[:, 2] / HEIGHT_UNIT_M * height_known
-    return np.concatenate([rays, spread_over(np.stack([height, height_known], 1), cells)], 1)
+    height = target.position_world[:, 2]
+    known = np.stack([height / HEIGHT_UNIT_M * height_known, height_known], 1)
+    ground = surfaces(cell_depth(ground_depth_m(target.resized((cells[0] * STRIDE, cells[1] * STRIDE))), STRIDE))[:, :1]
+    ground = ground.clip(NEAREST, FARTHEST) * height_known[:, None, None, None]
+    return np.concatenate([rays, spread_over(known, cells), ground], 1)
+
+
+def ground_depth_m(camera: Camera) -> Float[np.ndarray, "b h w"]:
+    """Of the plane z = 0 in every pixel; some 60 m where rays do not meet it, or only farther away."""
+    down = -np.einsum("ni,nhwi->nhw", camera.world_from_camera[:, 2, :3], camera.rays())
+    height, farthest = camera.position_world[:, 2, None, None], DEPTH_UNIT_M * np.exp(FARTHEST * DEPTH_SPREAD)
+    depth = height / np.where(down == 0, 1e-9, down)
+    return np.where(depth > 0, depth, farthest).clip(max=farthest)
 
 
 def style_channels(view: Float[np.ndarray, "b v h w"], camera: Camera, target: Camera) -> Float[np.ndarray, "b t h w"]:
