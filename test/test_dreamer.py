@@ -13,9 +13,8 @@ from mirage_ros.errors import MirageError
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.models import load_model
 from mirage_ros.models.mini import imagining
-from mirage_ros.models.mini.dreamer import DEPTHS, FARTHEST, Codebooks, depth_codes
+from mirage_ros.models.mini.dreamer import DEPTHS, FARTHEST, GROUND, Codebooks, depth_codes
 from mirage_ros.models.mini.imagining import (
-    GROUND,
     Blocks,
     DreamConfig,
     Drawing,

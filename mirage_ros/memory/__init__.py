@@ -35,11 +35,10 @@ from mirage_ros.memory.store import TokenStore, row_bytes
 from mirage_ros.memory.surfels import (
     Surfels,
     cosines_of,
-    depths_on_planes,
     footprints_of,
+    met_in_tokens,
     normals_of,
     of_views,
-    places_in_tokens,
     positions_of,
 )
 from mirage_ros.memory.zbuffer import Winners, find_winners
@@ -192,11 +191,12 @@ class LatentMemory:
         rows = index[visible]
         tick = self._next_tick()
         self._owned_use()[rows] = tick
-        place, log_scale = self._places(cameras, winners, rows)
+        place, depth_m = met_in_tokens(store.surfels, cameras.world_from_camera, cameras.intrinsics, winners)
+        place, log_scale = self._in_whole_cells(place, winners, rows)
         return Readout(
             latents=latents_of_rows(store.arrays, index, config.channels, config.dtype),
             visible=visible,
-            depth_m=depths_on_planes(store.surfels, cameras.world_from_camera, cameras.intrinsics, winners),
+            depth_m=depth_m,
             index=index,
             place=place,
             log_scale=log_scale,
@@ -212,16 +212,15 @@ class LatentMemory:
         winners = find_winners(self._surfels(), cameras, self.config.rule, store.blocks)
         real, seen = winners.index >= 0, winners.index >= 0
         real[seen] = of_views(store["places"][winners.index[seen]], store.views["real"])
-        return depths_on_planes(store.surfels, cameras.world_from_camera, cameras.intrinsics, winners), real
+        return met_in_tokens(store.surfels, cameras.world_from_camera, cameras.intrinsics, winners)[1], real
 
     def patches(self, low: Float[np.ndarray, "b 3"], high: Float[np.ndarray, "b 3"]) -> Patches:
         """The surfaces of the tokens in any of b axis-aligned boxes of the world. Changes nothing."""
         return patches_of(self._store.surfels, low, high)
 
-    def _places(self, cameras: Camera, winners: Winners, rows: Int[np.ndarray, "n"]):
-        """`place` and `log_scale` of a Readout; `rows` are those of the visible cells."""
+    def _in_whole_cells(self, place: Float32[np.ndarray, "f 2 h w"], winners: Winners, rows: Int[np.ndarray, "n"]):
+        """`place` and `log_scale` of a Readout, of places in tokens; `rows` are those of the visible cells."""
         store, visible = self._store, winners.index >= 0
-        place = places_in_tokens(store.surfels, cameras.world_from_camera, cameras.intrinsics, winners)
         log_scale = np.log(np.where(visible, winners.ratio, 1)).astype(np.float32)
         within = place.transpose(0, 2, 3, 1)
         within[visible], log_scale[visible] = in_whole_cells(

@@ -291,23 +291,27 @@ def _fill_of_views(places, values, chosen, out):
             to += 1
 
 
-def places_in_tokens(
+def met_in_tokens(
     surfels: Surfels, poses: Float[np.ndarray, "f 4 4"], intrinsics: Float[np.ndarray, "f 3 3"], winners: tuple
-) -> Float32[np.ndarray, "f 2 h w"]:
-    """(du, dv) of each cell's centre from its token's centre, in cells of the view that the token comes from.
+) -> tuple[Float32[np.ndarray, "f 2 h w"], Float32[np.ndarray, "f h w"]]:
+    """Where each cell's ray meets its winning token's plane: place and depth.
 
-    `poses` are world_from_camera of the cameras whose `winners` the z-buffer found. Zero where nothing won;
-    where a plane is not to be trusted, it is the projected centre's offset over the scale.
+    The place is (du, dv) of the cell's centre from the token's centre, in cells of the view that the token comes from;
+    zero where nothing won, and where a plane is not to be trusted the projected centre's offset over the scale.
+    The depth is along z, NaN where nothing won; where a plane is not to be trusted it is that of the token's centre,
+    which the z-buffer gives, the same for all cells that the token covers.
+
+    `poses` are world_from_camera of the cameras whose `winners` the z-buffer found.
     """
-    places = np.zeros_like(winners[2])
+    places, depths = np.zeros_like(winners[2]), np.full(winners[0].shape, np.nan, np.float32)
     poses, intrinsics = np.ascontiguousarray(poses), np.ascontiguousarray(intrinsics)
-    _fill_places(tuple(surfels), poses, intrinsics, tuple(winners), places)
-    return places.astype(np.float32)
+    _fill_met(tuple(surfels), poses, intrinsics, tuple(winners), places, depths)
+    return places.astype(np.float32), depths
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _fill_places(surfels, poses, intrinsics, winners, places):
-    index, _, offset, ratio = winners
+def _fill_met(surfels, poses, intrinsics, winners, places, depths):
+    index, centre_depth, offset, ratio = winners
     frames, height, width = index.shape
     for f in range(frames):
         for r in range(height):
@@ -317,47 +321,20 @@ def _fill_places(surfels, poses, intrinsics, winners, places):
                     continue
                 du = -offset[f, 0, r, c] / ratio[f, r, c]
                 dv = -offset[f, 1, r, c] / ratio[f, r, c]
-                column, row = _seen_from_source(surfels, i, poses[f], intrinsics[f], r, c)
+                far, column, row = _seen_from_source(surfels, i, poses[f], intrinsics[f], r, c)
                 if abs(column - du) < REACH and abs(row - dv) < REACH:
                     du, dv = column, row
                 places[f, 0, r, c], places[f, 1, r, c] = du, dv
-
-
-def depths_on_planes(
-    surfels: Surfels, poses: Float[np.ndarray, "f 4 4"], intrinsics: Float[np.ndarray, "f 3 3"], winners: tuple
-) -> Float32[np.ndarray, "f h w"]:
-    """Depth along z at which each cell's ray meets its winning token's plane; NaN where nothing won.
-
-    The depth of the token's centre, which the z-buffer gives, is the same for all cells that it covers.
-    """
-    depths = np.full(winners[0].shape, np.nan, np.float32)
-    poses, intrinsics = np.ascontiguousarray(poses), np.ascontiguousarray(intrinsics)
-    _fill_depths(tuple(surfels), poses, intrinsics, tuple(winners), depths)
-    return depths
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _fill_depths(surfels, poses, intrinsics, winners, depths):
-    index, centre_depth = winners[0], winners[1]
-    frames, height, width = index.shape
-    for f in range(frames):
-        for r in range(height):
-            for c in range(width):
-                i = index[f, r, c]
-                if i < 0:
-                    continue
-                depths[f, r, c] = centre_depth[f, r, c]
-                column, row = _seen_from_source(surfels, i, poses[f], intrinsics[f], r, c)
-                if abs(column) < NEAR_TOKEN and abs(row) < NEAR_TOKEN:
-                    depths[f, r, c] = _meets_plane(surfels, i, poses[f], intrinsics[f], r, c)[0]
+                trusted = abs(column) < NEAR_TOKEN and abs(row) < NEAR_TOKEN
+                depths[f, r, c] = far if trusted else centre_depth[f, r, c]
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _seen_from_source(surfels, i, pose, k, r, c):
-    """(du, dv) of where cell (r, c) meets token i's plane; infinite where it does not."""
+    """Depth of where cell (r, c) meets token i's plane, and its (du, dv); infinite where it does not."""
     far, ray = _meets_plane(surfels, i, pose, k, r, c)
     if not 0 < far < np.inf:
-        return np.inf, np.inf
+        return np.inf, np.inf, np.inf
     place = surfels[0][i]
     rays = surfels[2][view_of(place)]
     met = (
@@ -367,7 +344,7 @@ def _seen_from_source(surfels, i, pose, k, r, c):
     )
     column, row = _triple(met, rays[1], rays[2]), _triple(met, rays[2], rays[0])
     depth = _triple(met, rays[0], rays[1])
-    return column / depth - column_of(place), row / depth - row_of(place)
+    return far, column / depth - column_of(place), row / depth - row_of(place)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", inline="always")

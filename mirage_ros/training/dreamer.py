@@ -19,8 +19,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from mirage_ros.geometry.camera import Camera
-from mirage_ros.models.mini.dreamer import SURFACE_CHANNELS, Codebooks, Dreamer
-from mirage_ros.models.mini.imagining import DEPTH_SPREAD, DEPTH_UNIT_M, GROUND, Blocks, DreamConfig, Question
+from mirage_ros.models.mini.dreamer import GROUND, SURFACE_CHANNELS, Codebooks, Dreamer
+from mirage_ros.models.mini.imagining import DEPTH_SPREAD, DEPTH_UNIT_M, Blocks, DreamConfig, Question
 from mirage_ros.models.mini.imagining import complete, drawn_codes, ray_channels, style_channels, tensor_of
 from mirage_ros.training import Loop, coloured_depth, sheet
 from mirage_ros.training.clips import ShardConfig, each_shard, make_shards

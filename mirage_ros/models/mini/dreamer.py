@@ -29,6 +29,8 @@ SURFACE_CHANNELS = 2
 SKY = 0.5
 #: Channels that say where a cell looks: ray (3), height above the ground, whether it is known, the ground's log depth.
 RAY_CHANNELS = 6
+#: Of these, the one of the ground's log depth.
+GROUND = 5
 #: Channels of a style view: ray (3), its camera's position (3), whether there is such a view.
 STYLE_CHANNELS = 7
 #: The range of log depths (of a view's channel), and into how many steps it is divided.

@@ -18,7 +18,7 @@ from mirage_ros.errors import MirageError, report
 from mirage_ros.files import atomic_path
 from mirage_ros.geometry.camera import Camera
 from mirage_ros.geometry.depth import cell_depth
-from mirage_ros.models.mini.dreamer import FARTHEST, NEAREST, SKY, Codebooks, Dreamer
+from mirage_ros.models.mini.dreamer import FARTHEST, GROUND, NEAREST, SKY, Codebooks, Dreamer
 from mirage_ros.models.parts import picture_from_rgb
 
 STRIDE = 8
@@ -126,8 +126,6 @@ def heading_rays(
     return np.einsum("nij,nhwj->nihw", turn, rays), place
 
 
-#: Of the ray channels, the one of the ground's log depth.
-GROUND = 5
 #: Metres of height above the ground, and between cameras, that count as 1.
 HEIGHT_UNIT_M, PLACE_UNIT_M = 1.5, 3.0
 #: Views that show the dreamer how the world looks, at most.
@@ -288,7 +286,7 @@ def ray_channels(target: Camera, cells: tuple[int, int], height_known: Bool[np.n
 
 def ground_depth_m(camera: Camera) -> Float[np.ndarray, "b h w"]:
     """Of the plane z = 0 in every pixel; some 60 m where rays do not meet it, or only farther away."""
-    down = -np.einsum("ni,nhwi->nhw", camera.world_from_camera[:, 2, :3], camera.rays())
+    down = -camera.rays_world()[..., 2]
     height, farthest = camera.position_world[:, 2, None, None], DEPTH_UNIT_M * np.exp(FARTHEST * DEPTH_SPREAD)
     depth = height / np.where(down == 0, 1e-9, down)
     return np.where(depth > 0, depth, farthest).clip(max=farthest)
